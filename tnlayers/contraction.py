@@ -1,0 +1,121 @@
+"""Contracting tensors with named axes, two at a time: the steps, their order, and their execution in torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tnlayers.network import Axes, TensorNetwork, einsum_equation
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two operands meet. Operands are numbered from 0, results go on from there.
+
+    Attributes:
+        left, right: the operands; ``x``, or what became of it, is ``left`` wherever it takes part.
+        axes: the axes of the left operand, of the right one, and of the result.
+        kernel: the kernel axes that are convolved here; without any, the step is a plain contraction.
+    """
+
+    left: int
+    right: int
+    axes: tuple[Axes, Axes, Axes]
+    kernel: Axes = ()
+
+    @property
+    def equation(self) -> str:
+        """The step as einsum; a convolved axis cannot be seen in it."""
+        return einsum_equation(*self.axes[:2], out=self.axes[2])
+
+    def volume(self, sizes: Mapping[str, int]) -> int:
+        """How many products of one entry of each operand the step forms."""
+        left, right, out = self.axes
+        return math.prod(sizes[axis] for axis in {*left, *right, *out}.difference(map(place_in, self.kernel)))
+
+    def flops(self, sizes: Mapping[str, int]) -> int:
+        """Floating-point operations, two for each multiply-add; a product that sums nothing counts as none.
+
+        This is how ``torch.utils.flop_counter`` counts matrix products and convolutions.
+        """
+        left, right, out = map(set, self.axes)
+        return 2 * self.volume(sizes) if self.kernel or left | right != out else 0
+
+
+def place_in(axis: str) -> str:
+    """The name of the input position along a kernel axis, which only ``x`` has: ``(h)`` for ``h``."""
+    return f"({axis})"
+
+
+def place_out(axis: str) -> str:
+    """The name of the output position along a kernel axis: ``h'`` for ``h``."""
+    return f"{axis}'"
+
+
+@lru_cache(maxsize=4096)
+def order(operands: tuple[Axes, ...], out: Axes, sizes: tuple[tuple[str, int], ...]) -> tuple[Step, ...]:
+    """Order the contraction of operands with named axes, greedily by the memory that a step adds.
+
+    Args:
+        operands: the axes of each operand; an axis may be in any number of them.
+        out: the axes of the result.
+        sizes: (axis, size) pairs.
+
+    Returns:
+        tuple[Step, ...]: one step fewer than there are operands.
+
+    Example:
+        >>> [s.axes[2] for s in order((("a", "b"), ("b", "c"), ("c",)), ("a",), (("a", 9), ("b", 9), ("c", 9)))]
+        [('b',), ('a',)]
+    """
+    size = dict(sizes)
+
+    def volume(axes: Axes) -> int:
+        return math.prod(size[axis] for axis in axes)
+
+    alive = dict(enumerate(operands))
+    steps: list[Step] = []
+    while len(alive) > 1:
+        candidates = []
+        for a, b in ((a, b) for a in alive for b in alive if a < b):
+            needed = {axis for k, axes in alive.items() if k not in (a, b) for axis in axes}.union(out)
+            union = tuple(dict.fromkeys(alive[a] + alive[b]))
+            result = tuple(axis for axis in union if axis in needed)
+            candidates.append((volume(result) - volume(alive[a]) - volume(alive[b]), volume(union), a, b, result))
+        *_, a, b, result = min(candidates)
+        axes = alive.pop(a), alive.pop(b), result if alive else out
+        steps.append(Step(a, b, axes))
+        alive[len(operands) + len(steps) - 1] = axes[2]
+    return tuple(steps)
+
+
+def contract(operands: Sequence[Tensor], axes: Sequence[Axes], out: Axes) -> Tensor:
+    """Contract tensors with named axes to the axes ``out``, two at a time.
+
+    Example:
+        >>> contract([torch.ones(2, 3), torch.ones(3, 4)], [("a", "b"), ("b", "c")], ("c", "a")).shape
+        torch.Size([4, 2])
+    """
+    if len(operands) == 1:
+        return torch.einsum(einsum_equation(axes[0], out=out), operands[0])
+    sizes = {
+        axis: size for t, names in zip(operands, axes, strict=True) for axis, size in zip(names, t.shape, strict=True)
+    }
+    tensors = list(operands)
+    for step in order(tuple(axes), out, tuple(sizes.items())):
+        tensors.append(torch.einsum(step.equation, tensors[step.left], tensors[step.right]))
+    return tensors[-1]
+
+
+def reconstruct(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
+    """The dense kernel, shape (out, in, *kernel), differentiable in the cores.
+
+    Example:
+        >>> cp = TensorNetwork.parse("i:2 r:3, o:4 r, w:5 r")
+        >>> reconstruct(cp, [torch.ones(shape) for shape in cp.core_shapes]).shape
+        torch.Size([4, 2, 5])
+    """
+    return contract(cores, network.cores, network.dense_axes).reshape(network.dense_shape)

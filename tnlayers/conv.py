@@ -1,0 +1,171 @@
+"""Convolutions in one, two and three dimensions: ``torch.nn.ConvNd``'s arguments, and the way to and from them."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from tnlayers import errors
+from tnlayers.geometry import Geometry
+from tnlayers.layer import TensorLayer
+from tnlayers.rank import Rank
+from tnlayers.variance import Init
+
+_FIELDS = tuple(field.name for field in fields(Geometry) if field.name != "input_size")
+"""Arguments that are attributes of ``nn.ConvNd`` too."""
+
+
+class TensorConv(TensorLayer):
+    """A convolution whose kernel is a tensor network.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
+            ``torch.nn.ConvNd`` takes them; dtype is float64, float32, bfloat16 or float16.
+        rank: an integer for every bond; a sequence in the order of ``network.bonds``; a mapping from bond to size; or a
+            float in (0, 1], the keep ratio: the largest network with at most this share of the dense kernel's parameters.
+        in_shape, out_shape: factors of in_channels / groups and of out_channels, most significant first; None: the
+            format's own split.
+        init: the name of a mode, 'fan_in', 'fan_out' or 'fan_avg', or a ``tnlayers.Init``.
+        strategy: 'reconstruct' builds the dense kernel, 'factorized' never does, 'auto' chooses.
+        **options: the format's own.
+
+    Shape:
+        As ``torch.nn.ConvNd``: (N, in_channels, *spatial) or (in_channels, *spatial).
+
+    Raises:
+        TypeError, ValueError: an argument is none of these; the sentence names it, its value, and what is accepted.
+    """
+
+    dense_type: ClassVar[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
+    """The torch layer with the same arguments."""
+    ndim: ClassVar[int]
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | str | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: Rank = 0.25,
+        in_shape: Sequence[int] | None = None,
+        out_shape: Sequence[int] | None = None,
+        init: str | Init = "fan_in",
+        strategy: str = "auto",
+        **options: Any,
+    ) -> None:
+        self._format(options)
+        size = errors.integers("kernel_size", kernel_size, self.ndim)
+        super().__init__(
+            Geometry(in_channels, out_channels, size, stride, padding, dilation, groups, padding_mode),
+            bias=bias,
+            device=device,
+            dtype=dtype,
+            rank=rank,
+            in_shape=in_shape,
+            out_shape=out_shape,
+            init=init,
+            strategy=strategy,
+            options=options,
+        )
+        for name in _FIELDS:
+            setattr(self, name, getattr(self.geometry, name))
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
+        """The tensor layer in place of a torch layer, with its arguments, device, dtype, bias and training flag.
+
+        Args:
+            conv: an ``nn.ConvNd`` of the same number of dimensions; subclasses are refused, since they may do more.
+            rank: as for the class.
+            decompose: fit the cores to the layer's kernel; otherwise they are drawn.
+            **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, options of the format.
+
+        Raises:
+            TypeError: ``conv`` is something else.
+            ValueError: ``decompose`` for a kernel without values, on the meta device.
+        """
+        if type(conv) is not cls.dense_type:
+            raise TypeError(
+                f"conv is {type(conv).__name__}; {cls.__name__}.from_conv takes an nn.{cls.dense_type.__name__}"
+            )
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        if errors.boolean("decompose", decompose) and conv.weight.is_meta:
+            raise ValueError(
+                "decompose is True, but conv is on the meta device and has no values; pass decompose=False"
+            )
+        layer = cls(**_arguments(conv), device=conv.weight.device, dtype=conv.weight.dtype, rank=rank, **kwargs)
+        if decompose:
+            layer.set_weight_(conv.weight)
+        layer.cores.requires_grad_(conv.weight.requires_grad)
+        _copy_state(conv, layer)
+        return layer
+
+    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """A plain ``nn.ConvNd`` with the same function, on the same device."""
+        weight = self.weight.detach()
+        # Built without storage, so that torch's own initialisation draws no random numbers.
+        conv = self.dense_type(**_arguments(self), device="meta").to_empty(device=weight.device).to(weight.dtype)
+        conv.weight.data.copy_(weight)
+        conv.weight.requires_grad_(any(core.requires_grad for core in self.cores))
+        _copy_state(self, conv)
+        return conv
+
+    def extra_repr(self) -> str:
+        """``nn.ConvNd``'s fields, those at their defaults left out as there, then the format's."""
+        shown = [f"{self.in_channels}, {self.out_channels}"]
+        unshown = {"padding": (0,) * self.ndim, "dilation": (1,) * self.ndim, "groups": 1, "padding_mode": "zeros"}
+        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
+            value = getattr(self, name)
+            shown += [f"{name}={value!r}"] if value != unshown.get(name) else []
+        shown += ["bias=False"] if self.bias is None else []
+        return ", ".join([*shown, super().extra_repr()])
+
+
+class TensorConv1d(TensorConv):
+    """A convolution over (N, in_channels, W); see ``TensorConv``."""
+
+    ndim, dense_type = 1, nn.Conv1d
+
+
+class TensorConv2d(TensorConv):
+    """A convolution over (N, in_channels, H, W); see ``TensorConv``."""
+
+    ndim, dense_type = 2, nn.Conv2d
+
+
+class TensorConv3d(TensorConv):
+    """A convolution over (N, in_channels, D, H, W); see ``TensorConv``."""
+
+    ndim, dense_type = 3, nn.Conv3d
+
+
+def _arguments(conv: Any) -> dict[str, Any]:
+    """The arguments that made a convolution, ours or torch's; device and dtype aside."""
+    return {name: getattr(conv, name) for name in _FIELDS} | {"bias": conv.bias is not None}
+
+
+@torch.no_grad()
+def _copy_state(source: Any, target: Any) -> None:
+    """Bias and training flag, which do not depend on how the kernel is held."""
+    if source.bias is not None:
+        target.bias.copy_(source.bias)
+        target.bias.requires_grad_(source.bias.requires_grad)
+    target.train(source.training)

@@ -1,0 +1,68 @@
+"""The sentences a bad argument is answered with: its name, its value, and what is accepted."""
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def integer(name: str, value: Any, minimum: int = 1) -> int:
+    """Return ``value`` as an ``int`` of at least ``minimum``; a bool is not a number here.
+
+    Example:
+        >>> integer("rank", 0)
+        Traceback (most recent call last):
+            ...
+        ValueError: rank is 0; it must be an integer >= 1
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be an integer >= {minimum}") from None
+    if number < minimum:
+        raise ValueError(f"{name} is {number}; it must be an integer >= {minimum}")
+    return number
+
+
+def integers(name: str, value: Any, length: int, minimum: int = 1) -> tuple[int, ...]:
+    """Return ``length`` integers from one integer (repeated) or from a sequence of that length.
+
+    Example:
+        >>> integers("stride", 2, 2), integers("stride", (2, 1), 2)
+        ((2, 2), (2, 1))
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        values = tuple(value)
+        if len(values) != length:
+            raise ValueError(f"{name} {values} has {len(values)} entries; it must be one integer or {length} of them")
+        return tuple(integer(f"{name}[{k}]", v, minimum) for k, v in enumerate(values))
+    return (integer(name, value, minimum),) * length
+
+
+def choice(name: str, value: Any, accepted: Iterable[str]) -> str:
+    """Return ``value`` if it is one of the ``accepted`` words.
+
+    Example:
+        >>> choice("mode", "fan", ("fan_in", "fan_out"))
+        Traceback (most recent call last):
+            ...
+        ValueError: mode is 'fan'; accepted: 'fan_in', 'fan_out'
+    """
+    words = tuple(accepted)
+    if not isinstance(value, str) or value not in words:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name} is {value!r}; accepted: {', '.join(map(repr, words))}")
+    return value
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return ``value`` if it is True or False.
+
+    Example:
+        >>> boolean("bias", True)
+        True
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be True or False")
+    return value

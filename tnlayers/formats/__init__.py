@@ -1,0 +1,11 @@
+"""The formats by name. A format states its network; layers, initialisation and everything else are derived from it."""
+
+from tnlayers.formats.base import FORMATS, Format, factorize, register
+from tnlayers.formats.btt import BTT
+from tnlayers.formats.cp import CP
+from tnlayers.formats.einsum import Einsum
+from tnlayers.formats.tr import TR
+from tnlayers.formats.tt import TT
+from tnlayers.formats.tucker import Tucker
+
+__all__ = ["BTT", "CP", "FORMATS", "TR", "TT", "Einsum", "Format", "Tucker", "factorize", "register"]

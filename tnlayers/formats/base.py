@@ -1,0 +1,151 @@
+"""What a format is: channel axes, kernel axes and the user's rank in; a network's text out."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from tnlayers.network import KERNEL_AXES, Axes, TensorNetwork
+from tnlayers.rank import resolve
+
+Shape = tuple[int, ...]
+
+FORMATS: dict[str, type["Format"]] = {}
+"""Every registered format, by name."""
+
+
+def register(name: str) -> Callable[[type["Format"]], type["Format"]]:
+    """Class decorator: enter a format under ``name``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def enter(cls: type["Format"]) -> type["Format"]:
+        if name in FORMATS:
+            raise ValueError(f"format name {name!r} is taken by {FORMATS[name].__name__}")
+        FORMATS[name] = cls
+        cls.name = name
+        return cls
+
+    return enter
+
+
+@dataclass(frozen=True)
+class Format(ABC):
+    """A family of tensor networks; its options, if it has any, are its dataclass fields."""
+
+    name: ClassVar[str]
+    """Set by ``register``."""
+
+    @abstractmethod
+    def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
+        """The network over the given dense axes, as ``tnlayers.network`` reads it.
+
+        Args:
+            inputs, outputs: names of the input and output axes, ``("i",)`` or ``("i1", "i2", ...)``.
+            kernel: names of the kernel axes, such as ``("h", "w")``.
+            rank: the user's request, for formats whose very shape depends on it (Tucker).
+        """
+
+    def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
+        """The default ``in_shape`` and ``out_shape``: channels kept whole. ``in_channels`` is that of one group."""
+        return (in_channels,), (out_channels,)
+
+    def build(
+        self, in_shape: Shape, out_shape: Shape, kernel: Shape, rank: Any
+    ) -> tuple[TensorNetwork, dict[str, int]]:
+        """The network with all its sizes, and the sizes of the bonds that ``rank`` chose.
+
+        Args:
+            in_shape, out_shape: factors of the channels, most significant first; with groups, the inputs of one group.
+            kernel: the kernel's size along each spatial axis.
+            rank: as the layers take it.
+
+        Raises:
+            ValueError: the network has another number of input, output or kernel axes, or ``rank`` does not fit it.
+
+        Example:
+            >>> from tnlayers.formats import TR
+            >>> TR().build((4, 4), (8,), (3, 3), rank=2)[0]
+            TensorNetwork('r0:2 i1:4 r1:2, r1:2 i2:4 r2:2, r2:2 h:3 w:3 r3:2, r3:2 o:8 r0:2')
+        """
+        spatial = KERNEL_AXES[-len(kernel) :]
+        text = self.text(_names("i", len(in_shape)), _names("o", len(out_shape)), spatial, rank)
+        skeleton = TensorNetwork.skeleton(text)
+        sizes: dict[str, int] = {}
+        for name, axes, shape in (
+            ("in_shape", skeleton.inputs, in_shape),
+            ("out_shape", skeleton.outputs, out_shape),
+            ("kernel_size", skeleton.kernel, kernel),
+        ):
+            if len(axes) != len(shape):
+                hint = "; a kernel axis is named d, h or w and is in one core" if name == "kernel_size" else ""
+                raise ValueError(
+                    f"{name} {shape} has {len(shape)} entries, but network '{skeleton}' has {len(axes)} axes for it "
+                    f"({', '.join(axes)}){hint}"
+                )
+            sizes.update(zip(axes, shape, strict=True))
+        return resolve(text, sizes, rank)
+
+
+def _names(letter: str, count: int) -> Axes:
+    return (letter,) if count == 1 else tuple(f"{letter}{k}" for k in range(1, count + 1))
+
+
+class SplitFormat(Format):
+    """A format whose channel axes are split into up to three factors by default."""
+
+    def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
+        """The default ``in_shape`` and ``out_shape``: up to three factors each, the first output one divided by groups."""
+        return factorize(in_channels, 3), factorize(out_channels, 3, groups)
+
+
+@lru_cache(maxsize=1024)
+def factorize(number: int, parts: int, multiple_of: int = 1, exact: bool = False) -> Shape:
+    """Split a number of channels into at most ``parts`` factors, as equal as can be, the largest first.
+
+    Args:
+        number: the product.
+        parts: the largest number of factors.
+        multiple_of: the first factor is divisible by this (a divisor of ``number``): groups.
+        exact: fill up with ones to exactly ``parts`` factors.
+
+    Returns:
+        Shape: the factors of smallest sum; among those, the most of them.
+
+    Example:
+        >>> factorize(64, 3), factorize(32, 3), factorize(10, 3), factorize(7, 3), factorize(24, 3, multiple_of=6)
+        ((4, 4, 4), (4, 4, 2), (5, 2), (7,), (6, 2, 2))
+        >>> factorize(10, 3, exact=True)
+        (5, 2, 1)
+    """
+    candidates = [
+        (first, *rest)
+        for first in _divisors(number)
+        if first % multiple_of == 0
+        for rest in _descending(number // first, parts - 1)
+    ]
+    best = min(candidates, key=lambda shape: (sum(shape), -len(shape), tuple(-factor for factor in shape)))
+    return best + (1,) * (parts - len(best)) if exact else best
+
+
+def _divisors(number: int) -> list[int]:
+    small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return sorted({*small, *(number // k for k in small)})
+
+
+def _descending(number: int, parts: int) -> list[Shape]:
+    """Every way to write ``number`` as at most ``parts`` factors above 1, the largest first; 1 is the empty product."""
+    if number == 1:
+        return [()]
+    if parts == 0:
+        return []
+    return [
+        (first, *rest)
+        for first in _divisors(number)[1:]
+        for rest in _descending(number // first, parts - 1)
+        if not rest or rest[0] <= first
+    ]

@@ -1,0 +1,41 @@
+"""Block-term Tucker decomposition (BTT)."""
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from tnlayers import errors
+from tnlayers.formats.base import SplitFormat, register
+from tnlayers.network import Axes
+
+
+@register("btt")
+@dataclass(frozen=True)
+class BTT(SplitFormat):
+    """A sum of ``blocks`` Tucker decompositions, held in one network by a bond ``n`` that every core has.
+
+    Args:
+        blocks: number of Tucker terms; fixed, so that no rank counts it.
+
+    The bond of the k-th pair of an input and an output axis is ``rk``, that of a kernel axis ``x`` is ``rx``.
+
+    Reference:
+        De Lathauwer 2008; for convolutions, Ye et al. 2020, "Block-term tensor neural networks" (arXiv 2010.04963).
+
+    Example:
+        >>> BTT(blocks=2).text(("i1", "i2"), ("o1", "o2"), ("h", "w"), rank=4)
+        'n:2 r1 r2 rh rw, n i1 o1 r1, n i2 o2 r2, n h rh, n w rw'
+    """
+
+    blocks: int = 4
+
+    def __post_init__(self) -> None:
+        errors.integer("blocks", self.blocks)
+
+    def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
+        """The core tensor, then a factor for each pair of channel axes and for each kernel axis."""
+        pairs = [" ".join(pair).strip() for pair in zip_longest(inputs, outputs, fillvalue="")]
+        factors = {f"r{k}": pair for k, pair in enumerate(pairs, start=1)} | {f"r{axis}": axis for axis in kernel}
+        return ", ".join(
+            [f"n:{self.blocks} {' '.join(factors)}", *(f"n {axes} {bond}" for bond, axes in factors.items())]
+        )

@@ -1,0 +1,148 @@
+"""A convolution's geometry: every argument of ``torch.nn.ConvNd`` but the kernel, checked once. No tensors here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tnlayers import errors
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution without its kernel's values: ``torch.nn.ConvNd``'s arguments, checked and normalised.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: size of the kernel along each spatial axis; its length is the number of spatial axes.
+        stride, dilation: one integer, or one per spatial axis.
+        padding: one integer >= 0, one per spatial axis, 'same' or 'valid'.
+        groups: number of blocks of channels that do not mix; divides both numbers of channels.
+        padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
+        input_size: spatial size of the input, if known; then taps at the border are counted exactly.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the sentence names it.
+
+    Example:
+        >>> g = Geometry(64, 128, (3, 3), stride=2, padding=1)
+        >>> g.fan_in, g.fan_out
+        (576.0, 288.0)
+        >>> g = Geometry(64, 128, (3, 3), stride=2, padding=1, input_size=(8, 8))
+        >>> round(g.fan_in, 1), round(g.fan_out, 1), g.output_size((8, 8))
+        (484.0, 242.0, (4, 4))
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | str | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+    padding_mode: str = "zeros"
+    input_size: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            name: errors.integer(name, getattr(self, name)) for name in ("in_channels", "out_channels", "groups")
+        }
+        for name in ("in_channels", "out_channels"):
+            if checked[name] % checked["groups"]:
+                raise ValueError(f"groups is {checked['groups']}; it must divide {name}, which is {checked[name]}")
+        if not isinstance(self.kernel_size, tuple | list):
+            raise TypeError(f"kernel_size is {self.kernel_size!r}; it must be a tuple, one integer per spatial axis")
+        ndim = len(self.kernel_size)
+        for name in ("kernel_size", "stride", "dilation"):
+            checked[name] = errors.integers(name, getattr(self, name), ndim)
+        checked["padding_mode"] = errors.choice("padding_mode", self.padding_mode, PADDING_MODES)
+        if isinstance(self.padding, str):
+            checked["padding"] = errors.choice("padding", self.padding, ("same", "valid"))
+            if self.padding == "same" and set(checked["stride"]) != {1}:
+                raise ValueError(f"stride is {checked['stride']}; padding='same' is defined for stride 1 only")
+        else:
+            checked["padding"] = errors.integers("padding", self.padding, ndim, minimum=0)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.input_size is not None:
+            object.__setattr__(self, "input_size", errors.integers("input_size", self.input_size, ndim))
+            self.output_size(self.input_size)
+
+    @property
+    def ndim(self) -> int:
+        """The number of spatial axes."""
+        return len(self.kernel_size)
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """How many input positions the dilated kernel covers along each axis."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.each("dilation"), self.kernel_size, strict=True))
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Positions added (before, after) along each axis; 'same' puts the odd one after, as torch does."""
+        if self.padding == "same":
+            return tuple(((span - 1) // 2, span - 1 - (span - 1) // 2) for span in self.spans)
+        return tuple((p, p) for p in self.each("padding"))
+
+    @property
+    def prepad(self) -> tuple[int, ...]:
+        """What ``F.pad`` must add before a convolution that cannot pad so itself, last axis first; empty if nothing."""
+        symmetric = self.padding_mode == "zeros" and all(before == after for before, after in self.pads)
+        if symmetric or not any(map(sum, self.pads)):
+            return ()
+        return tuple(amount for pair in reversed(self.pads) for amount in pair)
+
+    def each(self, name: str) -> tuple[int, ...]:
+        """Stride, dilation or padding as one integer per axis, which __post_init__ has made of all but the words."""
+        value = getattr(self, name)
+        return (0,) * self.ndim if isinstance(value, str) else value
+
+    def output_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
+        """The output's spatial size for an input's.
+
+        Raises:
+            ValueError: the padded input is smaller than the dilated kernel.
+        """
+        out = []
+        for size, span, pad, stride in zip(input_size, self.spans, self.pads, self.each("stride"), strict=True):
+            if size + sum(pad) < span:
+                raise ValueError(
+                    f"input size {tuple(input_size)} with padding {self.padding!r} is smaller than the kernel, which spans "
+                    f"{self.spans} positions (kernel_size {self.kernel_size}, dilation {self.dilation})"
+                )
+            out.append((size + sum(pad) - span) // stride + 1)
+        return tuple(out)
+
+    @property
+    def taps(self) -> tuple[float, float]:
+        """(T_fwd, T_bwd): mean number of real taps per output position, and of (output, tap) pairs per input position."""
+        forward = backward = 1.0
+        sizes = self.input_size or (None,) * self.ndim
+        outs = self.output_size(self.input_size) if self.input_size else (0,) * self.ndim
+        each = zip(sizes, outs, self.kernel_size, self.each("stride"), self.each("dilation"), self.pads, strict=True)
+        for size, out, kernel, stride, dilation, (before, _) in each:
+            if size is None:
+                forward, backward = forward * kernel, backward * kernel / stride
+                continue
+            if self.padding_mode == "zeros":
+                pairs = sum(
+                    0 <= stride * position + dilation * tap - before < size
+                    for position in range(out)
+                    for tap in range(kernel)
+                )
+            else:
+                pairs = out * kernel
+            forward, backward = forward * pairs / out, backward * pairs / size
+        return forward, backward
+
+    @property
+    def fan_in(self) -> float:
+        """Number of input entries that an output entry sums, on average: C_in / groups * T_fwd."""
+        return self.in_channels / self.groups * self.taps[0]
+
+    @property
+    def fan_out(self) -> float:
+        """Number of output entries that an input entry reaches, on average: C_out / groups * T_bwd."""
+        return self.out_channels / self.groups * self.taps[1]

@@ -1,0 +1,246 @@
+"""The base of every layer: it holds the cores and calls format, solver and planner, once each."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tnlayers import errors
+from tnlayers.contraction import reconstruct
+from tnlayers.decompose import decompose
+from tnlayers.formats import FORMATS, Format
+from tnlayers.geometry import Geometry
+from tnlayers.network import KERNEL_AXES
+from tnlayers.plan import STRATEGIES, plan, run
+from tnlayers.rank import Rank
+from tnlayers.variance import Init, Variance, solve
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+_TRUNCATED_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
+"""Standard deviation of a standard normal distribution cut at -2 and 2."""
+
+
+class TensorLayer(nn.Module):
+    """A linear map whose weight is a tensor network.
+
+    A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
+    arguments of its constructor.
+
+    Attributes:
+        cores: the parameters, in network order.
+        bias: shape (out_channels,), or None.
+        format: the format, with its options.
+        network: which core has which axes, of which sizes.
+        rank: the size of every bond that is not fixed; as the argument ``rank`` it makes the same network again.
+        geometry: the convolution's arguments, checked.
+        init: how it starts.
+        variance: the solver's answer: standard deviation of each core, fans, standard deviation of the weight.
+        strategy: 'auto', 'reconstruct' or 'factorized'.
+    """
+
+    format_type: ClassVar[type[Format] | None] = None
+    bias: nn.Parameter | None
+    variance: Variance
+
+    def __init_subclass__(cls, *, format: str | type[Format] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if format is None:
+            return
+        cls.format_type = FORMATS[errors.choice("format", format, FORMATS)] if isinstance(format, str) else format
+        # What help() and editors show: the constructor's own parameters, then the format's options.
+        parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind != p.VAR_KEYWORD]
+        for field in fields(cls.format_type):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default))
+        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        bias: bool,
+        device: Any,
+        dtype: torch.dtype | None,
+        rank: Rank,
+        in_shape: Sequence[int] | None,
+        out_shape: Sequence[int] | None,
+        init: str | Init,
+        strategy: str,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.format = self._format(options)
+        self.geometry = geometry
+        self.init = Init.of(init)
+        self.strategy = errors.choice("strategy", strategy, STRATEGIES)
+        inputs, groups = geometry.in_channels // geometry.groups, geometry.groups
+        split = self.format.split(inputs, geometry.out_channels, groups)
+        inputs_name = "in_channels" if groups == 1 else "in_channels / groups"
+        self.network, self.rank = self.format.build(
+            split[0] if in_shape is None else _shape("in_shape", in_shape, inputs_name, inputs),
+            split[1] if out_shape is None else _shape("out_shape", out_shape, "out_channels", geometry.out_channels),
+            geometry.kernel_size,
+            rank,
+        )
+        self.variance = self._solve()
+        self._plan = plan(self.network, geometry, strategy)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
+        self.cores = nn.ParameterList(
+            nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in self.network.core_shapes
+        )
+        if errors.boolean("bias", bias):
+            self.bias = nn.Parameter(torch.empty(geometry.out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    @classmethod
+    def _format(cls, options: dict[str, Any]) -> Format:
+        if cls.format_type is None:
+            raise TypeError(
+                f"{cls.__name__} has no format; use a subclass, or write one with format= in its class statement"
+            )
+        own = {field.name: field.default is MISSING for field in fields(cls.format_type)}
+        for name in options:
+            if name not in own:
+                accepted = f"beside torch's and rank, in_shape, out_shape, init, strategy: {', '.join(own) or 'none'}"
+                raise TypeError(
+                    f"{name} is {options[name]!r}, but {cls.__name__} has no such argument; accepted {accepted}"
+                )
+        for name, required in own.items():
+            if required and name not in options:
+                raise TypeError(f"{name} is missing; {cls.__name__} needs it as a keyword argument")
+        return cls.format_type(**options)
+
+    def _solve(self) -> Variance:
+        return solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Solve for the variances and draw the cores and the bias again."""
+        self.variance = self._solve()
+        draws = [_draw(core, s, self.init.distribution) for core, s in zip(self.cores, self.variance.std, strict=True)]
+        if self.init.exact:
+            # The norm in float64, where the device has it: the product of many cores would round in less.
+            fine = torch.float32 if draws[0].device.type == "mps" else torch.float64
+            draws = [draw.to(fine) for draw in draws]
+            target = self.variance.weight_std * math.sqrt(self.network.dense_params)
+            scale = (target / reconstruct(self.network, draws).norm()) ** (1 / len(draws))
+            draws = [draw * scale for draw in draws]
+        for core, draw in zip(self.cores, draws, strict=True):
+            core.copy_(draw)
+        if self.bias is not None:
+            bound = 1 / math.sqrt(math.prod(self.network.dense_shape[1:]))  # as torch.nn.ConvNd
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense kernel, shape (out_channels, in_channels / groups, *kernel_size): differentiable, new at each call."""
+        return reconstruct(self.network, list(self.cores))
+
+    @property
+    def keep_ratio(self) -> float:
+        """Parameters of the cores over parameters of the dense kernel; the bias counts in neither."""
+        return self.network.num_params / self.network.dense_params
+
+    @torch.no_grad()
+    def set_weight_(self, weight: Tensor) -> float:
+        """Fit the cores to a dense kernel, by alternating least squares in float64.
+
+        Args:
+            weight: shape (out_channels, in_channels / groups, *kernel_size).
+
+        Returns:
+            float: ``||weight - fit|| / ||weight||``.
+
+        Raises:
+            ValueError: the kernel has another shape, or holds NaN or infinity; the cores are then as before.
+        """
+        cores, error = decompose(self.network, weight)
+        for core, fitted in zip(self.cores, cores, strict=True):
+            core.copy_(fitted)
+        return error
+
+    def flops(self, input_shape: Sequence[int]) -> int:
+        """Floating-point operations of one forward, as ``torch.utils.flop_counter`` counts them; the bias is left out.
+
+        Args:
+            input_shape: (N, in_channels, *spatial), or without N.
+        """
+        return self._plan.flops(self._batched(input_shape))
+
+    def explain(self, input_shape: Sequence[int]) -> str:
+        """The plan in words: every step, its axes with their sizes, its share of the FLOPs.
+
+        Args:
+            input_shape: (N, in_channels, *spatial), or without N.
+        """
+        return self._plan.explain(self._batched(input_shape))
+
+    def _batched(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape with its batch axis; refuses what ``forward`` cannot take."""
+        ndim, channels = self.geometry.ndim, self.geometry.in_channels
+        if len(shape) not in (ndim + 1, ndim + 2):
+            inner = ", ".join((str(channels), *KERNEL_AXES[-ndim:]))
+            raise ValueError(
+                f"input has shape {tuple(shape)}; {type(self).__name__} takes (N, {inner}), or ({inner}) unbatched"
+            )
+        if shape[-ndim - 1] != channels:
+            raise ValueError(
+                f"input has shape {tuple(shape)}, so {shape[-ndim - 1]} channels; in_channels is {channels}"
+            )
+        return tuple(shape) if len(shape) == ndim + 2 else (1, *shape)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched.
+
+        Returns:
+            Tensor: shape (N, out_channels, *spatial'), or without N.
+
+        Raises:
+            ValueError: the input has other dimensions or channels.
+        """
+        y = run(self._plan, input.reshape(self._batched(input.shape)), list(self.cores))
+        if self.bias is not None:
+            # Under autocast y has the lower precision, and so has nn.ConvNd's output.
+            y = y + self.bias.to(y.dtype).reshape(-1, *(1,) * self.geometry.ndim)
+        return y if input.dim() == y.dim() else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        """The format with its options, the rank (one number if all bonds are alike), and the keep ratio."""
+        sizes = tuple(self.rank.values())
+        rank: object = sizes[0] if len(set(sizes)) == 1 else sizes
+        options = "".join(f", {field.name}={getattr(self.format, field.name)!r}" for field in fields(self.format))
+        return f"format={self.format.name}{options}, rank={rank}, keep_ratio={self.keep_ratio:.3g}"
+
+
+def _shape(name: str, value: Any, product_name: str, product: int) -> tuple[int, ...]:
+    """A channel shape of the user's, checked against its product."""
+    try:
+        given = tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be a sequence of integers with product {product}") from None
+    shape = tuple(errors.integer(f"{name}[{k}]", factor) for k, factor in enumerate(given))
+    if math.prod(shape) != product or not shape:
+        raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
+    return shape
+
+
+def _draw(core: Tensor, std: float, distribution: str) -> Tensor:
+    """Fresh entries of a core, in float32 at least."""
+    draw = torch.empty_like(core, dtype=torch.promote_types(core.dtype, torch.float32))
+    if distribution == "uniform":
+        return draw.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std)
+    if distribution == "truncated_normal":
+        return nn.init.trunc_normal_(draw, a=-2, b=2).mul_(std / _TRUNCATED_STD)
+    return draw.normal_(0, std)
