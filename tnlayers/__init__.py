@@ -30,6 +30,7 @@ from tnlayers.zoo import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "FORMATS",
     "BTTConv1d",
     "BTTConv2d",
     "BTTConv3d",
@@ -39,7 +40,6 @@ __all__ = [
     "EinsumConv1d",
     "EinsumConv2d",
     "EinsumConv3d",
-    "FORMATS",
     "Format",
     "Geometry",
     "Init",

@@ -8,7 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tnlayers.network import Axes, TensorNetwork, einsum_equation
+from tnlayers.network import TensorNetwork
+from tnlayers.notation import Axes, einsum_equation
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class TensorConv(TensorLayer):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             ``torch.nn.ConvNd`` takes them; dtype is float64, float32, bfloat16 or float16.
         rank: an integer for every bond; a sequence in the order of ``network.bonds``; a mapping from bond to size; or a
-            float in (0, 1], the keep ratio: the largest network with at most this share of the dense kernel's parameters.
+            float in (0, 1], the keep ratio: the largest network with at most this share of the dense kernel's
+            parameters.
         in_shape, out_shape: factors of in_channels / groups and of out_channels, most significant first; None: the
             format's own split.
         init: the name of a mode, 'fan_in', 'fan_out' or 'fan_avg', or a ``tnlayers.Init``.

@@ -1,8 +1,8 @@
 """From a dense kernel to cores: alternating least squares over any network.
 
 With all cores but one held fixed, the kernel is linear in that one, so the best value of it solves a least-squares
-problem; its normal equations contract from the network itself and never form a matrix of the kernel's size. Sweeping over
-the cores lowers the error monotonically, to a local minimum.
+problem; its normal equations contract from the network itself and never form a matrix of the kernel's size. Sweeping
+over the cores lowers the error monotonically, to a local minimum.
 """
 
 import math
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tnlayers.contraction import contract, reconstruct
-from tnlayers.network import Axes, TensorNetwork
+from tnlayers.network import TensorNetwork
+from tnlayers.notation import Axes
 
 SWEEPS = 100
 TOLERANCE = 1e-5
@@ -36,7 +37,8 @@ def decompose(network: TensorNetwork, weight: Tensor, *, seed: int = 0) -> tuple
         ValueError: the kernel has another shape, or holds NaN or infinity.
 
     Reference:
-        Kolda and Bader, "Tensor Decompositions and Applications", SIAM Review 2009, for CP; the same step for any network.
+        Kolda and Bader, "Tensor Decompositions and Applications", SIAM Review 2009, for CP; the same step
+        for any network.
 
     Example:
         >>> network = TensorNetwork.parse("i:6 a:2, a h:3 w:3 b:2, b o:5")
@@ -96,8 +98,8 @@ def _best(network: TensorNetwork, cores: Sequence[Tensor], k: int, target: Tenso
         return right.reshape(network.shape(bonds + free)).permute(_order(bonds + free, network.cores[k]))
     gram = contract(other_cores * 2, [*other_axes, *map(primed, other_axes)], bonds + primed(bonds))
     gram = gram.reshape(columns, columns)
-    # Where a bond is larger than its rank can be, the equations are singular: a pull towards the present value, too weak
-    # to be seen elsewhere, chooses among the solutions, and the error still falls with every step.
+    # Where a bond is larger than its rank can be, the equations are singular: a pull towards the present value, too
+    # weak to be seen elsewhere, chooses among the solutions, and the error still falls with every step.
     pull = PULL * gram.trace() / columns
     present = cores[k].permute(_order(network.cores[k], bonds + free)).reshape(columns, -1)
     identity = torch.eye(columns, dtype=gram.dtype, device=gram.device)

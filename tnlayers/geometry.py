@@ -109,15 +109,15 @@ class Geometry:
         for size, span, pad, stride in zip(input_size, self.spans, self.pads, self.each("stride"), strict=True):
             if size + sum(pad) < span:
                 raise ValueError(
-                    f"input size {tuple(input_size)} with padding {self.padding!r} is smaller than the kernel, which spans "
-                    f"{self.spans} positions (kernel_size {self.kernel_size}, dilation {self.dilation})"
+                    f"input size {tuple(input_size)} with padding {self.padding!r} is smaller than the kernel, which "
+                    f"spans {self.spans} positions (kernel_size {self.kernel_size}, dilation {self.dilation})"
                 )
             out.append((size + sum(pad) - span) // stride + 1)
         return tuple(out)
 
     @property
     def taps(self) -> tuple[float, float]:
-        """(T_fwd, T_bwd): mean number of real taps per output position, and of (output, tap) pairs per input position."""
+        """T_fwd, T_bwd: mean number of real taps per output position, of (output, tap) pairs per input position."""
         forward = backward = 1.0
         sizes = self.input_size or (None,) * self.ndim
         outs = self.output_size(self.input_size) if self.input_size else (0,) * self.ndim

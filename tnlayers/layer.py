@@ -14,7 +14,7 @@ from tnlayers.contraction import reconstruct
 from tnlayers.decompose import decompose
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
-from tnlayers.network import KERNEL_AXES
+from tnlayers.notation import KERNEL_AXES
 from tnlayers.plan import STRATEGIES, plan, run
 from tnlayers.rank import Rank
 from tnlayers.variance import Init, Variance, solve
@@ -108,12 +108,10 @@ class TensorLayer(nn.Module):
                 f"{cls.__name__} has no format; use a subclass, or write one with format= in its class statement"
             )
         own = {field.name: field.default is MISSING for field in fields(cls.format_type)}
-        for name in options:
+        for name, value in options.items():
             if name not in own:
                 accepted = f"beside torch's and rank, in_shape, out_shape, init, strategy: {', '.join(own) or 'none'}"
-                raise TypeError(
-                    f"{name} is {options[name]!r}, but {cls.__name__} has no such argument; accepted {accepted}"
-                )
+                raise TypeError(f"{name} is {value!r}, but {cls.__name__} has no such argument; accepted {accepted}")
         for name, required in own.items():
             if required and name not in options:
                 raise TypeError(f"{name} is missing; {cls.__name__} needs it as a keyword argument")
@@ -142,7 +140,7 @@ class TensorLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense kernel, shape (out_channels, in_channels / groups, *kernel_size): differentiable, new at each call."""
+        """The dense kernel, shape (out_channels, in_channels / groups, *kernel_size), contracted at each access."""
         return reconstruct(self.network, list(self.cores))
 
     @property

@@ -6,14 +6,13 @@ A network is written as text, one core after the other, an axis' name standing w
     Tucker   i ri, ri ro h w, ro o
     ring     r0 i1 r1, r1 i2 r2, r2 h w r3, r3 o1 r4, r4 o2 r0
 
-Names tell the axes of the dense kernel: ``i``, ``i1``, ``i2``... are input axes and ``o``, ``o1``, ``o2``... output axes,
-most significant first (row-major); ``d``, ``h`` and ``w`` are kernel axes where exactly one core has them. Every other
-axis is a bond, summed over, and in at least two cores; more than two make it a hyperedge. A size may be written behind
-the name, ``"n:4 i r, n o r"``: such a bond is fixed, and no rank counts it.
+Names tell the axes of the dense kernel: ``i``, ``i1``, ``i2``... are input axes and ``o``, ``o1``, ``o2``... output
+axes, most significant first (row-major); ``d``, ``h`` and ``w`` are kernel axes where exactly one core has them. Every
+other axis is a bond, summed over, and in at least two cores; more than two make it a hyperedge. A size may be written
+behind the name, ``"n:4 i r, n o r"``: such a bond is fixed, and no rank counts it.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,51 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tnlayers import errors
-
-Axes = tuple[str, ...]
-
-KERNEL_AXES = ("d", "h", "w")
-"""Names of the kernel axes, in the order of ``torch.nn.Conv3d``'s ``kernel_size``."""
-
-_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
-_TOKEN = re.compile(rf"({_NAME.pattern})(?::(\d+))?", re.ASCII)
-_CHANNEL = re.compile(r"([io])(\d*)", re.ASCII)
-
-
-def parse(text: str) -> tuple[tuple[Axes, ...], dict[str, int]]:
-    """Split a network's text into cores and the sizes written in it.
-
-    Raises:
-        TypeError: ``text`` is not a string.
-        ValueError: a core is empty, a word is no axis name, or a size is written twice and differs.
-
-    Example:
-        >>> parse("n:4 i r, n o r")
-        ((('n', 'i', 'r'), ('n', 'o', 'r')), {'n': 4})
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"network is {text!r}; it must be text such as 'i r, o r, h r, w r'")
-    sizes: dict[str, int] = {}
-    cores = []
-    for position, core in enumerate(text.split(",")):
-        if not core.split():
-            raise ValueError(f"network {text!r}: core {position} is empty; write its axes, such as 'i r'")
-        axes = []
-        for word in core.split():
-            match = _TOKEN.fullmatch(word)
-            if match is None:
-                raise ValueError(
-                    f"network {text!r}: {word!r} in core {position} is no axis; write a letter, then letters or digits, "
-                    "and a size behind ':' where it is fixed (r, i1, n:4)"
-                )
-            axis, size = match[1], match[2]
-            if size is not None and sizes.setdefault(axis, int(size)) != int(size):
-                raise ValueError(
-                    f"network {text!r}: axis {axis!r} is given the sizes {sizes[axis]} and {size}; write one"
-                )
-            axes.append(axis)
-        cores.append(tuple(axes))
-    return tuple(cores), sizes
+from tnlayers.notation import CHANNEL, KERNEL_AXES, NAME, Axes, einsum_equation, parse
 
 
 @dataclass(frozen=True)
@@ -105,7 +60,7 @@ class TensorNetwork:
             if not core:
                 raise ValueError(f"core {position} of network '{self}' is empty; a core has at least one axis")
             for axis, count in Counter(core).items():
-                if not (isinstance(axis, str) and _NAME.fullmatch(axis)):
+                if not (isinstance(axis, str) and NAME.fullmatch(axis)):
                     raise ValueError(
                         f"core {position} has the axis {axis!r}; an axis' name is a letter, then letters or digits"
                     )
@@ -123,15 +78,15 @@ class TensorNetwork:
             for axis in core:
                 homes.setdefault(axis, []).append(position)
         for axis, cores in homes.items():
-            if _CHANNEL.fullmatch(axis) and len(cores) > 1:
+            if CHANNEL.fullmatch(axis) and len(cores) > 1:
                 raise ValueError(
                     f"axis {axis!r} is in the cores {', '.join(map(str, cores))} of network '{self}'; "
                     "an input or output axis belongs to exactly one core"
                 )
             if len(cores) == 1 and not self._is_dense(axis, 1):
                 raise ValueError(
-                    f"bond {axis!r} is only in core {cores[0]} ({' '.join(self.cores[cores[0]])!r}) of network '{self}'; a "
-                    "bond joins at least two cores (axes of the dense kernel are i, i1, ..., o, o1, ..., d, h, w)"
+                    f"bond {axis!r} is only in core {cores[0]} of network '{self}'; a bond "
+                    "joins at least two cores (axes of the dense kernel are i, i1, ..., o, o1, ..., d, h, w)"
                 )
             if axis not in sizes:
                 raise ValueError(f"sizes has no entry for axis {axis!r} of network '{self}'; it has {sorted(sizes)}")
@@ -141,7 +96,7 @@ class TensorNetwork:
                     f"sizes names axis {axis!r}, which network '{self}' has not; its axes are {list(homes)}"
                 )
         for kind, letter in (("input", "i"), ("output", "o")):
-            if not any(match[1] == letter for match in map(_CHANNEL.fullmatch, homes) if match):
+            if not any(match[1] == letter for match in map(CHANNEL.fullmatch, homes) if match):
                 raise ValueError(
                     f"network '{self}' has no {kind} axis; name one {letter}, or several {letter}1, {letter}2"
                 )
@@ -149,7 +104,7 @@ class TensorNetwork:
 
     @staticmethod
     def _is_dense(axis: str, num_cores: int) -> bool:
-        return bool(_CHANNEL.fullmatch(axis)) or (axis in KERNEL_AXES and num_cores == 1)
+        return bool(CHANNEL.fullmatch(axis)) or (axis in KERNEL_AXES and num_cores == 1)
 
     @classmethod
     def parse(cls, text: str, sizes: Mapping[str, int] | None = None) -> "TensorNetwork":
@@ -204,7 +159,7 @@ class TensorNetwork:
         return tuple(axis for axis in self.axes if not self._is_dense(axis, count[axis]))
 
     def _channels(self, letter: str) -> Axes:
-        found = [match for match in map(_CHANNEL.fullmatch, self.axes) if match and match[1] == letter]
+        found = [match for match in map(CHANNEL.fullmatch, self.axes) if match and match[1] == letter]
         return tuple(match[0] for match in sorted(found, key=lambda match: int(match[2] or 0)))
 
     @property
@@ -258,7 +213,7 @@ class TensorNetwork:
 
     @property
     def incidence(self) -> tuple[tuple[int, ...], ...]:
-        """A row per core, a column per axis (in the order of ``axes``): the axis' size where the core has it, else 0."""
+        """A row per core, a column per axis in the order of ``axes``: the axis' size where the core has it, else 0."""
         return tuple(tuple(self.sizes[axis] if axis in core else 0 for axis in self.axes) for core in self.cores)
 
     @property
@@ -297,17 +252,3 @@ class TensorNetwork:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TensorNetwork, (self.cores, dict(self.sizes))
-
-
-def einsum_equation(*operands: Axes, out: Axes) -> str:
-    """The einsum equation over named axes, a letter for each name.
-
-    Example:
-        >>> einsum_equation(("i1", "r"), ("r", "o1"), out=("o1", "i1"))
-        'ab,bc->ca'
-    """
-    # After the 52 ASCII letters that torch.einsum takes, opt_einsum's convention: one unicode character each.
-    names = dict.fromkeys(axis for operand in operands for axis in operand)
-    letter = {name: chr(97 + k) if k < 26 else chr(39 + k) if k < 52 else chr(140 + k) for k, name in enumerate(names)}
-    left = ",".join("".join(letter[axis] for axis in operand) for operand in operands)
-    return f"{left}->{''.join(letter[axis] for axis in out)}"

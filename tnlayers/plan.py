@@ -1,12 +1,13 @@
 """How a layer runs: a plan of pairwise steps over the input and the cores, and its execution in torch.
 
-The input ``x`` is an operand like the cores: its axes are the batch, the network's input axes and, for every spatial axis,
-the kernel axis that it is convolved with. There is one kind of step: two operands meet, and of their axes those that nobody
-else needs are summed. Between two cores that is a small contraction of weights, independent of the batch. Where ``x``
-meets a tensor with kernel axes it is a convolution: axes of ``x`` alone fold into the batch, shared axes that are needed
-later become groups, shared axes that are finished are the convolution's input channels, new axes its output channels,
-and a kernel axis ``h`` brings its stride, padding and dilation along and leaves the output position ``h'``.
-Reconstruction lets all cores meet first, to the dense kernel, and ``x`` then meets that in the same step as any other.
+The input ``x`` is an operand like the cores: its axes are the batch, the network's input axes and, for every spatial
+axis, the kernel axis that it is convolved with. There is one kind of step: two operands meet, and of their axes those
+that nobody else needs are summed. Between two cores that is a small contraction of weights, independent of the batch.
+Where ``x`` meets a tensor with kernel axes it is a convolution: axes of ``x`` alone fold into the batch, shared axes
+that are needed later become groups, shared axes that are finished are the convolution's input channels, new axes its
+output channels, and a kernel axis ``h`` brings its stride, padding and dilation along and leaves the output position
+``h'``. Reconstruction lets all cores meet first, to the dense kernel, and ``x`` then meets that in the same step as
+any other.
 """
 
 import math
@@ -22,7 +23,8 @@ from torch import Tensor
 from tnlayers import errors
 from tnlayers.contraction import Step, order, place_in, place_out, reconstruct
 from tnlayers.geometry import Geometry
-from tnlayers.network import Axes, TensorNetwork
+from tnlayers.network import TensorNetwork
+from tnlayers.notation import Axes
 
 STRATEGIES = ("auto", "reconstruct", "factorized")
 
@@ -39,8 +41,8 @@ class Plan:
     """What one forward runs; made once for a network and a geometry.
 
     Attributes:
-        strategy: 'reconstruct', the only operands being ``x`` and the dense kernel, or 'factorized': ``x`` and the cores.
-        network, geometry: what the plan was made for.
+        strategy: 'reconstruct', the only operands being ``x`` and the dense kernel, or 'factorized': ``x`` and the
+        cores. network, geometry: what the plan was made for.
         operands: axes of ``x`` and of the other operands.
         shapes: their shapes; of ``x``, the channels' only.
         steps: in order.
@@ -97,11 +99,12 @@ def plan(network: TensorNetwork, geometry: Geometry, strategy: str = "auto") -> 
     Args:
         network: the kernel's network.
         geometry: the convolution.
-        strategy: 'reconstruct' builds the dense kernel first; 'factorized' lets ``x`` meet the cores one by one, at each
-            step the one that forms the fewest products; 'auto' is 'reconstruct' until plans are chosen by cost.
+        strategy: 'reconstruct' builds the dense kernel first; 'factorized' lets ``x`` meet the cores one by one, at
+            each step the one that forms the fewest products; 'auto' is 'reconstruct' until plans are chosen by cost.
 
     Raises:
-        ValueError: the strategy is unknown, or 'factorized' and the groups do not divide the most significant output factor.
+        ValueError: the strategy is unknown, or 'factorized' and the groups do not divide the most significant output
+        factor.
 
     Example:
         >>> cp = TensorNetwork.parse("i:8 r:4, o:8 r, h:3 r, w:3 r")

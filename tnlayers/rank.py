@@ -7,7 +7,8 @@ from numbers import Real
 from typing import Any
 
 from tnlayers import errors
-from tnlayers.network import TensorNetwork, parse
+from tnlayers.network import TensorNetwork
+from tnlayers.notation import parse
 
 Rank = int | float | Sequence[int] | Mapping[str, int]
 
@@ -22,17 +23,17 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank) -> tuple[Tens
         text: the network; a bond whose size is written in it is fixed and takes no part.
         dense_sizes: sizes of the input, output and kernel axes.
         rank: an integer for every bond; a sequence in the order of ``network.bonds``; a mapping from bond to size; or a
-            float in (0, 1], the keep ratio: the largest network with at most that share of the dense kernel's parameters
-            in which all bonds are equal to within one, except where a larger bond could add nothing. Bonds that lead to
-            a kernel axis alone are then kept whole.
+            float in (0, 1], the keep ratio: the largest network with at most that share of the dense kernel's
+            parameters in which all bonds are equal to within one, except where a larger bond could add nothing. Bonds
+            that lead to a kernel axis alone are then kept whole.
 
     Returns:
         tuple[TensorNetwork, dict[str, int]]: the network with all sizes, and the sizes of the bonds that are not fixed.
 
     Raises:
         TypeError: ``rank`` is of another type.
-        ValueError: a size below 1, the wrong number of sizes, an unknown or missing bond, or a keep ratio that is out of
-            range or too small for any network of this form.
+        ValueError: a size below 1, the wrong number of sizes, an unknown or missing bond, or a keep ratio that is out
+            of range or too small for any network of this form.
 
     Example:
         >>> dense = {"i": 64, "o": 64, "h": 3, "w": 3}
@@ -67,7 +68,8 @@ def _named(template: TensorNetwork, free: tuple[str, ...], rank: Any) -> dict[st
     if isinstance(rank, Sequence):
         if len(rank) != len(free):
             raise ValueError(
-                f"rank {tuple(rank)} has {len(rank)} entries; network '{template}' has {len(free)} bonds: {', '.join(free)}"
+                f"rank {tuple(rank)} has {len(rank)} entries; network '{template}' has {len(free)} bonds: "
+                f"{', '.join(free)}"
             )
         return {bond: errors.integer(f"rank[{k}]", rank[k]) for k, bond in enumerate(free)}
     return dict.fromkeys(free, errors.integer("rank", rank))

@@ -4,9 +4,9 @@ Derived, after Pan, Su, Liu, Wang, Li, Xu, "A Unified Weight Initialization Para
 Networks", ICML 2022 (PMLR 162, 17238-17257; arXiv 2205.15307).
 
 **The kernel.** Let the cores :math:`G^{(1)}, \dots, G^{(n)}` have independent zero-mean entries of variance
-:math:`\sigma_k^2`, each core once in the network. An entry of the kernel sums, over all values of all bonds, a product of
-one entry of each core. Two different values of the bonds differ in an entry of some core, independent of the rest and of
-mean zero, so the products are uncorrelated, and
+:math:`\sigma_k^2`, each core once in the network. An entry of the kernel sums, over all values of all bonds, a product
+of one entry of each core. Two different values of the bonds differ in an entry of some core, independent of the rest
+and of mean zero, so the products are uncorrelated, and
 
 .. math:: \mathrm{Var}(W) = \prod_{\text{bonds } b} |b| \cdot \prod_{k=1}^{n} \sigma_k^2 \tag{1}
 
@@ -19,23 +19,23 @@ With :math:`T_{fwd}` their mean number over output positions,
 
 **Backward: the Reproducing Transformation.** The gradient of the input is itself a convolution: put stride - 1 zeros
 between neighbours of the output gradient, pad it by dilation * (kernel - 1) - padding (on the right also by what the
-stride left over), and convolve it, with stride 1 and the same dilation, with the kernel flipped along its kernel axes and
-with its channel axes exchanged. The transformed kernel contracts from the same cores, so (1) holds for it too; the
-inserted zeros carry no variance, so of its taps only :math:`T_{bwd}`, the mean number of (output position, tap) pairs that
-touch an input position, count:
+stride left over), and convolve it, with stride 1 and the same dilation, with the kernel flipped along its kernel axes
+and with its channel axes exchanged. The transformed kernel contracts from the same cores, so (1) holds for it too; the
+inserted zeros carry no variance, so of its taps only :math:`T_{bwd}`, the mean number of (output position, tap) pairs
+that touch an input position, count:
 
 .. math:: E[dx^2] = E[dy^2] \, \mathrm{Var}(W) \, \frac{C_{out}}{g} \, T_{bwd} \tag{3}
 
 **Taps.** Along one kernel axis, the dummy tensor :math:`P_{j,j',k} = 1` where :math:`j = s j' + d k - p` (stride s,
-dilation d, padding p), else 0, tells which input j meets which output j' at tap k. Its sum is the number of pairs; divided
-by the number of outputs H' it is :math:`T_{fwd}`, by the number of inputs H :math:`T_{bwd}`. Axes multiply. Away from
-borders (input size unknown) they are :math:`\prod K` and :math:`\prod K/s`. Padding with other than zeros makes
-every tap real.
+dilation d, padding p), else 0, tells which input j meets which output j' at tap k. Its sum is the number of pairs;
+divided by the number of outputs H' it is :math:`T_{fwd}`, by the number of inputs H :math:`T_{bwd}`. Axes multiply.
+Away from borders (input size unknown) they are :math:`\prod K` and :math:`\prod K/s`. Padding with other than zeros
+makes every tap real.
 
-**The rule.** fan_in = :math:`C_{in}/g \cdot T_{fwd}`, fan_out = :math:`C_{out}/g \cdot T_{bwd}`, fan_avg their mean; the
-target is :math:`\mathrm{Var}(W) = gain^2 / fan`, and (1) is solved for the :math:`\sigma_k`, either all equal (the
-paper's split) or such that all cores have the same expected norm. All in logarithms, so a hundred cores do not overflow.
-With one core and stride 1 this is Kaiming's and Xavier's rule.
+**The rule.** fan_in = :math:`C_{in}/g \cdot T_{fwd}`, fan_out = :math:`C_{out}/g \cdot T_{bwd}`, fan_avg their mean;
+the target is :math:`\mathrm{Var}(W) = gain^2 / fan`, and (1) is solved for the :math:`\sigma_k`, either all equal (the
+paper's split) or such that all cores have the same expected norm. All in logarithms, so a hundred cores do not
+overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
 """
 
 import math

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from tnlayers.network import KERNEL_AXES, Axes, TensorNetwork
+from tnlayers.network import TensorNetwork
+from tnlayers.notation import KERNEL_AXES, Axes
 from tnlayers.rank import resolve
 
 Shape = tuple[int, ...]
@@ -45,7 +46,8 @@ class Format(ABC):
         """The network over the given dense axes, as ``tnlayers.network`` reads it.
 
         Args:
-            inputs, outputs: names of the input and output axes, ``("i",)`` or ``("i1", "i2", ...)``.
+            inputs: names of the input axes, ``("i",)`` or ``("i1", "i2", ...)``.
+            outputs: names of the output axes, likewise.
             kernel: names of the kernel axes, such as ``("h", "w")``.
             rank: the user's request, for formats whose very shape depends on it (Tucker).
         """
@@ -60,7 +62,8 @@ class Format(ABC):
         """The network with all its sizes, and the sizes of the bonds that ``rank`` chose.
 
         Args:
-            in_shape, out_shape: factors of the channels, most significant first; with groups, the inputs of one group.
+            in_shape: factors of the input channels (of one group), most significant first.
+            out_shape: factors of the output channels.
             kernel: the kernel's size along each spatial axis.
             rank: as the layers take it.
 
@@ -99,7 +102,7 @@ class SplitFormat(Format):
     """A format whose channel axes are split into up to three factors by default."""
 
     def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
-        """The default ``in_shape`` and ``out_shape``: up to three factors each, the first output one divided by groups."""
+        """The default ``in_shape`` and ``out_shape``: up to three factors each."""
         return factorize(in_channels, 3), factorize(out_channels, 3, groups)
 
 

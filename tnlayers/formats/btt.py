@@ -6,7 +6,7 @@ from typing import Any
 
 from tnlayers import errors
 from tnlayers.formats.base import SplitFormat, register
-from tnlayers.network import Axes
+from tnlayers.notation import Axes
 
 
 @register("btt")

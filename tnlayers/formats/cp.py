@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnlayers.formats.base import Format, register
-from tnlayers.network import Axes
+from tnlayers.notation import Axes
 
 
 @register("cp")
 @dataclass(frozen=True)
 class CP(Format):
-    """One core for every axis, all joined by a single bond ``r``: a hyperedge.
+    r"""One core for every axis, all joined by a single bond ``r``: a hyperedge.
 
-    .. math:: W_{o\\,i\\,h\\,w} = \\sum_r A_{ir} B_{or} C_{hr} D_{wr}
+    .. math:: W_{o\,i\,h\,w} = \sum_r A_{ir} B_{or} C_{hr} D_{wr}
 
     Reference:
         Hitchcock 1927; for convolutions, Lebedev et al., ICLR 2015 (arXiv 1412.6553).

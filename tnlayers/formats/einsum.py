@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnlayers.formats.base import Format, Shape, factorize, register
-from tnlayers.network import Axes, TensorNetwork
+from tnlayers.network import TensorNetwork
+from tnlayers.notation import Axes
 
 
 @register("einsum")

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnlayers.formats.base import SplitFormat, register
-from tnlayers.network import Axes
+from tnlayers.notation import Axes
 
 
 @register("tr")
 @dataclass(frozen=True)
 class TR(SplitFormat):
-    """A closed chain: input cores, one core with all kernel axes, output cores, and a bond ``r0`` back to the first.
+    r"""A closed chain: input cores, one core with all kernel axes, output cores, and a bond ``r0`` back to the first.
 
-    .. math:: W_{o\\,i\\,h\\,w} = \\mathrm{tr}\\big(A_{i_1} \\cdots A_{i_m} K_{hw} B_{o_1} \\cdots B_{o_q}\\big)
+    .. math:: W_{o\,i\,h\,w} = \mathrm{tr}\big(A_{i_1} \cdots A_{i_m} K_{hw} B_{o_1} \cdots B_{o_q}\big)
 
     Reference:
         Zhao et al. 2016 (arXiv 1606.05535); for convolutions, Wang et al., CVPR 2018 (arXiv 1802.09052).

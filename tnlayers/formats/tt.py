@@ -6,7 +6,7 @@ from typing import Any
 
 from tnlayers import errors
 from tnlayers.formats.base import Format, Shape, SplitFormat, register
-from tnlayers.network import Axes
+from tnlayers.notation import Axes
 
 
 @register("tt")
@@ -16,7 +16,8 @@ class TT(SplitFormat):
 
     Args:
         layout: 'matrix' puts all kernel axes into the first core and pairs the k-th input with the k-th output axis;
-            'chain' gives every axis its own core, in the order input, kernel, output, and keeps channels whole by default.
+            'chain' gives every axis its own core, in the order input, kernel, output, and keeps channels whole by
+            default.
 
     Reference:
         Oseledets 2011; for convolutions, Garipov et al. 2016 (arXiv 1611.03214).

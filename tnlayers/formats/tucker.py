@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnlayers.formats.base import Format, register
-from tnlayers.network import Axes
+from tnlayers.notation import Axes
 
 
 @register("tucker")
 @dataclass(frozen=True)
 class Tucker(Format):
-    """A core tensor with a factor matrix on every channel axis, and on kernel axes only where ``rank`` says so.
+    r"""A core tensor with a factor matrix on every channel axis, and on kernel axes only where ``rank`` says so.
 
-    The bond of axis ``x`` is ``rx``. One integer, a keep ratio, or one rank per channel axis leaves the kernel axes whole
-    (Tucker-2); one rank per axis, kernel axes last, or a mapping that names ``rh`` or ``rw``, compresses those too.
+    The bond of axis ``x`` is ``rx``. One integer, a keep ratio, or one rank per channel axis leaves the kernel axes
+    whole (Tucker-2); one rank per axis, kernel axes last, or a mapping that names ``rh`` or ``rw``, compresses those
+    too.
 
-    .. math:: W_{o\\,i\\,h\\,w} = \\sum_{r_i, r_o} A_{i r_i} G_{r_i r_o h w} B_{r_o o}
+    .. math:: W_{o\,i\,h\,w} = \sum_{r_i, r_o} A_{i r_i} G_{r_i r_o h w} B_{r_o o}
 
     Reference:
         Tucker 1966; for convolutions, Kim et al., ICLR 2016 (arXiv 1511.06530).

@@ -1,0 +1,152 @@
+"""ResNets for small images, built from any convolution that takes ``nn.Conv2d``'s arguments.
+
+The networks of section 4.2 of He et al.: a stem, three stages of ``(depth - 2) / 6`` blocks with 16, 32 and 64
+channels, global average pooling and one linear layer. Shortcuts have no parameters (option A). The pooling is global,
+so images of any size will do.
+
+A network never draws the weights of its convolutions: a convolution initialises itself. That is why the dense network's
+default is :func:`dense_conv` and not ``nn.Conv2d``, whose own draw has a sixth of the variance that keeps a signal
+alive behind a ReLU.
+
+Reference:
+    K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["BasicBlock", "ResNet", "dense_conv", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+
+STAGES = (16, 32, 64)  # channels
+
+
+def dense_conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
+    """An ``nn.Conv2d`` drawn by He's rule, which tensor layers follow by default: normal, ``Var(W) = 2 / fan_in``."""
+    conv = nn.Conv2d(*args, **kwargs)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+    return conv
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the shortcut around them: ``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))``.
+
+    ``x'`` is ``x``; where the block strides or widens, it is every ``stride``-th pixel of ``x``, and zeros for the new
+    channels.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output, at least ``in_channels``.
+        stride: stride of the first convolution.
+        conv: makes a convolution from ``nn.Conv2d``'s arguments.
+        norm: makes a normalisation from a number of channels.
+
+    Shape:
+        (batch, in_channels, height, width) to (batch, channels, ceil(height / stride), ceil(width / stride)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        conv: Callable[..., nn.Module],
+        norm: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = norm(channels)
+        self.conv2 = conv(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = norm(channels)
+        self.stride = stride
+        self.new_channels = channels - in_channels
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Option A: subsample the pixels, and put half of the new, zero channels on either side of the old ones."""
+        before = self.new_channels // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = self.bn2(self.conv2(h))
+        return F.relu(h + self.shortcut(x))
+
+
+def _stage(
+    blocks: int, in_channels: int, channels: int, conv: Callable[..., nn.Module], norm: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """Blocks in a row; the first halves the image where it doubles the channels."""
+    first = BasicBlock(in_channels, channels, channels // in_channels, conv, norm)
+    return nn.Sequential(first, *(BasicBlock(channels, channels, 1, conv, norm) for _ in range(blocks - 1)))
+
+
+class ResNet(nn.Module):
+    """A residual network for small images.
+
+    Args:
+        depth: layers with weights; 2 more than a multiple of 6.
+        conv: makes every convolution but the stem from ``nn.Conv2d``'s arguments: a layer class, or a partial of one.
+        num_classes: size of the output.
+        in_channels: channels of the images.
+        norm: makes a normalisation from a number of channels; ``nn.Identity`` shows the signal as it is without one.
+        stem: makes the first convolution. It is dense by default, because there is nothing to save: it has 144 parameters
+            per channel of the images, and a keep ratio that suits the others leaves it but one or two distinct filters.
+
+    Shape:
+        (batch, in_channels, height, width) to (batch, num_classes), for any height and width.
+
+    Raises:
+        ValueError: there is no such network of this depth.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> net = resnet20(num_classes=10, in_channels=1)
+        >>> net(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+        >>> sum(p.numel() for p in resnet20().parameters())
+        269722
+        >>> from tnlayers import TRConv2d
+        >>> net = resnet20(conv=partial(TRConv2d, rank=0.2))
+        >>> sum(p.numel() for p in net.parameters()) / 269722 < 0.22
+        True
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        conv: Callable[..., nn.Module] = dense_conv,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        *,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        stem: Callable[..., nn.Module] = dense_conv,
+    ) -> None:
+        blocks, remainder = divmod(depth - 2, 2 * len(STAGES))
+        if remainder or blocks < 1:
+            raise ValueError(f"depth is {depth}, but these ResNets have 6 n + 2 layers: 8, 14, 20, 26, 32, ...")
+        super().__init__()
+        self.conv1 = stem(in_channels, STAGES[0], 3, padding=1, bias=False)
+        self.bn1 = norm(STAGES[0])
+        self.layer1 = _stage(blocks, STAGES[0], STAGES[0], conv, norm)
+        self.layer2 = _stage(blocks, STAGES[0], STAGES[1], conv, norm)
+        self.layer3 = _stage(blocks, STAGES[1], STAGES[2], conv, norm)
+        self.linear = nn.Linear(STAGES[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (logits) of a batch of images."""
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = self.layer3(self.layer2(self.layer1(h)))
+        logits: Tensor = self.linear(h.mean(dim=(2, 3)))
+        return logits
+
+
+resnet20 = partial(ResNet, 20)
+resnet32 = partial(ResNet, 32)
+resnet44 = partial(ResNet, 44)
+resnet56 = partial(ResNet, 56)
+resnet110 = partial(ResNet, 110)
