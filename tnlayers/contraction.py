@@ -43,7 +43,8 @@ class Step:
         This is how ``torch.utils.flop_counter`` counts matrix products and convolutions.
         """
         left, right, out = map(set, self.axes)
-        return 2 * self.volume(sizes) if self.kernel or left | right != out else 0
+        sums = self.kernel or any(sizes[axis] > 1 for axis in (left | right) - out)
+        return 2 * self.volume(sizes) if sums else 0
 
 
 def place_in(axis: str) -> str:

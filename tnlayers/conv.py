@@ -132,11 +132,11 @@ class TensorConv(TensorLayer):
     def extra_repr(self) -> str:
         """``nn.ConvNd``'s fields, those at their defaults left out as there, then the format's."""
         shown = [f"{self.in_channels}, {self.out_channels}"]
-        unshown = {"padding": (0,) * self.ndim, "dilation": (1,) * self.ndim, "groups": 1, "padding_mode": "zeros"}
-        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
-            value = getattr(self, name)
-            shown += [f"{name}={value!r}"] if value != unshown.get(name) else []
-        shown += ["bias=False"] if self.bias is None else []
+        unshown: dict[str, object] = {"padding": (0,) * self.ndim, "dilation": (1,) * self.ndim, "groups": 1}
+        unshown |= {"bias": True, "padding_mode": "zeros"}
+        values = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
+        values |= {"bias": self.bias is not None, "padding_mode": self.padding_mode}
+        shown += [f"{name}={value}" for name, value in values.items() if value != unshown.get(name)]
         return ", ".join([*shown, super().extra_repr()])
 
 

@@ -141,7 +141,8 @@ class TensorLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense kernel, shape (out_channels, in_channels / groups, *kernel_size), contracted at each access."""
-        return reconstruct(self.network, list(self.cores))
+        weight = reconstruct(self.network, list(self.cores))
+        return weight.clone() if len(self.cores) == 1 else weight  # never a view of a parameter
 
     @property
     def keep_ratio(self) -> float:
@@ -209,10 +210,17 @@ class TensorLayer(nn.Module):
             ValueError: the input has other dimensions or channels.
         """
         y = run(self._plan, input.reshape(self._batched(input.shape)), list(self.cores))
+        if torch.is_autocast_enabled(y.device.type):
+            y = y.to(
+                torch.get_autocast_dtype(y.device.type)
+            )  # as nn.ConvNd's output, also where the last step is no matmul
         if self.bias is not None:
-            # Under autocast y has the lower precision, and so has nn.ConvNd's output.
             y = y + self.bias.to(y.dtype).reshape(-1, *(1,) * self.geometry.ndim)
         return y if input.dim() == y.dim() else y.squeeze(0)
+
+    def __repr__(self) -> str:
+        # One line, as torch's layers: the cores are told by format and rank.
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """The format with its options, the rank (one number if all bonds are alike), and the keep ratio."""

@@ -93,8 +93,8 @@ class ResNet(nn.Module):
         num_classes: size of the output.
         in_channels: channels of the images.
         norm: makes a normalisation from a number of channels; ``nn.Identity`` shows the signal as it is without one.
-        stem: makes the first convolution. It is dense by default, because there is nothing to save: it has 144 parameters
-            per channel of the images, and a keep ratio that suits the others leaves it but one or two distinct filters.
+        stem: makes the first convolution. It is dense by default, because there is nothing to save: it has 144
+            parameters per channel of the images, and a keep ratio that suits the others leaves it one or two filters.
 
     Shape:
         (batch, in_channels, height, width) to (batch, num_classes), for any height and width.

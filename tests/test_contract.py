@@ -1,0 +1,153 @@
+"""Every registered layer is held to every promise of tnlayers.testing."""
+
+import itertools
+from functools import partial
+from typing import Any
+
+import allpairspy
+import pytest
+import torch
+from cases import CASES, Case
+from torch import nn
+
+import tnlayers
+from tnlayers import testing
+
+CHANNELS = (8, 12)
+KERNELS: dict[int, tuple[int, ...]] = {1: (3,), 2: (3, 2), 3: (2, 1, 3)}
+
+
+def test_every_registered_format_has_layers_and_cases():
+    for name, form in tnlayers.FORMATS.items():
+        for ndim in (1, 2, 3):
+            layer = getattr(tnlayers, f"{form.__name__}Conv{ndim}d")
+            assert layer.format_type is form
+            assert layer.ndim == ndim
+            assert any(case.format == name and case.ndim == ndim for case in CASES), f"no case for {layer.__name__}"
+
+
+@pytest.mark.parametrize("keeps", testing.PROMISES.values(), ids=testing.PROMISES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_promise(case: Case, keeps: Any):
+    torch.manual_seed(0)
+    keeps(partial(case.layer, *CHANNELS, kernel_size=KERNELS[case.ndim], padding=1, **case.arguments))
+
+
+OPTIONS: dict[str, list[Any]] = {
+    "kernel_size": [1, 3, "asymmetric"],
+    "stride": [1, 2, "asymmetric"],
+    "padding": [0, 2, "asymmetric", "same", "valid"],
+    "dilation": [1, 2, "asymmetric"],
+    "groups": [1, 2, 4],
+    "bias": [True, False],
+    "padding_mode": ["zeros", "reflect", "replicate", "circular"],
+    "strategy": ["reconstruct", "factorized"],
+}
+ASYMMETRIC = {"kernel_size": (3, 2, 1), "stride": (2, 1, 3), "padding": (1, 0, 2), "dilation": (1, 2, 3)}
+
+
+def arguments(ndim: int, options: dict[str, Any]) -> dict[str, Any]:
+    return {k: ASYMMETRIC[k][:ndim] if v == "asymmetric" else v for k, v in options.items()}
+
+
+def allowed(options: dict[str, Any]) -> bool:
+    return not (options.get("padding") == "same" and options.get("stride", 1) != 1)
+
+
+def grouped(case: Case, groups: int) -> dict[str, Any]:
+    """The case's own arguments where its channel shapes allow the groups; otherwise without its shapes and ranks."""
+    ok = groups == 1 or not {"in_shape", "out_shape"} & set(case.arguments)
+    return case.arguments if ok else {**case.arguments, "in_shape": None, "out_shape": None, "rank": 2}
+
+
+def check_options(case: Case, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    own = grouped(case, options["groups"])
+    layer = case.layer(*CHANNELS, **arguments(case.ndim, options), dtype=torch.float64, **own)
+    x = torch.randn(2, CHANNELS[0], *(9, 8, 7)[: case.ndim], dtype=torch.float64)
+    testing.assert_same_function(layer, x)
+    # Against torch's own layer too, built from the arguments and not from ours.
+    dense = layer.dense_type(
+        *CHANNELS, dtype=torch.float64, **{k: v for k, v in arguments(case.ndim, options).items() if k != "strategy"}
+    )
+    with torch.no_grad():
+        dense.weight.copy_(layer.weight)
+        if dense.bias is not None:
+            dense.bias.copy_(layer.bias)
+    assert layer(x).shape == dense(x).shape
+    torch.testing.assert_close(layer(x), dense(x), rtol=1e-10, atol=1e-10)
+
+
+PAIRS = [
+    (case, dict(zip(OPTIONS, row, strict=True)))
+    for case in CASES
+    for row in allpairspy.AllPairs(
+        list(OPTIONS.values()), filter_func=lambda row: allowed(dict(zip(OPTIONS, row, strict=False)))
+    )
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_options_pairwise(case: Case):
+    """Any two options together, for every case: about 25 layers each."""
+    for pair_case, options in PAIRS:
+        if pair_case is case:
+            check_options(case, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_options_full_product(case: Case):
+    for row in itertools.product(*OPTIONS.values()):
+        options = dict(zip(OPTIONS, row, strict=True))
+        if allowed(options):
+            check_options(case, options)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_grouped_convolutions_run_factorised_with_default_shapes(case: Case):
+    for channels, groups in (((8, 12), 4), ((6, 6), 6), ((12, 20), 4), ((9, 6), 3)):
+        own = {k: v for k, v in case.arguments.items() if k not in ("in_shape", "out_shape")} | {"rank": 2}
+        if not isinstance(case.arguments["rank"], int | float):
+            own["rank"] = 0.9 if case.arguments["rank"] != () else ()
+        layer = case.layer(*channels, 3, groups=groups, strategy="factorized", dtype=torch.float64, **own)
+        testing.assert_same_function(layer, testing.example_input(layer))
+
+
+def test_grouped_shapes_that_cannot_run_factorised_still_reconstruct():
+    layer = tnlayers.TRConv2d(8, 12, 3, groups=2, out_shape=(3, 4), rank=2, dtype=torch.float64)
+    testing.assert_same_function(layer, testing.example_input(layer))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_drop_in_for_torch(case: Case):
+    """The arguments of nn.ConvNd, by position, give its attributes."""
+    dense_type = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[case.ndim]
+    args = (8, 12, 3, 2, 1, 2, 1, False, "circular", "cpu", torch.float64)
+    layer, dense = case.layer(*args, **case.arguments), dense_type(*args)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    for name in names:
+        assert getattr(layer, name) == getattr(dense, name)
+    assert layer.weight.shape == dense.weight.shape
+    assert layer.bias is None and dense.bias is None
+    shown, expected = repr(layer).split("\n")[0], repr(dense)
+    fields = expected[expected.index("(") + 1 : -1]
+    assert fields in shown
+    for word in (f"format={case.format}", "rank=", "keep_ratio="):
+        assert word in shown
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_autocast(case: Case):
+    layer = case.layer(*CHANNELS, 3, **case.arguments)
+    x = testing.example_input(layer)
+    for strategy in ("reconstruct", "factorized"):
+        layer = case.layer(*CHANNELS, 3, strategy=strategy, **case.arguments)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, expected = layer(x), layer.to_conv()(x)
+        assert y.dtype == expected.dtype == torch.bfloat16
+        y.float().sum().backward()
+        # Each pairwise step rounds to 8 bits; errors of the steps add up at worst.
+        y, expected = y.detach().float(), expected.detach().float()
+        relative = float((y - expected).norm() / expected.norm())
+        assert relative < 2 * (len(layer.cores) + 1) * 2**-8

@@ -1,0 +1,234 @@
+"""What every layer promises, as checks that anyone can run, on a format of their own too.
+
+``check(MyConv2d, 8, 12, 3, rank=2)`` holds a layer to all of them.
+"""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnlayers.contraction import reconstruct
+from tnlayers.conv import TensorConv
+from tnlayers.variance import DISTRIBUTIONS, Init
+
+Make = Callable[..., TensorConv]
+"""Builds the layer under test; keyword arguments override its own."""
+
+PROMISES: dict[str, Callable[[Make], None]] = {}
+"""Every promise by name."""
+
+
+def promise(function: Callable[[Make], None]) -> Callable[[Make], None]:
+    """Decorator: enter a check among the promises."""
+    PROMISES[function.__name__] = function
+    return function
+
+
+def check(layer_type: type[TensorConv], *args: Any, **kwargs: Any) -> None:
+    """Hold a layer to every promise.
+
+    Args:
+        layer_type: the class.
+        *args, **kwargs: its arguments; choose small ones, gradients are checked numerically.
+
+    Raises:
+        AssertionError: a promise is broken.
+
+    Example:
+        >>> import tnlayers
+        >>> check(tnlayers.TRConv1d, 4, 6, 3, rank=2)
+    """
+    for keeps in PROMISES.values():
+        keeps(partial(layer_type, *args, **kwargs))
+
+
+def example_input(layer: TensorConv, batch: int = 2) -> Tensor:
+    """A random input of the layer's dtype and device, a little larger than the kernel."""
+    core = layer.cores[0]
+    spatial = (span + 4 + k for k, span in enumerate(layer.geometry.spans))
+    return torch.randn(batch, layer.in_channels, *spatial, dtype=core.dtype, device=core.device)
+
+
+def assert_same_function(layer: TensorConv, x: Tensor) -> None:
+    """The layer's output equals that of torch's convolution with the layer's dense kernel, within 1e-10 in float64."""
+    dense = layer.to_conv()
+    assert type(dense) is layer.dense_type
+    eps = torch.finfo(x.dtype).eps
+    expected, found = dense(x), layer(x)
+    assert found.shape == expected.shape, f"output {tuple(found.shape)}, torch's {tuple(expected.shape)}"
+    assert found.dtype == expected.dtype, f"output {found.dtype}, torch's {expected.dtype}"
+    error = float((found - expected).detach().norm() / expected.detach().norm().clamp(min=eps))
+    limit = 1e-10 if x.dtype == torch.float64 else 32 * eps
+    assert error <= limit, f"{layer.strategy} differs from the dense layer by {error:.1e}, relative"
+
+
+def _mean_square(layer: TensorConv) -> float:
+    return float(layer.weight.detach().to(torch.float64).square().mean())
+
+
+def _shapes(layer: TensorConv) -> dict[str, tuple[int, ...]]:
+    network = layer.network
+    return {"in_shape": network.shape(network.inputs), "out_shape": network.shape(network.outputs)}
+
+
+@promise
+def same_function(make: Make) -> None:
+    """Every strategy computes what torch computes with the dense kernel, batched and unbatched, and for no image."""
+    for strategy in ("reconstruct", "factorized", "auto"):
+        layer = make(strategy=strategy, dtype=torch.float64)
+        x = example_input(layer)
+        assert_same_function(layer, x)
+        assert_same_function(layer, x[0])
+        assert_same_function(layer, x[:0])
+
+
+@promise
+def gradients(make: Make) -> None:
+    """Gradients are right numerically, and every core gets one."""
+    for strategy in ("reconstruct", "factorized"):
+        layer = make(strategy=strategy, dtype=torch.float64)
+        x = example_input(layer, batch=1).requires_grad_()
+        parameters = dict(layer.named_parameters())
+
+        def function(
+            x: Tensor, *values: Tensor, layer: TensorConv = layer, names: tuple[str, ...] = tuple(parameters)
+        ) -> Any:
+            return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), x)
+
+        assert torch.autograd.gradcheck(function, (x, *parameters.values()), fast_mode=True)
+        layer(x).square().sum().backward()
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None and parameter.grad.norm() > 0, f"{name} gets no gradient"
+
+
+@promise
+def exact_variance(make: Make) -> None:
+    """Every single draw has the kernel norm that the solver aims at, for every mode and distribution."""
+    for mode in ("fan_in", "fan_out", "fan_avg"):
+        for distribution in DISTRIBUTIONS:
+            layer = make(init=Init(mode, distribution=distribution), dtype=torch.float64)
+            ratio = _mean_square(layer) * layer.variance.fan / layer.variance.gain**2
+            assert abs(ratio - 1) < 1e-4, f"{mode}, {distribution}: E[W^2] fan / gain^2 is {ratio}"
+
+
+@promise
+def expected_variance(make: Make) -> None:
+    """Without exact norms the target is met in expectation, for every distribution and split.
+
+    The second moments of independent cores contract to the kernel's: that is checked as an identity. That the entries
+    drawn have those moments is checked on 20 draws, within four standard errors.
+    """
+    for distribution in DISTRIBUTIONS:
+        for split in ("equal", "balanced"):
+            layer = make(init=Init(distribution=distribution, split=split, exact=False), dtype=torch.float64)
+            answer = layer.variance
+            moments = [torch.full_like(core, std**2) for core, std in zip(layer.cores, answer.std, strict=True)]
+            kernel = reconstruct(layer.network, moments) * answer.fan / answer.gain**2
+            assert torch.allclose(kernel, torch.ones_like(kernel), rtol=1e-10), f"{split}: {float(kernel.mean())}"
+            squares = []
+            for _ in range(20):
+                layer.reset_parameters()
+                squares += [
+                    (core.detach() / std).square().flatten() for core, std in zip(layer.cores, answer.std, strict=True)
+                ]
+            drawn = torch.cat(squares)
+            mean, error = float(drawn.mean()), float(drawn.std()) / math.sqrt(len(drawn))
+            assert abs(mean - 1) < 4 * error, f"{distribution}: entries have {mean} +- {error} of their variance"
+
+
+@promise
+def copies(make: Make) -> None:
+    """Copied, pickled, or loaded from a state_dict, it is the same layer."""
+    layer = make(dtype=torch.float64)
+    x = example_input(layer)
+    other = make(dtype=torch.float64)
+    other.load_state_dict(layer.state_dict(), strict=True)
+    expected = [f"cores.{k}" for k in range(len(layer.network.cores))] + ["bias"] * (layer.bias is not None)
+    assert sorted(layer.state_dict()) == sorted(expected), f"state_dict has {list(layer.state_dict())}"
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), other):
+        assert torch.equal(twin(x), layer(x))
+        assert repr(twin) == repr(layer)
+        assert (twin.network, twin.geometry, twin.init, twin.rank) == (
+            layer.network, layer.geometry, layer.init, layer.rank,
+        )  # fmt: skip
+
+
+@promise
+def moves(make: Make) -> None:
+    """Made on the meta device, materialised and reset, or converted to another dtype, it works and has its variance."""
+    layer = make(device="meta")
+    assert all(parameter.is_meta for parameter in layer.parameters())
+    assert layer(example_input(layer)).is_meta
+    layer.to_empty(device="cpu").reset_parameters()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        layer.to(dtype)
+        y = layer(example_input(layer))
+        assert y.dtype == dtype and bool(torch.isfinite(y).all())
+    # The draw was made in float32, then rounded to bfloat16's 8 bits.
+    ratio = _mean_square(layer) / layer.variance.weight_std**2
+    assert abs(ratio - 1) < len(layer.cores) * 2**-7, f"E[W^2] is {ratio} times the target after meta and casts"
+
+
+@promise
+def seeds(make: Make) -> None:
+    """One seed, one layer; another draw, another layer."""
+    torch.manual_seed(5)
+    first = make()
+    torch.manual_seed(5)
+    second, third = make(), make()
+    for a, b, c in zip(first.cores, second.cores, third.cores, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+@promise
+def module_manners(make: Make) -> None:
+    """It freezes, resets through ``apply``, counts its parameters, and rebuilds from its own rank and shapes."""
+    layer = make()
+    layer.requires_grad_(False)
+    assert not layer(example_input(layer)).requires_grad
+    layer.requires_grad_(True)
+    before = layer.weight.detach()
+    nn.Sequential(layer).apply(lambda module: getattr(module, "reset_parameters", lambda: None)())
+    assert not torch.equal(layer.weight, before)
+    assert sum(core.numel() for core in layer.cores) == layer.network.num_params
+    assert layer.keep_ratio == layer.network.num_params / layer.weight.numel()
+    again = make(rank=layer.rank, **_shapes(layer))
+    assert again.network == layer.network
+
+
+@promise
+def conversions(make: Make) -> None:
+    """To a torch layer and back without a fit: arguments, bias, dtype, training and requires_grad survive."""
+    layer = make(dtype=torch.float64).eval()
+    layer.cores.requires_grad_(False)
+    dense = layer.to_conv()
+    assert not dense.training and not dense.weight.requires_grad
+    own = {field.name: getattr(layer.format, field.name) for field in fields(layer.format)}
+    back = type(layer).from_conv(dense, rank=layer.rank, decompose=False, **_shapes(layer), **own)
+    assert back.geometry == layer.geometry and not back.training
+    assert not any(core.requires_grad for core in back.cores)
+    assert (back.bias is None) == (layer.bias is None)
+    if layer.bias is not None and back.bias is not None:
+        assert torch.equal(back.bias, layer.bias) and back.bias.requires_grad
+
+
+@promise
+def counting(make: Make) -> None:
+    """FLOPs counted on paper are those that torch counts, for every plan."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for strategy in ("reconstruct", "factorized", "auto"):
+        layer = make(strategy=strategy)
+        x = example_input(layer)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layer(x)
+        assert layer.flops(x.shape) == counter.get_total_flops(), f"{strategy}: {layer.explain(x.shape)}"
+        assert layer.explain(x.shape).startswith(("reconstruct", "factorized"))
