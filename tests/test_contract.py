@@ -129,7 +129,8 @@ def test_drop_in_for_torch(case: Case):
     for name in names:
         assert getattr(layer, name) == getattr(dense, name)
     assert layer.weight.shape == dense.weight.shape
-    assert layer.bias is None and dense.bias is None
+    assert layer.bias is None
+    assert dense.bias is None
     shown, expected = repr(layer).split("\n")[0], repr(dense)
     fields = expected[expected.index("(") + 1 : -1]
     assert fields in shown

@@ -210,10 +210,9 @@ class TensorLayer(nn.Module):
             ValueError: the input has other dimensions or channels.
         """
         y = run(self._plan, input.reshape(self._batched(input.shape)), list(self.cores))
-        if torch.is_autocast_enabled(y.device.type):
-            y = y.to(
-                torch.get_autocast_dtype(y.device.type)
-            )  # as nn.ConvNd's output, also where the last step is no matmul
+        kind = y.device.type
+        if y.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            y = y.to(torch.get_autocast_dtype(kind))  # as nn.ConvNd's output, also where the last step is no matmul
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).reshape(-1, *(1,) * self.geometry.ndim)
         return y if input.dim() == y.dim() else y.squeeze(0)

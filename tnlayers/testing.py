@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tnlayers.contraction import reconstruct
 from tnlayers.conv import TensorConv
@@ -170,7 +171,8 @@ def moves(make: Make) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         layer.to(dtype)
         y = layer(example_input(layer))
-        assert y.dtype == dtype and bool(torch.isfinite(y).all())
+        assert y.dtype == dtype
+        assert bool(torch.isfinite(y).all())
     # The draw was made in float32, then rounded to bfloat16's 8 bits.
     ratio = _mean_square(layer) / layer.variance.weight_std**2
     assert abs(ratio - 1) < len(layer.cores) * 2**-7, f"E[W^2] is {ratio} times the target after meta and casts"
@@ -210,21 +212,22 @@ def conversions(make: Make) -> None:
     layer = make(dtype=torch.float64).eval()
     layer.cores.requires_grad_(False)
     dense = layer.to_conv()
-    assert not dense.training and not dense.weight.requires_grad
+    assert not dense.training
+    assert not dense.weight.requires_grad
     own = {field.name: getattr(layer.format, field.name) for field in fields(layer.format)}
     back = type(layer).from_conv(dense, rank=layer.rank, decompose=False, **_shapes(layer), **own)
-    assert back.geometry == layer.geometry and not back.training
+    assert back.geometry == layer.geometry
+    assert not back.training
     assert not any(core.requires_grad for core in back.cores)
     assert (back.bias is None) == (layer.bias is None)
     if layer.bias is not None and back.bias is not None:
-        assert torch.equal(back.bias, layer.bias) and back.bias.requires_grad
+        assert torch.equal(back.bias, layer.bias)
+        assert back.bias.requires_grad
 
 
 @promise
 def counting(make: Make) -> None:
     """FLOPs counted on paper are those that torch counts, for every plan."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     for strategy in ("reconstruct", "factorized", "auto"):
         layer = make(strategy=strategy)
         x = example_input(layer)
