@@ -65,8 +65,7 @@ def check_options(case: Case, options: dict[str, Any]) -> None:
     own = grouped(case, options["groups"])
     layer = case.layer(*CHANNELS, **arguments(case.ndim, options), dtype=torch.float64, **own)
     x = torch.randn(2, CHANNELS[0], *(9, 8, 7)[: case.ndim], dtype=torch.float64)
-    testing.assert_same_function(layer, x)
-    # Against torch's own layer too, built from the arguments and not from ours.
+    # Against torch's layer as built from the arguments, not from ours.
     dense = layer.dense_type(
         *CHANNELS, dtype=torch.float64, **{k: v for k, v in arguments(case.ndim, options).items() if k != "strategy"}
     )

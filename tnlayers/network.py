@@ -46,7 +46,7 @@ class TensorNetwork:
         ((32, 16, 3, 3), 432, 4608, ('r',))
         >>> print(cp, "->", cp.equation)
         i r, o r, h r, w r -> ab,cb,db,eb->cade
-        >>> TensorNetwork.parse(repr(cp)[len("TensorNetwork('"):-2]) == cp
+        >>> eval(repr(cp)) == cp
         True
     """
 
@@ -115,7 +115,7 @@ class TensorNetwork:
 
         Example:
             >>> TensorNetwork.parse("i:4 r, r o:8", {"r": 2})
-            TensorNetwork('i:4 r:2, r:2 o:8')
+            TensorNetwork.parse('i:4 r:2, r:2 o:8')
         """
         cores, written = parse(text)
         for axis, size in (sizes or {}).items():
@@ -131,7 +131,7 @@ class TensorNetwork:
 
         Example:
             >>> TensorNetwork.skeleton("n:4 i r, n o r")
-            TensorNetwork('n:4 i:1 r:1, n:4 o:1 r:1')
+            TensorNetwork.parse('n:4 i:1 r:1, n:4 o:1 r:1')
         """
         cores, written = parse(text)
         return cls(cores, {axis: written.get(axis, 1) for core in cores for axis in core})
@@ -141,7 +141,7 @@ class TensorNetwork:
 
         Example:
             >>> TensorNetwork.parse("i:4 r:2, r:2 o:8").resize({"r": 3})
-            TensorNetwork('i:4 r:3, r:3 o:8')
+            TensorNetwork.parse('i:4 r:3, r:3 o:8')
         """
         return TensorNetwork(self.cores, {**self.sizes, **sizes})
 
@@ -245,7 +245,7 @@ class TensorNetwork:
 
     def __repr__(self) -> str:
         text = ", ".join(" ".join(f"{axis}:{self.sizes[axis]}" for axis in core) for core in self.cores)
-        return f"TensorNetwork({text!r})"
+        return f"TensorNetwork.parse({text!r})"
 
     def __hash__(self) -> int:
         return hash((self.cores, tuple(self.sizes.values())))

@@ -73,7 +73,7 @@ class Format(ABC):
         Example:
             >>> from tnlayers.formats import TR
             >>> TR().build((4, 4), (8,), (3, 3), rank=2)[0]
-            TensorNetwork('r0:2 i1:4 r1:2, r1:2 i2:4 r2:2, r2:2 h:3 w:3 r3:2, r3:2 o:8 r0:2')
+            TensorNetwork.parse('r0:2 i1:4 r1:2, r1:2 i2:4 r2:2, r2:2 h:3 w:3 r3:2, r3:2 o:8 r0:2')
         """
         spatial = KERNEL_AXES[-len(kernel) :]
         text = self.text(_names("i", len(in_shape)), _names("o", len(out_shape)), spatial, rank)

@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import nn
+
+import tnlayers
+from tnlayers.decompose import decompose
+
+
+def kernel(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "rank"),
+    [
+        (tnlayers.TuckerConv2d, (8, 6)),
+        (tnlayers.TTConv2d, (6, 36, 4)),
+        (tnlayers.BTTConv2d, (8, 6, 3, 2)),
+    ],
+)
+def test_full_rank_is_exact(layer, rank):
+    """At the rank of every unfolding any kernel can be written, and the fit finds it, to the square root of eps."""
+    options = {"blocks": 1, "in_shape": (4, 2), "out_shape": (2, 3)} if layer is tnlayers.BTTConv2d else {}
+    if layer is tnlayers.TTConv2d:
+        options = {"in_shape": (4, 2), "out_shape": (3, 2)}
+        rank = (6, 4)
+    made = layer(8, 6, (3, 2), rank=rank, dtype=torch.float64, **options)
+    weight = kernel(6, 8, 3, 2)
+    assert made.set_weight_(weight) < 1e-6
+    torch.testing.assert_close(made.weight.detach(), weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [tnlayers.CPConv2d, tnlayers.TuckerConv2d, tnlayers.TTConv2d, tnlayers.TRConv2d, tnlayers.BTTConv2d],
+)
+def test_error_falls_with_rank_and_is_the_one_returned(layer):
+    weight = kernel(6, 8, 3, 3)
+    errors = []
+    for rank in (1, 2, 4):
+        made = layer(8, 6, 3, rank=rank, dtype=torch.float64)
+        errors.append(made.set_weight_(weight))
+        found = float((made.weight.detach() - weight).norm() / weight.norm())
+        assert errors[-1] == pytest.approx(found, rel=1e-6)
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_fit_is_deterministic_and_leaves_the_generators_alone():
+    network, weight = tnlayers.CPConv2d(4, 4, 3, rank=3).network, kernel(4, 4, 3, 3)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first, error = decompose(network, weight)
+    assert torch.equal(torch.get_rng_state(), state)
+    second, again = decompose(network, weight)
+    assert error == again
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(decompose(network, weight, seed=1)[0][0], first[0])
+
+
+def test_ranks_above_a_dimension_are_fitted_not_wrong():
+    made = tnlayers.TuckerConv2d(3, 4, 3, rank=10, dtype=torch.float64)
+    assert made.set_weight_(kernel(4, 3, 3, 3)) < 1e-6
+
+
+def test_zero_and_tiny_kernels():
+    made = tnlayers.TRConv2d(4, 4, 3, rank=3)
+    assert made.set_weight_(torch.zeros(4, 4, 3, 3)) == 0
+    assert not made.weight.any()
+    made = tnlayers.TuckerConv2d(4, 4, 3, rank=4, dtype=torch.float64)
+    assert made.set_weight_(1e-30 * kernel(4, 4, 3, 3)) < 1e-6
+
+
+def test_from_conv_fits_and_copies():
+    conv = nn.Conv2d(8, 6, (3, 2), stride=(2, 1), padding=(1, 0), padding_mode="reflect", dtype=torch.float64).eval()
+    layer = tnlayers.TuckerConv2d.from_conv(conv, rank=(8, 6))
+    x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
+    assert not layer.training
+    grouped = nn.Conv2d(8, 6, 3, groups=2, bias=False)
+    layer = tnlayers.TuckerConv2d.from_conv(grouped, rank=(4, 6))
+    x = torch.randn(2, 8, 9, 9)
+    torch.testing.assert_close(layer(x), grouped(x), rtol=0, atol=1e-5)
+    assert layer.bias is None

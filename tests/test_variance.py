@@ -1,0 +1,245 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import geometries, networks
+from torch import nn
+
+import tnlayers
+from tnlayers import Geometry, Init, TensorNetwork, solve
+from tnlayers.contraction import contract, reconstruct
+from tnlayers.variance import DISTRIBUTIONS, MODES
+
+CONV = {1: F.conv1d, 2: F.conv2d}
+DRAWS = 300
+
+# Every family with unequal ranks, rank 1, unequal numbers of factors, blocks, groups, stride, dilation, 1x1 kernels.
+LAYERS = [
+    (tnlayers.CPConv2d, (32, 48, 3), {"rank": 24}),
+    (tnlayers.CPConv2d, (16, 16, 3), {"rank": 1}),
+    (tnlayers.CPConv1d, (32, 48, 5), {"rank": 16, "stride": 2, "groups": 2}),
+    (tnlayers.TuckerConv2d, (32, 48, 3), {"rank": (6, 11), "dilation": 2}),
+    (tnlayers.TuckerConv2d, (32, 48, (3, 5)), {"rank": (8, 12, 2, 4)}),
+    (tnlayers.TTConv2d, (32, 48, 3), {"rank": (4, 9, 6), "groups": 4}),
+    (tnlayers.TTConv2d, (36, 64, 1), {"rank": 6, "in_shape": (6, 6), "out_shape": (4, 4, 4), "stride": 2}),
+    (tnlayers.TTConv3d, (16, 16, (3, 2, 1)), {"rank": (8, 8, 8, 8), "layout": "chain"}),
+    (tnlayers.TRConv2d, (64, 64, 3), {"rank": (2, 3, 4, 5, 10, 3, 2)}),
+    (tnlayers.TRConv2d, (30, 24, 3), {"rank": 5, "in_shape": (30,), "out_shape": (2, 3, 4), "padding": 1}),
+    (tnlayers.BTTConv2d, (32, 32, 3), {"rank": (3, 4, 2, 2, 3), "blocks": 5}),
+    (tnlayers.BTTConv2d, (64, 32, 1), {"rank": 3, "blocks": 2, "groups": 2, "stride": 2}),
+    (tnlayers.EinsumConv2d, (32, 32, 3), {"rank": 6, "network": "i1 a, i2 a b, b h c, c w a, a o"}),
+]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(("layer", "args", "arguments"), LAYERS)
+def test_variance_over_draws(layer, args, arguments, distribution):
+    """E[W^2] fan / gain^2 over 300 draws without exact: within 3 %, or within 4 standard errors where those are larger."""
+    torch.manual_seed(0)
+    for mode in MODES:
+        made = layer(*args, **arguments, init=Init(mode, distribution=distribution, exact=False), dtype=torch.float64)
+        ratios = torch.empty(DRAWS, dtype=torch.float64)
+        for k in range(DRAWS):
+            if k:
+                made.reset_parameters()
+            ratios[k] = made.weight.detach().square().mean() * made.variance.fan / made.variance.gain**2
+        error = float(ratios.std()) / math.sqrt(DRAWS)
+        assert abs(float(ratios.mean()) - 1) < max(0.03, 4 * error)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(("layer", "args", "arguments"), LAYERS)
+def test_every_exact_draw_is_on_target(layer, args, arguments, distribution):
+    torch.manual_seed(0)
+    for mode in MODES:
+        for dtype in (torch.float32, torch.float64):
+            made = layer(*args, **arguments, init=Init(mode, distribution=distribution), dtype=dtype)
+            ratio = float(made.weight.detach().double().square().mean()) * made.variance.fan / made.variance.gain**2
+            assert abs(ratio - 1) < 1e-4
+
+
+@settings(max_examples=100, deadline=None)
+@given(network=networks(), split=st.sampled_from(["equal", "balanced"]), mode=st.sampled_from(MODES))
+def test_any_network_meets_the_target(network: TensorNetwork, split: str, mode: str):
+    """Second moments of independent factors multiply, and of uncorrelated terms add: so the cores' second moments, as
+    constant tensors, contract to the kernel's.
+    """
+    out, inner, *kernel = network.dense_shape
+    answer = solve(network, Geometry(inner, out, tuple(kernel), stride=2), Init(mode, split=split))
+    moments = [
+        torch.full(shape, s**2, dtype=torch.float64) for shape, s in zip(network.core_shapes, answer.std, strict=True)
+    ]
+    found = reconstruct(network, moments)
+    expected = torch.full_like(found, answer.gain**2 / answer.fan)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    assert answer.weight_std == pytest.approx(math.sqrt(answer.gain**2 / answer.fan))
+
+
+@settings(max_examples=25, deadline=None)
+@given(network=networks(max_size=4), seed=st.integers(0, 2**31))
+def test_any_network_by_drawing(network: TensorNetwork, seed: int):
+    """The same by drawing: 2000 kernels from cores of random signs, which have the variance but no heavy tails."""
+    draws, (out, inner, *kernel) = 2000, network.dense_shape
+    answer = solve(network, Geometry(inner, out, tuple(kernel)))
+    generator = torch.Generator().manual_seed(seed)
+    cores = [
+        s * (2 * torch.randint(2, (draws, *shape), generator=generator, dtype=torch.float64) - 1)
+        for shape, s in zip(network.core_shapes, answer.std, strict=True)
+    ]
+    kernels = contract(cores, [("draw", *core) for core in network.cores], ("draw", *network.dense_axes))
+    ratios = kernels.flatten(1).square().mean(1) * answer.fan / answer.gain**2
+    # Five standard errors for 25 networks; the constant covers kernels whose square is the same in every draw.
+    assert abs(float(ratios.mean()) - 1) < 5 * float(ratios.std()) / math.sqrt(draws) + 1e-9
+
+
+def test_one_core_is_kaiming_and_xavier():
+    """A dense kernel of one core, stride 1: torch's own standard deviations, exactly in the solver."""
+    network = TensorNetwork.parse("o:48 i:32 h:3 w:5")
+    geometry = Geometry(32, 48, (3, 5))
+    for mode in ("fan_in", "fan_out"):
+        for nonlinearity in ("relu", "tanh", "linear", "selu"):
+            fans = nn.init._calculate_fan_in_and_fan_out(torch.empty(48, 32, 3, 5))
+            expected = nn.init.calculate_gain(nonlinearity) / math.sqrt(fans[mode == "fan_out"])
+            assert solve(network, geometry, Init(mode, nonlinearity)).std == (pytest.approx(expected, rel=1e-12),)
+    xavier = math.sqrt(2 / sum(fans))
+    assert solve(network, geometry, Init("fan_avg", "linear")).std == (pytest.approx(xavier, rel=1e-12),)
+    # And against what torch's functions draw, 23,040 entries: the relative error of a standard deviation is 1/sqrt(2N).
+    torch.manual_seed(0)
+    tolerance = 4 / math.sqrt(2 * 48 * 32 * 15)
+    drawn = nn.init.kaiming_normal_(torch.empty(48, 32, 3, 5)).std()
+    assert solve(network, geometry).std[0] == pytest.approx(float(drawn), rel=tolerance)
+    drawn = nn.init.xavier_normal_(torch.empty(48, 32, 3, 5)).std()
+    assert solve(network, geometry, Init("fan_avg", "linear")).std[0] == pytest.approx(float(drawn), rel=tolerance)
+
+
+def test_leaky_relu_takes_its_slope():
+    assert Init(nonlinearity="leaky_relu", param=0.2).gain == pytest.approx(math.sqrt(2 / 1.04))
+
+
+def test_a_hundred_cores_do_not_overflow():
+    """Bonds of 1000 between 100 cores: their product is 10^297, and with a hyperedge on top beyond any float."""
+    count = 100
+    cores = [
+        ["i", "b1", "all"],
+        *([f"b{k}", f"b{k + 1}", "all"] for k in range(1, count - 1)),
+        [f"b{count - 1}", "o", "all"],
+    ]
+    sizes = dict.fromkeys({axis for core in cores for axis in core}, 1000) | {"all": 10**15, "i": 64, "o": 64}
+    answer = solve(TensorNetwork(cores, sizes), Geometry(64, 64, ()))
+    log_bonds = (count - 1) * math.log(1000) + 15 * math.log(10)
+    assert 2 * sum(map(math.log, answer.std)) + log_bonds == pytest.approx(math.log(2 / 64), abs=1e-9)
+
+
+def test_balanced_split_gives_equal_norms():
+    network = TensorNetwork.parse("i:64 a:3, a h:3 w:3 b:9, b o:16")
+    answer = solve(network, Geometry(64, 16, (3, 3)), Init(split="balanced"))
+    norms = [s * math.sqrt(math.prod(shape)) for s, shape in zip(answer.std, network.core_shapes, strict=True)]
+    assert norms == pytest.approx([norms[0]] * 3)
+
+
+# ------------------------------------------------------------------ taps and fans
+
+
+@settings(max_examples=100, deadline=None)
+@given(geometry=geometries())
+def test_taps_are_counted_exactly(geometry: Geometry):
+    """Convolve ones with ones: every output entry counts its taps, and its gradient counts the pairs of every input."""
+    ndim = geometry.ndim
+    x = torch.ones(1, 1, *geometry.input_size, dtype=torch.float64, requires_grad=True)
+    kernel = torch.ones(1, 1, *geometry.kernel_size, dtype=torch.float64)
+    y = CONV[ndim](x, kernel, None, geometry.stride, geometry.padding, geometry.dilation)
+    y.sum().backward()
+    forward, backward = geometry.taps
+    assert forward == pytest.approx(float(y.detach().mean()), rel=1e-12)
+    assert backward == pytest.approx(float(x.grad.mean()), rel=1e-12)
+    ratio = math.prod(geometry.output_size(geometry.input_size)) / math.prod(geometry.input_size)
+    assert backward == pytest.approx(forward * ratio, rel=1e-12)
+
+
+def test_other_padding_makes_every_tap_real():
+    kwargs = {"padding": 1, "input_size": (8, 8)}
+    assert Geometry(4, 4, (3, 3), padding_mode="circular", **kwargs).taps == (9.0, 9.0)
+    assert Geometry(4, 4, (3, 3), **kwargs).taps[0] == pytest.approx((3 - 2 / 8) ** 2)
+
+
+def test_same_padding_of_an_even_kernel():
+    geometry = Geometry(1, 1, (4,), padding="same", dilation=3, input_size=(10,))
+    assert geometry.pads == ((4, 5),)
+    padded = F.pad(torch.ones(1, 1, 10), (4, 5))
+    y = F.conv1d(padded, torch.ones(1, 1, 4), dilation=3)
+    assert y.shape[-1] == 10
+    assert geometry.taps[0] == pytest.approx(float(y.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [
+        (tnlayers.TRConv2d, {"stride": 2, "padding": 1, "rank": 4}),
+        (tnlayers.CPConv2d, {"stride": (2, 1), "dilation": (1, 2), "padding": (1, 2), "rank": 32}),
+        (tnlayers.TTConv2d, {"groups": 2, "stride": 3, "rank": 5}),
+        (tnlayers.TuckerConv2d, {"stride": 2, "rank": 8, "kernel_size": 1}),
+        (tnlayers.BTTConv2d, {"padding": 1, "rank": 2, "blocks": 3}),
+    ],
+)
+def test_fans_by_autograd(layer, arguments):
+    """White input (white output gradient): the solver's fan_in (fan_out) keeps its second moment times gain squared."""
+    torch.manual_seed(0)
+    size, draws = (12, 11), 60
+    arguments = {"kernel_size": 3} | arguments
+    for mode, gain in (("fan_in", 2.0), ("fan_out", 2.0)):
+        found = torch.empty(draws, dtype=torch.float64)
+        for k in range(draws):
+            made = layer(16, 24, **arguments, bias=False, init=Init(mode, input_size=size), dtype=torch.float64)
+            x = torch.randn(4, 16, *size, dtype=torch.float64, requires_grad=True)
+            y = made(x)
+            if mode == "fan_in":
+                found[k] = y.detach().square().mean() / x.detach().square().mean()
+            else:
+                dy = torch.randn_like(y)
+                y.backward(dy)
+                found[k] = x.grad.square().mean() / dy.square().mean()
+        error = float(found.std()) / math.sqrt(draws)
+        assert error < 0.05 * gain
+        assert abs(float(found.mean()) - gain) < 4 * error
+
+
+# ------------------------------------------------------------------ the Reproducing Transformation
+
+
+def reproduced(dy: torch.Tensor, kernel: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """The input's gradient as the module docstring of tnlayers.variance states it: one stride-1 convolution."""
+    groups, out, ndim = geometry.groups, geometry.out_channels, geometry.ndim
+    # Put stride - 1 zeros between neighbours.
+    spread = dy.new_zeros(*dy.shape[:2], *((n - 1) * s + 1 for n, s in zip(dy.shape[2:], geometry.stride, strict=True)))
+    spread[(..., *(slice(None, None, s) for s in geometry.stride))] = dy
+    # Pad by the span of the kernel less the padding, on the right also by what the stride left over.
+    pad: list[int] = []
+    for n, span, p, s in reversed(
+        list(zip(geometry.input_size, geometry.spans, geometry.padding, geometry.stride, strict=True))
+    ):
+        pad += [span - 1 - p, span - 1 - p + (n + 2 * p - span) % s]
+    # Flip the kernel and exchange its channel axes, within each group.
+    flipped = kernel.flip(tuple(range(2, 2 + ndim))).unflatten(0, (groups, out // groups)).transpose(1, 2).flatten(0, 1)
+    return CONV[ndim](F.pad(spread, pad), flipped, dilation=geometry.dilation, groups=groups)
+
+
+@settings(max_examples=100, deadline=None)
+@given(geometry=geometries(), seed=st.integers(0, 2**31))
+def test_reproducing_transformation(geometry: Geometry, seed: int):
+    """Stride, dilation, padding, groups, asymmetric kernels; 1d and 2d; padding beyond the kernel's span crops."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = randn(2, geometry.in_channels, *geometry.input_size).requires_grad_()
+    kernel = randn(geometry.out_channels, geometry.in_channels // geometry.groups, *geometry.kernel_size)
+    y = CONV[geometry.ndim](
+        x, kernel, None, geometry.stride, geometry.padding, geometry.dilation, groups=geometry.groups
+    )
+    dy = randn(*y.shape)
+    (expected,) = torch.autograd.grad(y, x, dy)
+    torch.testing.assert_close(reproduced(dy, kernel, geometry), expected, rtol=1e-12, atol=1e-12)
