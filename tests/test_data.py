@@ -9,10 +9,11 @@ import struct
 import tarfile
 import threading
 
-import data
 import numpy as np
 import pytest
 import torch
+
+import data
 from data import DataError, Download, ImageData, fetch, load, read_cifar10, read_idx
 
 CIFAR_ROW = 3 * 32 * 32
@@ -278,7 +279,9 @@ def test_a_download_is_kept_when_its_md5_is_right(tmp_path):
 def test_a_download_with_another_md5_leaves_nothing_behind(tmp_path):
     (tmp_path / "source").write_bytes(b"content")
     target = tmp_path / "new" / "file"
-    with pytest.raises(DataError, match=f"has MD5 {md5(b'content')}, but {md5(b'other')} was published: nothing was kept"):
+    with pytest.raises(
+        DataError, match=f"has MD5 {md5(b'content')}, but {md5(b'other')} was published: nothing was kept"
+    ):
         fetch(Download((tmp_path / "source").as_uri(), md5(b"other")), target)
     assert not list(target.parent.iterdir())
 
@@ -303,7 +306,7 @@ def server(tmp_path):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield served, f"http://127.0.0.1:{httpd.server_port}"
         httpd.shutdown()
@@ -334,5 +337,5 @@ def test_fashion_mnist_is_downloaded_file_by_file(tmp_path, server, monkeypatch)
     assert load("fashion-mnist", tmp_path / "data", download=True).test_images.shape == (20, 1, 28, 28)
     (served / "t10k-labels-idx1-ubyte.gz").unlink()
     (tmp_path / "data" / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte.gz cannot be downloaded .*404"):
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz cannot be downloaded .*404"):
         load("fashion-mnist", tmp_path / "data", download=True)

@@ -37,7 +37,7 @@ LAYERS = [
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize(("layer", "args", "arguments"), LAYERS)
 def test_variance_over_draws(layer, args, arguments, distribution):
-    """E[W^2] fan / gain^2 over 300 draws without exact: within 3 %, or within 4 standard errors where those are larger."""
+    """E[W^2] fan / gain^2 over 300 draws without exact: within 3 %, or 4 standard errors if those are more."""
     torch.manual_seed(0)
     for mode in MODES:
         made = layer(*args, **arguments, init=Init(mode, distribution=distribution, exact=False), dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -20,17 +20,18 @@ class Step:
         left, right: the operands; ``x``, or what became of it, is ``left`` wherever it takes part.
         axes: the axes of the left operand, of the right one, and of the result.
         kernel: the kernel axes that are convolved here; without any, the step is a plain contraction.
+        equation: the step as einsum; empty where something is convolved.
     """
 
     left: int
     right: int
     axes: tuple[Axes, Axes, Axes]
     kernel: Axes = ()
+    equation: str = field(init=False, repr=False)
 
-    @property
-    def equation(self) -> str:
-        """The step as einsum; a convolved axis cannot be seen in it."""
-        return einsum_equation(*self.axes[:2], out=self.axes[2])
+    def __post_init__(self) -> None:
+        left, right, out = self.axes
+        object.__setattr__(self, "equation", "" if self.kernel else einsum_equation(left, right, out=out))
 
     def volume(self, sizes: Mapping[str, int]) -> int:
         """How many products of one entry of each operand the step forms."""
@@ -106,8 +107,13 @@ def contract(operands: Sequence[Tensor], axes: Sequence[Axes], out: Axes) -> Ten
     sizes = {
         axis: size for t, names in zip(operands, axes, strict=True) for axis, size in zip(names, t.shape, strict=True)
     }
+    return execute(order(tuple(axes), out, tuple(sizes.items())), operands)
+
+
+def execute(steps: Sequence[Step], operands: Sequence[Tensor]) -> Tensor:
+    """Run contractions in order; the last result, or the only operand where there is nothing to contract."""
     tensors = list(operands)
-    for step in order(tuple(axes), out, tuple(sizes.items())):
+    for step in steps:
         tensors.append(torch.einsum(step.equation, tensors[step.left], tensors[step.right]))
     return tensors[-1]
 

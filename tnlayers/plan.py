@@ -12,7 +12,7 @@ any other.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers import errors
-from tnlayers.contraction import Step, order, place_in, place_out, reconstruct
+from tnlayers.contraction import Step, execute, order, place_in, place_out
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
@@ -37,6 +37,80 @@ _NOMINAL = 16
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A step with kernel axes as one grouped convolution; all is fixed beforehand but the batch and the positions.
+
+    Attributes:
+        x_order, w_order, y_order: permutations of the axes of the input, of the weight and of the result.
+        folded, channels: what the axes between batch and positions become, in the batch and as channels.
+        w_shape: shape of the weight.
+        y_shape: shape of the result between batch and positions, before it is permuted.
+        stride, padding, dilation, groups: of the convolution.
+    """
+
+    x_order: tuple[int, ...]
+    w_order: tuple[int, ...]
+    y_order: tuple[int, ...]
+    folded: int
+    channels: int
+    w_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, step: Step, geometry: Geometry, kernel: Axes, sizes: Mapping[str, int]) -> "Convolution":
+        """Sort the axes of a step into folded, groups, summed and new ones."""
+        x_axes, w_axes, out = step.axes
+        inner, places = x_axes[1 : -geometry.ndim], x_axes[-geometry.ndim :]
+        folded = tuple(axis for axis in inner if axis not in w_axes)
+        groups = tuple(axis for axis in inner if axis in w_axes and axis in out)
+        summed = tuple(axis for axis in inner if axis in w_axes and axis not in out)
+        new = tuple(axis for axis in w_axes if axis not in inner + step.kernel)
+
+        def size(axes: Axes) -> int:
+            return math.prod(sizes[axis] for axis in axes)
+
+        def here(name: str, otherwise: int) -> tuple[int, ...]:
+            each = geometry.each(name)
+            return tuple(value if axis in step.kernel else otherwise for axis, value in zip(kernel, each, strict=True))
+
+        found = (BATCH, *folded, *groups, *new, *out[-geometry.ndim :])
+        return cls(
+            x_order=_order(x_axes, (BATCH, *folded, *groups, *summed, *places)),
+            w_order=_order(w_axes, (*groups, *new, *summed, *step.kernel)),
+            y_order=_order(found, out),
+            folded=size(folded),
+            channels=size(groups + summed),
+            w_shape=(
+                size(groups + new),
+                size(summed),
+                *(sizes[axis] if axis in step.kernel else 1 for axis in kernel),
+            ),
+            y_shape=tuple(sizes[axis] for axis in folded + groups + new),
+            stride=here("stride", 1),
+            padding=(0,) * geometry.ndim if geometry.prepad else here("padding", 0),
+            dilation=here("dilation", 1),
+            groups=size(groups),
+        )
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolve."""
+        batch, places = x.shape[0], len(self.stride)
+        x = x.permute(self.x_order)
+        x = x.reshape(batch * self.folded, self.channels, *x.shape[-places:])
+        weight = weight.permute(self.w_order).reshape(self.w_shape)
+        y = _CONV[places](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return y.reshape(batch, *self.y_shape, *y.shape[2:]).permute(self.y_order)
+
+
+def _order(have: Axes, want: Axes) -> tuple[int, ...]:
+    return tuple(have.index(axis) for axis in want)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one forward runs; made once for a network and a geometry.
 
@@ -46,6 +120,8 @@ class Plan:
         operands: axes of ``x`` and of the other operands.
         shapes: their shapes; of ``x``, the channels' only.
         steps: in order.
+        convolutions: for each step, how it convolves, or None.
+        weight_steps: the steps that build the dense kernel before; their operands are the cores, numbered from 0.
     """
 
     strategy: str
@@ -54,13 +130,26 @@ class Plan:
     operands: tuple[Axes, ...]
     shapes: tuple[tuple[int, ...], ...]
     steps: tuple[Step, ...]
+    weight_steps: tuple[Step, ...] = ()
+    convolutions: tuple[Convolution | None, ...] = field(init=False, repr=False)
 
-    @property
-    def weight_steps(self) -> tuple[Step, ...]:
-        """The steps that build the dense kernel; their operands are the cores, numbered from 0."""
-        if self.strategy == "factorized":
-            return ()
-        return order(self.network.cores, self.network.dense_axes, tuple(self.network.sizes.items()))
+    def __post_init__(self) -> None:
+        sizes = self._static_sizes()
+        object.__setattr__(
+            self,
+            "convolutions",
+            tuple(
+                Convolution.of(step, self.geometry, self.network.kernel, sizes) if step.kernel else None
+                for step in self.steps
+            ),
+        )
+
+    def _static_sizes(self) -> dict[str, int]:
+        """The size of every axis but the batch and the positions."""
+        known = dict(self.network.sizes)
+        for axes, shape in zip(self.operands[1:], self.shapes[1:], strict=True):
+            known.update(zip(axes, shape, strict=True))
+        return known
 
     def flops(self, input_shape: Sequence[int]) -> int:
         """Floating-point operations of one forward on an input of shape (batch, channels, *spatial), without bias."""
@@ -80,9 +169,7 @@ class Plan:
 
     def sizes(self, input_shape: Sequence[int]) -> dict[str, int]:
         """The size of every axis for an input of shape (batch, channels, *spatial)."""
-        known = dict(self.network.sizes)
-        for axes, shape in zip(self.operands[1:], self.shapes[1:], strict=True):
-            known.update(zip(axes, shape, strict=True))
+        known = self._static_sizes()
         batch, _, *places = input_shape
         pads = self.geometry.pads if self.geometry.prepad else ((0, 0),) * len(places)
         for axis, size, pad, out in zip(
@@ -121,7 +208,8 @@ def plan(network: TensorNetwork, geometry: Geometry, strategy: str = "auto") -> 
         blocks = (groups,) * len(group)
         shapes: tuple[tuple[int, ...], ...] = (*blocks, inner[0]), (*blocks, out_channels // groups, *inner)
         step = Step(0, 1, (*axes, (BATCH, *group, OUT, *after)), network.kernel)
-        return Plan("reconstruct", network, geometry, axes, shapes, (step,))
+        weight_steps = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
+        return Plan("reconstruct", network, geometry, axes, shapes, (step,), weight_steps)
     top = network.outputs[0]
     if network.sizes[top] % groups:
         raise ValueError(
@@ -177,49 +265,16 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor]) -> Tensor:
     if geometry.prepad:
         mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
         x = F.pad(x, geometry.prepad, mode=mode)
-    weights = [reconstruct(plan.network, cores)] if plan.strategy == "reconstruct" else cores
+    weights = cores
+    if plan.strategy == "reconstruct":
+        kernel = execute(plan.weight_steps, cores)
+        if len(cores) == 1:  # nothing was contracted, so nothing was put in order
+            kernel = kernel.permute([plan.network.cores[0].index(axis) for axis in plan.network.dense_axes])
+        weights = [kernel]
     tensors = [x.reshape(x.shape[0], *plan.shapes[0], *x.shape[2:])]
     tensors += [weight.reshape(shape) for weight, shape in zip(weights, plan.shapes[1:], strict=True)]
-    for step in plan.steps:
+    for step, convolve in zip(plan.steps, plan.convolutions, strict=True):
         left, right = tensors[step.left], tensors[step.right]
-        if step.kernel:
-            tensors.append(_convolve(step, left, right, plan))
-        else:
-            tensors.append(torch.einsum(step.equation, left, right))
+        tensors.append(torch.einsum(step.equation, left, right) if convolve is None else convolve(left, right))
     y = tensors[-1]
     return y.reshape(y.shape[0], geometry.out_channels, *y.shape[-geometry.ndim :])
-
-
-def _convolve(step: Step, x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
-    """Run one step as a grouped convolution."""
-    geometry, kernel = plan.geometry, plan.network.kernel
-    x_axes, w_axes, out = step.axes
-    places = x_axes[-geometry.ndim :]
-    inner = x_axes[1 : -geometry.ndim]
-    folded = [axis for axis in inner if axis not in w_axes]
-    groups = [axis for axis in inner if axis in w_axes and axis in out]
-    summed = [axis for axis in inner if axis in w_axes and axis not in out]
-    new = [axis for axis in w_axes if axis not in x_axes + step.kernel]
-    x_size, w_size = dict(zip(x_axes, x.shape, strict=True)), dict(zip(w_axes, weight.shape, strict=True))
-
-    def prod(sizes: Mapping[str, int], axes: Sequence[str]) -> int:
-        return math.prod(sizes[axis] for axis in axes)
-
-    x = x.permute([x_axes.index(axis) for axis in (BATCH, *folded, *groups, *summed, *places)])
-    x = x.reshape(x.shape[0] * prod(x_size, folded), prod(x_size, groups + summed), *x.shape[-geometry.ndim :])
-    weight = weight.permute([w_axes.index(axis) for axis in (*groups, *new, *summed, *step.kernel)])
-    taps = [w_size.get(axis, 1) for axis in kernel]
-    weight = weight.reshape(prod(w_size, groups + new), prod(w_size, summed), *taps)
-    here = [axis in step.kernel for axis in kernel]
-    padding = (0,) * geometry.ndim if geometry.prepad else tuple(before for before, _ in geometry.pads)
-    y = _CONV[geometry.ndim](
-        x,
-        weight,
-        stride=[s if h else 1 for s, h in zip(geometry.each("stride"), here, strict=True)],
-        padding=[p if h else 0 for p, h in zip(padding, here, strict=True)],
-        dilation=[d if h else 1 for d, h in zip(geometry.each("dilation"), here, strict=True)],
-        groups=prod(x_size, groups),
-    )
-    y = y.reshape(x_size[BATCH], *(x_size[a] for a in folded + groups), *(w_size[a] for a in new), *y.shape[2:])
-    found = (BATCH, *folded, *groups, *new, *out[-geometry.ndim :])
-    return y.permute([found.index(axis) for axis in out])

@@ -37,7 +37,8 @@ def check(layer_type: type[TensorConv], *args: Any, **kwargs: Any) -> None:
 
     Args:
         layer_type: the class.
-        *args, **kwargs: its arguments; choose small ones, gradients are checked numerically.
+        *args: its arguments; choose small ones, gradients are checked numerically.
+        **kwargs: likewise.
 
     Raises:
         AssertionError: a promise is broken.
@@ -106,7 +107,8 @@ def gradients(make: Make) -> None:
         assert torch.autograd.gradcheck(function, (x, *parameters.values()), fast_mode=True)
         layer(x).square().sum().backward()
         for name, parameter in parameters.items():
-            assert parameter.grad is not None and parameter.grad.norm() > 0, f"{name} gets no gradient"
+            assert parameter.grad is not None, f"{name} gets no gradient"
+            assert parameter.grad.norm() > 0, f"the gradient of {name} is zero"
 
 
 @promise

@@ -1,0 +1,321 @@
+"""The training job: repeatable, resumable to the same numbers, honest files, one sentence per mistake."""
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import provenance
+import report
+import train
+from config import Config, ConfigError
+from data import ImageData
+from train import Run, RunError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    """Forty images that a network can tell apart, in place of any data set."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 10
+    images = torch.randint(100, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(40), 0, labels % 8] += 150
+    data = ImageData(images, labels, images[:20], labels[:20], shift=1, flip=True)
+    monkeypatch.setattr(train, "load", lambda *_: data)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Nets this small gain nothing from threads, and lose much where tests run beside each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(epochs=3, batch_size=16, out=tmp_path, device="cpu")
+
+
+def numbers(result):
+    """What a run measured, but for the time it took."""
+    return [
+        {key: row[key] for key in ("epoch", "lr", "train_loss", "train_accuracy", "loss", "accuracy")}
+        for row in result.history
+    ]
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(("conv", "rank"), [("dense", None), ("tr", 0.2)])
+def test_a_resumed_run_ends_with_the_same_numbers(config, conv, rank):
+    config = replace(config, conv=conv, rank=rank)
+    whole = train.train(config)
+    Run(replace(config, out=config.out / "stopped")).epoch()
+    resumed = train.train(replace(config, out=config.out / "stopped", resume=True))
+    assert numbers(resumed) == numbers(whole)
+    weights = resumed.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in whole.model.state_dict().items())
+
+
+def test_a_run_repeats_itself_and_another_seed_does_not(config):
+    first, second = train.train(config), train.train(config)
+    assert numbers(first) == numbers(second)
+    assert numbers(first) != numbers(train.train(replace(config, seed=1)))
+
+
+def test_a_run_moves_no_random_state_but_its_own(config):
+    before = torch.get_rng_state()
+    train.train(replace(config, epochs=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_lowers_the_loss(config):
+    history = train.train(replace(config, epochs=6, lr=0.05)).history
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+def test_a_finished_run_resumes_to_itself(config):
+    done = train.train(config)
+    assert numbers(train.train(replace(config, resume=True))) == numbers(done)
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.5), ("epochs", 4), ("label_smoothing", 0.25), ("augment", False)])
+def test_a_checkpoint_of_another_run_is_refused_by_the_name_of_the_field(config, name, value):
+    Run(config).epoch()
+    with pytest.raises(
+        RunError, match=rf"was made with {name} {getattr(config, name)}, but this run has {name} {value}"
+    ):
+        Run(replace(config, resume=True, **{name: value}))
+
+
+def test_a_damaged_checkpoint_is_told(config):
+    run = Run(config)
+    run.epoch()
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:1000])
+    with pytest.raises(RunError, match=r"checkpoint\.pt is not a checkpoint of this script"):
+        Run(replace(config, resume=True))
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(config, monkeypatch):
+    run = Run(config)
+    run.epoch()
+    good = run.checkpoint.read_bytes()
+
+    def crash(state, file):
+        file.write(b"half of a checkpoint")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match="no space left"):
+        run.epoch()
+    assert run.checkpoint.read_bytes() == good
+    assert sorted(path.name for path in config.directory.iterdir()) == ["checkpoint.pt", "metrics.csv"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config):
+    run = Run(config)
+    run.model.linear.bias.data[0] = float("nan")
+    with pytest.raises(RunError, match=r"dense: the loss is nan in epoch 1: try a smaller --lr"):
+        run.epoch()
+    assert not run.checkpoint.exists()
+
+
+def test_the_learning_rate_rises_along_a_line_and_falls_along_a_cosine(config):
+    run = Run(replace(config, epochs=10, warmup=0.2, lr=2.0))  # 2 steps in each epoch
+    factors = [run._lr_factor(step) for step in range(21)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1
+    assert factors[12] == pytest.approx(0.5)
+    assert factors[20] == pytest.approx(0, abs=1e-15)
+    assert run.scheduler.get_last_lr() == [0.5, 0.5]
+
+
+def test_only_what_has_two_axes_or_more_decays(config):
+    decaying, free = Run(replace(config, conv="tr", rank=0.2, weight_decay=0.1)).optimizer.param_groups
+    assert (decaying["weight_decay"], free["weight_decay"]) == (0.1, 0)
+    assert {p.ndim for p in free["params"]} == {1}
+    assert min(p.ndim for p in decaying["params"]) == 2
+
+
+def test_size_counts_what_dense_convolutions_would_have(config):
+    dense, tensor = (replace(config, conv=conv).network(1, 10) for conv in ("dense", "tucker"))
+    assert train.size(dense)["keep_ratio"] == 1
+    assert train.size(dense)["parameters"] == train.size(tensor)["dense_parameters"] == 269_434
+    assert train.size(tensor)["keep_ratio"] < 0.3
+
+
+def test_autocast_trains_in_single_precision_outside(config):
+    result = train.train(replace(config, epochs=1, amp=True))
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_one_command_runs_every_arm_with_every_seed(tmp_path, capsys):
+    presets = []
+    for name, text in (("dense", "epochs: 9"), ("tr", "conv: tr\nrank: 0.2")):
+        presets.append(tmp_path / f"{name}.yaml")
+        presets[-1].write_text(text)
+    results = tmp_path / "results" / "both.csv"
+    flags = ["--seeds", "0", "3", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--out", str(tmp_path)]
+    train.main(["--config", *map(str, presets), "--results", str(results), *flags])
+    rows = read(results)
+    assert [(row["arm"], row["seed"], row["epochs"]) for row in rows] == [
+        (arm, seed, "1") for arm in ("dense", "tr-0.2") for seed in ("0", "3")
+    ]
+    for row in rows:
+        assert set(provenance.provenance()) < set(row)
+        metrics = read(tmp_path / f"digits-resnet20-{row['arm']}-seed{row['seed']}" / "metrics.csv")
+        assert metrics[-1]["accuracy"] == row["accuracy"]
+    assert "digits-resnet20-tr-0.2-seed3" in capsys.readouterr().out
+
+
+def test_flags_override_presets_and_presets_override_defaults(tmp_path):
+    path = tmp_path / "tr.yaml"
+    path.write_text("conv: tr\nrank: 0.2\nlr: 0.3")
+    for flags in (["--rank", "4", "--config", str(path)], ["--config", str(path), "--rank", "4", "--seeds", "1"]):
+        (command,) = train.parse(flags)
+        assert (command.run.conv, command.run.rank, command.run.lr, command.run.epochs) == ("tr", 4, 0.3, 20)
+    first, second = train.parse(["--config", str(path), str(path), "--rank", "2", "3", "--amp"])
+    assert first == second
+    assert (first.run.rank, first.run.amp) == ((2, 3), True)
+
+
+def test_mistakes_end_the_command_with_one_sentence(tmp_path, capsys):
+    def sentence(*flags):
+        with pytest.raises(SystemExit) as stop:
+            train.main([*flags, "--out", str(tmp_path)])
+        text = str(stop.value.code) if isinstance(stop.value.code, str) else "".join(capsys.readouterr())
+        return " ".join(text.replace("│", " ").split())
+
+    assert "rank is 0.2, but dense convolutions have none" in sentence("--rank", "0.2")
+    assert sentence("--device", "abacus").startswith("error: device is 'abacus', which cannot be used here: ")
+    assert "momentum is 2.0, but it must be from 0 to below 1" in sentence("--momentum", "2")
+    assert re.match(
+        r"error: resnet20 with tr-0 convolutions cannot be built: .*rank", sentence("--conv", "tr", "--rank", "0")
+    )
+    assert re.match(
+        r"error: .*none\.yaml cannot be read: No such file", sentence("--config", str(tmp_path / "none.yaml"))
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ presets
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_states_only_what_differs(path):
+    preset, default = Config.from_yaml(path), Config()
+    assert preset.experiment.items() - default.experiment.items()
+    stated = [line.partition(":")[0] for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    assert [name for name in stated if getattr(preset, name) == getattr(default, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("learning_rate: 1", "has the key 'learning_rate', but only dataset, model, conv"),
+        ("lr: fast", "lr is 'fast', but float is accepted"),
+        ("lr: 5e-4", "lr is '5e-4', but float is accepted"),  # YAML 1.1 reads a number only with a point
+        ("epochs: 1.5", "epochs is 1.5, but int is accepted"),
+        ("epochs: true", "epochs is True, but int is accepted"),
+        ("augment: 1", "augment is 1, but bool is accepted"),
+        ("dataset: mnist", r"dataset is 'mnist', but Literal\['digits', 'fashion-mnist', 'cifar10'\] is accepted"),
+        ("rank: [4, x]", r"rank is \[4, 'x'\], but int \| float \| tuple\[int, \.\.\.\] \| None is accepted"),
+        ("epochs: 0", "epochs is 0, but it must be at least 1"),
+        ("lr: .nan", "lr is nan, but it must be above 0"),
+        ("rank: 3", "rank is 3, but dense convolutions have none"),
+        ("- epochs", r"holds \['epochs'\], but lines of the form"),
+        ("", "holds None, but lines of the form"),
+        ("epochs: [", "is not YAML: "),
+    ],
+)
+def test_a_wrong_preset_is_told(tmp_path, text, sentence):
+    path = tmp_path / "preset.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"preset\.yaml:? {sentence}"):
+        Config.from_yaml(path)
+
+
+def test_a_preset_can_hold_every_type(tmp_path):
+    path = tmp_path / "preset.yaml"
+    path.write_text("conv: tucker\nrank: [8, 8]\nlr: 1\namp: true\nthreads: null\ndata_dir: somewhere\n")
+    assert Config.from_yaml(path) == Config(
+        conv="tucker", rank=(8, 8), lr=1.0, amp=True, threads=None, data_dir=Path("somewhere")
+    )
+
+
+# ------------------------------------------------------------------------------------------------ provenance, report
+
+
+def test_provenance_names_versions_and_no_place():
+    here = provenance.provenance()
+    assert list(here) == ["machine", "python", "torch", "tnlayers", "commit", "date"]
+    assert all(here.values())
+    assert here["torch"] == torch.__version__
+    assert "/" not in "".join(here.values())
+
+
+def test_a_row_keeps_the_provenance_it_came_with(tmp_path):
+    provenance.write_csv(tmp_path / "a.csv", [{"x": 1, "date": "1999-01-01"}, {"x": 2, "date": "1999-01-02"}])
+    assert [(row["x"], row["date"]) for row in read(tmp_path / "a.csv")] == [("1", "1999-01-01"), ("2", "1999-01-02")]
+    assert read(tmp_path / "a.csv")[0]["torch"] == torch.__version__
+
+
+def digits_rows():
+    return [
+        {
+            "arm": arm,
+            "split": "test",
+            "accuracy": accuracy,
+            "parameters": count,
+            "dense_parameters": 1000,
+            "keep_ratio": 0.5,
+        }
+        for arm, count, accuracies in (("dense", 1000, (0.98, 0.99)), ("tr-0.2", 200, (0.97, 0.97)))
+        for accuracy in accuracies
+    ]
+
+
+def test_a_table_is_made_from_its_results_and_nothing_else_changes(tmp_path):
+    provenance.write_csv(tmp_path / "digits.csv", digits_rows())
+    before = "# Title\n<!-- table: digits -->\nold\n<!-- /table -->\nafter\n"
+    after = report.rewrite(before, tmp_path)
+    assert after.startswith("# Title\n<!-- table: digits -->\n| convolutions |")
+    assert after.endswith("<!-- /table -->\nafter\n")
+    assert "| dense | 98.50 ± 0.50 % | 1,000 | 100.0% | 0.500 | 2 |" in after
+    assert "| tr-0.2 | 97.00 ± 0.00 % | 200 | 20.0% | 0.500 | 2 |" in after
+    assert f"torch {torch.__version__}" in after
+    assert report.rewrite(after, tmp_path) == after
+
+
+def test_tables_that_cannot_be_made_are_told(tmp_path):
+    with pytest.raises(report.ReportError, match=r"asks for the table 'digits', but there is no .*digits\.csv"):
+        report.rewrite("<!-- table: digits -->\n<!-- /table -->", tmp_path)
+    with pytest.raises(report.ReportError, match="asks for the table 'fingers', but there are only digits"):
+        report.rewrite("<!-- table: fingers -->\n<!-- /table -->", tmp_path)
+    tuning = [row | {"split": "validation"} for row in digits_rows()]
+    provenance.write_csv(tmp_path / "digits.csv", tuning)
+    with pytest.raises(report.ReportError, match="validation"):
+        report.rewrite("<!-- table: digits -->\n<!-- /table -->", tmp_path)
+
+
+def test_check_tells_a_stale_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "REPOSITORY", tmp_path)
+    provenance.write_csv(tmp_path / "benchmarks" / "results" / "digits.csv", digits_rows())
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table: digits -->\n<!-- /table -->\n")
+    assert report.main(["--check"]) == 1
+    assert report.main([]) == 0
+    assert "98.50" in readme.read_text()
+    assert report.main(["--check"]) == 0
