@@ -73,9 +73,8 @@ class Convolution:
         def size(axes: Axes) -> int:
             return math.prod(sizes[axis] for axis in axes)
 
-        def here(name: str, otherwise: int) -> tuple[int, ...]:
-            each = geometry.each(name)
-            return tuple(value if axis in step.kernel else otherwise for axis, value in zip(kernel, each, strict=True))
+        def here(values: Sequence[int], otherwise: int) -> tuple[int, ...]:
+            return tuple(v if axis in step.kernel else otherwise for axis, v in zip(kernel, values, strict=True))
 
         found = (BATCH, *folded, *groups, *new, *out[-geometry.ndim :])
         return cls(
@@ -90,9 +89,9 @@ class Convolution:
                 *(sizes[axis] if axis in step.kernel else 1 for axis in kernel),
             ),
             y_shape=tuple(sizes[axis] for axis in folded + groups + new),
-            stride=here("stride", 1),
-            padding=(0,) * geometry.ndim if geometry.prepad else here("padding", 0),
-            dilation=here("dilation", 1),
+            stride=here(geometry.each("stride"), 1),
+            padding=here([0 if geometry.prepad else before for before, _ in geometry.pads], 0),
+            dilation=here(geometry.each("dilation"), 1),
             groups=size(groups),
         )
 
