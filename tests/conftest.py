@@ -2,5 +2,5 @@
 
 import torch
 
-# The tensors here are tiny: threads only wait for each other, and the runner uses the cores by running tests side by side.
+# The tensors here are tiny: threads only wait for each other, and the runner keeps the cores busy with several tests.
 torch.set_num_threads(1)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
 from covertable import make
 from torch import nn
 
 import tnlayers
+from cases import CASES, Case
 from tnlayers import testing
 
 CHANNELS = (8, 12)

@@ -35,7 +35,7 @@ TABLE = [
     (lambda: tr(in_shape=()), ValueError, "in_shape () has product 1", "in_channels is 64"),
     (lambda: tr(in_shape=(-8, -8)), ValueError, "in_shape[0] is -8", ">= 1"),
     (lambda: tr(out_shape=(6.4, 10)), TypeError, "out_shape[0] is 6.4", "integer"),
-    (lambda: einsum("i1 a, a i2 h w b, b o", in_shape=(4, 4, 4)), ValueError, "in_shape (4, 4, 4) has 3 entries", "i1, i2"),
+    (lambda: einsum("i1 a, a i2 h w b, b o", in_shape=(4, 4, 4)), ValueError, "in_shape (4, 4, 4) has 3", "i1, i2"),
     # the convolution
     (lambda: tr(64, 64, 0), ValueError, "kernel_size is 0", ">= 1"),
     (lambda: tr(64, 64, (3, 3, 3)), ValueError, "kernel_size (3, 3, 3) has 3 entries", "2 of them"),
@@ -85,7 +85,7 @@ TABLE = [
     (lambda: einsum("i r:4, r:5 h w o"), ValueError, "axis 'r' is given the sizes 4 and 5", "write one"),
     (lambda: einsum("i:32 r, r h w o"), ValueError, "fixes axis 'i' at 32", "64"),
     (lambda: einsum("i r:0, r h w o"), ValueError, "size of axis 'r' is 0", ">= 1"),
-    (lambda: TensorNetwork((("i", "r"), ("r", "o")), {"i": 1, "o": 1}), ValueError, "no entry for axis 'r'", "['i', 'o']"),
+    (lambda: TensorNetwork((("i", "r"), ("r", "o")), {"i": 1, "o": 1}), ValueError, "no entry for axis 'r'", "['i'"),
     (lambda: TensorNetwork.parse(NETWORK, {"z": 2}), ValueError, "names axis 'z'", "its axes are"),
     (lambda: TensorNetwork.parse(NETWORK).resize({"r": -1}), ValueError, "size of axis 'r' is -1", ">= 1"),
     (lambda: TensorNetwork((("i", "2x"),), {}), ValueError, "axis '2x'", "a letter"),
@@ -129,7 +129,7 @@ TABLE = [
     (lambda: TRConv2d.from_conv(nn.LazyConv2d(8, 3)), TypeError, "conv is LazyConv2d", "nn.Conv2d"),
     (lambda: TRConv2d.from_conv(nn.Conv2d(8, 8, 3, device="meta")), ValueError, "decompose is True", "decompose=False"),
     (lambda: CPConv2d.from_conv(nn.Conv2d(8, 8, 3), decompose="yes"), TypeError, "decompose is 'yes'", "True or False"),
-    (lambda: decompose(TensorNetwork.parse(NETWORK), torch.ones(2, 2)), ValueError, "weight has shape (2, 2)", "(4, 4)"),
+    (lambda: decompose(TensorNetwork.parse(NETWORK), torch.ones(2)), ValueError, "weight has shape (2,)", "(4, 4)"),
 ]  # fmt: skip
 
 

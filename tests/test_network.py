@@ -6,9 +6,9 @@ import pytest
 import tensorly
 import torch
 from hypothesis import given, settings
-from networks import networks
 
 import tnlayers
+from networks import networks
 from tnlayers import TensorNetwork
 from tnlayers.contraction import reconstruct
 

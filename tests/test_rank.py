@@ -1,10 +1,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import networks
 
 import tnlayers
-from tnlayers.rank import resolve
+from networks import networks
+from tnlayers.rank import _caps, _kernel_bonds, resolve
 
 LAYERS = [
     tnlayers.CPConv2d,
@@ -28,7 +28,7 @@ def test_keep_ratio_is_met_closely_and_evenly(layer, keep, channels):
     made = layer(*channels, 3, rank=keep, device="meta")
     assert made.keep_ratio <= keep
     sizes = made.rank
-    caps = tnlayers.rank._caps(made.network, tuple(sizes))
+    caps = _caps(made.network, tuple(sizes))
     # No bond can grow by one more without leaving the budget, unless it would add nothing or overtake the others.
     lowest = min((size for bond, size in sizes.items() if size < caps[bond]), default=None)
     for bond, size in sizes.items():
@@ -77,13 +77,13 @@ def test_the_largest_fitting_network_by_brute_force():
 @given(network=networks(max_cores=6), keep=st.floats(0.01, 1.0))
 def test_any_network_keeps_its_budget_or_says_why(network, keep):
     dense = {axis: network.sizes[axis] for axis in network.dense_axes}
-    try:
-        found, sizes = resolve(str(network), dense, keep)
-    except ValueError as error:
-        assert "keep ratio leaves" in str(error)
-        assert network.resize(dict.fromkeys(network.bonds, 1)).num_params > keep * network.dense_params or any(
-            bond in network.bonds for bond in tnlayers.rank._kernel_bonds(network, network.bonds)
-        )
+    caps, whole = _caps(network, network.bonds), _kernel_bonds(network, network.bonds)
+    least = network.resize({bond: caps[bond] if bond in whole else 1 for bond in network.bonds}).num_params
+    budget = keep * network.dense_params
+    if network.bonds and least > budget:
+        with pytest.raises(ValueError, match=f"keep ratio leaves {int(budget)} of .* has at least {least}"):
+            resolve(str(network), dense, keep)
     else:
-        if sizes:
-            assert found.num_params <= keep * found.dense_params
+        found, sizes = resolve(str(network), dense, keep)
+        assert set(sizes) == set(network.bonds)
+        assert not sizes or least <= found.num_params <= budget

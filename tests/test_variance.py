@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import geometries, networks
 from torch import nn
 
 import tnlayers
+from networks import geometries, networks
 from tnlayers import Geometry, Init, TensorNetwork, solve
 from tnlayers.contraction import contract, reconstruct
 from tnlayers.variance import DISTRIBUTIONS, MODES
