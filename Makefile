@@ -16,7 +16,7 @@ demo: $(VENV)/ready
 	$(PY) benchmarks/demo.py
 
 test: $(VENV)/ready
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
