@@ -216,7 +216,6 @@ def test_mistakes_end_the_command_with_one_sentence(tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_states_only_what_differs(path):
     preset, default = Config.from_yaml(path), Config()
-    assert preset.experiment.items() - default.experiment.items()
     stated = [line.partition(":")[0] for line in path.read_text().splitlines() if line and not line.startswith("#")]
     assert [name for name in stated if getattr(preset, name) == getattr(default, name)] == []
 

@@ -1,0 +1,175 @@
+"""What a training run is: its fields, their defaults, and the YAML presets that state what differs from them."""
+
+import inspect
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+import yaml
+from torch import nn
+
+import tnlayers
+from data import DATASETS
+from tnlayers import models
+
+DENSE = "dense"
+CONVOLUTIONS = {
+    DENSE: models.dense_conv,
+    "cp": tnlayers.CPConv2d,
+    "tucker": tnlayers.TuckerConv2d,
+    "tt": tnlayers.TTConv2d,
+    "tr": tnlayers.TRConv2d,
+    "btt": tnlayers.BTTConv2d,
+}
+MODELS = {f"resnet{depth}": getattr(models, f"resnet{depth}") for depth in (20, 32, 44, 56, 110)}
+
+# Fields that say where and how a run is computed, not what: a checkpoint may be resumed with others.
+SURROUNDINGS = ("data_dir", "download", "device", "threads", "out", "resume")
+
+
+class ConfigError(ValueError):
+    """Something that cannot be run; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run: SGD with Nesterov momentum, a linear warm-up, then a cosine down to zero."""
+
+    dataset: Literal[tuple(DATASETS)] = "digits"
+    model: Literal[tuple(MODELS)] = "resnet20"
+    conv: Literal[tuple(CONVOLUTIONS)] = DENSE
+    """The format of every convolution."""
+    rank: int | float | tuple[int, ...] | None = None
+    """Rank of a tensor format: every bond, a keep ratio, or each bond; the format's own default where not given."""
+    init: str | None = None
+    """Mode of a tensor format's initialisation; the format's own default where not given."""
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.1
+    """Largest learning rate, reached after the warm-up."""
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    """L2, added to the gradient of everything with two axes or more: kernels, cores and the last layer's matrix."""
+    warmup: float = 0.1
+    """Share of all steps during which the learning rate rises."""
+    label_smoothing: float = 0.0
+    augment: bool = True
+    """Shift training images, and mirror those that may be."""
+    seed: int = 0
+    """Of the initialisation, the order of the images and their augmentation."""
+    split: Literal["test", "validation"] = "test"
+    """What accuracy is measured on. Tune on validation: a fifth of the training images, then not trained on."""
+    amp: bool = False
+    """Compute in bfloat16 where that is safe (autocast)."""
+
+    data_dir: Path = Path("data")
+    """Directory with the official files of Fashion-MNIST or CIFAR-10."""
+    download: bool = False
+    """Fetch missing files from the official source, and check them."""
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    threads: int | None = None
+    """CPU threads; all where not given."""
+    out: Path = Path("runs")
+    """Directory in which each run makes one of its own, with metrics.csv and checkpoint.pt."""
+    resume: bool = False
+    """Go on from the run's checkpoint, if there is one."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have."""
+        for name, holds, rule in (
+            ("epochs", self.epochs >= 1, "it must be at least 1"),
+            ("batch_size", self.batch_size >= 1, "it must be at least 1"),
+            ("lr", self.lr > 0, "it must be above 0"),
+            ("momentum", 0 <= self.momentum < 1, "it must be from 0 to below 1"),
+            ("weight_decay", self.weight_decay >= 0, "it must be at least 0"),
+            ("warmup", 0 <= self.warmup < 1, "it must be from 0 to below 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "it must be from 0 to below 1"),
+            ("threads", self.threads is None or self.threads >= 1, "it must be at least 1"),
+            ("rank", self.rank is None or self.conv != DENSE, "dense convolutions have none"),
+            ("init", self.init is None or self.conv != DENSE, "dense convolutions have none"),
+        ):
+            if not holds:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but {rule}")
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> "Config":
+        """The defaults, but for what a YAML file says.
+
+        Raises:
+            ConfigError: the file cannot be read, has an unknown key, or a value of a wrong type or size.
+        """
+        try:
+            preset = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(preset, dict):
+            raise ConfigError(f"{path} holds {preset!r}, but lines of the form `field: value` are needed")
+        hints = get_type_hints(cls)
+        for key, value in preset.items():
+            if key not in hints:
+                raise ConfigError(f"{path} has the key {key!r}, but only {', '.join(hints)} are known")
+            try:
+                preset[key] = _fit(value, hints[key])
+            except TypeError as error:
+                accepted = inspect.formatannotation(hints[key])
+                raise ConfigError(f"{path}: {key} is {value!r}, but {accepted} is accepted") from error
+        try:
+            return cls(**preset)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """The fields that say what is computed: with these equal, so is the result."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SURROUNDINGS}
+
+    @property
+    def arm(self) -> str:
+        """A short name for the convolutions: dense, tr-0.2, tucker-16x16."""
+        rank = "x".join(map(str, self.rank)) if isinstance(self.rank, tuple) else self.rank
+        return self.conv if rank is None else f"{self.conv}-{rank}"
+
+    @property
+    def directory(self) -> Path:
+        """Where the run writes."""
+        return self.out / f"{self.dataset}-{self.model}-{self.arm}-seed{self.seed}"
+
+    def network(self, in_channels: int, num_classes: int, **options: Any) -> nn.Module:
+        """A freshly initialised network on the CPU; the same one for the same seed, and no other random state moves.
+
+        Raises:
+            ConfigError: the layer refuses its rank or its init.
+        """
+        own = {name: value for name, value in (("rank", self.rank), ("init", self.init)) if value is not None}
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(self.seed)
+            try:
+                conv = partial(CONVOLUTIONS[self.conv], **own)
+                return MODELS[self.model](conv=conv, in_channels=in_channels, num_classes=num_classes, **options)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{self.model} with {self.arm} convolutions cannot be built: {error}") from error
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """A value read from YAML as the type of its field, or TypeError. YAML knows no tuples and no paths."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        for option in arguments:
+            try:
+                return _fit(value, option)
+            except TypeError:
+                continue
+    elif origin is tuple and isinstance(value, list):
+        return tuple(_fit(item, arguments[0]) for item in value)
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif type(value) is hint or (origin is Literal and value in arguments):
+        return value
+    raise TypeError
