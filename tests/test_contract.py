@@ -1,5 +1,6 @@
 """Every registered layer is held to every promise of tnlayers.testing."""
 
+import inspect
 import itertools
 from functools import partial
 from typing import Any
@@ -161,3 +162,52 @@ def test_autocast(case: Case):
         y, expected = y.detach().float(), expected.detach().float()
         relative = float((y - expected).norm() / expected.norm())
         assert relative < 2 * (len(layer.cores) + 1) * 2**-8
+
+
+def test_conversion_under_autocast_keeps_the_dtype():
+    layer = tnlayers.TRConv2d(8, 12, 3, rank=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        conv = layer.to_conv()
+    assert conv.weight.dtype == conv.bias.dtype == torch.float32
+    assert torch.equal(conv.weight, layer.weight)
+
+
+def test_bias_is_drawn_as_torch_draws_it():
+    """Uniform within 1 / sqrt(C_in / groups * prod(kernel)): of 4,096 draws the largest is within 1 % of the bound."""
+    bound = 1 / (16 / 2 * 9) ** 0.5
+    bias = tnlayers.CPConv2d(16, 4096, 3, groups=2, rank=2).bias.detach()
+    assert 0.99 * bound < float(bias.abs().max()) <= bound
+    assert abs(float(bias.mean())) < 4 * bound / 3**0.5 / 4096**0.5
+
+
+def test_strategy_can_be_set_later():
+    layer = tnlayers.TRConv2d(8, 12, 3, rank=2)
+    layer.strategy = "factorized"
+    assert layer.explain((1, 8, 9, 9)).startswith("factorized")
+    with pytest.raises(ValueError, match="strategy is 'slow'"):
+        layer.strategy = "slow"
+    assert layer.strategy == "factorized"
+
+
+def test_each_factorised_step_is_the_cheapest():
+    layer = tnlayers.CPConv2d(8, 64, 3, rank=4, strategy="factorized")
+    assert [step.axes[1] for step in layer._plan.steps] == [("i", "r"), ("h", "r"), ("w", "r"), ("o", "r")]
+
+
+def test_signatures_show_the_options_and_nothing_else():
+    names = [*inspect.signature(tnlayers.TTConv2d).parameters]
+    assert names[-6:] == ["rank", "in_shape", "out_shape", "init", "strategy", "layout"]
+    assert [*inspect.signature(tnlayers.TRConv2d).parameters] == names[:-1]
+    assert names[:11] == [*inspect.signature(nn.Conv2d).parameters]
+
+    class Other(tnlayers.TTConv2d, format="btt"):
+        """Another format for the same constructor."""
+
+    class Own(tnlayers.TTConv2d):
+        """A constructor of its own."""
+
+        def __init__(self, width):
+            super().__init__(width, width, 3)
+
+    assert [*inspect.signature(Other).parameters] == [*names[:-1], "blocks"]
+    assert [*inspect.signature(Own).parameters] == ["width"]

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
 import tnlayers
+from tnlayers import decompose as decomposition
 from tnlayers.decompose import decompose
 
 
@@ -76,8 +79,44 @@ def test_from_conv_fits_and_copies():
     x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
     torch.testing.assert_close(layer(x), conv(x), rtol=0, atol=1e-5)
     assert not layer.training
-    grouped = nn.Conv2d(8, 6, 3, groups=2, bias=False)
+    grouped = nn.Conv2d(8, 6, 3, groups=2, bias=False, dtype=torch.float64)
     layer = tnlayers.TuckerConv2d.from_conv(grouped, rank=(4, 6))
-    x = torch.randn(2, 8, 9, 9)
+    x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
     torch.testing.assert_close(layer(x), grouped(x), rtol=0, atol=1e-5)
     assert layer.bias is None
+
+
+def test_large_cores_are_fitted_by_conjugate_gradients(monkeypatch):
+    """The same problem through both solvers: the error falls to nothing either way."""
+    weight = kernel(6, 8, 3, 2)
+    for limit in (decomposition.DIRECT, 0):
+        monkeypatch.setattr(decomposition, "DIRECT", limit)
+        made = tnlayers.TuckerConv2d(8, 6, (3, 2), rank=(8, 6), dtype=torch.float64)
+        assert made.set_weight_(weight) < 1e-5
+        lossy = tnlayers.CPConv2d(8, 6, (3, 2), rank=12, dtype=torch.float64).set_weight_(weight)
+        assert 0.01 < lossy < 0.8
+
+
+def test_block_terms_of_ordinary_size_fit_in_memory(monkeypatch):
+    """The normal matrix of this core would have 60 million entries."""
+    layer = tnlayers.BTTConv2d(64, 64, 3)
+    core = layer.network.cores[0]
+    assert math.prod(layer.network.shape(core)) > 7000
+    monkeypatch.setattr(decomposition, "SWEEPS", 2)
+    assert layer.set_weight_(torch.randn(64, 64, 3, 3)) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_error_is_that_of_the_layer_as_its_dtype_holds_it(dtype):
+    layer = tnlayers.TuckerConv2d(8, 12, 3, rank=(8, 12), dtype=dtype)
+    weight = torch.randn(12, 8, 3, 3).double()
+    found = layer.set_weight_(weight)
+    exact = tnlayers.contraction.reconstruct(layer.network, [core.detach().double() for core in layer.cores])
+    assert found == pytest.approx(float((exact - weight).norm() / weight.norm()), rel=1e-9)
+
+
+def test_fitting_ignores_the_default_device():
+    layer = tnlayers.TuckerConv2d(4, 4, 3, rank=4)
+    weight = kernel(4, 4, 3, 3)
+    with torch.device("meta"):
+        assert layer.set_weight_(weight) < 1e-3

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import tnlayers
 from tnlayers import CPConv2d, EinsumConv2d, Geometry, Init, TensorNetwork, TRConv2d, TTConv2d, TuckerConv2d
@@ -129,6 +130,28 @@ TABLE = [
     (lambda: TRConv2d.from_conv(nn.LazyConv2d(8, 3)), TypeError, "conv is LazyConv2d", "nn.Conv2d"),
     (lambda: TRConv2d.from_conv(nn.Conv2d(8, 8, 3, device="meta")), ValueError, "decompose is True", "decompose=False"),
     (lambda: CPConv2d.from_conv(nn.Conv2d(8, 8, 3), decompose="yes"), TypeError, "decompose is 'yes'", "True or False"),
+    (lambda: tr().set_weight_(torch.ones(64, 64, 3, 3) + 1j), TypeError, "weight is of type torch.complex64", "real"),
+    (lambda: tr().set_weight_([1.0]), TypeError, "weight is of type list", "a tensor of real"),
+    (lambda: tr().set_weight_(torch.ones(64, 64, 3, 3, device="meta")), ValueError, "weight is on the meta device"),
+    (lambda: tr(device="meta").set_weight_(torch.ones(64, 64, 3, 3)), ValueError, "layer is on the meta", "to_empty"),
+    (
+        lambda: CPConv2d(4, 4, 3, rank=2, dtype=torch.float16).set_weight_(torch.full((4, 4, 3, 3), 1e30)),
+        ValueError, "weight has norm", "torch.float16 cannot hold",
+    ),
+    (lambda: tr().flops((-1, 64, 8, 8)), ValueError, "input_shape[0] is -1", ">= 0"),
+    (lambda: tr().flops((1.5, 64, 8, 8)), TypeError, "input_shape[0] is 1.5", "integer"),
+    (lambda: Init(param=0.1), ValueError, "param is 0.1", "'relu' has no parameter"),
+    (lambda: Init(input_size="8"), TypeError, "input_size is '8'", "integer"),
+    (lambda: Init(input_size=(8, 0)), ValueError, "input_size[1] is 0", ">= 1"),
+    (lambda: tr(init=Init(input_size=8)), ValueError, "input_size (8,) has 1 entries", "2 of them"),
+    (
+        lambda: tr(64, 64, 2, dilation=4, padding=2, init=Init(input_size=(1, 1))),
+        ValueError, "input_size is (1, 1)", "on padding",
+    ),
+    (lambda: tr(64, 64, {3, 5}), TypeError, "kernel_size is {3, 5}", "integer"),
+    (lambda: tr(rank=b"ab"), TypeError, "rank is b'ab'", "integer"),
+    (lambda: tnlayers.BTTConv2d(3, 16, 3), ValueError, "rank is 0.25", "at least", "n:4"),
+    (lambda: type("X", (tnlayers.TensorConv2d,), {}, format=5), TypeError, "format is 5", "tnlayers.Format"),
     (lambda: decompose(TensorNetwork.parse(NETWORK), torch.ones(2)), ValueError, "weight has shape (2,)", "(4, 4)"),
 ]  # fmt: skip
 
@@ -143,6 +166,20 @@ def test_sentence(row):
 
 def test_the_table_is_as_long_as_promised():
     assert len({row[2] for row in TABLE}) >= 40
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation", "groups", "kernel_size", "in_channels"])
+def test_geometry_cannot_be_patched_behind_the_layers_back(name):
+    with pytest.raises(AttributeError):
+        setattr(tr(), name, (2, 2))
+
+
+def test_parametrized_cores_are_refused():
+    layer = CPConv2d(4, 4, 3, rank=2)
+    parametrize.register_parametrization(layer.cores, "0", nn.Softplus())
+    for call in (layer.reset_parameters, lambda: layer.set_weight_(torch.ones(4, 4, 3, 3))):
+        with pytest.raises(TypeError, match="cores are parametrized"):
+            call()
 
 
 def test_a_failed_fit_changes_nothing():

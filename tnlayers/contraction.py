@@ -1,7 +1,9 @@
 """Contracting tensors with named axes, two at a time: the steps, their order, and their execution in torch."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -80,16 +82,21 @@ def order(operands: tuple[Axes, ...], out: Axes, sizes: tuple[tuple[str, int], .
         return math.prod(size[axis] for axis in axes)
 
     alive = dict(enumerate(operands))
+    holders = Counter(axis for axes in operands for axis in axes)
+    holders.update(out)  # the result needs its axes to the end
     steps: list[Step] = []
     while len(alive) > 1:
+        pairs = [(a, b) for a in alive for b in alive if a < b]
+        joined = [(a, b) for a, b in pairs if not set(alive[a]).isdisjoint(alive[b])]
         candidates = []
-        for a, b in ((a, b) for a in alive for b in alive if a < b):
-            needed = {axis for k, axes in alive.items() if k not in (a, b) for axis in axes}.union(out)
+        for a, b in joined or pairs:  # an outer product only where there is nothing else to do
             union = tuple(dict.fromkeys(alive[a] + alive[b]))
-            result = tuple(axis for axis in union if axis in needed)
+            result = tuple(axis for axis in union if holders[axis] > (axis in alive[a]) + (axis in alive[b]))
             candidates.append((volume(result) - volume(alive[a]) - volume(alive[b]), volume(union), a, b, result))
         *_, a, b, result = min(candidates)
         axes = alive.pop(a), alive.pop(b), result if alive else out
+        holders.subtract(axes[0] + axes[1])
+        holders.update(axes[2])
         steps.append(Step(a, b, axes))
         alive[len(operands) + len(steps) - 1] = axes[2]
     return tuple(steps)
@@ -119,11 +126,25 @@ def execute(steps: Sequence[Step], operands: Sequence[Tensor]) -> Tensor:
 
 
 def reconstruct(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
-    """The dense kernel, shape (out, in, *kernel), differentiable in the cores.
+    """The dense kernel, shape (out, in, *kernel), differentiable in the cores; in their dtype, also under autocast.
 
     Example:
         >>> cp = TensorNetwork.parse("i:2 r:3, o:4 r, w:5 r")
         >>> reconstruct(cp, [torch.ones(shape) for shape in cp.core_shapes]).shape
         torch.Size([4, 2, 5])
     """
-    return contract(cores, network.cores, network.dense_axes).reshape(network.dense_shape)
+    with own_precision(cores[0]):
+        return contract(cores, network.cores, network.dense_axes).reshape(network.dense_shape)
+
+
+def own_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """No autocast where the tensor is: products of weights round once, in the convolution, as a dense kernel does."""
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def permutation(have: Axes, want: Axes) -> tuple[int, ...]:
+    """Where each wanted axis is, as ``Tensor.permute`` takes it."""
+    return tuple(have.index(axis) for axis in want)

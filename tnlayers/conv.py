@@ -13,8 +13,9 @@ from tnlayers.layer import TensorLayer
 from tnlayers.rank import Rank
 from tnlayers.variance import Init
 
-_FIELDS = tuple(field.name for field in fields(Geometry) if field.name != "input_size")
-"""Arguments that are attributes of ``nn.ConvNd`` too."""
+
+def _from_geometry(name: str) -> Any:
+    return property(lambda layer: getattr(layer.geometry, name), doc=f"``nn.ConvNd``'s {name}; read only.")
 
 
 class TensorConv(TensorLayer):
@@ -23,7 +24,7 @@ class TensorConv(TensorLayer):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             ``torch.nn.ConvNd`` takes them; dtype is float64, float32, bfloat16 or float16.
-        rank: an integer for every bond; a sequence in the order of ``network.bonds``; a mapping from bond to size; or a
+        rank: an integer for every bond; a sequence in the order of ``layer.rank``; a mapping from bond to size; or a
             float in (0, 1], the keep ratio: the largest network with at most this share of the dense kernel's
             parameters.
         in_shape, out_shape: factors of in_channels / groups and of out_channels, most significant first; None: the
@@ -42,14 +43,6 @@ class TensorConv(TensorLayer):
     dense_type: ClassVar[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
     """The torch layer with the same arguments."""
     ndim: ClassVar[int]
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    padding_mode: str
 
     def __init__(
         self,
@@ -72,7 +65,6 @@ class TensorConv(TensorLayer):
         strategy: str = "auto",
         **options: Any,
     ) -> None:
-        self._format(options)
         size = errors.integers("kernel_size", kernel_size, self.ndim)
         super().__init__(
             Geometry(in_channels, out_channels, size, stride, padding, dilation, groups, padding_mode),
@@ -86,8 +78,16 @@ class TensorConv(TensorLayer):
             strategy=strategy,
             options=options,
         )
-        for name in _FIELDS:
-            setattr(self, name, getattr(self.geometry, name))
+
+    # nn.ConvNd's attributes, to be read only: the geometry is what the layer computes with.
+    in_channels = _from_geometry("in_channels")
+    out_channels = _from_geometry("out_channels")
+    kernel_size = _from_geometry("kernel_size")
+    stride = _from_geometry("stride")
+    padding = _from_geometry("padding")
+    dilation = _from_geometry("dilation")
+    groups = _from_geometry("groups")
+    padding_mode = _from_geometry("padding_mode")
 
     @classmethod
     def from_conv(cls, conv: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
@@ -112,9 +112,11 @@ class TensorConv(TensorLayer):
             raise ValueError(
                 "decompose is True, but conv is on the meta device and has no values; pass decompose=False"
             )
-        layer = cls(**_arguments(conv), device=conv.weight.device, dtype=conv.weight.dtype, rank=rank, **kwargs)
+        # A layer that is to be fitted is not drawn first.
+        device = "meta" if decompose else conv.weight.device
+        layer = cls(**_arguments(conv), device=device, dtype=conv.weight.dtype, rank=rank, **kwargs)
         if decompose:
-            layer.set_weight_(conv.weight)
+            layer.to_empty(device=conv.weight.device).set_weight_(conv.weight)
         layer.cores.requires_grad_(conv.weight.requires_grad)
         _copy_state(conv, layer)
         return layer
@@ -160,7 +162,8 @@ class TensorConv3d(TensorConv):
 
 def _arguments(conv: Any) -> dict[str, Any]:
     """The arguments that made a convolution, ours or torch's; device and dtype aside."""
-    return {name: getattr(conv, name) for name in _FIELDS} | {"bias": conv.bias is not None}
+    names = [field.name for field in fields(Geometry) if field.name != "input_size"]
+    return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None}
 
 
 @torch.no_grad()

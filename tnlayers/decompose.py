@@ -1,17 +1,18 @@
 """From a dense kernel to cores: alternating least squares over any network.
 
 With all cores but one held fixed, the kernel is linear in that one, so the best value of it solves a least-squares
-problem; its normal equations contract from the network itself and never form a matrix of the kernel's size. Sweeping
-over the cores lowers the error monotonically, to a local minimum.
+problem. Its normal equations contract from the network itself: where they are small they are solved directly, else by
+conjugate gradients, which only ever multiply by them. Sweeping over the cores lowers the error step by step, to a local
+minimum.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from tnlayers.contraction import contract, reconstruct
+from tnlayers.contraction import contract, permutation, reconstruct
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
 
@@ -20,6 +21,10 @@ TOLERANCE = 1e-5
 """Sweeps end when one lowers the relative error by less than this share of it."""
 PULL = 1e-12
 """Weight of a core's present value in its least-squares problem, relative to the mean eigenvalue."""
+DIRECT = 1024
+"""Up to this many unknowns (per dense index of the core) the normal matrix is formed: at most 8 MiB."""
+STEPS = 20
+"""Conjugate-gradient steps per core and sweep, from the core's present value."""
 
 
 def decompose(network: TensorNetwork, weight: Tensor, *, seed: int = 0) -> tuple[list[Tensor], float]:
@@ -34,7 +39,8 @@ def decompose(network: TensorNetwork, weight: Tensor, *, seed: int = 0) -> tuple
         tuple[list[Tensor], float]: the cores in float64, all of one norm, and ``||weight - fit|| / ||weight||``.
 
     Raises:
-        ValueError: the kernel has another shape, or holds NaN or infinity.
+        TypeError: ``weight`` is no tensor of real floating-point numbers.
+        ValueError: it has another shape, no values (meta device), or holds NaN or infinity.
 
     Reference:
         Kolda and Bader, "Tensor Decompositions and Applications", SIAM Review 2009, for CP; the same step
@@ -46,20 +52,27 @@ def decompose(network: TensorNetwork, weight: Tensor, *, seed: int = 0) -> tuple
         >>> decompose(network, truth)[1] < 1e-4
         True
     """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight is of type {kind}; it must be a tensor of real floating-point numbers")
     if tuple(weight.shape) != network.dense_shape:
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; network '{network}' contracts to {network.dense_shape}"
         )
+    if weight.is_meta:
+        raise ValueError("weight is on the meta device; only a kernel with values can be fitted")
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinity; only finite kernels can be fitted")
-    target = weight.detach().to(torch.float64)
+    # Float64 inside; on the CPU where the device has none.
+    target = weight.detach().to("cpu" if weight.device.type == "mps" else weight.device).to(torch.float64)
     norm = float(target.norm())
     if norm == 0:
-        return [torch.zeros(shape, dtype=torch.float64, device=weight.device) for shape in network.core_shapes], 0.0
+        return [torch.zeros(shape, dtype=torch.float64, device=target.device) for shape in network.core_shapes], 0.0
     split = target.reshape(network.shape(network.dense_axes)) / norm
     generator = torch.Generator().manual_seed(seed)
     cores = [
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.device) for shape in network.core_shapes
+        torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(target.device)
+        for shape in network.core_shapes
     ]
     error = math.inf
     for _ in range(SWEEPS):
@@ -92,20 +105,42 @@ def _best(network: TensorNetwork, cores: Sequence[Tensor], k: int, target: Tenso
     def primed(axes: Axes) -> Axes:
         return tuple(twin.get(axis, axis) for axis in axes)
 
-    columns = math.prod(network.shape(bonds))
-    right = contract([target, *other_cores], [network.dense_axes, *other_axes], bonds + free).reshape(columns, -1)
+    wanted, columns = bonds + free, math.prod(network.shape(bonds))
+
+    def back(solution: Tensor) -> Tensor:
+        return solution.reshape(network.shape(wanted)).permute(permutation(wanted, network.cores[k]))
+
+    right = contract([target, *other_cores], [network.dense_axes, *other_axes], wanted).reshape(columns, -1)
     if not other_cores:
-        return right.reshape(network.shape(bonds + free)).permute(_order(bonds + free, network.cores[k]))
-    gram = contract(other_cores * 2, [*other_axes, *map(primed, other_axes)], bonds + primed(bonds))
-    gram = gram.reshape(columns, columns)
+        return back(right)
+    present = cores[k].permute(permutation(network.cores[k], wanted)).reshape(columns, -1)
+    pairs, pair_axes = other_cores * 2, [*other_axes, *map(primed, other_axes)]
+    if columns > DIRECT:
+
+        def normal(value: Tensor) -> Tensor:
+            value = value.reshape(network.shape(wanted))
+            return contract([*pairs, value], [*pair_axes, wanted], primed(bonds) + free).reshape(columns, -1)
+
+        return back(_conjugate_gradients(normal, right, present))
+    gram = contract(pairs, pair_axes, bonds + primed(bonds)).reshape(columns, columns)
     # Where a bond is larger than its rank can be, the equations are singular: a pull towards the present value, too
     # weak to be seen elsewhere, chooses among the solutions, and the error still falls with every step.
     pull = PULL * gram.trace() / columns
-    present = cores[k].permute(_order(network.cores[k], bonds + free)).reshape(columns, -1)
     identity = torch.eye(columns, dtype=gram.dtype, device=gram.device)
-    solution: Tensor = torch.linalg.solve(gram + pull * identity, right + pull * present)
-    return solution.reshape(network.shape(bonds + free)).permute(_order(bonds + free, network.cores[k]))
+    return back(torch.linalg.solve(gram + pull * identity, right + pull * present))
 
 
-def _order(have: Axes, want: Axes) -> list[int]:
-    return [have.index(axis) for axis in want]
+def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, start: Tensor) -> Tensor:
+    """Improve the solution of ``normal(value) = right`` in a fixed number of steps, each of which lowers the error."""
+    value, residual = start, right - normal(start)
+    direction, square = residual, residual.square().sum()
+    first = square
+    for _ in range(STEPS):
+        if square <= 1e-24 * first or not square:
+            break
+        image = normal(direction)
+        length = square / (direction * image).sum()
+        value, residual = value + length * direction, residual - length * image
+        square, before = residual.square().sum(), square
+        direction = residual + (square / before) * direction
+    return value

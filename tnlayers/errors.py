@@ -1,7 +1,7 @@
 """The sentences a bad argument is answered with: its name, its value, and what is accepted."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -32,7 +32,7 @@ def integers(name: str, value: Any, length: int, minimum: int = 1) -> tuple[int,
         >>> integers("stride", 2, 2), integers("stride", (2, 1), 2)
         ((2, 2), (2, 1))
     """
-    if isinstance(value, Iterable) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         values = tuple(value)
         if len(values) != length:
             raise ValueError(f"{name} {values} has {len(values)} entries; it must be one integer or {length} of them")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers import errors
 from tnlayers.contraction import reconstruct
@@ -15,7 +16,7 @@ from tnlayers.decompose import decompose
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
 from tnlayers.notation import KERNEL_AXES
-from tnlayers.plan import STRATEGIES, plan, run
+from tnlayers.plan import plan, run
 from tnlayers.rank import Rank
 from tnlayers.variance import Init, Variance, solve
 
@@ -40,7 +41,6 @@ class TensorLayer(nn.Module):
         geometry: the convolution's arguments, checked.
         init: how it starts.
         variance: the solver's answer: standard deviation of each core, fans, standard deviation of the weight.
-        strategy: 'auto', 'reconstruct' or 'factorized'.
     """
 
     format_type: ClassVar[type[Format] | None] = None
@@ -49,15 +49,13 @@ class TensorLayer(nn.Module):
 
     def __init_subclass__(cls, *, format: str | type[Format] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if format is None:
-            return
-        cls.format_type = FORMATS[errors.choice("format", format, FORMATS)] if isinstance(format, str) else format
-        # What help() and editors show: the constructor's own parameters, then the format's options.
-        parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind != p.VAR_KEYWORD]
-        for field in fields(cls.format_type):
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default))
-        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        if format is not None:
+            known = FORMATS[errors.choice("format", format, FORMATS)] if isinstance(format, str) else format
+            if not (isinstance(known, type) and issubclass(known, Format)):
+                raise TypeError(f"format is {format!r}; it must be a registered name or a subclass of tnlayers.Format")
+            cls.format_type = known
+        if cls.format_type is not None:
+            _show_options(cls, cls.format_type)
 
     def __init__(
         self,
@@ -77,7 +75,6 @@ class TensorLayer(nn.Module):
         self.format = self._format(options)
         self.geometry = geometry
         self.init = Init.of(init)
-        self.strategy = errors.choice("strategy", strategy, STRATEGIES)
         inputs, groups = geometry.in_channels // geometry.groups, geometry.groups
         split = self.format.split(inputs, geometry.out_channels, groups)
         inputs_name = "in_channels" if groups == 1 else "in_channels / groups"
@@ -87,8 +84,7 @@ class TensorLayer(nn.Module):
             geometry.kernel_size,
             rank,
         )
-        self.variance = self._solve()
-        self._plan = plan(self.network, geometry, strategy)
+        self.strategy = strategy
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
@@ -117,13 +113,20 @@ class TensorLayer(nn.Module):
                 raise TypeError(f"{name} is missing; {cls.__name__} needs it as a keyword argument")
         return cls.format_type(**options)
 
-    def _solve(self) -> Variance:
-        return solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
+    @property
+    def strategy(self) -> str:
+        """'auto', 'reconstruct' or 'factorized'; setting it plans anew."""
+        return self._strategy
+
+    @strategy.setter
+    def strategy(self, strategy: str) -> None:
+        self._plan = plan(self.network, self.geometry, strategy)
+        self._strategy = strategy
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Solve for the variances and draw the cores and the bias again."""
-        self.variance = self._solve()
+        self.variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
         draws = [_draw(core, s, self.init.distribution) for core, s in zip(self.cores, self.variance.std, strict=True)]
         if self.init.exact:
             # The norm in float64, where the device has it: the product of many cores would round in less.
@@ -132,8 +135,7 @@ class TensorLayer(nn.Module):
             target = self.variance.weight_std * math.sqrt(self.network.dense_params)
             scale = (target / reconstruct(self.network, draws).norm()) ** (1 / len(draws))
             draws = [draw * scale for draw in draws]
-        for core, draw in zip(self.cores, draws, strict=True):
-            core.copy_(draw)
+        self._assign(draws)
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.network.dense_shape[1:]))  # as torch.nn.ConvNd
             nn.init.uniform_(self.bias, -bound, bound)
@@ -157,15 +159,31 @@ class TensorLayer(nn.Module):
             weight: shape (out_channels, in_channels / groups, *kernel_size).
 
         Returns:
-            float: ``||weight - fit|| / ||weight||``.
+            float: ``||weight - fit|| / ||weight||``, with the cores as the layer's dtype holds them.
 
         Raises:
-            ValueError: the kernel has another shape, or holds NaN or infinity; the cores are then as before.
+            TypeError: ``weight`` is no tensor of real floating-point numbers, or the cores are parametrized.
+            ValueError: it has another shape, no values (meta device), holds NaN or infinity, or needs cores that the
+                layer's dtype cannot hold. The cores are then as before.
         """
-        cores, error = decompose(self.network, weight)
-        for core, fitted in zip(self.cores, cores, strict=True):
-            core.copy_(fitted)
-        return error
+        if self.cores[0].is_meta:
+            raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
+        cores, _ = decompose(self.network, weight)
+        cores = [fitted.to(core) for core, fitted in zip(self.cores, cores, strict=True)]
+        if not all(bool(torch.isfinite(core).all()) for core in cores):
+            raise ValueError(
+                f"weight has norm {float(weight.norm()):.3g}; cores of {cores[0].dtype} cannot hold its fit"
+            )
+        self._assign(cores)
+        target = weight.to("cpu", torch.float64)
+        found = reconstruct(self.network, [core.to("cpu", torch.float64) for core in cores])
+        return float((found - target).norm() / target.norm()) if target.any() else 0.0
+
+    def _assign(self, values: Sequence[Tensor]) -> None:
+        if is_parametrized(self.cores):
+            raise TypeError("cores are parametrized, so their values cannot be set; remove the parametrizations first")
+        for core, value in zip(self.cores, values, strict=True):
+            core.copy_(value)
 
     def flops(self, input_shape: Sequence[int]) -> int:
         """Floating-point operations of one forward, as ``torch.utils.flop_counter`` counts them; the bias is left out.
@@ -173,7 +191,7 @@ class TensorLayer(nn.Module):
         Args:
             input_shape: (N, in_channels, *spatial), or without N.
         """
-        return self._plan.flops(self._batched(input_shape))
+        return self._plan.flops(self._batched(_counts(input_shape)))
 
     def explain(self, input_shape: Sequence[int]) -> str:
         """The plan in words: every step, its axes with their sizes, its share of the FLOPs.
@@ -181,7 +199,7 @@ class TensorLayer(nn.Module):
         Args:
             input_shape: (N, in_channels, *spatial), or without N.
         """
-        return self._plan.explain(self._batched(input_shape))
+        return self._plan.explain(self._batched(_counts(input_shape)))
 
     def _batched(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape with its batch axis; refuses what ``forward`` cannot take."""
@@ -229,6 +247,17 @@ class TensorLayer(nn.Module):
         return f"format={self.format.name}{options}, rank={rank}, keep_ratio={self.keep_ratio:.3g}"
 
 
+def _show_options(layer: type[TensorLayer], format_type: type[Format]) -> None:
+    """Let help() and editors show the format's options in place of the constructor's ``**options``."""
+    parameters = list(inspect.signature(layer.__init__).parameters.values())[1:]
+    if parameters and parameters[-1].kind == inspect.Parameter.VAR_KEYWORD:
+        for field in fields(format_type):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            parameters.insert(-1, inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default))
+        del parameters[-1]
+    layer.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+
 def _shape(name: str, value: Any, product_name: str, product: int) -> tuple[int, ...]:
     """A channel shape of the user's, checked against its product."""
     try:
@@ -239,6 +268,10 @@ def _shape(name: str, value: Any, product_name: str, product: int) -> tuple[int,
     if math.prod(shape) != product or not shape:
         raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
     return shape
+
+
+def _counts(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(errors.integer(f"input_shape[{k}]", size, minimum=0) for k, size in enumerate(shape))
 
 
 def _draw(core: Tensor, std: float, distribution: str) -> Tensor:

@@ -7,7 +7,7 @@ Axes = tuple[str, ...]
 KERNEL_AXES = ("d", "h", "w")
 """Names of the kernel axes, in the order of ``torch.nn.Conv3d``'s ``kernel_size``."""
 
-NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 CHANNEL = re.compile(r"([io])(\d*)", re.ASCII)
 _WORD = re.compile(rf"({NAME.pattern})(?::(\d+))?", re.ASCII)
 

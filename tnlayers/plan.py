@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers import errors
-from tnlayers.contraction import Step, execute, order, place_in, place_out
+from tnlayers.contraction import Step, execute, order, own_precision, permutation, place_in, place_out
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
@@ -78,9 +78,9 @@ class Convolution:
 
         found = (BATCH, *folded, *groups, *new, *out[-geometry.ndim :])
         return cls(
-            x_order=_order(x_axes, (BATCH, *folded, *groups, *summed, *places)),
-            w_order=_order(w_axes, (*groups, *new, *summed, *step.kernel)),
-            y_order=_order(found, out),
+            x_order=permutation(x_axes, (BATCH, *folded, *groups, *summed, *places)),
+            w_order=permutation(w_axes, (*groups, *new, *summed, *step.kernel)),
+            y_order=permutation(found, out),
             folded=size(folded),
             channels=size(groups + summed),
             w_shape=(
@@ -105,17 +105,14 @@ class Convolution:
         return y.reshape(batch, *self.y_shape, *y.shape[2:]).permute(self.y_order)
 
 
-def _order(have: Axes, want: Axes) -> tuple[int, ...]:
-    return tuple(have.index(axis) for axis in want)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What one forward runs; made once for a network and a geometry.
 
     Attributes:
-        strategy: 'reconstruct', the only operands being ``x`` and the dense kernel, or 'factorized': ``x`` and the
-        cores. network, geometry: what the plan was made for.
+        strategy: 'reconstruct', whose only operands are ``x`` and the dense kernel, or 'factorized': ``x`` and the
+        cores. network: what the plan was made for.
+        geometry: likewise.
         operands: axes of ``x`` and of the other operands.
         shapes: their shapes; of ``x``, the channels' only.
         steps: in order.
@@ -266,9 +263,10 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor]) -> Tensor:
         x = F.pad(x, geometry.prepad, mode=mode)
     weights = cores
     if plan.strategy == "reconstruct":
-        kernel = execute(plan.weight_steps, cores)
+        with own_precision(cores[0]):
+            kernel = execute(plan.weight_steps, cores)
         if len(cores) == 1:  # nothing was contracted, so nothing was put in order
-            kernel = kernel.permute([plan.network.cores[0].index(axis) for axis in plan.network.dense_axes])
+            kernel = kernel.permute(permutation(plan.network.cores[0], plan.network.dense_axes))
         weights = [kernel]
     tensors = [x.reshape(x.shape[0], *plan.shapes[0], *x.shape[2:])]
     tensors += [weight.reshape(shape) for weight, shape in zip(weights, plan.shapes[1:], strict=True)]

@@ -13,7 +13,8 @@ from tnlayers.notation import parse
 Rank = int | float | Sequence[int] | Mapping[str, int]
 
 _EXHAUSTIVE = 12
-"""Up to this many bonds, every subset is tried for the last step of the keep-ratio search: 4,096 of them."""
+"""Up to this many bonds, every subset is tried for the last step of the keep-ratio search: 4,096 of them. With more,
+they are raised one by one, which may leave a few parameters of the budget unused."""
 
 
 def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank) -> tuple[TensorNetwork, dict[str, int]]:
@@ -22,10 +23,10 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank) -> tuple[Tens
     Args:
         text: the network; a bond whose size is written in it is fixed and takes no part.
         dense_sizes: sizes of the input, output and kernel axes.
-        rank: an integer for every bond; a sequence in the order of ``network.bonds``; a mapping from bond to size; or a
-            float in (0, 1], the keep ratio: the largest network with at most that share of the dense kernel's
-            parameters in which all bonds are equal to within one, except where a larger bond could add nothing. Bonds
-            that lead to a kernel axis alone are then kept whole.
+        rank: an integer for every bond; a sequence in the order of ``network.bonds``, fixed ones left out; a mapping
+            from bond to size; or a float in (0, 1], the keep ratio: the largest network with at most that share of the
+            dense kernel's parameters in which all bonds are equal to within one, except where a larger bond could add
+            nothing. Bonds that lead to a kernel axis alone are then kept whole.
 
     Returns:
         tuple[TensorNetwork, dict[str, int]]: the network with all sizes, and the sizes of the bonds that are not fixed.
@@ -44,7 +45,7 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank) -> tuple[Tens
     ones = {axis: 1 for axis in TensorNetwork.skeleton(text).axes if axis not in written}
     template = TensorNetwork.parse(text, ones | dict(dense_sizes))
     free = tuple(bond for bond in template.bonds if bond not in written)
-    if isinstance(rank, bool | str) or not isinstance(rank, Real | Sequence | Mapping):
+    if isinstance(rank, bool | str | bytes) or not isinstance(rank, Real | Sequence | Mapping):
         accepted = "an integer, a sequence or mapping of integers, or a keep ratio in (0, 1]"
         raise TypeError(f"rank is {rank!r}; it must be {accepted}")
     if isinstance(rank, Real) and not hasattr(rank, "__index__"):
@@ -96,9 +97,11 @@ def _keep(template: TensorNetwork, free: tuple[str, ...], keep: float) -> dict[s
 
     if params(level(1)) > budget:
         least = params(level(1))
+        sizes = [f"{bond}:{template.sizes[bond]}" for bond in template.bonds if bond not in free]
+        fixed = f"; a smaller fixed bond ({', '.join(sizes)}) would leave it room" if sizes else ""
         raise ValueError(
             f"rank is {keep}; that keep ratio leaves {int(budget)} of {template.dense_params} parameters, but network "
-            f"'{template}' has at least {least} (keep ratio {least / template.dense_params:.3g})"
+            f"'{template}' has at least {least} (keep ratio {least / template.dense_params:.3g}){fixed}"
         )
     low, high = 1, 2
     while params(level(high)) <= budget and level(high) != level(low):
@@ -141,7 +144,9 @@ def _caps(template: TensorNetwork, free: tuple[str, ...]) -> dict[str, float]:
 
 def _kernel_bonds(template: TensorNetwork, free: tuple[str, ...]) -> set[str]:
     """Bonds behind which there is one kernel axis alone: a smaller size would collapse that axis."""
-    leaves = [set(core).intersection((*template.kernel, *free)) for core in template.cores]
-    return {
-        bond for bond in free for leaf in leaves if bond in leaf and len(leaf) == 2 and leaf & set(template.kernel)
-    } - {bond for bond in free if sum(bond in core for core in template.cores) > 2}
+    bonds = set()
+    for core in template.cores:
+        inner = [axis for axis in core if axis in template.kernel or axis in free]
+        if len(inner) == 2 and sum(axis in template.kernel for axis in inner) == 1:
+            bonds |= {axis for axis in inner if sum(axis in other for other in template.cores) == 2}
+    return bonds

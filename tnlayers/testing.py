@@ -8,7 +8,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -27,9 +27,16 @@ PROMISES: dict[str, Callable[[Make], None]] = {}
 
 
 def promise(function: Callable[[Make], None]) -> Callable[[Make], None]:
-    """Decorator: enter a check among the promises."""
-    PROMISES[function.__name__] = function
-    return function
+    """Decorator: enter a check among the promises; it runs from one seed and leaves the global generator as it was."""
+
+    @wraps(function)
+    def seeded(make: Make) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            function(make)
+
+    PROMISES[function.__name__] = seeded
+    return seeded
 
 
 def check(layer_type: type[TensorConv], *args: Any, **kwargs: Any) -> None:
@@ -166,6 +173,8 @@ def copies(make: Make) -> None:
 @promise
 def moves(make: Make) -> None:
     """Made on the meta device, materialised and reset, or converted to another dtype, it works and has its variance."""
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in make().parameters())
     layer = make(device="meta")
     assert all(parameter.is_meta for parameter in layer.parameters())
     assert layer(example_input(layer)).is_meta
@@ -175,7 +184,7 @@ def moves(make: Make) -> None:
         y = layer(example_input(layer))
         assert y.dtype == dtype
         assert bool(torch.isfinite(y).all())
-    # The draw was made in float32, then rounded to bfloat16's 8 bits.
+    # The draw was made in float32, then rounded to bfloat16's 8 bits, each core by its own error.
     ratio = _mean_square(layer) / layer.variance.weight_std**2
     assert abs(ratio - 1) < len(layer.cores) * 2**-7, f"E[W^2] is {ratio} times the target after meta and casts"
 
@@ -222,9 +231,14 @@ def conversions(make: Make) -> None:
     assert not back.training
     assert not any(core.requires_grad for core in back.cores)
     assert (back.bias is None) == (layer.bias is None)
-    if layer.bias is not None and back.bias is not None:
-        assert torch.equal(back.bias, layer.bias)
-        assert back.bias.requires_grad
+    for wanted in (True, False):
+        if dense.bias is not None:
+            dense.bias.requires_grad_(wanted)
+            twin = type(layer).from_conv(dense, rank=layer.rank, decompose=False, **_shapes(layer), **own)
+            assert twin.bias is not None
+            assert torch.equal(twin.bias, dense.bias)
+            assert twin.bias.requires_grad == wanted
+            assert [p.requires_grad for name, p in twin.to_conv().named_parameters() if name == "bias"] == [wanted]
 
 
 @promise

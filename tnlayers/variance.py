@@ -39,7 +39,7 @@ overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.nn.init import calculate_gain
@@ -67,8 +67,9 @@ class Init:
         distribution: 'normal', 'truncated_normal' (cut at two standard deviations, its variance corrected), 'uniform'.
         split: 'equal' gives every core the same standard deviation (Pan et al. 2022), 'balanced' the same
             expected norm.
-        exact: rescale the drawn cores so that the kernel's Frobenius norm is the target's. At small ranks one draw's
-            gain otherwise spreads around its mean.
+        exact: rescale the drawn cores so that the kernel's Frobenius norm is the target's, up to the rounding of the
+            layer's dtype (about 1 % in half precision). At small ranks one draw's gain otherwise spreads around its
+            mean.
         input_size: spatial size of the layer's input, if known: taps at the border are then counted exactly.
 
     Raises:
@@ -94,8 +95,13 @@ class Init:
         errors.boolean("exact", self.exact)
         if not math.isfinite(self.gain) or self.gain <= 0:
             raise ValueError(f"param is {self.param!r}; the gain of {self.nonlinearity!r} would be {self.gain}")
-        if isinstance(self.input_size, list):
-            object.__setattr__(self, "input_size", tuple(self.input_size))
+        if self.param is not None and self.nonlinearity != "leaky_relu":
+            raise ValueError(
+                f"param is {self.param!r}; {self.nonlinearity!r} has no parameter, only 'leaky_relu' has one"
+            )
+        if self.input_size is not None:
+            length = len(self.input_size) if isinstance(self.input_size, Sequence) else 1
+            object.__setattr__(self, "input_size", errors.integers("input_size", self.input_size, length))
 
     @classmethod
     def of(cls, value: "str | Init") -> "Init":

@@ -197,9 +197,6 @@ class EinsumConv2d(TensorConv2d, format="einsum"):
     ``network`` is the text of any network, as ``tnlayers.network`` reads it; a size behind a name, ``n:4``, fixes
     that bond.
 
-    Reference:
-        the letters of einsum, as names.
-
     Example:
         >>> layer = EinsumConv2d(16, 32, 3, padding=1, network="i1 a, i2 b, a b h w c, c o", rank=8)
         >>> print(layer.network)
