@@ -67,11 +67,7 @@ class Geometry:
             object.__setattr__(self, name, value)
         if self.input_size is not None:
             object.__setattr__(self, "input_size", errors.integers("input_size", self.input_size, ndim))
-            if self.taps[0] == 0:
-                raise ValueError(
-                    f"input_size is {self.input_size}; every tap of the kernel would fall on padding (kernel_size "
-                    f"{self.kernel_size}, padding {self.padding!r}, dilation {self.dilation})"
-                )
+            self.output_size(self.input_size)
 
     @property
     def ndim(self) -> int:

@@ -161,7 +161,7 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
         Variance: one standard deviation per core, and what they were derived from.
 
     Raises:
-        ValueError: the network's dense kernel is not the geometry's.
+        ValueError: the network's dense kernel is not the geometry's, or no tap of it meets real input.
 
     Reference:
         Pan et al., ICML 2022; see this module's docstring.
@@ -178,6 +178,8 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
             f"network '{network}' contracts to shape {network.dense_shape}, but the convolution's kernel is {dense}"
         )
     fan_in, fan_out = geometry.fan_in, geometry.fan_out
+    if fan_in == 0:
+        raise ValueError(f"input_size is {geometry.input_size}; there every tap of the kernel falls on padding")
     fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[init.mode]
     log_target = 2 * math.log(init.gain) - math.log(fan)
     log_bonds = sum(math.log(size) for size in network.shape(network.bonds))
