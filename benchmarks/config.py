@@ -16,13 +16,10 @@ from data import DATASETS
 from tnlayers import models
 
 DENSE = "dense"
-CONVOLUTIONS = {
-    DENSE: models.dense_conv,
-    "cp": tnlayers.CPConv2d,
-    "tucker": tnlayers.TuckerConv2d,
-    "tt": tnlayers.TTConv2d,
-    "tr": tnlayers.TRConv2d,
-    "btt": tnlayers.BTTConv2d,
+CONVOLUTIONS = {DENSE: models.dense_conv} | {
+    name: getattr(tnlayers, f"{form.__name__}Conv2d")
+    for name, form in tnlayers.FORMATS.items()
+    if name != "einsum"  # which is no family, but whatever network one writes
 }
 MODELS = {f"resnet{depth}": getattr(models, f"resnet{depth}") for depth in (20, 32, 44, 56, 110)}
 
@@ -41,7 +38,7 @@ class Config:
     dataset: Literal[tuple(DATASETS)] = "digits"
     model: Literal[tuple(MODELS)] = "resnet20"
     conv: Literal[tuple(CONVOLUTIONS)] = DENSE
-    """The format of every convolution."""
+    """The format of every convolution but the stem, which stays dense."""
     rank: int | float | tuple[int, ...] | None = None
     """Rank of a tensor format: every bond, a keep ratio, or each bond; the format's own default where not given."""
     init: str | None = None

@@ -60,8 +60,6 @@ def test_factorize(number, parts):
 class Sandwich(formats.Format):
     """Two matrices around the kernel axes."""
 
-    name = "sandwich"
-
     def text(self, inputs, outputs, kernel, rank):
         return f"{' '.join(inputs)} a, a {' '.join(kernel)} b, b {' '.join(outputs)}"
 
@@ -74,6 +72,7 @@ def test_a_new_format_is_one_class_and_one_line():
     layer = SandwichConv2d(8, 12, 3, rank=(2, 3))
     assert str(layer.network) == "i a, a h w b, b o"
     assert layer.rank == {"a": 2, "b": 3}
+    assert "format=sandwich" in repr(layer)
     testing.check(SandwichConv2d, 8, 12, (3, 2), rank=2)
 
 

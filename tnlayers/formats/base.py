@@ -39,7 +39,11 @@ class Format(ABC):
     """A family of tensor networks; its options, if it has any, are its dataclass fields."""
 
     name: ClassVar[str]
-    """Set by ``register``."""
+    """The class' own name in small letters, until ``register`` gives another."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = cls.__name__.lower()
 
     @abstractmethod
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
