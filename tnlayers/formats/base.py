@@ -56,9 +56,17 @@ class Format(ABC):
             rank: the user's request, for formats whose very shape depends on it (Tucker).
         """
 
+    @property
+    def factors(self) -> int:
+        """Into how many factors the input and the output channels are split by default, at most: 1, they stay whole.
+
+        At an equal number of parameters, more factors mean larger ranks, and larger ranks more FLOPs.
+        """
+        return 1
+
     def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
-        """The default ``in_shape`` and ``out_shape``: channels kept whole. ``in_channels`` is that of one group."""
-        return (in_channels,), (out_channels,)
+        """The default ``in_shape`` and ``out_shape``. ``in_channels`` is that of one group."""
+        return factorize(in_channels, self.factors), factorize(out_channels, self.factors, groups)
 
     def build(
         self, in_shape: Shape, out_shape: Shape, kernel: Shape, rank: Any
@@ -100,14 +108,6 @@ class Format(ABC):
 
 def _names(letter: str, count: int) -> Axes:
     return (letter,) if count == 1 else tuple(f"{letter}{k}" for k in range(1, count + 1))
-
-
-class SplitFormat(Format):
-    """A format whose channel axes are split into up to three factors by default."""
-
-    def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
-        """The default ``in_shape`` and ``out_shape``: up to three factors each."""
-        return factorize(in_channels, 3), factorize(out_channels, 3, groups)
 
 
 @lru_cache(maxsize=1024)

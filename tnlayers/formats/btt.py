@@ -5,13 +5,13 @@ from itertools import zip_longest
 from typing import Any
 
 from tnlayers import errors
-from tnlayers.formats.base import SplitFormat, register
+from tnlayers.formats.base import Format, register
 from tnlayers.notation import Axes
 
 
 @register("btt")
 @dataclass(frozen=True)
-class BTT(SplitFormat):
+class BTT(Format):
     """A sum of ``blocks`` Tucker decompositions, held in one network by a bond ``n`` that every core has.
 
     Args:
@@ -31,6 +31,11 @@ class BTT(SplitFormat):
 
     def __post_init__(self) -> None:
         errors.integer("blocks", self.blocks)
+
+    @property
+    def factors(self) -> int:
+        """Three pairs of an input and an output axis."""
+        return 3
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
         """The core tensor, then a factor for each pair of channel axes and for each kernel axis."""

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tnlayers.formats.base import SplitFormat, register
+from tnlayers.formats.base import Format, register
 from tnlayers.notation import Axes
 
 
 @register("tr")
 @dataclass(frozen=True)
-class TR(SplitFormat):
+class TR(Format):
     r"""A closed chain: input cores, one core with all kernel axes, output cores, and a bond ``r0`` back to the first.
 
     .. math:: W_{o\,i\,h\,w} = \mathrm{tr}\big(A_{i_1} \cdots A_{i_m} K_{hw} B_{o_1} \cdots B_{o_q}\big)

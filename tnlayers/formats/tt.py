@@ -5,13 +5,13 @@ from itertools import pairwise, zip_longest
 from typing import Any
 
 from tnlayers import errors
-from tnlayers.formats.base import Format, Shape, SplitFormat, register
+from tnlayers.formats.base import Format, register
 from tnlayers.notation import Axes
 
 
 @register("tt")
 @dataclass(frozen=True)
-class TT(SplitFormat):
+class TT(Format):
     """A train of cores, each joined to the next by a bond ``r1``, ``r2``, ...
 
     Args:
@@ -34,10 +34,10 @@ class TT(SplitFormat):
     def __post_init__(self) -> None:
         errors.choice("layout", self.layout, ("matrix", "chain"))
 
-    def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
-        """Factored in matrix layout, whole in chain layout."""
-        kind = SplitFormat if self.layout == "matrix" else Format
-        return kind.split(self, in_channels, out_channels, groups)
+    @property
+    def factors(self) -> int:
+        """Two pairs of an input and an output axis in matrix layout; channels whole in chain layout."""
+        return 2 if self.layout == "matrix" else 1
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
         """The dense axes of each core, with the bonds between neighbours."""
