@@ -24,7 +24,7 @@ CONVOLUTIONS = {DENSE: models.dense_conv} | {
 MODELS = {f"resnet{depth}": getattr(models, f"resnet{depth}") for depth in (20, 32, 44, 56, 110)}
 
 # Fields that say where and how a run is computed, not what: a checkpoint may be resumed with others.
-SURROUNDINGS = ("data_dir", "download", "device", "threads", "out", "resume")
+SURROUNDINGS = ("name", "data_dir", "download", "device", "threads", "out", "resume")
 
 
 class ConfigError(ValueError):
@@ -62,6 +62,8 @@ class Config:
     amp: bool = False
     """Compute in bfloat16 where that is safe (autocast)."""
 
+    name: str | None = None
+    """Of the arm in tables and directories; its convolutions and their rank where not given."""
     data_dir: Path = Path("data")
     """Directory with the official files of Fashion-MNIST or CIFAR-10."""
     download: bool = False
@@ -127,7 +129,9 @@ class Config:
 
     @property
     def arm(self) -> str:
-        """A short name for the convolutions: dense, tr-0.2, tucker-16x16."""
+        """``name``, or a short one for the convolutions: dense, tr-0.2, tucker-16x16."""
+        if self.name is not None:
+            return self.name
         rank = "x".join(map(str, self.rank)) if isinstance(self.rank, tuple) else self.rank
         return self.conv if rank is None else f"{self.conv}-{rank}"
 

@@ -4,6 +4,7 @@ Prints one table and writes one picture, runs/demo.png: the losses, and how stro
 the untrained network, drawn by the solver, by two rules that people use, and with dense convolutions.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,7 @@ def table(results: Sequence[Result], images: Tensor) -> Table:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     console = Console()
     try:
         runs = [Run(replace(Config.from_yaml(path), out=PICTURE.parent)) for path in CONFIGS]

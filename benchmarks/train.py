@@ -351,11 +351,31 @@ def parse(arguments: Sequence[str] | None) -> list[Command]:
     return [tyro.cli(Command, args=arguments, default=default) for default in defaults]
 
 
+def check_distinct(commands: Sequence[Command]) -> None:
+    """Refuse two runs that would write to one directory and count as two seeds of one arm, and a useless --results.
+
+    Raises:
+        ConfigError: there are such runs, or --results is a directory.
+    """
+    taken: set[Path] = set()
+    for command in commands:
+        if command.results and command.results.is_dir():
+            raise ConfigError(f"results is {command.results}, a directory, but a file to write is needed")
+        for seed in command.seeds or (command.run.seed,):
+            run = replace(command.run, seed=seed)
+            if run.directory in taken:
+                raise ConfigError(
+                    f"seeds: arm {run.arm} with seed {seed} is there twice; name the presets apart (name: in the YAML)"
+                )
+            taken.add(run.directory)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     results: list[Result] = []
     try:
         commands = parse(arguments)
+        check_distinct(commands)
         with progress_bars(console) as progress:
             for command in commands:
                 for seed in command.seeds or (command.run.seed,):

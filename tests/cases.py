@@ -33,7 +33,7 @@ _ANY_DIMENSION: list[tuple[str, dict[str, Any]]] = [
     ("tt", {"rank": 3, "layout": "chain"}),
     ("tr", {"rank": 2}),
     ("tr", {"rank": (1, 2, 3, 2, 1), "in_shape": (4, 2), "out_shape": (2, 6)}),
-    ("tr", {"rank": 0.5}),
+    ("tr", {"rank": 0.7}),
     ("btt", {"rank": 2, "blocks": 3}),
     ("btt", {"rank": 1, "blocks": 1, "in_shape": (8,), "out_shape": (6, 2)}),
 ]

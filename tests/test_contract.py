@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from covertable import make
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import tnlayers
 from cases import CASES, Case
+from networks import networks
 from tnlayers import testing
 
 CHANNELS = (8, 12)
@@ -112,6 +115,28 @@ def test_options_full_product(case: Case):
         options = dict(zip(OPTIONS, row, strict=True))
         if valid(options):
             check_options(case, options)
+
+
+@torch_pads_with_a_copy
+@settings(max_examples=150, deadline=None)
+@given(networks(max_cores=6), st.data())
+def test_any_network_in_any_geometry(network: tnlayers.TensorNetwork, data: st.DataObject):
+    """Networks that nobody would write: hyperedges, cores without channels, several factors, sizes of one."""
+    ndim = len(network.kernel)
+    out_channels, inner = network.dense_shape[0], network.dense_shape[1]
+    groups = data.draw(st.sampled_from([g for g in range(1, out_channels + 1) if out_channels % g == 0]))
+    each = {name: tuple(data.draw(st.integers(low, 2)) for _ in range(ndim)) for name, low in
+            (("stride", 1), ("padding", 0), ("dilation", 1))}  # fmt: skip
+    text = ", ".join(" ".join(f"{a}:{network.sizes[a]}" if a in network.bonds else a for a in c) for c in network.cores)
+    bias, mode = data.draw(st.booleans()), data.draw(st.sampled_from(OPTIONS["padding_mode"]))
+    strategies = ["auto", "reconstruct"] + ["factorized"] * (network.sizes[network.outputs[0]] % groups == 0)
+    kind = (tnlayers.EinsumConv1d, tnlayers.EinsumConv2d, tnlayers.EinsumConv3d)[ndim - 1]
+    layer = kind(
+        groups * inner, out_channels, network.dense_shape[2:], groups=groups, bias=bias, padding_mode=mode, **each,
+        network=text, in_shape=network.shape(network.inputs), out_shape=network.shape(network.outputs),
+        dtype=torch.float64, strategy=data.draw(st.sampled_from(strategies)),
+    )  # fmt: skip
+    testing.assert_same_function(layer, testing.example_input(layer))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

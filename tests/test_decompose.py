@@ -111,8 +111,20 @@ def test_the_error_is_that_of_the_layer_as_its_dtype_holds_it(dtype):
     layer = tnlayers.TuckerConv2d(8, 12, 3, rank=(8, 12), dtype=dtype)
     weight = torch.randn(12, 8, 3, 3).double()
     found = layer.set_weight_(weight)
-    exact = tnlayers.contraction.reconstruct(layer.network, [core.detach().double() for core in layer.cores])
-    assert found == pytest.approx(float((exact - weight).norm() / weight.norm()), rel=1e-9)
+    error = float((layer.weight.detach().double() - weight).norm() / weight.norm())
+    assert found == pytest.approx(error, rel=torch.finfo(dtype).eps)  # the product may round in another order
+
+
+def test_a_fit_that_the_dtype_cannot_multiply_out_is_refused():
+    """Cores that float16 holds, with a product that it does not."""
+    layer = tnlayers.TRConv2d(8, 12, 3, rank=8, dtype=torch.float16)
+    before = layer.weight
+    with pytest.raises(ValueError, match="cannot hold its fit or the cores' product"):
+        layer.set_weight_(kernel(12, 8, 3, 3) * 1e6)
+    assert torch.equal(layer.weight, before)
+    assert layer.set_weight_(kernel(12, 8, 3, 3) * 1e-20) == 1.0  # all of it is lost, and the error says so
+    fine = tnlayers.TRConv2d(8, 12, 3, rank=8, dtype=torch.float64)
+    assert fine.set_weight_(kernel(12, 8, 3, 3) * 1e-200) < 1
 
 
 def test_fitting_ignores_the_default_device():

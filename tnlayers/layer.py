@@ -126,16 +126,17 @@ class TensorLayer(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Solve for the variances and draw the cores and the bias again."""
-        self.variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
-        draws = [_draw(core, s, self.init.distribution) for core, s in zip(self.cores, self.variance.std, strict=True)]
+        variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
+        draws = [_draw(core, s, self.init.distribution) for core, s in zip(self.cores, variance.std, strict=True)]
         if self.init.exact:
             # The norm in float64, where the device has it: the product of many cores would round in less.
             fine = torch.float32 if draws[0].device.type == "mps" else torch.float64
             draws = [draw.to(fine) for draw in draws]
-            target = self.variance.weight_std * math.sqrt(self.network.dense_params)
+            target = variance.weight_std * math.sqrt(self.network.dense_params)
             scale = (target / reconstruct(self.network, draws).norm()) ** (1 / len(draws))
             draws = [draw * scale for draw in draws]
         self._assign(draws)
+        self.variance = variance
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.network.dense_shape[1:]))  # as torch.nn.ConvNd
             nn.init.uniform_(self.bias, -bound, bound)
@@ -170,14 +171,16 @@ class TensorLayer(nn.Module):
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
         cores, _ = decompose(self.network, weight)
         cores = [fitted.to(core) for core, fitted in zip(self.cores, cores, strict=True)]
-        if not all(bool(torch.isfinite(core).all()) for core in cores):
+        found = reconstruct(self.network, cores).to("cpu", torch.float64)
+        target = weight.to("cpu", torch.float64)
+        if not bool(torch.isfinite(found).all()):
             raise ValueError(
-                f"weight has norm {float(weight.norm()):.3g}; cores of {cores[0].dtype} cannot hold its fit"
+                f"weight has norm {float(target.norm()):.3g}; {cores[0].dtype} cannot hold its fit "
+                "or the cores' product"
             )
         self._assign(cores)
-        target = weight.to("cpu", torch.float64)
-        found = reconstruct(self.network, [core.to("cpu", torch.float64) for core in cores])
-        return float((found - target).norm() / target.norm()) if target.any() else 0.0
+        scale = float(target.abs().max()) or 1.0
+        return float(((found - target) / scale).norm() / max(float((target / scale).norm()), 1.0))
 
     def _assign(self, values: Sequence[Tensor]) -> None:
         if is_parametrized(self.cores):

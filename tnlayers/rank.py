@@ -26,7 +26,7 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank) -> tuple[Tens
         rank: an integer for every bond; a sequence in the order of ``network.bonds``, fixed ones left out; a mapping
             from bond to size; or a float in (0, 1], the keep ratio: the largest network with at most that share of the
             dense kernel's parameters in which all bonds are equal to within one, except where a larger bond could add
-            nothing. Bonds that lead to a kernel axis alone are then kept whole.
+            nothing. Bonds that lead to a kernel axis alone are then kept whole. Where no bond is free it has no effect.
 
     Returns:
         tuple[TensorNetwork, dict[str, int]]: the network with all sizes, and the sizes of the bonds that are not fixed.
@@ -97,11 +97,11 @@ def _keep(template: TensorNetwork, free: tuple[str, ...], keep: float) -> dict[s
 
     if params(level(1)) > budget:
         least = params(level(1))
-        sizes = [f"{bond}:{template.sizes[bond]}" for bond in template.bonds if bond not in free]
-        fixed = f"; a smaller fixed bond ({', '.join(sizes)}) would leave it room" if sizes else ""
+        fixed = [f"{bond}:{template.sizes[bond]}" for bond in template.bonds if bond not in free]
+        hint = f"; {', '.join(fixed)} is fixed by the network's text or the format's options" if fixed else ""
         raise ValueError(
             f"rank is {keep}; that keep ratio leaves {int(budget)} of {template.dense_params} parameters, but network "
-            f"'{template}' has at least {least} (keep ratio {least / template.dense_params:.3g}){fixed}"
+            f"'{template}' has at least {least} (keep ratio {least / template.dense_params:.3g}){hint}"
         )
     low, high = 1, 2
     while params(level(high)) <= budget and level(high) != level(low):

@@ -43,8 +43,8 @@ def check(layer_type: type[TensorConv], *args: Any, **kwargs: Any) -> None:
     """Hold a layer to every promise.
 
     Args:
-        layer_type: the class.
-        *args: its arguments; choose small ones, gradients are checked numerically.
+        layer_type: the class, defined at the top level of a module (it is pickled).
+        *args: its arguments; choose small ones, gradients are checked numerically; dtype is not among them.
         **kwargs: likewise.
 
     Raises:
@@ -175,7 +175,7 @@ def moves(make: Make) -> None:
     """Made on the meta device, materialised and reset, or converted to another dtype, it works and has its variance."""
     with torch.device("meta"):
         assert all(parameter.is_meta for parameter in make().parameters())
-    layer = make(device="meta")
+    layer = make(device="meta", init=Init())
     assert all(parameter.is_meta for parameter in layer.parameters())
     assert layer(example_input(layer)).is_meta
     layer.to_empty(device="cpu").reset_parameters()

@@ -80,7 +80,7 @@ class TTConv1d(TensorConv1d, format="tt"):
     Example:
         >>> layer = TTConv1d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        w r1, r1 i1 o1 r2, r2 i2 o2 r3, r3 i3 o3
+        w r1, r1 i1 o1 r2, r2 i2 o2
     """
 
 
@@ -96,7 +96,7 @@ class TTConv2d(TensorConv2d, format="tt"):
     Example:
         >>> layer = TTConv2d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        h w r1, r1 i1 o1 r2, r2 i2 o2 r3, r3 i3 o3
+        h w r1, r1 i1 o1 r2, r2 i2 o2
     """
 
 
@@ -106,7 +106,7 @@ class TTConv3d(TensorConv3d, format="tt"):
     Example:
         >>> layer = TTConv3d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        d h w r1, r1 i1 o1 r2, r2 i2 o2 r3, r3 i3 o3
+        d h w r1, r1 i1 o1 r2, r2 i2 o2
     """
 
 
@@ -116,7 +116,7 @@ class TRConv1d(TensorConv1d, format="tr"):
     Example:
         >>> layer = TRConv1d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        r0 i1 r1, r1 i2 r2, r2 i3 r3, r3 w r4, r4 o1 r5, r5 o2 r6, r6 o3 r0
+        r0 i r1, r1 w r2, r2 o r0
     """
 
 
@@ -131,7 +131,7 @@ class TRConv2d(TensorConv2d, format="tr"):
     Example:
         >>> layer = TRConv2d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        r0 i1 r1, r1 i2 r2, r2 i3 r3, r3 h w r4, r4 o1 r5, r5 o2 r6, r6 o3 r0
+        r0 i r1, r1 h w r2, r2 o r0
     """
 
 
@@ -141,7 +141,7 @@ class TRConv3d(TensorConv3d, format="tr"):
     Example:
         >>> layer = TRConv3d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        r0 i1 r1, r1 i2 r2, r2 i3 r3, r3 d h w r4, r4 o1 r5, r5 o2 r6, r6 o3 r0
+        r0 i r1, r1 d h w r2, r2 o r0
     """
 
 
