@@ -29,7 +29,6 @@ CONFIGS = (REPOSITORY / "configs" / "digits-dense.yaml", REPOSITORY / "configs" 
 PICTURE = Path("runs") / "demo.png"
 DRAWS = 5  # networks per initialisation in the picture
 IMAGES = 128  # that the signal is measured on
-GAP = (1e-12, 1e-2)  # in the picture's axis of E[y^2]
 
 BLUE, GREY, ORANGE, PURPLE = "#0072b2", "#5f6368", "#d55e00", "#8e44ad"
 
@@ -96,40 +95,27 @@ def draw_losses(axes: Axes, results: Sequence[Result], colours: Sequence[str]) -
     axes.legend(frameon=False)
 
 
-def draw_profiles(upper: Axes, lower: Axes, profiles: dict[str, tuple[str, Tensor]]) -> None:
-    """E[y^2] by depth, on an axis with a gap: the geometric mean over draws as a line, their range as a band."""
+def draw_profiles(axes: Axes, profiles: dict[str, tuple[str, Tensor]]) -> None:
+    """E[y^2] by depth: the geometric mean over draws as a line, their range as a band."""
     for label, (colour, profile) in profiles.items():
         depth = torch.arange(1, profile.shape[1] + 1)
         mean = profile.log().mean(0).exp()
-        for axes in (upper, lower):
-            axes.fill_between(depth, profile.amin(0), profile.amax(0), color=colour, alpha=0.15, lw=0)
-            axes.plot(depth, mean, color=colour, lw=2, marker="o", ms=3.5)
-        axes = lower if mean[-1] < GAP[0] else upper
-        va = "bottom" if "dense" in label else "top" if "solver" in label else "center"  # these two lie side by side
-        axes.annotate(label, (depth[-1], mean[-1]), (8, 0), textcoords="offset points", color=colour, va=va)
-    for axes in (upper, lower):
-        axes.set(yscale="log")
-    upper.set(ylim=(GAP[1], None), ylabel="E[y²] of a convolution's output")
-    lower.set(ylim=(None, GAP[0]), xlabel="convolution, from the image on")
-    upper.set_title("Signal before the first step, normalisation taken out", loc="left", fontweight="bold")
-    upper.spines["bottom"].set_visible(False)
-    upper.tick_params(bottom=False, labelbottom=False)
-    slash = {"marker": [(-1, -0.6), (1, 0.6)], "ms": 9, "color": "black", "clip_on": False}
-    upper.plot([0], [0], transform=upper.transAxes, **slash)  # the axis has its gap here
-    lower.plot([0], [1], transform=lower.transAxes, **slash)
+        axes.fill_between(depth, profile.amin(0), profile.amax(0), color=colour, alpha=0.15, lw=0)
+        axes.plot(depth, mean, color=colour, lw=2, marker="o", ms=3.5)
+        above = {"dense, He": 6, "TR, solver": -6}.get(label, 0)  # points; these two lie side by side
+        axes.annotate(label, (depth[-1], mean[-1]), (8, above), textcoords="offset points", color=colour, va="center")
+    axes.set(yscale="log", xlabel="convolution, from the image on", ylabel="E[y²] of a convolution's output")
+    axes.set_title("Signal before the first step, normalisation taken out", loc="left", fontweight="bold")
 
 
 def picture(results: Sequence[Result], images: Tensor, path: Path) -> None:
     """Write the picture."""
     dense, ring = (result.config for result in results)
     figure = Figure(figsize=(12, 4.8), dpi=160, layout="constrained")
-    mosaic = [["loss", "upper"], ["loss", "lower"]]
-    panels = figure.subplot_mosaic(mosaic, width_ratios=(1, 1.25), height_ratios=(2.4, 1))
-    panels["lower"].sharex(panels["upper"])
-    draw_losses(panels["loss"], results, (GREY, BLUE))
+    losses, profiles = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    draw_losses(losses, results, (GREY, BLUE))
     draw_profiles(
-        panels["upper"],
-        panels["lower"],
+        profiles,
         {
             "dense, He": (GREY, depth_profile(dense, images)),
             "TR, solver": (BLUE, depth_profile(ring, images)),
@@ -137,7 +123,7 @@ def picture(results: Sequence[Result], images: Tensor, path: Path) -> None:
             "TR, N(0, 0.02²)\non every core": (PURPLE, depth_profile(ring, images, small)),
         },
     )
-    for axes in panels.values():
+    for axes in (losses, profiles):
         axes.grid(color="#e8e8e8", lw=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
