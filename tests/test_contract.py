@@ -214,14 +214,9 @@ def test_strategy_can_be_set_later():
     assert layer.strategy == "factorized"
 
 
-def test_each_factorised_step_is_the_cheapest():
-    layer = tnlayers.CPConv2d(8, 64, 3, rank=4, strategy="factorized")
-    assert [step.axes[1] for step in layer._plan.steps] == [("i", "r"), ("h", "r"), ("w", "r"), ("o", "r")]
-
-
 def test_signatures_show_the_options_and_nothing_else():
     names = [*inspect.signature(tnlayers.TTConv2d).parameters]
-    assert names[-6:] == ["rank", "in_shape", "out_shape", "init", "strategy", "layout"]
+    assert names[-7:] == ["rank", "in_shape", "out_shape", "init", "strategy", "memory", "layout"]
     assert [*inspect.signature(tnlayers.TRConv2d).parameters] == names[:-1]
     assert names[:11] == [*inspect.signature(nn.Conv2d).parameters]
 

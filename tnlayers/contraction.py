@@ -145,6 +145,13 @@ def own_precision(tensor: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def natural(left: Axes, right: Axes, kept: Axes) -> Axes:
+    """The axes of a product in the order in which a batched matrix product leaves them: shared, left's, right's."""
+    shared = [axis for axis in left if axis in right]
+    alone = [axis for axis in (*left, *right) if axis not in shared]
+    return tuple(axis for axis in (*shared, *alone) if axis in kept)
+
+
 def permutation(have: Axes, want: Axes) -> tuple[int, ...]:
     """Where each wanted axis is, as ``Tensor.permute`` takes it."""
     return tuple(have.index(axis) for axis in want)

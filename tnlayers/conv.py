@@ -30,7 +30,10 @@ class TensorConv(TensorLayer):
         in_shape, out_shape: factors of in_channels / groups and of out_channels, most significant first; None: the
             format's own split.
         init: the name of a mode, 'fan_in', 'fan_out' or 'fan_avg', or a ``tnlayers.Init``.
-        strategy: 'reconstruct' builds the dense kernel, 'factorized' never does, 'auto' chooses.
+        strategy: 'auto' takes the plan of least estimated time; 'reconstruct' builds the dense kernel; 'factorized'
+            lets the input meet the cores one by one; an order such as '0 > 1*2' names what it meets, core by core.
+        memory: 'auto' keeps the peak of a training step within 1.2 times the dense layer's, by estimate; 'low' keeps
+            nothing between forward and backward but the input, and runs the forward again.
         **options: the format's own.
 
     Shape:
@@ -63,6 +66,7 @@ class TensorConv(TensorLayer):
         out_shape: Sequence[int] | None = None,
         init: str | Init = "fan_in",
         strategy: str = "auto",
+        memory: str = "auto",
         **options: Any,
     ) -> None:
         size = errors.integers("kernel_size", kernel_size, self.ndim)
@@ -76,6 +80,7 @@ class TensorConv(TensorLayer):
             out_shape=out_shape,
             init=init,
             strategy=strategy,
+            memory=memory,
             options=options,
         )
 

@@ -15,8 +15,8 @@ from tnlayers.contraction import reconstruct
 from tnlayers.decompose import decompose
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
-from tnlayers.notation import KERNEL_AXES
-from tnlayers.plan import plan, run
+from tnlayers.planned import PlannedModule
+from tnlayers.planner import Planner
 from tnlayers.rank import Rank
 from tnlayers.variance import Init, Variance, solve
 
@@ -26,7 +26,7 @@ _TRUNCATED_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.
 """Standard deviation of a standard normal distribution cut at -2 and 2."""
 
 
-class TensorLayer(nn.Module):
+class TensorLayer(PlannedModule):
     """A linear map whose weight is a tensor network.
 
     A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
@@ -69,6 +69,7 @@ class TensorLayer(nn.Module):
         out_shape: Sequence[int] | None,
         init: str | Init,
         strategy: str,
+        memory: str,
         options: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class TensorLayer(nn.Module):
             geometry.kernel_size,
             rank,
         )
-        self.strategy = strategy
+        self._planner = Planner(self.network, geometry, strategy, memory)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
@@ -112,16 +113,6 @@ class TensorLayer(nn.Module):
             if required and name not in options:
                 raise TypeError(f"{name} is missing; {cls.__name__} needs it as a keyword argument")
         return cls.format_type(**options)
-
-    @property
-    def strategy(self) -> str:
-        """'auto', 'reconstruct' or 'factorized'; setting it plans anew."""
-        return self._strategy
-
-    @strategy.setter
-    def strategy(self, strategy: str) -> None:
-        self._plan = plan(self.network, self.geometry, strategy)
-        self._strategy = strategy
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -188,56 +179,6 @@ class TensorLayer(nn.Module):
         for core, value in zip(self.cores, values, strict=True):
             core.copy_(value)
 
-    def flops(self, input_shape: Sequence[int]) -> int:
-        """Floating-point operations of one forward, as ``torch.utils.flop_counter`` counts them; the bias is left out.
-
-        Args:
-            input_shape: (N, in_channels, *spatial), or without N.
-        """
-        return self._plan.flops(self._batched(_counts(input_shape)))
-
-    def explain(self, input_shape: Sequence[int]) -> str:
-        """The plan in words: every step, its axes with their sizes, its share of the FLOPs.
-
-        Args:
-            input_shape: (N, in_channels, *spatial), or without N.
-        """
-        return self._plan.explain(self._batched(_counts(input_shape)))
-
-    def _batched(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape with its batch axis; refuses what ``forward`` cannot take."""
-        ndim, channels = self.geometry.ndim, self.geometry.in_channels
-        if len(shape) not in (ndim + 1, ndim + 2):
-            inner = ", ".join((str(channels), *KERNEL_AXES[-ndim:]))
-            raise ValueError(
-                f"input has shape {tuple(shape)}; {type(self).__name__} takes (N, {inner}), or ({inner}) unbatched"
-            )
-        if shape[-ndim - 1] != channels:
-            raise ValueError(
-                f"input has shape {tuple(shape)}, so {shape[-ndim - 1]} channels; in_channels is {channels}"
-            )
-        return tuple(shape) if len(shape) == ndim + 2 else (1, *shape)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched.
-
-        Returns:
-            Tensor: shape (N, out_channels, *spatial'), or without N.
-
-        Raises:
-            ValueError: the input has other dimensions or channels.
-        """
-        y = run(self._plan, input.reshape(self._batched(input.shape)), list(self.cores))
-        kind = y.device.type
-        if y.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            y = y.to(torch.get_autocast_dtype(kind))  # as nn.ConvNd's output, also where the last step is no matmul
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype).reshape(-1, *(1,) * self.geometry.ndim)
-        return y if input.dim() == y.dim() else y.squeeze(0)
-
     def __repr__(self) -> str:
         # One line, as torch's layers: the cores are told by format and rank.
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -271,10 +212,6 @@ def _shape(name: str, value: Any, product_name: str, product: int) -> tuple[int,
     if math.prod(shape) != product or not shape:
         raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
     return shape
-
-
-def _counts(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(errors.integer(f"input_shape[{k}]", size, minimum=0) for k, size in enumerate(shape))
 
 
 def _draw(core: Tensor, std: float, distribution: str) -> Tensor:

@@ -247,7 +247,11 @@ def counting(make: Make) -> None:
     for strategy in ("reconstruct", "factorized", "auto"):
         layer = make(strategy=strategy)
         x = example_input(layer)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            layer(x)
-        assert layer.flops(x.shape) == counter.get_total_flops(), f"{strategy}: {layer.explain(x.shape)}"
-        assert layer.explain(x.shape).startswith(("reconstruct", "factorized"))
+        for training in (True, False):
+            layer.train(training)
+            with torch.set_grad_enabled(training):
+                layer(x)  # in eval mode, the weights are kept from here on
+                with FlopCounterMode(display=False) as counter:
+                    layer(x)
+            assert layer.flops(x.shape) == counter.get_total_flops(), f"{strategy}: {layer.explain(x.shape)}"
+            assert layer.explain(x.shape).startswith(("reconstruct", "factorized"))

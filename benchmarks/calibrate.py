@@ -1,0 +1,197 @@
+"""Measure what operations cost on this kind of device, and print the table of tnlayers/rates.py.
+
+    python benchmarks/calibrate.py --threads 2
+
+Random operations of every kind are timed, forward alone and forward with backward; seconds per call, per FLOP and per
+byte are then fitted to them, all at least zero, for the least relative error.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+import tnlayers
+from tnlayers.assemble import assemble
+from tnlayers.meeting import FIRST, LAST, MATMUL, reorder
+from tnlayers.plan import plan
+from tnlayers.rates import Rate, Rates
+from tnlayers.search import Option, Search, Setting, Trail
+from tnlayers.space import space
+
+CHANNELS = (5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
+SIZES = (7, 14, 16, 32, 56)
+BATCHES = (1, 8, 32)
+KERNELS = ((3, 3), (3, 3), (3, 1), (1, 3), (1, 1), (1, 1), (1, 1))
+LARGEST = 4e9  # FLOPs of an operation
+REPEATS = 5
+
+MOVE, WEIGHTS = "move", "weights"
+KINDS = (
+    *(f"{kind} {layout}" for kind in ("conv", "point", "group", "depth") for layout in (FIRST, LAST)),
+    *(f"matmul {source} {target}" for source in (FIRST, LAST) for target in (FIRST, LAST)),
+    WEIGHTS,
+    MOVE,
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One operation: its kind, what the planner would multiply the rates with, and the operation itself."""
+
+    kind: str
+    flops: float
+    bytes: float
+    train_bytes: float
+    function: Callable[..., Tensor]
+    operands: tuple[Tensor, ...]
+
+
+def unit(kind: str, **rate: float) -> Rates:
+    """Rates with which a plan's seconds are the FLOPs or bytes of one kind."""
+    table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
+        kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
+    }
+    return Rates(16, table, table)
+
+
+def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    """A convolution or matrix product of random sizes, in every way that the planner knows."""
+    kernel, size, batch = draw.choice(KERNELS), draw.choice(SIZES), draw.choice(BATCHES)
+    groups = draw.choice((1, 1, 1, 5, 8, 16))
+    per = draw.choice(((1, 1), (4, 4), (8, 8), (7, 12), (16, 16))) if groups > 1 else draw.choices(CHANNELS, k=2)
+    if per == (1, 1):
+        groups = draw.choice(CHANNELS)
+    layer = tnlayers.EinsumConv2d(
+        groups * per[0], groups * per[1], kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=groups, bias=False,
+        network="i o h w", device=device, dtype=dtype,
+    )  # fmt: skip
+    where = space(layer.network, layer.geometry)
+
+    def feature(mode: str, kind: str, option: Option, **rate: float) -> float:
+        setting = Setting(batch, (size, size), option.source, mode, dtype.itemsize)
+        search = Search(where, setting, unit(kind, **rate))
+        options = search._options(0, where.all, option.source, where.inputs)
+        return next(o.cost.seconds for o in options if o[1:5] == option[1:5])
+
+    for layout in (FIRST, LAST):
+        search = Search(where, Setting(batch, (size, size), layout, "train", dtype.itemsize), unit(MOVE))
+        x = torch.randn(batch, groups * per[0], size, size, dtype=dtype, device=device)
+        if layout == LAST:
+            x = x.to(memory_format=torch.channels_last)
+        for option in search._options(0, where.all, layout, where.inputs):
+            if option.moved or option.cost.flops > LARGEST:
+                continue
+            meeting = assemble(search, Trail((option,), 0.0)).meetings[0]
+            weight = torch.randn(meeting.weight_shape, dtype=dtype, device=device)
+            flops, read = (feature("infer", meeting.kind, option, **{what: 1.0}) for what in ("flop", "byte"))
+            both = feature("train", meeting.kind, option, byte=1.0)
+            across = (
+                [replace(meeting, target=LAST if layout == FIRST else FIRST)]
+                if meeting.op == MATMUL and groups == 1
+                else []
+            )
+            for one in [meeting, *across]:
+                copies = weight.numel() * batch * dtype.itemsize if one.source != one.target and layout == LAST else 0
+                yield Sample(one.kind, flops, read, both + copies, lambda x, w, one=one: one(x, w, None), (x, weight))
+
+
+def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    """The contractions of cores of a random layer."""
+    kind = draw.choice(
+        (tnlayers.CPConv2d, tnlayers.TTConv2d, tnlayers.TRConv2d, tnlayers.BTTConv2d, tnlayers.TuckerConv2d)
+    )
+    channels, rank = draw.choice((64, 128, 256, 512)), draw.choice((0.05, 0.1, 0.25))
+    layer = kind(channels, channels, 3, rank=rank, bias=False, device="meta", dtype=dtype)
+    sizes = dict(plan(layer.network, layer.geometry, Setting(1, (8, 8)), "reconstruct").sizes)
+    for step in plan(layer.network, layer.geometry, Setting(1, (8, 8)), "reconstruct").weights[0].steps:
+        shapes = [[sizes[axis] for axis in axes] for axes in step.axes]
+        size = float(sum(np.prod(shape) for shape in shapes) * dtype.itemsize)
+        operands = tuple(torch.randn(shape, dtype=dtype, device=device) for shape in shapes[:2])
+        equation = step.equation
+        yield Sample(
+            WEIGHTS, step.flops(sizes), size, size,
+            lambda a, b, equation=equation: torch.einsum(equation, a, b).contiguous(), operands,
+        )  # fmt: skip
+
+
+def moves(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
+    """A reordering of channels."""
+    sizes = tuple(draw.choices((2, 4, 8, 16), k=3))
+    order = tuple(draw.sample(range(3), 3))
+    size = draw.choice(SIZES)
+    x = torch.randn(draw.choice(BATCHES), int(np.prod(sizes)), size, size, dtype=dtype, device=device)
+    if order != (0, 1, 2):
+        volume = 2.0 * x.numel() * dtype.itemsize
+        yield Sample(MOVE, 0.0, volume, volume, lambda x: reorder(x, sizes, order), (x,))
+
+
+def timed(function: Callable[[], object], device: str) -> float:
+    """Median seconds."""
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def measure(sample: Sample, device: str) -> tuple[float, float]:
+    """Seconds of the forward, and of forward and backward."""
+    with torch.no_grad():
+        forward = timed(lambda: sample.function(*sample.operands), device)
+        gradient = torch.randn_like(sample.function(*sample.operands))
+    leaves = [operand.requires_grad_() for operand in sample.operands]
+
+    def step() -> None:
+        torch.autograd.grad(sample.function(*leaves), leaves, gradient)
+
+    return forward, timed(step, device)
+
+
+def fit(rows: Sequence[tuple[float, float, float]]) -> tuple[np.ndarray, float]:
+    """Rates per call, FLOP and byte from rows of FLOPs, bytes and seconds; and the median relative error."""
+    flops, size, seconds = np.array(rows).T
+    scale = np.array([1e-6, 1e-12, 1e-12])
+    features = np.stack([np.ones_like(flops), flops, size], axis=1) * scale / seconds[:, None]
+    rates, _ = nnls(features, np.ones_like(seconds))
+    return rates, float(np.median(np.abs(features @ rates - 1)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    dtype, draw = getattr(torch, arguments.dtype), random.Random(0)
+    infer, train = defaultdict(list), defaultdict(list)
+    for number in range(arguments.samples):
+        source = (contractions, moves)[number % 2] if number % 8 < 2 else meetings
+        for sample in source(draw, dtype, arguments.device):
+            forward, both = measure(sample, arguments.device)
+            infer[sample.kind].append((sample.flops, sample.bytes, forward))
+            train[sample.kind].append((sample.flops, sample.train_bytes, both))
+    for name, found in (("train", train), ("infer", infer)):
+        print(f'    {name}=_table("""')
+        for kind in KINDS:
+            rates, error = fit(found[kind])
+            numbers = " ".join(f"{rate:.3g}" for rate in rates)
+            print(f"        {kind} {numbers}".ljust(60) + f"# {len(found[kind])} samples, median error {error:.0%}")
+        print('    """),')
+
+
+if __name__ == "__main__":
+    main()

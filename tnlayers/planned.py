@@ -1,0 +1,116 @@
+"""The part of a layer that runs: a forward by plan, and what can be asked about it."""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from tnlayers import errors
+from tnlayers.geometry import Geometry
+from tnlayers.network import TensorNetwork
+from tnlayers.notation import KERNEL_AXES
+from tnlayers.planner import Planner
+from tnlayers.search import Setting
+
+
+class PlannedModule(nn.Module):
+    """A module with cores, a bias, and a planner for them."""
+
+    network: TensorNetwork
+    geometry: Geometry
+    cores: nn.ParameterList
+    bias: nn.Parameter | None
+    _planner: Planner
+
+    @property
+    def strategy(self) -> str:
+        """'auto', 'reconstruct', 'factorized' or an order such as '0 > 1*2'; setting it plans anew."""
+        return self._planner.strategy
+
+    @strategy.setter
+    def strategy(self, strategy: str) -> None:
+        self._planner = Planner(self.network, self.geometry, strategy, self.memory)
+
+    @property
+    def memory(self) -> str:
+        """'auto' or 'low'; setting it plans anew."""
+        return self._planner.memory
+
+    @memory.setter
+    def memory(self, memory: str) -> None:
+        self._planner = Planner(self.network, self.geometry, self.strategy, memory)
+
+    def flops(self, input_shape: Sequence[int]) -> int:
+        """Floating-point operations of one forward on an input of this shape, two for each multiply-add, without bias.
+
+        In training mode, of a forward with gradients; in eval mode, of one without, its weights kept from before.
+        """
+        return self._planner.plan(self._setting(input_shape)).flops
+
+    def explain(self, input_shape: Sequence[int]) -> str:
+        """How an input of this shape is computed and why: steps, FLOPs, bytes, shares of the time, and the runner-up.
+
+        In training mode for a forward and backward; in eval mode for inference with kept weights.
+
+        Example:
+            >>> import tnlayers
+            >>> layer = tnlayers.TuckerConv2d(64, 64, 3, padding=1, rank=16)
+            >>> print(layer.explain((32, 64, 32, 32)))  # doctest: +SKIP
+        """
+        first, *rest = islice(self._planner.candidates(self._setting(input_shape)), 2)
+        return first.explain(*rest)
+
+    def _setting(self, input_shape: Sequence[int]) -> Setting:
+        batch, _, *size = self._batched(_counts(input_shape))
+        itemsize = self.cores[0].dtype.itemsize
+        return Setting(max(1, batch), tuple(size), mode="train" if self.training else "cached", itemsize=itemsize)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; the weights that inference keeps are dropped."""
+        self._planner.forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._planner.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._planner.forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _batched(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape with its batch axis; refuses what ``forward`` cannot take."""
+        ndim, channels = self.geometry.ndim, self.geometry.in_channels
+        if len(shape) not in (ndim + 1, ndim + 2):
+            inner = ", ".join((str(channels), *KERNEL_AXES[-ndim:]))
+            raise ValueError(
+                f"input has shape {tuple(shape)}; {type(self).__name__} takes (N, {inner}), or ({inner}) unbatched"
+            )
+        if shape[-ndim - 1] != channels:
+            raise ValueError(
+                f"input has shape {tuple(shape)}, so {shape[-ndim - 1]} channels; in_channels is {channels}"
+            )
+        return tuple(shape) if len(shape) == ndim + 2 else (1, *shape)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched.
+
+        Returns:
+            Tensor: shape (N, out_channels, *spatial'), or without N.
+
+        Raises:
+            ValueError: the input has other dimensions or channels.
+        """
+        x = input.reshape(self._batched(input.shape)) if input.dim() != self.geometry.ndim + 2 else input
+        self._batched(x.shape)
+        y = self._planner(x, list(self.cores), self.bias, self.training)
+        return y if input.dim() == y.dim() else y.squeeze(0)
+
+
+def _counts(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(errors.integer(f"input_shape[{k}]", size, minimum=0) for k, size in enumerate(shape))

@@ -1,0 +1,118 @@
+"""A layer's plans: made on the first input of a kind and kept, with the weights' part of inference."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnlayers import errors
+from tnlayers.assemble import Plan
+from tnlayers.geometry import Geometry
+from tnlayers.meeting import FIRST, LAST
+from tnlayers.network import TensorNetwork
+from tnlayers.plan import MEMORY, STRATEGIES, candidates, plan, sequence
+from tnlayers.run import build, meet, run
+from tnlayers.search import Setting
+
+_KEPT = 256
+"""The largest number of plans that a layer holds; beyond, it starts anew."""
+
+_NOMINAL = 32, 32
+"""Batch and positions along each axis that a compiler, which may leave them open, plans for before any eager call."""
+
+
+class Planner:
+    """Plans of one layer.
+
+    Args:
+        network: the layer's network.
+        geometry: its geometry.
+        strategy, memory: see ``tnlayers.plan.candidates``.
+
+    Raises:
+        TypeError, ValueError: strategy or memory is not as there.
+    """
+
+    def __init__(self, network: TensorNetwork, geometry: Geometry, strategy: str, memory: str) -> None:
+        if not isinstance(strategy, str) or (">" not in strategy and "*" not in strategy and not strategy.isdigit()):
+            errors.choice("strategy", strategy, STRATEGIES)
+        self.network, self.geometry = network, geometry
+        self.strategy, self.memory = strategy, errors.choice("memory", memory, MEMORY)
+        if strategy not in STRATEGIES:
+            sequence(strategy, network)
+        self._plans: dict[Any, Plan] = {}
+        self._weights: dict[Any, tuple[list[Tensor], list[int], list[Tensor]]] = {}
+        self._latest: tuple[int, tuple[int, ...]] | None = None
+        next(self.candidates(self._nominal_setting("train")))  # refuses what the groups do not allow
+
+    def __reduce__(self) -> Any:
+        return Planner, (self.network, self.geometry, self.strategy, self.memory)
+
+    def candidates(self, setting: Setting, device: str = "cpu", dtype: str = "float32") -> Iterator[Plan]:
+        """Plans for a setting, the fastest first."""
+        return candidates(self.network, self.geometry, setting, self.strategy, self.memory, device, dtype)
+
+    def plan(self, setting: Setting, device: str = "cpu", dtype: str = "float32") -> Plan:
+        """The plan for a setting."""
+        return plan(self.network, self.geometry, setting, self.strategy, self.memory, device, dtype)
+
+    def forget(self) -> None:
+        """Drop the weights that inference keeps."""
+        self._weights.clear()
+
+    def __call__(self, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, training: bool) -> Tensor:
+        """Run the layer on an input of shape (batch, in_channels, *spatial)."""
+        grad = torch.is_grad_enabled() and (x.requires_grad or any(core.requires_grad for core in cores))
+        mode = "train" if grad else "infer" if training else "cached"
+        dtype = x.dtype
+        kind = x.device.type
+        if torch.compiler.is_compiling():
+            return run(self.nominal("infer" if mode == "cached" else mode, kind, str(dtype)), x, cores, bias)
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        layout = LAST if _is_channels_last(x) else FIRST
+        key = (x.shape, mode, layout, dtype, kind)
+        found = self._plans.get(key)
+        if found is None:
+            if len(self._plans) == _KEPT:
+                self._plans.clear()
+            size = tuple(x.shape[2:])
+            setting = Setting(max(1, x.shape[0]), size, layout, mode, dtype.itemsize)
+            found = self._plans[key] = self.plan(setting, kind, str(dtype).removeprefix("torch."))
+            self._latest = setting.batch, size
+        if mode == "cached":
+            return meet(found, x, self._kept(found, cores, dtype), bias)
+        return run(found, x, cores, bias)
+
+    def _kept(self, found: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """The weights of a plan, built once for as long as no core changes."""
+        if not all(type(core) is nn.Parameter and not core.is_inference() for core in cores):
+            return build(found, cores)  # made up for this call, as torch.func does
+        key = found.order, tuple(meeting.right for meeting in found.meetings), dtype
+        versions = [core._version for core in cores]
+        kept = self._weights.get(key)
+        if kept is None or kept[1] != versions or any(a is not b for a, b in zip(kept[0], cores, strict=True)):
+            with torch.inference_mode(False), torch.no_grad():
+                weights = [weight.to(dtype).contiguous() for weight in build(found, cores)]
+            kept = self._weights[key] = list(cores), versions, weights
+        return kept[2]
+
+    def nominal(self, mode: str, device: str, dtype: str) -> Plan:
+        """The plan for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open."""
+        setting = self._nominal_setting(mode)
+        return self.plan(setting, device, dtype.removeprefix("torch."))
+
+    # What torch.compiler.assume_constant_result sets; to call it would import the compiler for everyone.
+    nominal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def _nominal_setting(self, mode: str) -> Setting:
+        typical = tuple(max(_NOMINAL[1], span) for span in self.geometry.spans)
+        batch, size = self._latest or (_NOMINAL[0], typical)
+        return Setting(batch, size, mode=mode)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    if x.ndim == 4:
+        return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()

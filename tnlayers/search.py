@@ -1,0 +1,257 @@
+"""The search for the fastest plan: uniform-cost search over what ``x`` has met so far.
+
+A state is the set of cores that ``x`` has absorbed, where its channels lie in memory, and in which order. From there
+``x`` may meet any tensor that some of the other cores contract to; to meet all of them at once, in the first step, is
+to reconstruct the dense kernel. How cores contract among themselves is found by dynamic programming over subsets. Costs
+are those of ``tnlayers.rates``. Trails come out cheapest first, and nothing costlier than the last one asked for is
+ever looked at.
+
+Sets of cores and of axes are bit masks, see ``tnlayers.space``.
+"""
+
+import heapq
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from typing import NamedTuple
+
+from tnlayers.contraction import order
+from tnlayers.meeting import CONV, FIRST, LAST, MATMUL
+from tnlayers.rates import Rate, Rates
+from tnlayers.space import EXACT, Space, refine
+
+_CACHED = 1e-3
+"""Share at which contractions of weights count where they are cached: enough to prefer the smaller ones."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a plan is made for.
+
+    Attributes:
+        batch, size: of the input: number of images, positions along each spatial axis.
+        layout: where its channels lie in memory, 'first' or 'last'.
+        mode: 'train', 'infer' or 'cached', see ``tnlayers.rates``.
+        itemsize: bytes of one number.
+    """
+
+    batch: int
+    size: tuple[int, ...]
+    layout: str = FIRST
+    mode: str = "train"
+    itemsize: int = 4
+
+
+class Cost(NamedTuple):
+    """Estimated seconds in the setting's mode and of the forward alone; the forward's FLOPs, and bytes moved."""
+
+    seconds: float
+    forward: float
+    flops: int
+    bytes: int
+
+
+class Option(NamedTuple):
+    """One way for ``x`` to meet a tensor: the operation, layouts, whether ``x`` is copied before and ``y`` after."""
+
+    cores: int
+    op: str
+    source: str
+    target: str
+    moved: bool
+    tail: bool
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    cost: Cost
+
+
+class Trail(NamedTuple):
+    """A complete way: its options in order, and its cost with all contractions of weights."""
+
+    options: tuple[Option, ...]
+    seconds: float
+
+
+class Search:
+    """The search for one setting.
+
+    Args:
+        where: the space.
+        setting: what to plan for.
+        rates: what operations cost.
+        strategy: 'auto'; 'reconstruct', in which x meets the dense kernel alone; 'factorized', in which x meets the
+            cores one by one; or the sets of cores that x meets, in order.
+    """
+
+    def __init__(self, where: Space, setting: Setting, rates: Rates, strategy: str | tuple[int, ...] = "auto") -> None:
+        self.space, self.setting, self.rates = where, setting, rates
+        self.sequence = strategy if isinstance(strategy, tuple) else None
+        singles = [1 << k for k in range(len(where.cores))]
+        # Groups that are no axis of the network are known to the dense kernel alone.
+        grouped = where.split or where.geometry.groups == 1
+        sets = {"auto": where.tensors if grouped else [], "reconstruct": [], "factorized": singles}
+        tensors = self.sequence or sets[str(strategy)]
+        self.tensors = sorted({*tensors, where.all} if strategy in ("auto", "reconstruct") else tensors)
+        self.contraction = cache(self._contraction)
+        geometry = where.geometry
+        pads = geometry.pads if geometry.prepad else ((0, 0),) * geometry.ndim
+        before = [size + sum(pad) for size, pad in zip(setting.size, pads, strict=True)]
+        after = geometry.output_size(setting.size)
+        taps = zip(where.kernel, geometry.kernel_size, before, after, strict=True)
+        self.places = {bit: places for bit, _, *places in taps}
+        self.trivial = sum(
+            bit
+            for bit, size, stride, pad in zip(
+                where.kernel, geometry.kernel_size, geometry.each("stride"), geometry.pads, strict=True
+            )
+            if size == stride == 1 and (not any(pad) or geometry.prepad)
+        )
+        self.length = cache(self._length)
+
+    def __iter__(self) -> Iterator[Trail]:
+        """Every trail, the cheapest first."""
+        where, ties = self.space, count()
+        start = (0.0, next(ties), 0, self.setting.layout, where.inputs, ())
+        heap: list[tuple[float, int, int, str, tuple[int, ...], tuple[Option, ...]]] = [start]
+        seen: dict[tuple[int, str, tuple[int, ...]], int] = {}
+        while heap:
+            seconds, _, absorbed, layout, axes, options = heapq.heappop(heap)
+            if absorbed == where.all:
+                yield Trail(options, seconds)
+                continue
+            state = absorbed, layout, axes
+            seen[state] = seen.get(state, 0) + 1
+            if seen[state] > 2:  # of two ways to the same state, the third and costlier one leads to no runner-up
+                continue
+            reach = where.x_axes(absorbed) | sum(where.kernel)
+            free = [tensor for tensor in self.tensors if not tensor & absorbed]
+            if self.sequence:
+                free = [self.sequence[len(options)]]
+            for tensor in [t for t in free if where.weight_axes(t) & reach] or free:
+                weights = self.contraction(tensor)[1].seconds
+                for option in self._options(absorbed, tensor, layout, axes):
+                    total = seconds + weights + option.cost.seconds
+                    entry = (total, next(ties), absorbed | tensor, option.target, option.after, (*options, option))
+                    heapq.heappush(heap, entry)
+
+    def _length(self, absorbed: int) -> int:
+        """Positions per image once ``x`` has met some cores."""
+        met = self.space._union(absorbed)
+        return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
+
+    def _cost(self, kind: str, flops: int, entries: int, padded: int | None = None) -> Cost:
+        size = entries * self.setting.itemsize
+        work = flops if padded is None else padded
+
+        def seconds(rate: Rate) -> float:
+            return rate.call + rate.flop * work + rate.byte * size
+
+        return Cost(seconds(self.rates.of(self.setting.mode)[kind]), seconds(self.rates.of("infer")[kind]), flops, size)
+
+    def _contraction(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
+        """The two parts of a set of cores that meet last, and the cost of contracting all of it."""
+        where = self.space
+        if not tensor & (tensor - 1):
+            return None, Cost(0.0, 0.0, 0, 0)
+        if tensor == where.all and len(where.cores) > EXACT:
+            return (0, 0), self._greedy()
+        lowest, best = tensor & -tensor, None
+        axes = where.weight_axes(tensor)
+        for left in self._parts(tensor, lowest):
+            right = tensor & ~left
+            a, b = where.weight_axes(left), where.weight_axes(right)
+            flops = 2 * where.volume(a | b) if (a | b) != axes else 0
+            step = self._cost("weights", flops, where.volume(a) + where.volume(b) + where.volume(axes))
+            share = _CACHED if self.setting.mode == "cached" else 1.0
+            whole = share * step.seconds + self.contraction(left)[1].seconds + self.contraction(right)[1].seconds
+            if best is None or whole < best[1].seconds:
+                total = _sum(step, _sum(self.contraction(left)[1], self.contraction(right)[1]))
+                best = (left, right), total._replace(seconds=whole)
+        assert best is not None
+        return best
+
+    def _greedy(self) -> Cost:
+        """The cost of contracting very many cores in a greedy order."""
+        where, total = self.space, Cost(0.0, 0.0, 0, 0)
+        sizes = dict(zip(where.names, where.sizes, strict=True))
+        dense = tuple(name for axis in (*where.outputs, *where.inputs, *where.kernel) for name in where.axes(axis))
+        for step in order(where.cores, tuple(dict.fromkeys(dense)), tuple(sizes.items())):
+            entries = sum(math.prod(sizes[axis] for axis in axes) for axes in step.axes)
+            total = _sum(total, self._cost("weights", step.flops(sizes), entries))
+        return total
+
+    def _parts(self, tensor: int, lowest: int) -> Iterator[int]:
+        """Half of the ways to split a set of cores into two connected ones, or one way if it is not connected."""
+        known = set(self.space.tensors)
+        connected = [part for part in self.space.tensors if part & lowest and part & tensor == part != tensor]
+        found = [part for part in connected if tensor & ~part in known]
+        return iter(found or connected[-1:])
+
+    def _options(self, absorbed: int, tensor: int, layout: str, axes: tuple[int, ...]) -> Iterator[Option]:
+        """Every way to do the step from a state to the next."""
+        where, batch, geometry = self.space, self.setting.batch, self.space.geometry
+        volume, roles = where.volume, where.roles(absorbed, tensor)
+        final = absorbed | tensor == where.all
+        dense = not absorbed and final  # the groups of the dense kernel need no axis of their own
+        f, g, s, n = (volume(role) for role in roles[:4])
+        if dense:
+            f, g = 1, geometry.groups
+            s, n = geometry.in_channels // g, geometry.out_channels // g
+        before, after = self.length(absorbed), self.length(absorbed | tensor)
+        x, y = batch * f * g * s * before, batch * f * g * n * after
+        weight = g * s * n * volume(roles.kernel)
+        flops = 2 * batch * f * g * s * n * after * volume(roles.kernel)
+        pointwise = not roles.kernel & ~self.trivial
+        classes = (0, 0, where.x_axes(0), 0) if dense else roles[:3]
+
+        def option(op: str, source: str, target: str, order: tuple[int, ...] | None) -> Option:
+            moved = order is None
+            parts = order if order is not None else where.inputs if dense else tuple(role for role in classes if role)
+            if dense:
+                result: tuple[int, ...] = where.outputs
+            else:
+                kept = tuple(part for part in parts if not part & roles.summed)
+                result = (*kept, roles.new) if roles.new else kept
+            tail = final and (target != self.setting.layout or refine(result, where.outputs) is None)
+            if op == CONV:
+                kind = "conv" if not pointwise else "point"
+                kind = kind if g == 1 else "depth" if s == n == 1 else "group"
+                lanes = self.rates.lanes
+                work = flops if kind == "depth" else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
+                cost = self._cost(f"{kind} {source}", flops, x + y + weight, work)
+            else:
+                copies = weight * batch * f if (source, target) != (LAST, LAST) and self.setting.mode == "train" else 0
+                cost = self._cost(f"matmul {source} {target}", flops, x + y + weight + copies)
+            for entries in (2 * x * moved, 2 * y * tail):
+                if entries:
+                    move = self._cost("move", 0, entries)
+                    cost = _sum(cost, move)
+            return Option(
+                tensor, op, source, target if not tail else self.setting.layout, moved, tail, parts, result, cost
+            )
+
+        straight = axes if dense else refine(axes, classes)
+        here = straight if layout == FIRST else None
+        yield option(CONV, FIRST, FIRST, here)
+        if layout == LAST and geometry.ndim > 1 and f == 1 and straight is not None:
+            yield option(CONV, LAST, LAST, straight)
+        if not pointwise:
+            return
+        yield option(MATMUL, FIRST, FIRST, here)
+        if g > 1:
+            return
+        if layout == LAST and straight is not None:
+            yield option(MATMUL, LAST, LAST, straight)
+        other = LAST if layout == FIRST else FIRST
+        if f == 1 and (not final or other == self.setting.layout):
+            yield option(MATMUL, layout, other, straight)
+
+
+def _sum(a: Cost, b: Cost) -> Cost:
+    return Cost(a.seconds + b.seconds, a.forward + b.forward, a.flops + b.flops, a.bytes + b.bytes)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
