@@ -21,8 +21,9 @@ from torch import Tensor
 
 import tnlayers
 from tnlayers.assemble import assemble
-from tnlayers.meeting import FIRST, LAST, MATMUL, reorder
+from tnlayers.meeting import MATMUL, reorder
 from tnlayers.plan import plan
+from tnlayers.product import FIRST, LAST
 from tnlayers.rates import Rate, Rates
 from tnlayers.search import Option, Search, Setting, Trail
 from tnlayers.space import space
@@ -50,7 +51,6 @@ class Sample:
     kind: str
     flops: float
     bytes: float
-    train_bytes: float
     function: Callable[..., Tensor]
     operands: tuple[Tensor, ...]
 
@@ -93,15 +93,13 @@ def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[S
             meeting = assemble(search, Trail((option,), 0.0)).meetings[0]
             weight = torch.randn(meeting.weight_shape, dtype=dtype, device=device)
             flops, read = (feature("infer", meeting.kind, option, **{what: 1.0}) for what in ("flop", "byte"))
-            both = feature("train", meeting.kind, option, byte=1.0)
             across = (
                 [replace(meeting, target=LAST if layout == FIRST else FIRST)]
                 if meeting.op == MATMUL and groups == 1
                 else []
             )
             for one in [meeting, *across]:
-                copies = weight.numel() * batch * dtype.itemsize if one.source != one.target and layout == LAST else 0
-                yield Sample(one.kind, flops, read, both + copies, lambda x, w, one=one: one(x, w, None), (x, weight))
+                yield Sample(one.kind, flops, read, lambda x, w, one=one: one(x, w, None), (x, weight))
 
 
 def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -118,7 +116,7 @@ def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterat
         operands = tuple(torch.randn(shape, dtype=dtype, device=device) for shape in shapes[:2])
         equation = step.equation
         yield Sample(
-            WEIGHTS, step.flops(sizes), size, size,
+            WEIGHTS, step.flops(sizes), size,
             lambda a, b, equation=equation: torch.einsum(equation, a, b).contiguous(), operands,
         )  # fmt: skip
 
@@ -131,7 +129,7 @@ def moves(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Samp
     x = torch.randn(draw.choice(BATCHES), int(np.prod(sizes)), size, size, dtype=dtype, device=device)
     if order != (0, 1, 2):
         volume = 2.0 * x.numel() * dtype.itemsize
-        yield Sample(MOVE, 0.0, volume, volume, lambda x: reorder(x, sizes, order), (x,))
+        yield Sample(MOVE, 0.0, volume, lambda x: reorder(x, sizes, order), (x,))
 
 
 def timed(function: Callable[[], object], device: str) -> float:
@@ -154,7 +152,9 @@ def measure(sample: Sample, device: str) -> tuple[float, float]:
     leaves = [operand.requires_grad_() for operand in sample.operands]
 
     def step() -> None:
-        torch.autograd.grad(sample.function(*leaves), leaves, gradient)
+        found, *_ = torch.autograd.grad(sample.function(*leaves), leaves, gradient)
+        if found.stride() != leaves[0].stride():  # whoever comes before would have to copy it
+            torch.empty_like(leaves[0]).copy_(found)
 
     return forward, timed(step, device)
 
@@ -183,7 +183,7 @@ def main() -> None:
         for sample in source(draw, dtype, arguments.device):
             forward, both = measure(sample, arguments.device)
             infer[sample.kind].append((sample.flops, sample.bytes, forward))
-            train[sample.kind].append((sample.flops, sample.train_bytes, both))
+            train[sample.kind].append((sample.flops, sample.bytes, both))
     for name, found in (("train", train), ("infer", infer)):
         print(f'    {name}=_table("""')
         for kind in KINDS:

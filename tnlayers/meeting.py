@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FIRST, LAST = "first", "last"
+from tnlayers.product import LAST, product
+
 CONV, MATMUL = "conv", "matmul"
 
 _CONV: Mapping[int, Callable[..., Tensor]] = MappingProxyType({1: F.conv1d, 2: F.conv2d, 3: F.conv3d})
@@ -96,15 +97,10 @@ class Meeting:
             y = torch.matmul(weight, x.reshape(many, self.groups, self.summed, length))
             return y.reshape(batch, self.folded * self.groups * self.new, *places)
         x = x.reshape(many, length, self.summed).mT if self.source == LAST else x.reshape(many, self.summed, length)
+        y = product(x, weight, bias, self.target)
         if self.target == LAST:
-            y = _bmm(x.mT, weight.mT.expand(many, -1, -1), bias)
-            return y.reshape(batch, *places, self.new).movedim(-1, 1)
-        y = _bmm(weight.expand(many, -1, -1), x, None if bias is None else bias[:, None])
+            return y.mT.reshape(batch, *places, self.new).movedim(-1, 1)
         return y.reshape(batch, self.folded * self.new, *places)
-
-
-def _bmm(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.bmm(left, right) if bias is None else torch.baddbmm(bias, left, right)
 
 
 def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: bool = False) -> Tensor:

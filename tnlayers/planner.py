@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from tnlayers import errors
 from tnlayers.assemble import Plan
 from tnlayers.geometry import Geometry
-from tnlayers.meeting import FIRST, LAST
 from tnlayers.network import TensorNetwork
 from tnlayers.plan import MEMORY, STRATEGIES, candidates, plan, sequence
+from tnlayers.product import FIRST, LAST
 from tnlayers.run import build, meet, run
 from tnlayers.search import Setting
 

@@ -63,40 +63,40 @@ def _table(text: str) -> Mapping[str, Rate]:
     )
 
 
-# AMD EPYC (AVX-512), 2 threads, torch 2.13, float32; median relative error of the fit: 9 to 33 %.
+# AMD EPYC (AVX-512), 2 threads, torch 2.13, float32; median relative error of the fit: 6 to 31 %.
 _CPU = Rates(
     lanes=16,
     train=_table("""
-        conv first 93.8 14.5 284
-        conv last 128 12.7 78.8
-        point first 72.2 18.6 222
-        point last 75 15.7 65.5
-        group first 250 5.03 182
-        group last 209 2.97 162
-        depth first 254 42.7 254
-        depth last 195 59.8 64.4
-        matmul first first 89.9 18.1 85.9
-        matmul first last 94.4 12.9 190
-        matmul last first 95.1 15.3 129
-        matmul last last 89 13 214
-        weights 117 16.4 274
-        move 50 0 43.4
+        conv first 95.3 13.9 251
+        conv last 129 11.9 81.4
+        point first 75.7 18.2 170
+        point last 79.2 16.2 40.7
+        group first 244 5.45 147
+        group last 205 3.2 145
+        depth first 261 18.2 228
+        depth last 199 30 58.2
+        matmul first first 111 20.9 73.8
+        matmul first last 130 16.2 175
+        matmul last first 131 17.6 136
+        matmul last last 86.3 14.2 181
+        weights 122 15.8 282
+        move 56.3 0 39.4
     """),
     infer=_table("""
-        conv first 14.4 4.16 66.8
-        conv last 18.9 3.43 31.9
-        point first 7 5.61 65.4
-        point last 9.79 4.47 22
-        group first 67.8 0.954 51.2
-        group last 45.9 0.924 32.9
-        depth first 71.5 20 40.4
-        depth last 39.7 9.11 14
-        matmul first first 10.8 6.03 17
-        matmul first last 13.7 5.67 20
-        matmul last first 12.8 5.58 21.3
-        matmul last last 12.9 5.21 27.3
-        weights 13.2 6.17 61.7
-        move 7.84 0 12.8
+        conv first 16.1 4.11 52.9
+        conv last 19.8 3.35 29.1
+        point first 7.66 5.76 52.6
+        point last 10.1 5.05 8.17
+        group first 65.9 0.934 47.8
+        group last 44.2 0.939 31.1
+        depth first 73.5 0 42.3
+        depth last 39.8 3.42 15.6
+        matmul first first 14.8 6.53 14.3
+        matmul first last 24.9 6.01 21.8
+        matmul last first 23.7 6.14 18
+        matmul last last 12.1 5.04 25.7
+        weights 14.3 5.49 57.2
+        move 8.07 0 12.5
     """),
 )
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tnlayers.assemble import Plan
 from tnlayers.contraction import own_precision
-from tnlayers.meeting import LAST, reorder
+from tnlayers.meeting import reorder
+from tnlayers.product import LAST, plain_autograd
 
 
 def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
@@ -25,7 +26,7 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
     Returns:
         Tensor: shape (batch, out_channels, *spatial').
     """
-    if plan.chunks and torch.is_grad_enabled() and _alone():
+    if plan.chunks and torch.is_grad_enabled() and plain_autograd():
         return Rerun.apply(plan, x, bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
     return meet(plan, x, build(plan, cores), bias)
 
@@ -53,15 +54,6 @@ def meet(plan: Plan, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) 
         if bias is not None:
             x = x + bias.to(x.dtype).reshape(-1, *(1,) * geometry.ndim)
     return x
-
-
-def _alone() -> bool:
-    """Whether nothing but plain autograd looks on: no compiler, which plans memory itself, and no torch.func."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 class Rerun(torch.autograd.Function):

@@ -18,7 +18,8 @@ from itertools import count
 from typing import NamedTuple
 
 from tnlayers.contraction import order
-from tnlayers.meeting import CONV, FIRST, LAST, MATMUL
+from tnlayers.meeting import CONV, MATMUL
+from tnlayers.product import FIRST, LAST
 from tnlayers.rates import Rate, Rates
 from tnlayers.space import EXACT, Space, refine
 
@@ -222,8 +223,7 @@ class Search:
                 work = flops if kind == "depth" else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
                 cost = self._cost(f"{kind} {source}", flops, x + y + weight, work)
             else:
-                copies = weight * batch * f if (source, target) != (LAST, LAST) and self.setting.mode == "train" else 0
-                cost = self._cost(f"matmul {source} {target}", flops, x + y + weight + copies)
+                cost = self._cost(f"matmul {source} {target}", flops, x + y + weight)
             for entries in (2 * x * moved, 2 * y * tail):
                 if entries:
                     move = self._cost("move", 0, entries)

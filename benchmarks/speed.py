@@ -1,0 +1,280 @@
+"""Time every family against the dense layer, its other plans, tednet and tensorly-torch: python benchmarks/speed.py.
+
+All columns of a row run interleaved, in one process: round after round, each once. A row holds medians in milliseconds.
+`train` is forward and backward, `infer` a forward in eval mode without gradients. Layers have no bias, as in a ResNet.
+Peers come with `pip install .[peers]`; where one is missing, or cannot do a row, its cell is empty.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib
+import io
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+import tnlayers
+from provenance import REPOSITORY, write_csv
+from tnlayers.formats import factorize
+
+SHAPES = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 14, 1), (512, 512, 7, 1), (64, 64, 56, 1))
+FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
+    "cp": (tnlayers.CPConv2d, {}),
+    "tucker": (tnlayers.TuckerConv2d, {}),
+    "tt": (tnlayers.TTConv2d, {}),
+    "tt-chain": (tnlayers.TTConv2d, {"layout": "chain"}),
+    "tr": (tnlayers.TRConv2d, {}),
+    "btt": (tnlayers.BTTConv2d, {}),
+}
+SPLIT = ("tt", "tr", "btt")  # three factors at tednet's ranks, as tednet's users have them
+RANKS = (8, 10, 16, 0.05, 0.1, 0.25)
+BATCHES = (1, 32)
+PASSES = ("train", "infer")
+CANDIDATES = 8  # orders that the oracle times
+SLOW = 3.0  # seconds; a peer that takes longer is not timed again
+OUT = REPOSITORY / "benchmarks" / "results" / "speed.csv"
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is timed."""
+
+    family: str
+    shape: tuple[int, int, int, int]
+    rank: float
+    batch: int
+    mode: str
+
+    def layer(self, **kwargs: Any) -> Any:
+        """Our layer."""
+        kind, options = FAMILIES[self.family]
+        inputs, outputs, _, stride = self.shape
+        if isinstance(self.rank, int) and self.family in SPLIT:
+            options = options | {"in_shape": factorize(inputs, 3), "out_shape": factorize(outputs, 3)}
+        return kind(inputs, outputs, 3, stride=stride, padding=1, bias=False, rank=self.rank, **options, **kwargs)
+
+    def step(self, module: nn.Module, x: Tensor) -> Step:
+        """One pass through a module."""
+        if self.mode == "infer":
+            module.eval()
+
+            def infer() -> object:
+                with torch.no_grad():
+                    return module(x)
+
+            return infer
+        parameters = [*module.parameters()]
+        with torch.no_grad():
+            gradient = torch.randn_like(module(x))
+
+        def train() -> object:
+            return torch.autograd.grad(module(x), [x, *parameters], gradient)
+
+        return train
+
+
+def tednet_peer(row: Row, layer: Any) -> nn.Module | None:
+    """The same network in tednet."""
+    shape, (inputs, outputs, _, stride) = layer.network, row.shape
+    ranks = list(layer.rank.values())
+    arguments = {"kernel_size": 3, "stride": stride, "padding": 1, "bias": False}
+    factors = list(shape.shape(shape.inputs)), list(shape.shape(shape.outputs))
+
+    def find(module: str, name: str) -> Any:
+        return getattr(importlib.import_module(f"tednet.tnn.{module}"), name)
+
+    if row.family == "cp":
+        return find("cp", "CPConv2D")(inputs, outputs, ranks[0], **arguments)
+    if row.family == "tucker":
+        return find("tucker2", "TK2Conv2D")(inputs, outputs, ranks, **arguments)
+    if row.family == "tt":
+        return find("tensor_train", "TTConv2D")(*factors, ranks, **arguments)
+    if row.family == "tr":
+        return find("tensor_ring", "TRConv2D")(*factors, ranks, **arguments)
+    if row.family == "btt" and len(set(ranks)) == 1:
+        return find("bt_tucker", "BTTConv2D")(*factors, ranks, 4, **arguments)
+    return None
+
+
+def tltorch_peers(row: Row, layer: Any) -> Iterator[nn.Module]:
+    """The same format and ranks in tensorly-torch, in each of its implementations."""
+    inputs, outputs, _, stride = row.shape
+    ranks = list(layer.rank.values())
+    kind = {"cp": "cp", "tucker": "tucker", "tt-chain": "tt"}.get(row.family)
+    if kind is None:
+        return
+    rank: Any = {"cp": ranks[0], "tucker": (ranks[-1], ranks[0], 3, 3), "tt": (1, *ranks, 1)}[kind]
+    from tltorch import FactorizedConv  # noqa: PLC0415
+
+    for implementation in ("factorized", "reconstructed", *(["mobilenet"] if kind == "cp" else [])):
+        peer = FactorizedConv(
+            inputs, outputs, 3, order=2, stride=stride, padding=1, bias=False, factorization=kind, rank=rank,
+            implementation=implementation,
+        )  # fmt: skip
+        for parameter in peer.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        yield peer
+
+
+def peers(row: Row, layer: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Whatever peers can do the row."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(Exception):
+            peer = tednet_peer(row, layer)
+            if peer is not None:
+                yield "tednet", peer
+        with contextlib.suppress(Exception):
+            for number, peer in enumerate(tltorch_peers(row, layer)):
+                yield f"tltorch{number}", peer
+
+
+def oracle(row: Row, layer: Any, x: Tensor) -> Iterator[tuple[str, Any]]:
+    """Layers with other orders of contraction than the chosen one: the likeliest by estimate, timed once each."""
+    setting = tnlayers.search.Setting(row.batch, (row.shape[2],) * 2, mode="train" if row.mode == "train" else "cached")
+    found = islice(layer._planner.candidates(setting), 40)
+    orders = list(dict.fromkeys(plan.order for plan in found))[:CANDIDATES]
+    for number, order in enumerate(orders):
+        yield f"oracle{number}", row.layer(strategy=order)
+
+
+def once(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def measure(row: Row, budget: float) -> dict[str, Any]:
+    """All columns of a row."""
+    inputs, outputs, size, stride = row.shape
+    x = torch.randn(row.batch, inputs, size, size, requires_grad=row.mode == "train")
+    layer = row.layer()
+    dense = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    modules: dict[str, nn.Module] = {
+        "dense": dense,
+        "dense_again": nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        "auto": layer,
+        "auto_again": row.layer(),
+        "reconstruct": row.layer(strategy="reconstruct"),
+        "factorized": row.layer(strategy="factorized"),
+    }
+    modules |= dict(oracle(row, layer, x))
+    modules |= dict(peers(row, layer))
+    steps: dict[str, Step] = {}
+    first: dict[str, float] = {}
+    for name, module in modules.items():
+        try:
+            step = row.step(module, x)
+            once(step)
+            first[name] = once(step)
+            if first[name] < SLOW or name in ("dense", "auto"):
+                steps[name] = step
+        except Exception as error:
+            if name in ("dense", "auto", "reconstruct", "factorized"):
+                raise
+            print(f"{row}: {name} fails: {error}")
+    # What is hopeless needs no median of many.
+    best = min(first.values())
+    for name in list(steps):
+        if first[name] > 3 * best and name.startswith("oracle"):
+            del steps[name]
+    rounds = max(5, min(25, int(budget / sum(first[name] for name in steps))))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(once(step))
+    medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+    def least(prefix: str) -> float | str:
+        found = [value for name, value in medians.items() if name.startswith(prefix)]
+        return round(min(found), 4) if found else ""
+
+    input_shape = (row.batch, inputs, size, size)
+    plan = layer._planner.plan(layer._setting(input_shape))
+    result: dict[str, Any] = {
+        "family": row.family, "in_channels": inputs, "out_channels": outputs, "size": size, "stride": stride,
+        "rank": row.rank, "keep_ratio": round(layer.keep_ratio, 4), "batch": row.batch, "mode": row.mode,
+    }  # fmt: skip
+    result |= {name: round(medians[name], 4) for name in ("dense", "dense_again", "auto", "auto_again")}
+    result |= {name: round(medians[name], 4) if name in medians else "" for name in ("reconstruct", "factorized")}
+    result |= {"oracle": least("oracle"), "tednet": least("tednet"), "tltorch": least("tltorch")}
+    dense_flops = 2 * dense.weight.numel() * row.batch * (-(-size // stride)) ** 2
+    memory = [peak(module, x.detach()) if row.mode == "train" else "" for module in (dense, layer)]
+    return result | {
+        "order": plan.order, "chunks": plan.chunks, "flops": plan.flops, "dense_flops": dense_flops,
+        "dense_peak": memory[0], "auto_peak": memory[1], "rounds": rounds,
+    }  # fmt: skip
+
+
+def peak(module: nn.Module, x: Tensor) -> int:
+    """Bytes of a training step at its peak: parameters, gradients, momentum, activations and all that comes between."""
+    module.train()
+    x = x.clone().requires_grad_()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=0.9)
+    gradient = torch.randn_like(module(x).detach())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        x.grad = None
+        module(x).backward(gradient)
+        optimizer.step()
+
+    step()
+    held = sum(p.nbytes * 2 for p in module.parameters()) + x.nbytes + gradient.nbytes
+    optimizer.zero_grad()
+    x.grad = None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    total = highest = 0
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            highest = max(highest, total)
+    return held + highest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row, at least 5 rounds")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument(
+        "--ranks", nargs="+", type=lambda text: float(text) if "." in text else int(text), default=RANKS
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--modes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help="numbers of the shapes")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    chosen = [SHAPES[number] for number in arguments.shapes]
+    rows = []
+    for family, shape, rank, batch, mode in track(
+        list(product(arguments.families, chosen, arguments.ranks, arguments.batches, arguments.modes))
+    ):
+        row = Row(family, shape, rank, batch, mode)
+        try:
+            row.layer(device="meta")
+        except ValueError as error:  # a keep ratio too small for the format, a rank that a shape has no room for
+            print(f"{row}: {error}")
+            continue
+        rows.append(measure(row, arguments.budget))
+        gc.collect()
+        write_csv(arguments.out, rows)
+
+
+if __name__ == "__main__":
+    main()
