@@ -1,7 +1,8 @@
 """Time every family against the dense layer, its other plans, tednet and tensorly-torch: python benchmarks/speed.py.
 
-All columns of a row run interleaved, in one process: round after round, each once. A row holds medians in milliseconds.
-`train` is forward and backward, `infer` a forward in eval mode without gradients. Layers have no bias, as in a ResNet.
+All columns of a row run interleaved, in one process: round after round, each once, in random order. A row holds
+medians in milliseconds. `train` is forward and backward, `infer` a forward in eval mode without gradients. Layers have
+no bias, as in a ResNet.
 Peers come with `pip install .[peers]`; where one is missing, or cannot do a row, its cell is empty.
 """
 
@@ -10,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import io
+import random
 import statistics
 import time
 import warnings
@@ -40,8 +42,10 @@ SPLIT = ("tt", "tr", "btt")  # three factors at tednet's ranks, as tednet's user
 RANKS = (8, 10, 16, 0.05, 0.1, 0.25)
 BATCHES = (1, 32)
 PASSES = ("train", "infer")
-CANDIDATES = 8  # orders that the oracle times
-SLOW = 3.0  # seconds; a peer that takes longer is not timed again
+CANDIDATES = 5  # orders that the oracle times
+HOPELESS = 4  # times the fastest; such a column keeps the time of its second call alone
+PATIENCE = 0.5  # seconds; what takes longer is called once before it is timed, or not at all
+ROOM = 4e9  # bytes; a plan that needs more is not run
 OUT = REPOSITORY / "benchmarks" / "results" / "speed.csv"
 
 Step = Callable[[], object]
@@ -168,8 +172,10 @@ def measure(row: Row, budget: float) -> dict[str, Any]:
         "auto": layer,
         "auto_again": row.layer(),
         "reconstruct": row.layer(strategy="reconstruct"),
-        "factorized": row.layer(strategy="factorized"),
     }
+    factorized = row.layer(strategy="factorized")
+    if factorized._planner.plan(factorized._setting(tuple(x.shape))).peak < ROOM:
+        modules["factorized"] = factorized
     modules |= dict(oracle(row, layer, x))
     modules |= dict(peers(row, layer))
     steps: dict[str, Step] = {}
@@ -177,25 +183,27 @@ def measure(row: Row, budget: float) -> dict[str, Any]:
     for name, module in modules.items():
         try:
             step = row.step(module, x)
-            once(step)
             first[name] = once(step)
-            if first[name] < SLOW or name in ("dense", "auto"):
-                steps[name] = step
+            if first[name] < PATIENCE:  # the first call of all plans, and fills caches
+                first[name] = once(step)
+            steps[name] = step
         except Exception as error:
-            if name in ("dense", "auto", "reconstruct", "factorized"):
+            if not name.startswith(("tednet", "tltorch")):
                 raise
             print(f"{row}: {name} fails: {error}")
-    # What is hopeless needs no median of many.
-    best = min(first.values())
-    for name in list(steps):
-        if first[name] > 3 * best and name.startswith("oracle"):
-            del steps[name]
+    ours = ("dense", "dense_again", "auto", "auto_again")
+    limit = HOPELESS * min(first.values())
+    hopeless = {name: seconds for name, seconds in first.items() if seconds > limit and name not in ours}
+    steps = {name: step for name, step in steps.items() if name not in hopeless}
     rounds = max(5, min(25, int(budget / sum(first[name] for name in steps))))
     times: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
     for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(once(step))
+        random.shuffle(order)  # what ran before decides what is in the caches
+        for name in order:
+            times[name].append(once(steps[name]))
     medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    medians |= {name: 1e3 * seconds for name, seconds in hopeless.items()}
 
     def least(prefix: str) -> float | str:
         found = [value for name, value in medians.items() if name.startswith(prefix)]

@@ -51,6 +51,7 @@ class Plan:
         tail: sizes and permutation of the channel axes that must be reordered at the end, or None.
         seconds: the estimate of all of it.
         peak: estimated bytes of a training step at its peak.
+        signature: equal for plans that build the same tensors.
         chunks: 0, or the number of parts of the batch that the backward runs the forward of again, one by one, to
             keep nothing but the input in between.
     """
@@ -66,6 +67,11 @@ class Plan:
     peak: int
     sizes: tuple[tuple[str, int], ...] = field(repr=False)
     chunks: int = 0
+    signature: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shapes = (f"{' '.join(meeting.right)} {meeting.weight_shape}" for meeting in self.meetings)
+        object.__setattr__(self, "signature", f"{self.order}: {', '.join(shapes)}")
 
     @property
     def strategy(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,26 +20,28 @@ class Step:
     """Two operands meet. Operands are numbered from 0, results go on from there.
 
     Attributes:
-        left, right: the operands; ``x``, or what became of it, is ``left`` wherever it takes part.
+        left, right: the operands.
         axes: the axes of the left operand, of the right one, and of the result.
-        kernel: the kernel axes that are convolved here; without any, the step is a plain contraction.
-        equation: the step as einsum; empty where something is convolved.
+        equation: the step as einsum.
+        backward: as einsum, the gradients of the left and the right operand from the result's and the other one.
     """
 
     left: int
     right: int
     axes: tuple[Axes, Axes, Axes]
-    kernel: Axes = ()
     equation: str = field(init=False, repr=False)
+    backward: tuple[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         left, right, out = self.axes
-        object.__setattr__(self, "equation", "" if self.kernel else einsum_equation(left, right, out=out))
+        object.__setattr__(self, "equation", einsum_equation(left, right, out=out))
+        both = einsum_equation(out, right, out=left), einsum_equation(out, left, out=right)
+        object.__setattr__(self, "backward", both)
 
     def volume(self, sizes: Mapping[str, int]) -> int:
         """How many products of one entry of each operand the step forms."""
         left, right, out = self.axes
-        return math.prod(sizes[axis] for axis in {*left, *right, *out}.difference(map(place_in, self.kernel)))
+        return math.prod(sizes[axis] for axis in {*left, *right, *out})
 
     def flops(self, sizes: Mapping[str, int]) -> int:
         """Floating-point operations, two for each multiply-add; a product that sums nothing counts as none.
@@ -46,18 +49,8 @@ class Step:
         This is how ``torch.utils.flop_counter`` counts matrix products and convolutions.
         """
         left, right, out = map(set, self.axes)
-        sums = self.kernel or any(sizes[axis] > 1 for axis in (left | right) - out)
+        sums = any(sizes[axis] > 1 for axis in (left | right) - out)
         return 2 * self.volume(sizes) if sums else 0
-
-
-def place_in(axis: str) -> str:
-    """The name of the input position along a kernel axis, which only ``x`` has: ``(h)`` for ``h``."""
-    return f"({axis})"
-
-
-def place_out(axis: str) -> str:
-    """The name of the output position along a kernel axis: ``h'`` for ``h``."""
-    return f"{axis}'"
 
 
 @lru_cache(maxsize=4096)
@@ -119,10 +112,17 @@ def contract(operands: Sequence[Tensor], axes: Sequence[Axes], out: Axes) -> Ten
 
 def execute(steps: Sequence[Step], operands: Sequence[Tensor]) -> Tensor:
     """Run contractions in order; the last result, or the only operand where there is nothing to contract."""
+    if steps and torch.is_grad_enabled() and plain_autograd() and any(tensor.requires_grad for tensor in operands):
+        return Contract.apply(steps, *operands)  # type: ignore[no-any-return, no-untyped-call]
+    return _run(steps, operands)[-1]
+
+
+def _run(steps: Sequence[Step], operands: Sequence[Tensor]) -> list[Tensor]:
+    """The operands, and after them the result of every step."""
     tensors = list(operands)
     for step in steps:
         tensors.append(torch.einsum(step.equation, tensors[step.left], tensors[step.right]))
-    return tensors[-1]
+    return tensors
 
 
 def reconstruct(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
@@ -135,6 +135,51 @@ def reconstruct(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
     """
     with own_precision(cores[0]):
         return contract(cores, network.cores, network.dense_axes).reshape(network.dense_shape)
+
+
+def plain_autograd() -> bool:
+    """Whether nothing but autograd looks on: no compiler, which does this itself, no torch.func, no forward mode."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+class Contract(torch.autograd.Function):
+    """``execute`` with a backward of two contractions a step, where autograd would go through every view of them.
+
+    No axis is summed that only one operand has, so each gradient is a contraction of the result's with the other operand.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, steps: Sequence[Step], *operands: Tensor) -> Tensor:
+        """The last result."""
+        tensors = _run(steps, operands)
+        ctx.steps = steps
+        ctx.save_for_backward(*tensors[:-1])
+        return tensors[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the operands, which may be differentiated again."""
+        steps, tensors = ctx.steps, ctx.saved_tensors
+        count = len(tensors) - len(steps) + 1
+        if torch.is_grad_enabled():
+            operands = tensors[:count]
+            wanted = [t for t, want in zip(operands, ctx.needs_input_grad[1:], strict=True) if want]
+            found = iter(torch.autograd.grad(_run(steps, operands)[-1], wanted, gradients, create_graph=True))
+            return (None, *(next(found) if want else None for want in ctx.needs_input_grad[1:]))
+        waiting: list[Tensor | None] = [None] * len(tensors) + [gradients[0]]
+        for number in reversed(range(len(steps))):
+            step, gradient = steps[number], waiting[count + number]
+            for at, equation, other in zip(
+                (step.left, step.right), step.backward, (step.right, step.left), strict=True
+            ):
+                if at >= count or ctx.needs_input_grad[1 + at]:
+                    waiting[at] = torch.einsum(equation, gradient, tensors[other])
+            waiting[count + number] = None
+        return (None, *waiting[:count])
 
 
 def own_precision(tensor: Tensor) -> AbstractContextManager[object]:

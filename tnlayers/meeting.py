@@ -10,6 +10,7 @@ W), or last, as in (N, H, W, C).
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -53,7 +54,7 @@ class Meeting:
     right: tuple[str, ...]
     out: tuple[str, ...]
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         """The weight's shape as the operation takes it."""
         if self.op == CONV:
@@ -71,19 +72,20 @@ class Meeting:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Shape (batch, folded * groups * summed, *positions) -> (batch, folded * groups * new, *positions')."""
-        places = x.shape[2:]
         if self.move:
             x = reorder(x, *self.move)
         fused = None if bias is None or self.folded > 1 or (self.op == MATMUL and self.groups > 1) else bias
         y = self._conv(x, weight, fused) if self.op == CONV else self._matmul(x, weight, fused)
-        return y if bias is None or fused is not None else y + bias.to(y.dtype).reshape(-1, *(1,) * len(places))
+        return y if bias is None or fused is not None else y + bias.to(y.dtype).reshape(-1, *(1,) * (y.ndim - 2))
 
     def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        batch, places = x.shape[0], x.shape[2:]
-        if self.folded > 1:
-            x = x.reshape(batch * self.folded, self.groups * self.summed, *places)
-        y = _CONV[len(places)](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return y.reshape(batch, self.folded * self.groups * self.new, *y.shape[2:]) if self.folded > 1 else y
+        convolve = _CONV[len(self.taps)]
+        if self.folded == 1:
+            return convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        batch = x.shape[0]
+        x = x.reshape(batch * self.folded, self.groups * self.summed, *x.shape[2:])
+        y = convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return y.reshape(batch, self.folded * self.groups * self.new, *y.shape[2:])
 
     def _matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         batch, places = x.shape[0], x.shape[2:]

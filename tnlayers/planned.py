@@ -106,9 +106,14 @@ class PlannedModule(nn.Module):
         Raises:
             ValueError: the input has other dimensions or channels.
         """
-        x = input.reshape(self._batched(input.shape)) if input.dim() != self.geometry.ndim + 2 else input
-        self._batched(x.shape)
-        y = self._planner(x, list(self.cores), self.bias, self.training)
+        shape = input.shape
+        batched = len(shape) == self.geometry.ndim + 2 and shape[1] == self.geometry.in_channels
+        x = input if batched else input.reshape(self._batched(shape))
+        held = (
+            self.cores._parameters
+        )  # iterating over a ParameterList looks every name up; parametrized ones are not here
+        cores = [*held.values()] if len(held) == len(self.network.cores) else [*self.cores]
+        y = self._planner(x, cores, self.bias, self.training)
         return y if input.dim() == y.dim() else y.squeeze(0)
 
 

@@ -1,6 +1,7 @@
 """A layer's plans: made on the first input of a kind and kept, with the weights' part of inference."""
 
 from collections.abc import Iterator, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -87,15 +88,17 @@ class Planner:
 
     def _kept(self, found: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """The weights of a plan, built once for as long as no core changes."""
-        if not all(type(core) is nn.Parameter and not core.is_inference() for core in cores):
-            return build(found, cores)  # made up for this call, as torch.func does
-        key = found.order, tuple(meeting.right for meeting in found.meetings), dtype
-        versions = [core._version for core in cores]
-        kept = self._weights.get(key)
-        if kept is None or kept[1] != versions or any(a is not b for a, b in zip(kept[0], cores, strict=True)):
+        try:
+            versions = [core._version for core in cores]
+        except RuntimeError:  # inference tensors do not count their versions
+            return build(found, cores)
+        kept = self._weights.get((found.signature, dtype))
+        if kept is None or kept[1] != versions or not all(map(is_, kept[0], cores)):
+            if not all(type(core) is nn.Parameter for core in cores):
+                return build(found, cores)  # made up for this call, as torch.func does
             with torch.inference_mode(False), torch.no_grad():
                 weights = [weight.to(dtype).contiguous() for weight in build(found, cores)]
-            kept = self._weights[key] = list(cores), versions, weights
+            kept = self._weights[found.signature, dtype] = list(cores), versions, weights
         return kept[2]
 
     def nominal(self, mode: str, device: str, dtype: str) -> Plan:

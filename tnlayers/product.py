@@ -9,20 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tnlayers.contraction import plain_autograd
+
 FIRST, LAST = "first", "last"
 """Where the channels lie in memory: as in (N, C, H, W), or as in (N, H, W, C)."""
 
 NARROW = 16
 """With fewer columns than this, BLAS crawls where its left matrix is transposed; a small copy is faster then."""
-
-
-def plain_autograd() -> bool:
-    """Whether nothing but autograd looks on: no compiler, which does this itself, no torch.func, no forward mode."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tensor:
