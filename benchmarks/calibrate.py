@@ -99,7 +99,7 @@ def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[S
                 else []
             )
             for one in [meeting, *across]:
-                yield Sample(one.kind, flops, read, lambda x, w, one=one: one(x, w, None), (x, weight))
+                yield Sample(one.kind, flops, read, lambda x, w, one=one: one.apply(x, w, None), (x, weight))
 
 
 def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:

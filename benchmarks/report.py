@@ -43,7 +43,47 @@ def digits(rows: Rows) -> str:
     return f"{_markdown(header, table)}\n\n{_source(rows)}"
 
 
-FORMATTERS: dict[str, Callable[[Rows], str]] = {"digits": digits}
+def speed(rows: Rows) -> str:
+    """Ratios of times and of peak memory by family: geometric mean over rows, and the worst row."""
+
+    def ratios(runs: Rows, mode: str, batch: str, *others: str, ours: str = "auto") -> str:
+        found = []
+        for run in runs:
+            rivals = [float(run[other]) for other in others if run[other]]
+            if run["mode"] == mode and run["batch"] == batch and rivals:
+                found.append(float(run[ours]) / min(rivals))
+        return f"{statistics.geometric_mean(found):.2f} ({max(found):.2f})" if found else ""
+
+    table = []
+    for family, runs in _group(rows, "family"):
+        table.append(
+            [
+                family,
+                ratios(runs, "train", "32", "dense"),
+                ratios(runs, "train", "1", "dense"),
+                ratios(runs, "infer", "32", "dense"),
+                ratios(runs, "infer", "1", "dense"),
+                ratios(runs, "train", "32", "tednet"),
+                ratios(runs, "train", "32", "tltorch"),
+                ratios(runs, "train", "32", "oracle", "reconstruct", "factorized"),
+                ratios(runs, "train", "32", "dense_peak", ours="auto_peak"),
+            ]
+        )
+    noise = [float(run["dense_again"]) / float(run["dense"]) for run in rows]
+    spread = f"{min(noise):.2f} to {max(noise):.2f}, half of them {_quartiles(noise)}"
+    header = [
+        "family", "/ dense, training, batch 32", "batch 1", "/ dense, inference, batch 32", "batch 1",
+        "/ tednet", "/ tensorly-torch", "/ best own plan", "peak memory / dense",
+    ]  # fmt: skip
+    return f"{_markdown(header, table)}\n\nThe same dense layer against itself: {spread}. {_source(rows)}"
+
+
+def _quartiles(values: Sequence[float]) -> str:
+    low, _, high = statistics.quantiles(values, n=4)
+    return f"{low:.2f} to {high:.2f}"
+
+
+FORMATTERS: dict[str, Callable[[Rows], str]] = {"digits": digits, "speed": speed}
 
 
 def rewrite(text: str, results: Path) -> str:

@@ -148,8 +148,9 @@ def peers(row: Row, layer: Any) -> Iterator[tuple[str, nn.Module]]:
 def oracle(row: Row, layer: Any, x: Tensor) -> Iterator[tuple[str, Any]]:
     """Layers with other orders of contraction than the chosen one: the likeliest by estimate, timed once each."""
     setting = tnlayers.search.Setting(row.batch, (row.shape[2],) * 2, mode="train" if row.mode == "train" else "cached")
-    found = islice(layer._planner.candidates(setting), 40)
-    orders = list(dict.fromkeys(plan.order for plan in found))[:CANDIDATES]
+    found = list(islice(layer._planner.candidates(setting), 40))
+    likely = [plan for plan in found if plan.seconds < HOPELESS * found[0].seconds and plan.peak < ROOM]
+    orders = list(dict.fromkeys(plan.order for plan in likely))[:CANDIDATES]
     for number, order in enumerate(orders):
         yield f"oracle{number}", row.layer(strategy=order)
 

@@ -1,5 +1,6 @@
 """Tensor-network layers for PyTorch, correctly initialised by one variance solver."""
 
+from tnlayers.autotune import autotune
 from tnlayers.conv import TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.formats import FORMATS, Format, register
 from tnlayers.geometry import Geometry
@@ -58,6 +59,7 @@ __all__ = [
     "TuckerConv2d",
     "TuckerConv3d",
     "Variance",
+    "autotune",
     "register",
     "solve",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tnlayers.contraction import Step, execute, natural, order, permutation
 from tnlayers.geometry import Geometry
-from tnlayers.meeting import CONV, Meeting
+from tnlayers.meeting import Meeting
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
 from tnlayers.search import Cost, Search, Setting, Trail
@@ -33,7 +33,7 @@ class Weight:
     order: tuple[int, ...]
     cost: Cost
 
-    def __call__(self, cores: Sequence[Tensor]) -> Tensor:
+    def build(self, cores: Sequence[Tensor]) -> Tensor:
         """Contract."""
         operands = [cores[k].reshape(view) for k, view in zip(self.cores, self.views, strict=True)]
         return execute(self.steps, operands) if self.steps else operands[0].permute(self.order)
@@ -110,10 +110,13 @@ class Plan:
             words = f"{meeting.op} x[{_shown(meeting.left, sizes)}] with {_shown(meeting.right, sizes)}"
             if meeting.move:
                 words += ", x reordered"
+            if self.tail and meeting is self.meetings[-1]:
+                words += ", y reordered"
             lines.append(f"  {words:<52} {cost.flops:>14,} {cost.bytes:>12,} {cost.seconds / total:>5.0%}")
         if other is not None:
             ratio = other.seconds / total
-            lines.append(f"runner-up: {other.strategy}, {other.order}, {ratio:.2f} times the estimated time")
+            kinds = ", ".join(meeting.kind for meeting in other.meetings)
+            lines.append(f"runner-up: {other.strategy}, {other.order} ({kinds}), {ratio:.2f} times the estimated time")
         return "\n".join(lines)
 
     @property
@@ -171,7 +174,7 @@ def assemble(search: Search, trail: Trail) -> Plan:
             Meeting(
                 op=option.op,
                 source=option.source,
-                target=option.target if option.op != CONV else option.source,
+                target=option.target,
                 move=_move(where.axes, held, before, sizes) if option.moved else None,
                 folded=folded,
                 groups=groups,

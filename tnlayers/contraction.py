@@ -149,7 +149,7 @@ def plain_autograd() -> bool:
 class Contract(torch.autograd.Function):
     """``execute`` with a backward of two contractions a step, where autograd would go through every view of them.
 
-    No axis is summed that only one operand has, so each gradient is a contraction of the result's with the other operand.
+    No axis is summed that only one operand has, so each gradient is a contraction of the result's with the other one.
     """
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers import errors
-from tnlayers.contraction import reconstruct
+from tnlayers.contraction import execute, own_precision, reconstruct
 from tnlayers.decompose import decompose
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
@@ -135,8 +135,10 @@ class TensorLayer(PlannedModule):
     @property
     def weight(self) -> Tensor:
         """The dense kernel, shape (out_channels, in_channels / groups, *kernel_size), contracted at each access."""
-        weight = reconstruct(self.network, list(self.cores))
-        return weight.clone() if len(self.cores) == 1 else weight  # never a view of a parameter
+        if len(self.cores) == 1:
+            return reconstruct(self.network, list(self.cores)).clone()  # never a view of a parameter
+        with own_precision(self.cores[0]):
+            return execute(self._planner.steps, list(self.cores)).reshape(self.network.dense_shape)
 
     @property
     def keep_ratio(self) -> float:

@@ -9,8 +9,7 @@ W), or last, as in (N, H, W, C).
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -36,6 +35,7 @@ class Meeting:
         taps: kernel size along each spatial axis, 1 where nothing is convolved.
         stride, padding, dilation: along each spatial axis.
         left, right, out: the axes of ``x``, of the weight and of the result, for people to read.
+        weight_shape: the weight's shape as the operation takes it.
     """
 
     op: str
@@ -54,12 +54,13 @@ class Meeting:
     right: tuple[str, ...]
     out: tuple[str, ...]
 
-    @cached_property
-    def weight_shape(self) -> tuple[int, ...]:
-        """The weight's shape as the operation takes it."""
+    weight_shape: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shape: tuple[int, ...] = (self.groups, self.new, self.summed) if self.groups > 1 else (self.new, self.summed)
         if self.op == CONV:
-            return (self.groups * self.new, self.summed, *self.taps)
-        return (self.groups, self.new, self.summed) if self.groups > 1 else (self.new, self.summed)
+            shape = (self.groups * self.new, self.summed, *self.taps)
+        object.__setattr__(self, "weight_shape", shape)
 
     @property
     def kind(self) -> str:
@@ -70,7 +71,7 @@ class Meeting:
             return f"{'depth' if self.summed == self.new == 1 else 'group'} {self.source}"
         return f"{'conv' if math.prod(self.taps) > 1 else 'point'} {self.source}"
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Shape (batch, folded * groups * summed, *positions) -> (batch, folded * groups * new, *positions')."""
         if self.move:
             x = reorder(x, *self.move)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
+from tnlayers import errors
 from tnlayers.assemble import Plan, assemble
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
@@ -72,16 +73,10 @@ def candidates(
         Plan: in the order of ``seconds``.
 
     Raises:
-        ValueError: 'factorized', and the groups do not divide the most significant output factor; or the kernel is
-            larger than the padded input.
+        TypeError, ValueError: the strategy is refused, see ``parse``; or the kernel is larger than the padded input.
     """
     where = space(network, geometry)
-    named = strategy if strategy in STRATEGIES else sequence(strategy, network)
-    if geometry.groups > 1 and not where.split and named not in ("auto", "reconstruct", (where.all,)):
-        raise ValueError(
-            f"strategy is {strategy!r}, but groups ({geometry.groups}) does not divide the first factor of out_shape "
-            f"{network.shape(network.outputs)}; choose another out_shape, or strategy='reconstruct'"
-        )
+    named = parse(strategy, network, geometry)
     search = Search(where, setting, rates(device, dtype), named)
     limit = LIMIT * _dense_peak(network, geometry, setting) if memory == "auto" else 0.0
     later: list[Plan] = []  # trails that exceed the limit, made to run the forward twice
@@ -123,21 +118,32 @@ def _again(plan: Plan, limit: float) -> Plan | None:
     return replace(plan, chunks=1, seconds=seconds) if not limit else None
 
 
-def sequence(strategy: str, network: TensorNetwork) -> tuple[int, ...]:
-    """The sets of cores that a strategy such as '0 > 1*2' names, as bit masks.
+def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tuple[int, ...]:
+    """One of STRATEGIES as it is; of an order such as '0 > 1*2', the sets of cores as bit masks.
 
     Raises:
-        ValueError: it is no such text, or does not name every core of the network once.
+        TypeError, ValueError: it is neither, does not name every core of the network once, or lets ``x`` meet less than
+            the dense kernel where the groups do not divide the most significant output factor.
     """
-    count = len(network.cores)
-    try:
-        sets = [[int(core) for core in part.split("*")] for part in strategy.split(">")]
-    except ValueError:
-        sets = []
-    if sorted(core for part in sets for core in part) != list(range(count)):
-        accepted = "', '".join(STRATEGIES)
+    count, order = len(network.cores), None
+    if strategy not in STRATEGIES:
+        if not isinstance(strategy, str) or not strategy[:1].isdigit():
+            errors.choice("strategy", strategy, STRATEGIES)
+        try:
+            sets = [[int(core) for core in part.split("*")] for part in strategy.split(">")]
+        except ValueError:
+            sets = []
+        if sorted(core for part in sets for core in part) != list(range(count)):
+            accepted = "', '".join(STRATEGIES)
+            raise ValueError(
+                f"strategy is {strategy!r}; accepted: '{accepted}', or an order such as '0 > 1*2' that names each of "
+                f"the network's cores, 0 to {count - 1}, once"
+            )
+        order = tuple(sum(1 << core for core in part) for part in sets)
+    split = geometry.groups == 1 or space(network, geometry).split
+    if not split and (strategy == "factorized" or (order is not None and len(order) > 1)):
         raise ValueError(
-            f"strategy is {strategy!r}; accepted: '{accepted}', or an order such as '0 > 1*2' that names each of the "
-            f"network's cores, 0 to {count - 1}, once"
+            f"strategy is {strategy!r}, but groups ({geometry.groups}) does not divide the first factor of out_shape "
+            f"{network.shape(network.outputs)}; choose another out_shape, or strategy='reconstruct'"
         )
-    return tuple(sum(1 << core for core in part) for part in sets)
+    return strategy if order is None else order

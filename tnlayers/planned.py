@@ -56,7 +56,13 @@ class PlannedModule(nn.Module):
         Example:
             >>> import tnlayers
             >>> layer = tnlayers.TuckerConv2d(64, 64, 3, padding=1, rank=16)
-            >>> print(layer.explain((32, 64, 32, 32)))  # doctest: +SKIP
+            >>> print(layer.explain((32, 64, 32, 32)))  # doctest: +ELLIPSIS
+            factorized plan of 'i ri, ri ro h w, ro o' for input (32, 64, 32, 32), training: 285,212,672 FLOPs
+              step                                                          FLOPs        bytes  time
+              matmul x[i:64] with ri:16 i:64                           67,108,864   10,489,856   ...%
+              conv x[ri:16] with ro:16 ri:16 h:3 w:3                  150,994,944    4,203,520   ...%
+              conv x[ro:16] with o:64 ro:16, y reordered               67,108,864   27,267,072   ...%
+            runner-up: factorized, 0 > 1 > 2 (matmul first last, conv last, matmul last first), ...
         """
         first, *rest = islice(self._planner.candidates(self._setting(input_shape)), 2)
         return first.explain(*rest)
@@ -112,7 +118,7 @@ class PlannedModule(nn.Module):
         held = (
             self.cores._parameters
         )  # iterating over a ParameterList looks every name up; parametrized ones are not here
-        cores = [*held.values()] if len(held) == len(self.network.cores) else [*self.cores]
+        cores: list[Any] = [*held.values()] if len(held) == len(self.network.cores) else [*self.cores]
         y = self._planner(x, cores, self.bias, self.training)
         return y if input.dim() == y.dim() else y.squeeze(0)
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from tnlayers import errors
 from tnlayers.assemble import Plan
+from tnlayers.contraction import order
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
-from tnlayers.plan import MEMORY, STRATEGIES, candidates, plan, sequence
+from tnlayers.plan import MEMORY, candidates, parse, plan
 from tnlayers.product import FIRST, LAST
 from tnlayers.run import build, meet, run
 from tnlayers.search import Setting
@@ -31,21 +32,21 @@ class Planner:
         geometry: its geometry.
         strategy, memory: see ``tnlayers.plan.candidates``.
 
+    Attributes:
+        steps: how the cores contract to the dense kernel, where no plan says so.
+
     Raises:
-        TypeError, ValueError: strategy or memory is not as there.
+        TypeError, ValueError: strategy or memory is not as there, see ``tnlayers.plan.parse``.
     """
 
     def __init__(self, network: TensorNetwork, geometry: Geometry, strategy: str, memory: str) -> None:
-        if not isinstance(strategy, str) or (">" not in strategy and "*" not in strategy and not strategy.isdigit()):
-            errors.choice("strategy", strategy, STRATEGIES)
+        parse(strategy, network, geometry)
         self.network, self.geometry = network, geometry
         self.strategy, self.memory = strategy, errors.choice("memory", memory, MEMORY)
-        if strategy not in STRATEGIES:
-            sequence(strategy, network)
         self._plans: dict[Any, Plan] = {}
         self._weights: dict[Any, tuple[list[Tensor], list[int], list[Tensor]]] = {}
+        self.steps = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
         self._latest: tuple[int, tuple[int, ...]] | None = None
-        next(self.candidates(self._nominal_setting("train")))  # refuses what the groups do not allow
 
     def __reduce__(self) -> Any:
         return Planner, (self.network, self.geometry, self.strategy, self.memory)
@@ -69,10 +70,13 @@ class Planner:
         dtype = x.dtype
         kind = x.device.type
         if torch.compiler.is_compiling():
-            return run(self.nominal("infer" if mode == "cached" else mode, kind, str(dtype)), x, cores, bias)
+            name = self.prepare("infer" if mode == "cached" else mode, kind, str(dtype))
+            return run(getattr(self, name), x, cores, bias)
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
         layout = LAST if _is_channels_last(x) else FIRST
+        if layout == LAST and dtype == torch.float64 and kind == "cpu":
+            x, layout = x.contiguous(), FIRST  # torch's own convolution fails there in some backward passes
         key = (x.shape, mode, layout, dtype, kind)
         found = self._plans.get(key)
         if found is None:
@@ -101,13 +105,17 @@ class Planner:
             kept = self._weights[found.signature, dtype] = list(cores), versions, weights
         return kept[2]
 
-    def nominal(self, mode: str, device: str, dtype: str) -> Plan:
-        """The plan for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open."""
-        setting = self._nominal_setting(mode)
-        return self.plan(setting, device, dtype.removeprefix("torch."))
+    def prepare(self, mode: str, device: str, dtype: str) -> str:
+        """Make the plan that a compiler gets, and tell the name of the attribute that holds it.
+
+        It is made for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open.
+        """
+        name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}"
+        setattr(self, name, self.plan(self._nominal_setting(mode), device, dtype.removeprefix("torch.")))
+        return name
 
     # What torch.compiler.assume_constant_result sets; to call it would import the compiler for everyone.
-    nominal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _nominal_setting(self, mode: str) -> Setting:
         typical = tuple(max(_NOMINAL[1], span) for span in self.geometry.spans)

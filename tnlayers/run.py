@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers.assemble import Plan
-from tnlayers.contraction import own_precision
+from tnlayers.contraction import own_precision, plain_autograd
 from tnlayers.meeting import reorder
-from tnlayers.product import LAST, plain_autograd
+from tnlayers.product import LAST
 
 
 def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
@@ -35,7 +35,7 @@ def build(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that ``x`` meets; in the cores' dtype, also under autocast."""
     with own_precision(cores[0]):
         return [
-            weight(cores).reshape(meeting.weight_shape)
+            weight.build(cores).reshape(meeting.weight_shape).contiguous()
             for weight, meeting in zip(plan.weights, plan.meetings, strict=True)
         ]
 
@@ -48,7 +48,7 @@ def meet(plan: Plan, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) 
         x = F.pad(x, geometry.prepad, mode=mode)
     final = len(weights) - 1
     for number, (meeting, weight) in enumerate(zip(plan.meetings, weights, strict=True)):
-        x = meeting(x, weight, bias if number == final and plan.tail is None else None)
+        x = meeting.apply(x, weight, bias if number == final and plan.tail is None else None)
     if plan.tail is not None:
         x = reorder(x, *plan.tail, last=plan.setting.layout == LAST)
         if bias is not None:

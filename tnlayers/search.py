@@ -134,7 +134,8 @@ class Search:
                 weights = self.contraction(tensor)[1].seconds
                 for option in self._options(absorbed, tensor, layout, axes):
                     total = seconds + weights + option.cost.seconds
-                    entry = (total, next(ties), absorbed | tensor, option.target, option.after, (*options, option))
+                    end = self.setting.layout if option.tail else option.target
+                    entry = (total, next(ties), absorbed | tensor, end, option.after, (*options, option))
                     heapq.heappush(heap, entry)
 
     def _length(self, absorbed: int) -> int:
@@ -228,9 +229,7 @@ class Search:
                 if entries:
                     move = self._cost("move", 0, entries)
                     cost = _sum(cost, move)
-            return Option(
-                tensor, op, source, target if not tail else self.setting.layout, moved, tail, parts, result, cost
-            )
+            return Option(tensor, op, source, target, moved, tail, parts, result, cost)
 
         straight = axes if dense else refine(axes, classes)
         here = straight if layout == FIRST else None
