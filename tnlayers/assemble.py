@@ -194,31 +194,31 @@ def assemble(search: Search, trail: Trail) -> Plan:
     weights.reverse()
     meetings.reverse()
     costs = tuple(option.cost for option in trail.options)
-    between = sum(math.prod(sizes[a] for a in step.axes[2]) for weight in weights for step in weight.steps)
-    built = sum(math.prod(meeting.weight_shape) for meeting in meetings) if between else 0
-    tensors = [setting.batch * where.volume(where.x_axes(s)) * search.length(s) for s in (*states, where.all)]
-    if len(meetings) == 1:
-        tensors = [
-            setting.batch * geometry.in_channels * search.length(0),
-            setting.batch * geometry.out_channels * search.length(where.all),
-        ]
-    peak = setting.itemsize * (2 * where.network.num_params + built + between + _passing(tensors))
     return Plan(
-        where.network, geometry, setting, tuple(weights), tuple(meetings), costs, tail, trail.seconds, peak,
-        tuple(sizes.items()),
+        where.network, geometry, setting, tuple(weights), tuple(meetings), costs, tail, trail.seconds,
+        peak(search, trail), tuple(sizes.items()),
     )  # fmt: skip
 
 
-def _passing(tensors: Sequence[int]) -> int:
-    """Entries of input, output and what comes between at the peak of a training step that runs nothing twice.
+def peak(search: Search, trail: Trail) -> int:
+    """Bytes that a training step takes at its peak, by estimate, if it runs nothing twice.
 
-    The input, the output and the output's gradient, which others hold; what the steps keep for the backward; and, where
-    the backward is at some step, the gradients that it reads and writes there.
+    The cores, their gradients and what they contract to; the input, the output and the output's gradient, which others
+    hold; what the steps keep for the backward; and, where the backward is at some step, the gradients that it reads and
+    writes there.
     """
+    where, geometry, batch = search.space, search.space.geometry, search.setting.batch
+    absorbed, between = 0, sum(search.between(option.cores) for option in trail.options)
+    built = sum(where.volume(where.weight_axes(option.cores)) for option in trail.options) if between else 0
+    tensors = [batch * geometry.in_channels * search.length(0)]
+    for option in trail.options:
+        absorbed |= option.cores
+        tensors.append(batch * where.volume(where.x_axes(absorbed)) * search.length(absorbed))
+    tensors[-1] = batch * geometry.out_channels * search.length(absorbed)
     x, *_, y = tensors
     steps = range(1, len(tensors))
     highest = max(sum(tensors[1:k]) + tensors[k - 1] + (tensors[k] if k < len(tensors) - 1 else 0) for k in steps)
-    return x + 2 * y + highest
+    return search.setting.itemsize * (2 * where.network.num_params + built + between + x + 2 * y + highest)
 
 
 def _singles(parts: Sequence[int]) -> tuple[int, ...]:

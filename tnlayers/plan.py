@@ -1,16 +1,17 @@
 """The choice of a plan: the fastest one by estimate, under a limit on memory."""
 
+import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
 from tnlayers import errors
-from tnlayers.assemble import Plan, assemble
+from tnlayers.assemble import Plan, assemble, peak
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
 from tnlayers.rates import rates
-from tnlayers.search import Search, Setting
+from tnlayers.search import Search, Setting, Trail
 from tnlayers.space import space
 
 STRATEGIES = ("auto", "reconstruct", "factorized")
@@ -78,44 +79,50 @@ def candidates(
     where = space(network, geometry)
     named = parse(strategy, network, geometry)
     search = Search(where, setting, rates(device, dtype), named)
-    limit = LIMIT * _dense_peak(network, geometry, setting) if memory == "auto" else 0.0
-    later: list[Plan] = []  # trails that exceed the limit, made to run the forward twice
+    dense = setting.itemsize * 2 * network.dense_params + _passed(geometry, setting)
+    limit = LIMIT * dense if memory == "auto" else 0.0
+    later: list[tuple[float, int, Trail]] = []  # trails beyond the limit, to run the forward again in so many parts
     for trail in search:
-        found = assemble(search, trail)
-        fits = setting.mode != "train" or found.peak <= limit
-        if not fits and memory == "auto" and found.strategy == "reconstruct":
-            fits = True  # there is nothing smaller than the dense kernel
-        for pending in [p for p in later if p.seconds <= found.seconds]:
-            later.remove(pending)
-            yield pending
-        again = None if fits else _again(found, limit)
-        if again is not None:
-            later.append(again)
-        elif fits or strategy not in ("auto", "reconstruct"):  # what is asked for by name is done, whatever it takes
-            yield found
-    yield from sorted(later, key=lambda p: p.seconds)
+        size = peak(search, trail) if setting.mode == "train" else 0
+        fits = setting.mode != "train" or size <= limit
+        parts = 0 if fits else _parts(size, limit, setting.batch, _passed(geometry, setting))
+        while later and later[0][0] <= trail.seconds:
+            yield _twice(search, heapq.heappop(later), limit)
+        if parts:
+            again = TWICE * (trail.seconds + sum(option.cost.forward for option in trail.options))
+            heapq.heappush(later, (again, parts, trail))
+        # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
+        elif fits or (memory == "auto" and (len(trail.options) == 1 or strategy not in ("auto", "reconstruct"))):
+            yield assemble(search, trail)
+    while later:
+        yield _twice(search, heapq.heappop(later), limit)
 
 
-def _dense_peak(network: TensorNetwork, geometry: Geometry, setting: Setting) -> int:
-    """Bytes that a training step of the dense layer takes at its peak."""
+def _twice(search: Search, pending: tuple[float, int, Trail], limit: float) -> Plan:
+    seconds, parts, trail = pending
+    plan = assemble(search, trail)
+    held = _passed(search.space.geometry, search.setting)
+    return replace(plan, seconds=seconds, chunks=parts, peak=_chunked(plan.peak, held, parts))
+
+
+def _passed(geometry: Geometry, setting: Setting) -> int:
+    """Bytes of the input, the output and their gradients."""
     x = geometry.in_channels * setting.batch * math.prod(setting.size)
     y = geometry.out_channels * setting.batch * math.prod(geometry.output_size(setting.size))
-    return setting.itemsize * (2 * network.dense_params + 2 * x + 2 * y)
+    return setting.itemsize * 2 * (x + y)
 
 
-def _again(plan: Plan, limit: float) -> Plan | None:
-    """The plan with its forward run again in the backward, in the fewest parts that fit; None if none do."""
-    batch = plan.setting.batch
-    x = plan.geometry.in_channels * batch * math.prod(plan.setting.size)
-    y = plan.geometry.out_channels * batch * math.prod(plan.geometry.output_size(plan.setting.size))
-    always = plan.setting.itemsize * (2 * x + 2 * y)
-    passing = plan.peak + plan.setting.itemsize * y - always // 2
-    seconds = TWICE * (plan.seconds + sum(cost.forward for cost in plan.costs))
-    for chunks in range(2, min(CHUNKS, batch) + 1):
-        peak = always + passing // chunks
-        if peak <= limit or (chunks == min(CHUNKS, batch) and not limit):
-            return replace(plan, chunks=chunks, peak=peak, seconds=seconds)
-    return replace(plan, chunks=1, seconds=seconds) if not limit else None
+def _chunked(peak: int, held: int, parts: int) -> int:
+    """The peak where all but what is held anyway comes in parts."""
+    return held + peak // parts
+
+
+def _parts(peak: int, limit: float, batch: int, held: int) -> int:
+    """The fewest parts of the batch that fit; 0 if none do. Without a limit, as many as there may be."""
+    most = min(CHUNKS, batch)
+    if not limit:
+        return most
+    return next((parts for parts in range(2, most + 1) if _chunked(peak, held, parts) <= limit), 0)
 
 
 def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tuple[int, ...]:

@@ -174,6 +174,13 @@ class Search:
         assert best is not None
         return best
 
+    def between(self, tensor: int) -> int:
+        """Entries of all that the contraction of some cores makes, its result included."""
+        halves, _ = self.contraction(tensor)
+        if halves is None or halves == (0, 0):
+            return 0 if halves is None else self.space.volume(self.space.weight_axes(tensor))
+        return self.space.volume(self.space.weight_axes(tensor)) + sum(map(self.between, halves))
+
     def _greedy(self) -> Cost:
         """The cost of contracting very many cores in a greedy order."""
         where, total = self.space, Cost(0.0, 0.0, 0, 0)
