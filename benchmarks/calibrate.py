@@ -77,13 +77,13 @@ def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[S
     where = space(layer.network, layer.geometry)
 
     def feature(mode: str, kind: str, option: Option, **rate: float) -> float:
-        setting = Setting(batch, (size, size), option.source, mode, dtype.itemsize)
+        setting = Setting(batch, (size, size), option.source, mode, device, dtype)
         search = Search(where, setting, unit(kind, **rate))
         options = search._options(0, where.all, option.source, where.inputs)
         return next(o.cost.seconds for o in options if o[1:5] == option[1:5])
 
     for layout in (FIRST, LAST):
-        search = Search(where, Setting(batch, (size, size), layout, "train", dtype.itemsize), unit(MOVE))
+        search = Search(where, Setting(batch, (size, size), layout, "train", device, dtype), unit(MOVE))
         x = torch.randn(batch, groups * per[0], size, size, dtype=dtype, device=device)
         if layout == LAST:
             x = x.to(memory_format=torch.channels_last)

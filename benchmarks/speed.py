@@ -145,7 +145,7 @@ def peers(row: Row, layer: Any) -> Iterator[tuple[str, nn.Module]]:
                 yield f"tltorch{number}", peer
 
 
-def oracle(row: Row, layer: Any, x: Tensor) -> Iterator[tuple[str, Any]]:
+def oracle(row: Row, layer: Any) -> Iterator[tuple[str, Any]]:
     """Layers with other orders of contraction than the chosen one: the likeliest by estimate, timed once each."""
     setting = tnlayers.search.Setting(row.batch, (row.shape[2],) * 2, mode="train" if row.mode == "train" else "cached")
     found = list(islice(layer._planner.candidates(setting), 40))
@@ -177,7 +177,7 @@ def measure(row: Row, budget: float) -> dict[str, Any]:
     factorized = row.layer(strategy="factorized")
     if factorized._planner.plan(factorized._setting(tuple(x.shape))).peak < ROOM:
         modules["factorized"] = factorized
-    modules |= dict(oracle(row, layer, x))
+    modules |= dict(oracle(row, layer))
     modules |= dict(peers(row, layer))
     steps: dict[str, Step] = {}
     first: dict[str, float] = {}

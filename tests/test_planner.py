@@ -235,6 +235,10 @@ class TestKeptWeights:
             )
         self.check(layer, 2)
 
+    def test_input_of_another_dtype_is_refused_as_torch_does(self, layer):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="type"):
+            layer(self.x.double())
+
     def test_autocast_and_not(self, layer):
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(self.x).dtype == torch.bfloat16

@@ -104,7 +104,7 @@ class Plan:
             for step in weight.steps if self.setting.mode != "cached" else ():
                 words = f"contract {_shown(step.axes[0], sizes)} with {_shown(step.axes[1], sizes)}"
                 entries = sum(math.prod(sizes[axis] for axis in axes) for axes in step.axes)
-                lines.append(f"  {words:<52} {step.flops(sizes):>14,} {entries * self.setting.itemsize:>12,}")
+                lines.append(f"  {words:<52} {step.flops(sizes):>14,} {entries * self.setting.dtype.itemsize:>12,}")
             if weight.steps and self.setting.mode != "cached":
                 lines[-1] += f" {weight.cost.seconds / total:>5.0%}"
             words = f"{meeting.op} x[{_shown(meeting.left, sizes)}] with {_shown(meeting.right, sizes)}"
@@ -150,12 +150,8 @@ def assemble(search: Search, trail: Trail) -> Plan:
         held = where.inputs if number == 0 else before
         if option.moved and number:
             held = _singles(trail.options[number - 1].after)
-        dense = number == 0 and len(trail.options) == 1
-        volume = where.volume
-        folded, groups, summed, new = (volume(role) for role in roles[:4])
-        if dense:
-            folded, groups = 1, geometry.groups
-            summed, new = geometry.in_channels // groups, geometry.out_channels // groups
+        folded, groups, summed, new = where.channels(states[number], option.cores)
+        if option.cores == where.all:
             wanted = (*where.outputs, *(axis for axis in where.inputs if axis not in where.outputs), *where.kernel)
         else:
             wanted = (
@@ -218,7 +214,7 @@ def peak(search: Search, trail: Trail) -> int:
     x, *_, y = tensors
     steps = range(1, len(tensors))
     highest = max(sum(tensors[1:k]) + tensors[k - 1] + (tensors[k] if k < len(tensors) - 1 else 0) for k in steps)
-    return search.setting.itemsize * (2 * where.network.num_params + built + between + x + 2 * y + highest)
+    return search.setting.dtype.itemsize * (2 * where.network.num_params + built + between + x + 2 * y + highest)
 
 
 def _singles(parts: Sequence[int]) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> di
 
 def _fastest(layer: PlannedModule, x: Tensor, candidates: int) -> str:
     """The order whose median time is least."""
-    found = layer._planner.candidates(layer._setting(x.shape), x.device.type)
+    found = layer._planner.candidates(layer._setting(x.shape))
     orders = list(dict.fromkeys(plan.order for plan in islice(found, 8 * candidates)))[:candidates]
     times: dict[str, list[float]] = {order: [] for order in orders}
     try:

@@ -185,9 +185,14 @@ class Contract(torch.autograd.Function):
 def own_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """No autocast where the tensor is: products of weights round once, in the convolution, as a dense kernel does."""
     kind = tensor.device.type
+    return nullcontext() if autocast_dtype(kind) is None else torch.autocast(kind, enabled=False)
+
+
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """What autocast computes in on a kind of device; None where it is off."""
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
+        return torch.get_autocast_dtype(kind)
+    return None
 
 
 def natural(left: Axes, right: Axes, kept: Axes) -> Axes:

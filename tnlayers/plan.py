@@ -34,8 +34,6 @@ def plan(
     setting: Setting,
     strategy: str = "auto",
     memory: str = "auto",
-    device: str = "cpu",
-    dtype: str = "float32",
 ) -> Plan:
     """The plan of least estimated time; see ``candidates`` for the arguments.
 
@@ -45,7 +43,7 @@ def plan(
         >>> found.order, [meeting.op for meeting in found.meetings]
         ('0 > 2*3 > 1', ['matmul', 'conv', 'matmul'])
     """
-    return next(candidates(network, geometry, setting, strategy, memory, device, dtype))
+    return next(candidates(network, geometry, setting, strategy, memory))
 
 
 def candidates(
@@ -54,21 +52,17 @@ def candidates(
     setting: Setting,
     strategy: str = "auto",
     memory: str = "auto",
-    device: str = "cpu",
-    dtype: str = "float32",
 ) -> Iterator[Plan]:
     """Plans by estimated time, the fastest first.
 
     Args:
         network: the kernel's network.
         geometry: the convolution.
-        setting: sizes, layout and mode.
+        setting: sizes, layout, mode, device and dtype.
         strategy: 'reconstruct' builds the dense kernel; 'factorized' lets ``x`` meet the cores one by one; 'auto' takes
             every way into account; '0 > 1*2' lets ``x`` meet core 0, then what cores 1 and 2 contract to.
         memory: 'auto' keeps the peak of a training step within LIMIT times the dense layer's; 'low' keeps nothing
             between forward and backward but the input.
-        device: kind of device, as ``torch.device.type``.
-        dtype: 'float32', 'bfloat16'...
 
     Yields:
         Plan: in the order of ``seconds``.
@@ -78,16 +72,17 @@ def candidates(
     """
     where = space(network, geometry)
     named = parse(strategy, network, geometry)
-    search = Search(where, setting, rates(device, dtype), named)
-    dense = setting.itemsize * 2 * network.dense_params + _passed(geometry, setting)
+    search = Search(where, setting, rates(setting.device, str(setting.dtype).removeprefix("torch.")), named)
+    held = _passed(geometry, setting)
+    dense = setting.dtype.itemsize * 2 * network.dense_params + held
     limit = LIMIT * dense if memory == "auto" else 0.0
     later: list[tuple[float, int, Trail]] = []  # trails beyond the limit, to run the forward again in so many parts
     for trail in search:
         size = peak(search, trail) if setting.mode == "train" else 0
         fits = setting.mode != "train" or size <= limit
-        parts = 0 if fits else _parts(size, limit, setting.batch, _passed(geometry, setting))
+        parts = 0 if fits else _parts(size, limit, setting.batch, held)
         while later and later[0][0] <= trail.seconds:
-            yield _twice(search, heapq.heappop(later), limit)
+            yield _twice(search, heapq.heappop(later), held)
         if parts:
             again = TWICE * (trail.seconds + sum(option.cost.forward for option in trail.options))
             heapq.heappush(later, (again, parts, trail))
@@ -95,13 +90,12 @@ def candidates(
         elif fits or (memory == "auto" and (len(trail.options) == 1 or strategy not in ("auto", "reconstruct"))):
             yield assemble(search, trail)
     while later:
-        yield _twice(search, heapq.heappop(later), limit)
+        yield _twice(search, heapq.heappop(later), held)
 
 
-def _twice(search: Search, pending: tuple[float, int, Trail], limit: float) -> Plan:
+def _twice(search: Search, pending: tuple[float, int, Trail], held: int) -> Plan:
     seconds, parts, trail = pending
     plan = assemble(search, trail)
-    held = _passed(search.space.geometry, search.setting)
     return replace(plan, seconds=seconds, chunks=parts, peak=_chunked(plan.peak, held, parts))
 
 
@@ -109,7 +103,7 @@ def _passed(geometry: Geometry, setting: Setting) -> int:
     """Bytes of the input, the output and their gradients."""
     x = geometry.in_channels * setting.batch * math.prod(setting.size)
     y = geometry.out_channels * setting.batch * math.prod(geometry.output_size(setting.size))
-    return setting.itemsize * 2 * (x + y)
+    return setting.dtype.itemsize * 2 * (x + y)
 
 
 def _chunked(peak: int, held: int, parts: int) -> int:

@@ -69,8 +69,8 @@ class PlannedModule(nn.Module):
 
     def _setting(self, input_shape: Sequence[int]) -> Setting:
         batch, _, *size = self._batched(_counts(input_shape))
-        itemsize = self.cores[0].dtype.itemsize
-        return Setting(max(1, batch), tuple(size), mode="train" if self.training else "cached", itemsize=itemsize)
+        core, mode = self.cores[0], "train" if self.training else "cached"
+        return Setting(max(1, batch), tuple(size), mode=mode, device=core.device.type, dtype=core.dtype)
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``; the weights that inference keeps are dropped."""
@@ -115,9 +115,8 @@ class PlannedModule(nn.Module):
         shape = input.shape
         batched = len(shape) == self.geometry.ndim + 2 and shape[1] == self.geometry.in_channels
         x = input if batched else input.reshape(self._batched(shape))
-        held = (
-            self.cores._parameters
-        )  # iterating over a ParameterList looks every name up; parametrized ones are not here
+        # Iterating over a ParameterList looks every name up; parametrized cores are not among its parameters.
+        held = self.cores._parameters
         cores: list[Any] = [*held.values()] if len(held) == len(self.network.cores) else [*self.cores]
         y = self._planner(x, cores, self.bias, self.training)
         return y if input.dim() == y.dim() else y.squeeze(0)

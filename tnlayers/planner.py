@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tnlayers import errors
 from tnlayers.assemble import Plan
-from tnlayers.contraction import order
+from tnlayers.contraction import autocast_dtype, order
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
 from tnlayers.plan import MEMORY, candidates, parse, plan
@@ -51,13 +51,13 @@ class Planner:
     def __reduce__(self) -> Any:
         return Planner, (self.network, self.geometry, self.strategy, self.memory)
 
-    def candidates(self, setting: Setting, device: str = "cpu", dtype: str = "float32") -> Iterator[Plan]:
+    def candidates(self, setting: Setting) -> Iterator[Plan]:
         """Plans for a setting, the fastest first."""
-        return candidates(self.network, self.geometry, setting, self.strategy, self.memory, device, dtype)
+        return candidates(self.network, self.geometry, setting, self.strategy, self.memory)
 
-    def plan(self, setting: Setting, device: str = "cpu", dtype: str = "float32") -> Plan:
+    def plan(self, setting: Setting) -> Plan:
         """The plan for a setting."""
-        return plan(self.network, self.geometry, setting, self.strategy, self.memory, device, dtype)
+        return plan(self.network, self.geometry, setting, self.strategy, self.memory)
 
     def forget(self) -> None:
         """Drop the weights that inference keeps."""
@@ -67,13 +67,12 @@ class Planner:
         """Run the layer on an input of shape (batch, in_channels, *spatial)."""
         grad = torch.is_grad_enabled() and (x.requires_grad or any(core.requires_grad for core in cores))
         mode = "train" if grad else "infer" if training else "cached"
-        dtype = x.dtype
-        kind = x.device.type
+        kind, dtype = x.device.type, x.dtype
         if torch.compiler.is_compiling():
             name = self.prepare("infer" if mode == "cached" else mode, kind, str(dtype))
             return run(getattr(self, name), x, cores, bias)
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(kind)
+        cast = None if dtype == torch.float64 else autocast_dtype(kind)
+        dtype = cast or dtype
         layout = LAST if _is_channels_last(x) else FIRST
         if layout == LAST and dtype == torch.float64 and kind == "cpu":
             x, layout = x.contiguous(), FIRST  # torch's own convolution fails there in some backward passes
@@ -83,26 +82,26 @@ class Planner:
             if len(self._plans) == _KEPT:
                 self._plans.clear()
             size = tuple(x.shape[2:])
-            setting = Setting(max(1, x.shape[0]), size, layout, mode, dtype.itemsize)
-            found = self._plans[key] = self.plan(setting, kind, str(dtype).removeprefix("torch."))
+            setting = Setting(max(1, x.shape[0]), size, layout, mode, kind, dtype)
+            found = self._plans[key] = self.plan(setting)
             self._latest = setting.batch, size
         if mode == "cached":
-            return meet(found, x, self._kept(found, cores, dtype), bias)
+            return meet(found, x, self._kept(found, cores, cast), bias)
         return run(found, x, cores, bias)
 
-    def _kept(self, found: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """The weights of a plan, built once for as long as no core changes."""
+    def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
+        """The weights of a plan, as autocast wants them, built once for as long as no core changes."""
         try:
             versions = [core._version for core in cores]
         except RuntimeError:  # inference tensors do not count their versions
             return build(found, cores)
-        kept = self._weights.get((found.signature, dtype))
+        kept = self._weights.get((found.signature, cast))
         if kept is None or kept[1] != versions or not all(map(is_, kept[0], cores)):
             if not all(type(core) is nn.Parameter for core in cores):
                 return build(found, cores)  # made up for this call, as torch.func does
             with torch.inference_mode(False), torch.no_grad():
-                weights = [weight.to(dtype).contiguous() for weight in build(found, cores)]
-            kept = self._weights[found.signature, dtype] = list(cores), versions, weights
+                weights = [weight.to(cast or weight.dtype) for weight in build(found, cores)]
+            kept = self._weights[found.signature, cast] = list(cores), versions, weights
         return kept[2]
 
     def prepare(self, mode: str, device: str, dtype: str) -> str:
@@ -111,16 +110,14 @@ class Planner:
         It is made for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open.
         """
         name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}"
-        setattr(self, name, self.plan(self._nominal_setting(mode), device, dtype.removeprefix("torch.")))
+        typical = tuple(max(_NOMINAL[1], span) for span in self.geometry.spans)
+        batch, size = self._latest or (_NOMINAL[0], typical)
+        setting = Setting(batch, size, mode=mode, device=device, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        setattr(self, name, self.plan(setting))
         return name
 
     # What torch.compiler.assume_constant_result sets; to call it would import the compiler for everyone.
     prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-    def _nominal_setting(self, mode: str) -> Setting:
-        typical = tuple(max(_NOMINAL[1], span) for span in self.geometry.spans)
-        batch, size = self._latest or (_NOMINAL[0], typical)
-        return Setting(batch, size, mode=mode)
 
 
 def _is_channels_last(x: Tensor) -> bool:

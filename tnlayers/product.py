@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnlayers.contraction import plain_autograd
+from tnlayers.contraction import autocast_dtype, plain_autograd
 
 FIRST, LAST = "first", "last"
 """Where the channels lie in memory: as in (N, C, H, W), or as in (N, H, W, C)."""
@@ -36,9 +36,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tens
     """
     if not plain_autograd():
         return _product(x, weight, bias, target)
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
+    dtype = autocast_dtype(x.device.type)
+    if dtype is not None and x.dtype != torch.float64:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return Product.apply(x, weight, bias, target)  # type: ignore[no-any-return, no-untyped-call]
 

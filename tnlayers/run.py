@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers.assemble import Plan
-from tnlayers.contraction import own_precision, plain_autograd
+from tnlayers.contraction import autocast_dtype, own_precision, plain_autograd
 from tnlayers.meeting import reorder
 from tnlayers.product import LAST
 
@@ -64,12 +64,7 @@ class Rerun(torch.autograd.Function):
         """The plan's output."""
         ctx.plan, ctx.has_bias = plan, bias is not None
         ctx.save_for_backward(x, *([bias] if bias is not None else []), *cores)
-        kind = x.device.type
-        ctx.autocast = (
-            {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
-            if torch.amp.is_autocast_available(kind)
-            else None
-        )
+        ctx.autocast = autocast_dtype(x.device.type)
         weights = build(plan, cores)
         return torch.cat([meet(plan, part, weights, bias) for part in _parts(plan, x)])
 
@@ -118,5 +113,5 @@ def _parts(plan: Plan, tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.chunk(plan.chunks) if tensor.shape[0] else (tensor,)
 
 
-def _autocast(x: Tensor, state: dict[str, Any] | None) -> Any:
-    return torch.autocast(x.device.type, **state) if state is not None else nullcontext()
+def _autocast(x: Tensor, dtype: torch.dtype | None) -> Any:
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)

@@ -17,10 +17,12 @@ from functools import cache
 from itertools import count
 from typing import NamedTuple
 
+import torch
+
 from tnlayers.contraction import order
 from tnlayers.meeting import CONV, MATMUL
 from tnlayers.product import FIRST, LAST
-from tnlayers.rates import Rate, Rates
+from tnlayers.rates import Rates
 from tnlayers.space import EXACT, Space, refine
 
 _CACHED = 1e-3
@@ -35,14 +37,16 @@ class Setting:
         batch, size: of the input: number of images, positions along each spatial axis.
         layout: where its channels lie in memory, 'first' or 'last'.
         mode: 'train', 'infer' or 'cached', see ``tnlayers.rates``.
-        itemsize: bytes of one number.
+        device: kind of device, as ``torch.device.type``.
+        dtype: what is computed in.
     """
 
     batch: int
     size: tuple[int, ...]
     layout: str = FIRST
     mode: str = "train"
-    itemsize: int = 4
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
 
 
 class Cost(NamedTuple):
@@ -144,13 +148,10 @@ class Search:
         return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
 
     def _cost(self, kind: str, flops: int, entries: int, padded: int | None = None) -> Cost:
-        size = entries * self.setting.itemsize
+        size = entries * self.setting.dtype.itemsize
         work = flops if padded is None else padded
-
-        def seconds(rate: Rate) -> float:
-            return rate.call + rate.flop * work + rate.byte * size
-
-        return Cost(seconds(self.rates.of(self.setting.mode)[kind]), seconds(self.rates.of("infer")[kind]), flops, size)
+        seconds, forward = (self.rates.of(mode)[kind].seconds(work, size) for mode in (self.setting.mode, "infer"))
+        return Cost(seconds, forward, flops, size)
 
     def _contraction(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
         """The two parts of a set of cores that meet last, and the cost of contracting all of it."""
@@ -203,11 +204,8 @@ class Search:
         where, batch, geometry = self.space, self.setting.batch, self.space.geometry
         volume, roles = where.volume, where.roles(absorbed, tensor)
         final = absorbed | tensor == where.all
-        dense = not absorbed and final  # the groups of the dense kernel need no axis of their own
-        f, g, s, n = (volume(role) for role in roles[:4])
-        if dense:
-            f, g = 1, geometry.groups
-            s, n = geometry.in_channels // g, geometry.out_channels // g
+        dense = tensor == where.all
+        f, g, s, n = where.channels(absorbed, tensor)
         before, after = self.length(absorbed), self.length(absorbed | tensor)
         x, y = batch * f * g * s * before, batch * f * g * n * after
         weight = g * s * n * volume(roles.kernel)
@@ -234,8 +232,7 @@ class Search:
                 cost = self._cost(f"matmul {source} {target}", flops, x + y + weight)
             for entries in (2 * x * moved, 2 * y * tail):
                 if entries:
-                    move = self._cost("move", 0, entries)
-                    cost = _sum(cost, move)
+                    cost = _sum(cost, self._cost("move", 0, entries))
             return Option(tensor, op, source, target, moved, tail, parts, result, cost)
 
         straight = axes if dense else refine(axes, classes)

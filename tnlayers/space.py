@@ -108,6 +108,14 @@ class Space:
         w &= ~kernel
         return Roles(x & ~w, x & w & y, x & w & ~y, w & ~x, kernel)
 
+    def channels(self, absorbed: int, tensor: int) -> tuple[int, int, int, int]:
+        """How many channels are folded, groups, summed and new; groups of the dense kernel need not be an axis."""
+        if tensor == self.all:
+            groups = self.geometry.groups
+            return 1, groups, self.geometry.in_channels // groups, self.geometry.out_channels // groups
+        folded, groups, summed, new = (self.volume(role) for role in self.roles(absorbed, tensor)[:4])
+        return folded, groups, summed, new
+
     def axes(self, mask: int) -> Axes:
         """The names of a set of axes."""
         return tuple(name for k, name in enumerate(self.names) if mask >> k & 1)
