@@ -3,7 +3,7 @@
     python benchmarks/calibrate.py --threads 2
 
 Random operations of every kind are timed, forward alone and forward with backward; seconds per call, per FLOP and per
-byte are then fitted to them, all at least zero, for the least relative error.
+byte are then fitted to them, all at least zero, for the least sum of relative errors.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from torch import Tensor
 
 import tnlayers
 from tnlayers.assemble import assemble
+from tnlayers.contraction import Contraction
 from tnlayers.meeting import MATMUL, reorder
 from tnlayers.plan import plan
 from tnlayers.product import FIRST, LAST
-from tnlayers.rates import Rate, Rates
+from tnlayers.rates import MOVE, TABLES, WEIGHTS, Rate, Rates
 from tnlayers.search import Option, Search, Setting, Trail
 from tnlayers.space import space
 
@@ -33,9 +35,8 @@ SIZES = (7, 14, 16, 32, 56)
 BATCHES = (1, 8, 32)
 KERNELS = ((3, 3), (3, 3), (3, 1), (1, 3), (1, 1), (1, 1), (1, 1))
 LARGEST = 4e9  # FLOPs of an operation
-REPEATS = 5
+REPEATS = 7
 
-MOVE, WEIGHTS = "move", "weights"
 KINDS = (
     *(f"{kind} {layout}" for kind in ("conv", "point", "group", "depth") for layout in (FIRST, LAST)),
     *(f"matmul {source} {target}" for source in (FIRST, LAST) for target in (FIRST, LAST)),
@@ -51,8 +52,8 @@ class Sample:
     kind: str
     flops: float
     bytes: float
-    function: Callable[..., Tensor]
-    operands: tuple[Tensor, ...]
+    forward: Callable[[], Tensor]
+    backward: Callable[[Tensor], object]
 
 
 def unit(kind: str, **rate: float) -> Rates:
@@ -60,7 +61,7 @@ def unit(kind: str, **rate: float) -> Rates:
     table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
         kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
     }
-    return Rates(16, table, table)
+    return Rates(TABLES["cpu", "float32"].lanes, table, table)
 
 
 def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -99,7 +100,8 @@ def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[S
                 else []
             )
             for one in [meeting, *across]:
-                yield Sample(one.kind, flops, read, lambda x, w, one=one: one.apply(x, w, None), (x, weight))
+                forward, backward = partial(one.apply, x, weight, None), partial(one.gradients, x, weight)
+                yield Sample(one.kind, flops, read, forward, partial(backward, wanted=(True, True)))
 
 
 def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -109,15 +111,17 @@ def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterat
     )
     channels, rank = draw.choice((64, 128, 256, 512)), draw.choice((0.05, 0.1, 0.25))
     layer = kind(channels, channels, 3, rank=rank, bias=False, device="meta", dtype=dtype)
-    sizes = dict(plan(layer.network, layer.geometry, Setting(1, (8, 8)), "reconstruct").sizes)
-    for step in plan(layer.network, layer.geometry, Setting(1, (8, 8)), "reconstruct").weights[0].steps:
-        shapes = [[sizes[axis] for axis in axes] for axes in step.axes]
-        size = float(sum(np.prod(shape) for shape in shapes) * dtype.itemsize)
-        operands = tuple(torch.randn(shape, dtype=dtype, device=device) for shape in shapes[:2])
-        equation = step.equation
+    contraction = plan(layer.network, layer.geometry, Setting(1, (8, 8)), "reconstruct").weights[0].contraction
+    tensors = contraction.run([torch.randn(shape, dtype=dtype, device=device) for shape in layer.network.core_shapes])
+    for step in contraction.steps:
+        left, right, out = step.axes
+        sizes = dict(zip(left, step.left.source, strict=True)) | dict(zip(right, step.right.source, strict=True))
+        alone = Contraction.of((left, right), ((0, 1),), out, sizes)
+        operands = [tensors[side.operand].reshape(side.source).clone() for side in (step.left, step.right)]
         yield Sample(
-            WEIGHTS, step.flops(sizes), size,
-            lambda a, b, equation=equation: torch.einsum(equation, a, b).contiguous(), operands,
+            WEIGHTS, step.flops, step.entries * dtype.itemsize,
+            lambda alone=alone, operands=operands: alone.run(operands)[-1],
+            lambda gradient, alone=alone, operands=operands: alone.gradients(operands, gradient, (True, True)),
         )  # fmt: skip
 
 
@@ -129,7 +133,8 @@ def moves(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Samp
     x = torch.randn(draw.choice(BATCHES), int(np.prod(sizes)), size, size, dtype=dtype, device=device)
     if order != (0, 1, 2):
         volume = 2.0 * x.numel() * dtype.itemsize
-        yield Sample(MOVE, 0.0, volume, lambda x: reorder(x, sizes, order), (x,))
+        forth = partial(reorder, x, sizes, order)
+        yield Sample(MOVE, 0.0, volume, forth, lambda gradient: reorder(gradient, sizes, order))
 
 
 def timed(function: Callable[[], object], device: str) -> float:
@@ -147,16 +152,9 @@ def timed(function: Callable[[], object], device: str) -> float:
 def measure(sample: Sample, device: str) -> tuple[float, float]:
     """Seconds of the forward, and of forward and backward."""
     with torch.no_grad():
-        forward = timed(lambda: sample.function(*sample.operands), device)
-        gradient = torch.randn_like(sample.function(*sample.operands))
-    leaves = [operand.requires_grad_() for operand in sample.operands]
-
-    def step() -> None:
-        found, *_ = torch.autograd.grad(sample.function(*leaves), leaves, gradient)
-        if found.stride() != leaves[0].stride():  # whoever comes before would have to copy it
-            torch.empty_like(leaves[0]).copy_(found)
-
-    return forward, timed(step, device)
+        forward = timed(sample.forward, device)
+        gradient = torch.randn_like(sample.forward())
+        return forward, forward + timed(lambda: sample.backward(gradient), device)
 
 
 def fit(rows: Sequence[tuple[float, float, float]]) -> tuple[np.ndarray, float]:
@@ -164,8 +162,12 @@ def fit(rows: Sequence[tuple[float, float, float]]) -> tuple[np.ndarray, float]:
     flops, size, seconds = np.array(rows).T
     scale = np.array([1e-6, 1e-12, 1e-12])
     features = np.stack([np.ones_like(flops), flops, size], axis=1) * scale / seconds[:, None]
-    rates, _ = nnls(features, np.ones_like(seconds))
-    return rates, float(np.median(np.abs(features @ rates - 1)))
+    weight = np.ones_like(seconds)
+    for _ in range(30):  # least absolute rather than squares: a few samples are hit by whatever else the machine does
+        rates, _ = nnls(features * weight[:, None], weight)
+        error = np.abs(features @ rates - 1)
+        weight = 1 / np.sqrt(np.maximum(error, 0.05))
+    return rates, float(np.median(error))
 
 
 def main() -> None:

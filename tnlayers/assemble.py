@@ -1,16 +1,18 @@
 """From a trail of the search to a plan that can run: the order of every tensor's axes is settled here."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tnlayers.contraction import Step, execute, natural, order, permutation
+from tnlayers.contraction import Contraction, order
 from tnlayers.geometry import Geometry
-from tnlayers.meeting import Meeting
+from tnlayers.meeting import CONV, Meeting
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
+from tnlayers.product import LAST
 from tnlayers.search import Cost, Search, Setting, Trail
 from tnlayers.space import EXACT
 
@@ -22,21 +24,24 @@ class Weight:
     Attributes:
         cores: which of the network's cores contract to it.
         views: the shape in which each of them is taken.
-        steps: how, their operands numbered from 0 in the order of ``cores``.
-        order: for a single core, the permutation of its axes; otherwise the last step has them in order.
+        contraction: how, its operands in the order of ``cores``.
         cost: what it is estimated to take.
     """
 
     cores: tuple[int, ...]
     views: tuple[tuple[int, ...], ...]
-    steps: tuple[Step, ...]
-    order: tuple[int, ...]
+    contraction: Contraction
     cost: Cost
 
-    def build(self, cores: Sequence[Tensor]) -> Tensor:
-        """Contract."""
-        operands = [cores[k].reshape(view) for k, view in zip(self.cores, self.views, strict=True)]
-        return execute(self.steps, operands) if self.steps else operands[0].permute(self.order)
+    @property
+    def between(self) -> int:
+        """How many tensors come between the cores and the last step."""
+        return max(0, len(self.cores) - 2)
+
+    def operands(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        """The cores as they are taken."""
+        taken = ((cores[k], view) for k, view in zip(self.cores, self.views, strict=True))
+        return [core if core.shape == view else core.reshape(view) for core, view in taken]
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class Plan:
         seconds: the estimate of all of it.
         peak: estimated bytes of a training step at its peak.
         signature: equal for plans that build the same tensors.
-        chunks: 0, or the number of parts of the batch that the backward runs the forward of again, one by one, to
-            keep nothing but the input in between.
+        kept: for what each meeting but the last makes of x, whether it is kept for the backward or made again there.
+        parts: of the batch, in which the backward goes through the meetings.
+        rebuild: whether the weights are not kept either.
     """
 
     network: TensorNetwork
@@ -66,7 +72,9 @@ class Plan:
     seconds: float
     peak: int
     sizes: tuple[tuple[str, int], ...] = field(repr=False)
-    chunks: int = 0
+    kept: tuple[bool, ...]
+    parts: int = 1
+    rebuild: bool = False
     signature: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,8 +94,7 @@ class Plan:
     @property
     def weight_flops(self) -> int:
         """Floating-point operations of the contractions of cores."""
-        sizes = dict(self.sizes)
-        return sum(step.flops(sizes) for weight in self.weights for step in weight.steps)
+        return sum(weight.contraction.flops for weight in self.weights)
 
     def explain(self, other: "Plan | None" = None) -> str:
         """The steps in words: shapes, FLOPs, bytes, estimated share of the time; and the runner-up."""
@@ -95,23 +102,25 @@ class Plan:
         how = {"train": "training", "infer": "inference", "cached": "inference with cached weights"}[self.setting.mode]
         shape = (batch, channels, *self.setting.size)
         lines = [f"{self.strategy} plan of '{self.network}' for input {shape}, {how}: {self.flops:,} FLOPs"]
-        if self.chunks:
-            lines[0] += f", run again in the backward in {self.chunks} parts to save memory"
+        if self.parts > 1:
+            lines[0] += f", backward in {self.parts} parts of the batch to save memory"
         lines.append(f"  {'step':<52} {'FLOPs':>14} {'bytes':>12} {'time':>5}")
         total = self.seconds or 1.0
         sizes = dict(self.sizes)
-        for weight, meeting, cost in zip(self.weights, self.meetings, self.costs, strict=True):
-            for step in weight.steps if self.setting.mode != "cached" else ():
+        for number, (weight, meeting, cost) in enumerate(zip(self.weights, self.meetings, self.costs, strict=True)):
+            steps = weight.contraction.steps if self.setting.mode != "cached" else ()
+            for step in steps:
                 words = f"contract {_shown(step.axes[0], sizes)} with {_shown(step.axes[1], sizes)}"
-                entries = sum(math.prod(sizes[axis] for axis in axes) for axes in step.axes)
-                lines.append(f"  {words:<52} {step.flops(sizes):>14,} {entries * self.setting.dtype.itemsize:>12,}")
-            if weight.steps and self.setting.mode != "cached":
+                lines.append(f"  {words:<52} {step.flops:>14,} {step.entries * self.setting.dtype.itemsize:>12,}")
+            if steps:
                 lines[-1] += f" {weight.cost.seconds / total:>5.0%}"
             words = f"{meeting.op} x[{_shown(meeting.left, sizes)}] with {_shown(meeting.right, sizes)}"
             if meeting.move:
                 words += ", x reordered"
             if self.tail and meeting is self.meetings[-1]:
                 words += ", y reordered"
+            if self.setting.mode == "train" and not all(self.kept[number : number + 1]):
+                words += ", made again"
             lines.append(f"  {words:<52} {cost.flops:>14,} {cost.bytes:>12,} {cost.seconds / total:>5.0%}")
         if other is not None:
             ratio = other.seconds / total
@@ -152,14 +161,13 @@ def assemble(search: Search, trail: Trail) -> Plan:
             held = _singles(trail.options[number - 1].after)
         folded, groups, summed, new = where.channels(states[number], option.cores)
         if option.cores == where.all:
-            wanted = (*where.outputs, *(axis for axis in where.inputs if axis not in where.outputs), *where.kernel)
+            outer, summed_axes = where.outputs, tuple(axis for axis in where.inputs if axis not in where.outputs)
         else:
-            wanted = (
-                *(axis for axis in before if axis & roles.groups),
-                *(axis for axis in after if axis & roles.new),
-                *(axis for axis in before if axis & roles.summed),
-                *(axis for axis in where.kernel if axis & roles.kernel),
-            )
+            outer = (*(axis for axis in before if axis & roles.groups), *(axis for axis in after if axis & roles.new))
+            summed_axes = tuple(axis for axis in before if axis & roles.summed)
+        taps = tuple(axis for axis in where.kernel if axis & roles.kernel)
+        last = option.op == CONV and option.source == LAST
+        wanted = (*outer, *(taps + summed_axes if last else summed_axes + taps))
 
         def here(values: Sequence[int], otherwise: int, kernel: int = roles.kernel) -> tuple[int, ...]:
             return tuple(v if axis & kernel else otherwise for axis, v in zip(where.kernel, values, strict=True))
@@ -190,31 +198,68 @@ def assemble(search: Search, trail: Trail) -> Plan:
     weights.reverse()
     meetings.reverse()
     costs = tuple(option.cost for option in trail.options)
+    found = Footprint.of(search, trail)
+    everything = (True,) * (len(costs) - 1)
     return Plan(
         where.network, geometry, setting, tuple(weights), tuple(meetings), costs, tail, trail.seconds,
-        peak(search, trail), tuple(sizes.items()),
+        found.peak(everything, 1), tuple(sizes.items()), everything,
     )  # fmt: skip
 
 
-def peak(search: Search, trail: Trail) -> int:
-    """Bytes that a training step takes at its peak, by estimate, if it runs nothing twice.
+@dataclass(frozen=True)
+class Footprint:
+    """What a training step takes, by estimate.
 
-    The cores, their gradients and what they contract to; the input, the output and the output's gradient, which others
-    hold; what the steps keep for the backward; and, where the backward is at some step, the gradients that it reads and
-    writes there.
+    Attributes:
+        weights: bytes of the cores, their gradients and what they contract to.
+        tensors: bytes of the input, of what each meeting makes of it, and of the output.
     """
-    where, geometry, batch = search.space, search.space.geometry, search.setting.batch
-    absorbed, between = 0, sum(search.between(option.cores) for option in trail.options)
-    built = sum(where.volume(where.weight_axes(option.cores)) for option in trail.options) if between else 0
-    tensors = [batch * geometry.in_channels * search.length(0)]
-    for option in trail.options:
-        absorbed |= option.cores
-        tensors.append(batch * where.volume(where.x_axes(absorbed)) * search.length(absorbed))
-    tensors[-1] = batch * geometry.out_channels * search.length(absorbed)
-    x, *_, y = tensors
-    steps = range(1, len(tensors))
-    highest = max(sum(tensors[1:k]) + tensors[k - 1] + (tensors[k] if k < len(tensors) - 1 else 0) for k in steps)
-    return search.setting.dtype.itemsize * (2 * where.network.num_params + built + between + x + 2 * y + highest)
+
+    weights: int
+    tensors: tuple[int, ...]
+
+    @classmethod
+    def of(cls, search: Search, trail: Trail) -> "Footprint":
+        """That of a trail."""
+        where, geometry, batch = search.space, search.space.geometry, search.setting.batch
+        absorbed, between = 0, sum(search.between(option.cores) for option in trail.options)
+        built = sum(where.volume(where.weight_axes(option.cores)) for option in trail.options) if between else 0
+        tensors = [batch * geometry.in_channels * search.length(0)]
+        for option in trail.options:
+            absorbed |= option.cores
+            tensors.append(batch * where.volume(where.x_axes(absorbed)) * search.length(absorbed))
+        tensors[-1] = batch * geometry.out_channels * search.length(absorbed)
+        size = search.setting.dtype.itemsize
+        return cls(
+            size * (2 * where.network.num_params + built + between), tuple(size * entries for entries in tensors)
+        )
+
+    @property
+    def held(self) -> int:
+        """What is there in any case: the weights, the input, the output and the output's gradient, held by others."""
+        return self.weights + self.tensors[0] + 2 * self.tensors[-1]
+
+    def passing(self, kept: Sequence[bool], whole: bool) -> int:
+        """What comes and goes: gradients of two tensors at a time, and what is made again; the input's if ``whole``."""
+        x, *middle, _ = self.tensors
+        gradients = [x if whole else 0, *middle, 0]
+        made = sum(size for size, keep in zip(middle, kept, strict=True) if not keep)
+        return made + max(map(sum, itertools.pairwise(gradients)))
+
+    def peak(self, kept: Sequence[bool], parts: int) -> int:
+        """Bytes at the peak, where some tensors are kept, and the backward goes through the batch in parts."""
+        held = self.held + sum(size for size, keep in zip(self.tensors[1:-1], kept, strict=True) if keep)
+        if parts == 1:
+            return held + self.passing(kept, whole=True)
+        return held + self.tensors[0] + self.passing(kept, whole=False) // parts
+
+    def parts(self, kept: Sequence[bool], limit: float, most: int) -> int:
+        """The fewest parts with which the peak is within a limit; 0 if there are none."""
+        if self.peak(kept, 1) <= limit:
+            return 1
+        room = limit - self.peak(kept, 1 << 62)
+        parts = math.ceil(self.passing(kept, whole=False) / room) if room > 0 else most + 1
+        return max(2, parts) if parts <= most else 0
 
 
 def _singles(parts: Sequence[int]) -> tuple[int, ...]:
@@ -233,28 +278,19 @@ def _weight(search: Search, tensor: int, axes: Axes, sizes: dict[str, int]) -> W
     """How some cores contract to a tensor with the given axes."""
     where = search.space
     cost = search.contraction(tensor)[1]
-    if tensor == where.all and len(where.cores) > EXACT:
-        greedy = order(where.cores, axes, tuple(sizes.items()))
-        views = tuple(tuple(sizes[axis] for axis in core) for core in where.cores)
-        return Weight(tuple(range(len(where.cores))), views, greedy, (), cost)
     cores = tuple(k for k in range(len(where.cores)) if tensor >> k & 1)
-    steps: list[Step] = []
+    operands = [where.cores[k] for k in cores]
+    views = tuple(tuple(sizes[axis] for axis in core) for core in operands)
+    if tensor == where.all and len(where.cores) > EXACT:
+        return Weight(cores, views, order(where.cores, axes, tuple(sizes.items())), cost)
+    pairs: list[tuple[int, int]] = []
 
-    def contract(part: int, out: Axes | None) -> tuple[int, Axes]:
+    def contract(part: int) -> int:
         halves, _ = search.contraction(part)
         if halves is None:
-            number = part.bit_length() - 1
-            return cores.index(number), where.cores[number]
-        (left, left_axes), (right, right_axes) = (contract(half, None) for half in halves)
-        out = out or natural(left_axes, right_axes, where.axes(where.weight_axes(part)))
-        steps.append(Step(left, right, (left_axes, right_axes, out)))
-        return len(cores) + len(steps) - 1, out
+            return cores.index(part.bit_length() - 1)
+        pairs.append((contract(halves[0]), contract(halves[1])))
+        return len(cores) + len(pairs) - 1
 
-    _, have = contract(tensor, axes)
-    return Weight(
-        cores,
-        tuple(tuple(sizes[axis] for axis in where.cores[k]) for k in cores),
-        tuple(steps),
-        () if steps else permutation(have, axes),
-        cost,
-    )
+    contract(tensor)
+    return Weight(cores, views, Contraction.of(operands, pairs, axes, sizes), cost)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers import errors
-from tnlayers.contraction import execute, own_precision, reconstruct
+from tnlayers.contraction import own_precision, reconstruct
 from tnlayers.decompose import decompose
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
@@ -138,7 +138,7 @@ class TensorLayer(PlannedModule):
         if len(self.cores) == 1:
             return reconstruct(self.network, list(self.cores)).clone()  # never a view of a parameter
         with own_precision(self.cores[0]):
-            return execute(self._planner.steps, list(self.cores)).reshape(self.network.dense_shape)
+            return self._planner.contraction(list(self.cores)).reshape(self.network.dense_shape)
 
     @property
     def keep_ratio(self) -> float:

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tnlayers.product import LAST, product
+from tnlayers.contraction import inverse
+from tnlayers.product import FIRST, LAST, product, weight_gradient
 
 CONV, MATMUL = "conv", "matmul"
 
@@ -35,7 +36,7 @@ class Meeting:
         taps: kernel size along each spatial axis, 1 where nothing is convolved.
         stride, padding, dilation: along each spatial axis.
         left, right, out: the axes of ``x``, of the weight and of the result, for people to read.
-        weight_shape: the weight's shape as the operation takes it.
+        weight_shape: the weight's shape as its axes lie in memory; before channels last, a convolution's has them last.
     """
 
     op: str
@@ -59,7 +60,8 @@ class Meeting:
     def __post_init__(self) -> None:
         shape: tuple[int, ...] = (self.groups, self.new, self.summed) if self.groups > 1 else (self.new, self.summed)
         if self.op == CONV:
-            shape = (self.groups * self.new, self.summed, *self.taps)
+            inner = (self.summed, *self.taps) if self.source == FIRST else (*self.taps, self.summed)
+            shape = (self.groups * self.new, *inner)
         object.__setattr__(self, "weight_shape", shape)
 
     @property
@@ -71,39 +73,99 @@ class Meeting:
             return f"{'depth' if self.summed == self.new == 1 else 'group'} {self.source}"
         return f"{'conv' if math.prod(self.taps) > 1 else 'point'} {self.source}"
 
+    def take(self, weight: Tensor) -> Tensor:
+        """A weight with the axes ``right``, as the operation takes it."""
+        weight = weight.reshape(self.weight_shape)
+        if self.op == MATMUL:
+            return weight
+        return weight.contiguous() if self.source == FIRST else weight.contiguous().movedim(-1, 1)
+
+    def give(self, gradient: Tensor) -> Tensor:
+        """The gradient of what ``take`` returned as that of what it took."""
+        return gradient.movedim(1, -1) if self.op == CONV and self.source == LAST else gradient
+
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Shape (batch, folded * groups * summed, *positions) -> (batch, folded * groups * new, *positions')."""
         if self.move:
             x = reorder(x, *self.move)
         fused = None if bias is None or self.folded > 1 or (self.op == MATMUL and self.groups > 1) else bias
-        y = self._conv(x, weight, fused) if self.op == CONV else self._matmul(x, weight, fused)
+        if self.op == CONV:
+            convolve = _CONV[len(self.taps)]
+            y = convolve(self._folded(x), weight, fused, self.stride, self.padding, self.dilation, self.groups)
+            y = self._unfolded(y, x)
+        elif self.source == self.target == LAST:
+            batch, _, *places = x.shape
+            y = F.linear(x.movedim(1, -1).reshape(batch, *places, self.folded, self.summed), weight, fused)
+            y = y.flatten(-2).movedim(-1, 1)
+        elif self.groups > 1:
+            y = torch.matmul(weight, self._grouped(x))
+            y = y.reshape(x.shape[0], self.folded * self.groups * self.new, *x.shape[2:])
+        else:
+            y = self._spread(product(self._images(x, self.source == LAST), weight, fused, self.target), x, self.target)
         return y if bias is None or fused is not None else y + bias.to(y.dtype).reshape(-1, *(1,) * (y.ndim - 2))
 
-    def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        convolve = _CONV[len(self.taps)]
-        if self.folded == 1:
-            return convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        batch = x.shape[0]
-        x = x.reshape(batch * self.folded, self.groups * self.summed, *x.shape[2:])
-        y = convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return y.reshape(batch, self.folded * self.groups * self.new, *y.shape[2:])
+    def gradients(
+        self, x: Tensor, weight: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of ``x``, in its layout, and of the weight, where wanted."""
+        if self.move:
+            x = reorder(x, *self.move)
+        for_x = for_weight = None
+        if self.op == CONV:
+            zeros = [0] * len(self.taps)
+            for_x, for_weight, _ = torch.ops.aten.convolution_backward(
+                self._folded(gradient), self._folded(x), weight, None, self.stride, self.padding, self.dilation,
+                False, zeros, self.groups, (*wanted, False),
+            )  # fmt: skip
+            for_x = None if for_x is None else self._unfolded(for_x, x)
+        elif self.source == self.target == LAST:
+            g = gradient.movedim(1, -1).reshape(-1, self.new)
+            if wanted[0]:
+                for_x = torch.mm(g, weight).reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
+            if wanted[1]:
+                for_weight = torch.mm(g.mT, x.movedim(1, -1).reshape(-1, self.summed))
+        elif self.groups > 1:
+            g = self._grouped(gradient)
+            if wanted[0]:
+                for_x = torch.matmul(weight.mT, g).reshape(x.shape)
+            if wanted[1]:
+                for_weight = weight_gradient(g, self._grouped(x))
+        else:
+            g = self._images(gradient, gradient.stride(1) == 1)  # whatever comes back
+            if wanted[0]:
+                for_x = self._spread(product(g, weight.mT, None, self.source), x, self.source)
+            if wanted[1]:
+                for_weight = weight_gradient(g, self._images(x, self.source == LAST))
+        if self.move and for_x is not None:
+            sizes, order = self.move
+            for_x = reorder(for_x, tuple(sizes[k] for k in order), inverse(order))
+        return for_x, for_weight
 
-    def _matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _folded(self, x: Tensor) -> Tensor:
+        """Shape (batch * folded, channels, *positions)."""
+        return x if self.folded == 1 else x.reshape(x.shape[0] * self.folded, x.shape[1] // self.folded, *x.shape[2:])
+
+    def _unfolded(self, y: Tensor, x: Tensor) -> Tensor:
+        return y if self.folded == 1 else y.reshape(x.shape[0], y.shape[1] * self.folded, *y.shape[2:])
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """Shape (batch * folded, groups, channels, positions)."""
+        channels = x.shape[1] // (self.folded * self.groups)
+        return x.reshape(x.shape[0] * self.folded, self.groups, channels, math.prod(x.shape[2:]))
+
+    def _images(self, x: Tensor, last: bool) -> Tensor:
+        """Shape (batch * folded, channels, positions), with the strides of either layout."""
+        batch, channels, *places = x.shape
+        if self.folded == 1 and last:
+            return x.movedim(1, -1).reshape(batch, math.prod(places), channels).mT
+        return x.reshape(batch * self.folded, channels // self.folded, math.prod(places))
+
+    def _spread(self, y: Tensor, x: Tensor, layout: str) -> Tensor:
+        """From the shape of ``_images`` to (batch, folded * channels, *positions)."""
         batch, places = x.shape[0], x.shape[2:]
-        many, length = batch * self.folded, math.prod(places)
-        if self.source == LAST:
-            x = x.movedim(1, -1)
-        if self.source == self.target == LAST:
-            y = F.linear(x.reshape(batch, *places, self.folded, self.summed), weight, bias)
-            return y.flatten(-2).movedim(-1, 1)
-        if self.groups > 1:
-            y = torch.matmul(weight, x.reshape(many, self.groups, self.summed, length))
-            return y.reshape(batch, self.folded * self.groups * self.new, *places)
-        x = x.reshape(many, length, self.summed).mT if self.source == LAST else x.reshape(many, self.summed, length)
-        y = product(x, weight, bias, self.target)
-        if self.target == LAST:
-            return y.mT.reshape(batch, *places, self.new).movedim(-1, 1)
-        return y.reshape(batch, self.folded * self.new, *places)
+        if layout == LAST:
+            return y.mT.reshape(batch, *places, y.shape[1]).movedim(-1, 1)
+        return y.reshape(batch, self.folded * y.shape[1], *places)
 
 
 def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: bool = False) -> Tensor:

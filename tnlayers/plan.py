@@ -1,16 +1,18 @@
 """The choice of a plan: the fastest one by estimate, under a limit on memory."""
 
 import heapq
+import itertools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
 from tnlayers import errors
-from tnlayers.assemble import Plan, assemble, peak
+from tnlayers.assemble import Footprint, Plan, assemble
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
-from tnlayers.rates import rates
+from tnlayers.rates import MOVE, rates
 from tnlayers.search import Search, Setting, Trail
 from tnlayers.space import space
 
@@ -20,11 +22,8 @@ MEMORY = ("auto", "low")
 LIMIT = 1.2
 """With memory='auto', what a training step may take at its peak, over what it would take with a dense kernel."""
 
-CHUNKS = 16
-"""The largest number of parts into which a batch is cut where the forward is run again in the backward."""
-
-TWICE = 1.4
-"""Time of such a run over the sum of its estimates: many small operations, and sums of gradients. Measured."""
+PARTS = 16
+"""The largest number of parts into which the backward cuts the batch."""
 
 
 @lru_cache(maxsize=4096)
@@ -73,50 +72,59 @@ def candidates(
     where = space(network, geometry)
     named = parse(strategy, network, geometry)
     search = Search(where, setting, rates(setting.device, str(setting.dtype).removeprefix("torch.")), named)
-    held = _passed(geometry, setting)
-    dense = setting.dtype.itemsize * 2 * network.dense_params + held
-    limit = LIMIT * dense if memory == "auto" else 0.0
-    later: list[tuple[float, int, Trail]] = []  # trails beyond the limit, to run the forward again in so many parts
-    for trail in search:
-        size = peak(search, trail) if setting.mode == "train" else 0
-        fits = setting.mode != "train" or size <= limit
-        parts = 0 if fits else _parts(size, limit, setting.batch, held)
+    limit = LIMIT * _dense(network, geometry, setting) if memory == "auto" else 0.0
+    later: list[tuple[float, int, Plan]] = []  # those that make something again, until nothing cheaper can come
+    for number, trail in enumerate(search):
         while later and later[0][0] <= trail.seconds:
-            yield _twice(search, heapq.heappop(later), held)
-        if parts:
-            again = TWICE * (trail.seconds + sum(option.cost.forward for option in trail.options))
-            heapq.heappush(later, (again, parts, trail))
+            yield heapq.heappop(later)[-1]
+        if setting.mode != "train":
+            yield assemble(search, trail)
+            continue
+        found = _within(search, trail, limit)
+        if found is not None and found.seconds == trail.seconds:
+            yield found
+        elif found is not None:
+            heapq.heappush(later, (found.seconds, number, found))
         # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
-        elif fits or (memory == "auto" and (len(trail.options) == 1 or strategy not in ("auto", "reconstruct"))):
+        elif len(trail.options) == 1 or strategy not in ("auto", "reconstruct"):
             yield assemble(search, trail)
     while later:
-        yield _twice(search, heapq.heappop(later), held)
+        yield heapq.heappop(later)[-1]
 
 
-def _twice(search: Search, pending: tuple[float, int, Trail], held: int) -> Plan:
-    seconds, parts, trail = pending
-    plan = assemble(search, trail)
-    return replace(plan, seconds=seconds, chunks=parts, peak=_chunked(plan.peak, held, parts))
+def _within(search: Search, trail: Trail, limit: float) -> Plan | None:
+    """The plan of a trail that takes the least time within a limit on memory; with the limit 0, the least memory."""
+    found, most = Footprint.of(search, trail), min(PARTS, search.setting.batch)
+    again = [option.cost.forward for option in trail.options[:-1]]
+    call = search.rates.train[MOVE].call * 2 * len(trail.options)
+    if not limit:
+        nothing, parts = (False,) * len(again), most
+        seconds = trail.seconds + sum(again) + (parts - 1) * call
+        plan = replace(assemble(search, trail), rebuild=True)
+        return replace(plan, kept=nothing, parts=parts, seconds=seconds, peak=found.peak(nothing, parts))
+    kept = [True] * len(again)
+    best: tuple[float, int, tuple[bool, ...]] | None = None
+    # What is cheap to make again for its size goes first.
+    for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / found.tensors[k + 1])):
+        if number is not None:
+            kept[number] = False
+        parts = found.parts(kept, limit, most)
+        seconds = trail.seconds + sum(itertools.compress(again, map(operator.not_, kept))) + (parts - 1) * call
+        if parts and (best is None or seconds < best[0]):
+            best = seconds, parts, tuple(kept)
+        if parts == 1:
+            break
+    if best is None:
+        return None
+    seconds, parts, chosen = best
+    return replace(assemble(search, trail), kept=chosen, parts=parts, seconds=seconds, peak=found.peak(chosen, parts))
 
 
-def _passed(geometry: Geometry, setting: Setting) -> int:
-    """Bytes of the input, the output and their gradients."""
+def _dense(network: TensorNetwork, geometry: Geometry, setting: Setting) -> int:
+    """Bytes that a training step of the dense layer takes: kernel, input and output, and their gradients."""
     x = geometry.in_channels * setting.batch * math.prod(setting.size)
     y = geometry.out_channels * setting.batch * math.prod(geometry.output_size(setting.size))
-    return setting.dtype.itemsize * 2 * (x + y)
-
-
-def _chunked(peak: int, held: int, parts: int) -> int:
-    """The peak where all but what is held anyway comes in parts."""
-    return held + peak // parts
-
-
-def _parts(peak: int, limit: float, batch: int, held: int) -> int:
-    """The fewest parts of the batch that fit; 0 if none do. Without a limit, as many as there may be."""
-    most = min(CHUNKS, batch)
-    if not limit:
-        return most
-    return next((parts for parts in range(2, most + 1) if _chunked(peak, held, parts) <= limit), 0)
+    return setting.dtype.itemsize * 2 * (network.dense_params + x + y)
 
 
 def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tuple[int, ...]:

@@ -11,10 +11,11 @@ from tnlayers import errors
 from tnlayers.assemble import Plan
 from tnlayers.contraction import autocast_dtype, order
 from tnlayers.geometry import Geometry
+from tnlayers.meeting import MATMUL
 from tnlayers.network import TensorNetwork
 from tnlayers.plan import MEMORY, candidates, parse, plan
 from tnlayers.product import FIRST, LAST
-from tnlayers.run import build, meet, run
+from tnlayers.run import build, meet, pad, run
 from tnlayers.search import Setting
 
 _KEPT = 256
@@ -33,7 +34,7 @@ class Planner:
         strategy, memory: see ``tnlayers.plan.candidates``.
 
     Attributes:
-        steps: how the cores contract to the dense kernel, where no plan says so.
+        contraction: how the cores contract to the dense kernel, where no plan says so.
 
     Raises:
         TypeError, ValueError: strategy or memory is not as there, see ``tnlayers.plan.parse``.
@@ -45,7 +46,7 @@ class Planner:
         self.strategy, self.memory = strategy, errors.choice("memory", memory, MEMORY)
         self._plans: dict[Any, Plan] = {}
         self._weights: dict[Any, tuple[list[Tensor], list[int], list[Tensor]]] = {}
-        self.steps = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
+        self.contraction = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
         self._latest: tuple[int, tuple[int, ...]] | None = None
 
     def __reduce__(self) -> Any:
@@ -86,7 +87,7 @@ class Planner:
             found = self._plans[key] = self.plan(setting)
             self._latest = setting.batch, size
         if mode == "cached":
-            return meet(found, x, self._kept(found, cores, cast), bias)
+            return meet(found, pad(found, x), self._kept(found, cores, cast), bias)
         return run(found, x, cores, bias)
 
     def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
@@ -100,7 +101,10 @@ class Planner:
             if not all(type(core) is nn.Parameter for core in cores):
                 return build(found, cores)  # made up for this call, as torch.func does
             with torch.inference_mode(False), torch.no_grad():
-                weights = [weight.to(cast or weight.dtype) for weight in build(found, cores)]
+                weights = [
+                    (weight.contiguous() if meeting.op == MATMUL else weight).to(cast or weight.dtype)
+                    for weight, meeting in zip(build(found, cores), found.meetings, strict=True)
+                ]
             kept = self._weights[found.signature, cast] = list(cores), versions, weights
         return kept[2]
 

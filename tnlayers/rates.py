@@ -11,6 +11,9 @@ from types import MappingProxyType
 MODES = ("train", "infer", "cached")
 """Forward and backward; forward alone; forward with the weights' part kept from an earlier call."""
 
+WEIGHTS, MOVE = "weights", "move"
+"""The kinds of operation in which ``x`` does not meet a weight."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -63,40 +66,40 @@ def _table(text: str) -> Mapping[str, Rate]:
     )
 
 
-# AMD EPYC (AVX-512), 2 threads, torch 2.13, float32; median relative error of the fit: 6 to 31 %.
+# AMD EPYC (AVX2), 2 threads, torch 2.13, float32; median relative error of the fit: 6 to 27 %.
 _CPU = Rates(
-    lanes=16,
+    lanes=8,
     train=_table("""
-        conv first 95.3 13.9 251
-        conv last 129 11.9 81.4
-        point first 75.7 18.2 170
-        point last 79.2 16.2 40.7
-        group first 244 5.45 147
-        group last 205 3.2 145
-        depth first 261 18.2 228
-        depth last 199 30 58.2
-        matmul first first 111 20.9 73.8
-        matmul first last 130 16.2 175
-        matmul last first 131 17.6 136
-        matmul last last 86.3 14.2 181
-        weights 122 15.8 282
-        move 56.3 0 39.4
+        conv first 62.3 19.1 382
+        conv last 74.4 18.1 263
+        point first 36.9 19.2 232
+        point last 44.8 17.8 109
+        group first 261 27.1 169
+        group last 228 25.7 90.3
+        depth first 279 15.9 222
+        depth last 201 38.7 68.8
+        matmul first first 59.5 19.4 88.4
+        matmul first last 68.8 17.7 140
+        matmul last first 67.3 18.4 108
+        matmul last last 44.1 16.6 142
+        weights 78.1 16.4 236
+        move 25.8 0 38.1
     """),
     infer=_table("""
-        conv first 16.1 4.11 52.9
-        conv last 19.8 3.35 29.1
-        point first 7.66 5.76 52.6
-        point last 10.1 5.05 8.17
-        group first 65.9 0.934 47.8
-        group last 44.2 0.939 31.1
-        depth first 73.5 0 42.3
-        depth last 39.8 3.42 15.6
-        matmul first first 14.8 6.53 14.3
-        matmul first last 24.9 6.01 21.8
-        matmul last first 23.7 6.14 18
-        matmul last last 12.1 5.04 25.7
-        weights 14.3 5.49 57.2
-        move 8.07 0 12.5
+        conv first 17.4 6.2 117
+        conv last 23.4 4.99 81.6
+        point first 7.33 6.07 78.8
+        point last 10.7 5.75 28.9
+        group first 88.6 12.7 35.9
+        group last 73.2 8.96 26.3
+        depth first 96 3.88 71.8
+        depth last 60.5 12.1 16.9
+        matmul first first 15.6 6.25 24.6
+        matmul first last 24.6 5.8 33.1
+        matmul last first 19.4 6.02 26.2
+        matmul last last 18.3 5.43 39.3
+        weights 24.9 5.12 76.4
+        move 13.2 0 19.8
     """),
 )
 

@@ -1,7 +1,7 @@
 """Running a plan in torch."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers.assemble import Plan
-from tnlayers.contraction import autocast_dtype, own_precision, plain_autograd
+from tnlayers.contraction import again, autocast_dtype, inverse, own_precision, plain_autograd
 from tnlayers.meeting import reorder
 from tnlayers.product import LAST
 
@@ -26,92 +26,161 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
     Returns:
         Tensor: shape (batch, out_channels, *spatial').
     """
-    if plan.chunks and torch.is_grad_enabled() and plain_autograd():
-        return Rerun.apply(plan, x, bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
+    x = pad(plan, x)
+    if torch.is_grad_enabled() and plain_autograd():
+        others = cores if bias is None else (bias, *cores)
+        if x.requires_grad or any(tensor.requires_grad for tensor in others):
+            dtype = autocast_dtype(x.device.type)
+            if dtype is not None and x.dtype != torch.float64:
+                x = x.to(dtype)
+            return _Run.apply(plan, x, bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
     return meet(plan, x, build(plan, cores), bias)
+
+
+def pad(plan: Plan, x: Tensor) -> Tensor:
+    """The input with the padding that a convolution cannot do itself."""
+    geometry = plan.geometry
+    if not geometry.prepad:
+        return x
+    return F.pad(x, geometry.prepad, mode="constant" if geometry.padding_mode == "zeros" else geometry.padding_mode)
 
 
 def build(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that ``x`` meets; in the cores' dtype, also under autocast."""
     with own_precision(cores[0]):
         return [
-            weight.build(cores).reshape(meeting.weight_shape).contiguous()
+            meeting.take(weight.contraction(weight.operands(cores)))
             for weight, meeting in zip(plan.weights, plan.meetings, strict=True)
         ]
 
 
-def meet(plan: Plan, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    """Let ``x`` meet the tensors that ``build`` made."""
-    geometry = plan.geometry
-    if geometry.prepad:
-        mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-        x = F.pad(x, geometry.prepad, mode=mode)
+def meet(
+    plan: Plan, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, kept: list[Tensor] | None = None
+) -> Tensor:
+    """Let the padded ``x`` meet the tensors that ``build`` made; what the plan keeps of it goes to ``kept``."""
     final = len(weights) - 1
     for number, (meeting, weight) in enumerate(zip(plan.meetings, weights, strict=True)):
         x = meeting.apply(x, weight, bias if number == final and plan.tail is None else None)
+        if kept is not None and number < final and plan.kept[number]:
+            kept.append(x)
     if plan.tail is not None:
         x = reorder(x, *plan.tail, last=plan.setting.layout == LAST)
         if bias is not None:
-            x = x + bias.to(x.dtype).reshape(-1, *(1,) * geometry.ndim)
+            x = x + bias.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 2))
     return x
 
 
-class Rerun(torch.autograd.Function):
-    """A forward that keeps nothing but its input, and a backward that runs it again in parts of the batch."""
+class _Run(torch.autograd.Function):
+    """A whole forward and its backward, which runs again what the plan does not keep, in parts of the batch.
+
+    To autograd it is one operation. So its many small steps cost none of autograd's own, and nothing is kept between
+    forward and backward that the plan does not count.
+    """
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
         """The plan's output."""
-        ctx.plan, ctx.has_bias = plan, bias is not None
-        ctx.save_for_backward(x, *([bias] if bias is not None else []), *cores)
-        ctx.autocast = autocast_dtype(x.device.type)
-        weights = build(plan, cores)
-        return torch.cat([meet(plan, part, weights, bias) for part in _parts(plan, x)])
+        kept: list[Tensor] = []
+        with own_precision(x):
+            weights, between = _built(plan, cores, x.dtype)
+            offset = None if bias is None else bias.to(x.dtype)
+            if plan.parts > 1 and not any(plan.kept):
+                y = torch.cat([meet(plan, part, weights, offset) for part in _parts(plan, x)])
+            else:
+                y = meet(plan, x, weights, offset, kept)
+        ctx.plan, ctx.sizes = plan, (bias is not None, len(cores), len(kept))
+        ctx.save_for_backward(
+            x, *([] if bias is None else [bias]), *cores, *kept, *([] if plan.rebuild else [*weights, *between])
+        )
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, bias and cores; differentiable again where autograd asks for that."""
-        x, *rest = ctx.saved_tensors
-        bias, cores = (rest[0], rest[1:]) if ctx.has_bias else (None, rest)
-        wanted = ctx.needs_input_grad[1:]
-        arguments = (x, bias, *cores)
-        twice = torch.is_grad_enabled()
-        with torch.enable_grad(), _autocast(x, ctx.autocast):
-            if twice:
-                y = meet(ctx.plan, x, build(ctx.plan, cores), bias)
-                asked = [t for t, want in zip(arguments, wanted, strict=True) if want and t is not None]
-                found = iter(torch.autograd.grad(y, asked, gradients, create_graph=True, allow_unused=True))
-                return (None, *(next(found) if want else None for want in wanted))
-            leaves = [core.detach().requires_grad_() for core in cores]
-            weights = build(ctx.plan, leaves)
-            held = [weight.detach().requires_grad_() for weight in weights]
-            offset = None if bias is None else bias.detach().requires_grad_()
-            totals = [torch.zeros_like(t) for t in ([*held] if offset is None else [*held, offset])]
-            into = torch.empty_like(x) if wanted[0] else None
-            parts = zip(_parts(ctx.plan, x), _parts(ctx.plan, gradients[0]), strict=True)
+        plan, gradient, (x, *saved) = ctx.plan, gradients[0], ctx.saved_tensors
+        has_bias, *counts = ctx.sizes
+        bias = saved.pop(0) if has_bias else None
+        _, cores, kept, weights, between = _split(saved, [0, *counts, len(plan.meetings)])
+        needed = ctx.needs_input_grad[1:]
+        with own_precision(x):
+            if torch.is_grad_enabled():
+                arguments = x, bias, *cores
+
+                def forward() -> Tensor:
+                    return meet(
+                        plan, x, [w.to(x.dtype) for w in build(plan, cores)], None if bias is None else bias.to(x.dtype)
+                    )
+
+                return None, *again(forward, arguments, needed, gradient)
+            if plan.rebuild:
+                weights, between = _built(plan, cores, x.dtype)
+            wanted = [any(needed[2 + k] for k in weight.cores) for weight in plan.weights]
+            for_x, for_weights = _backward(plan, x, kept, weights, gradient, needed[0], wanted)
+            for_cores: list[Tensor | None] = [None] * len(cores)
             start = 0
-            for piece, gradient in parts:
-                part = piece.detach().requires_grad_(wanted[0])
-                y = meet(ctx.plan, part, held, offset)
-                asked = [*held, *([] if offset is None else [offset]), *([part] if wanted[0] else [])]
-                found_here = torch.autograd.grad(y, asked, gradient)
-                for total, one in zip(totals, found_here, strict=False):
-                    total.add_(one)
-                if into is not None:
-                    into[start : start + len(part)] = found_here[-1]
-                start += len(part)
-        needed = [leaf for leaf, want in zip(leaves, wanted[2:], strict=True) if want]
-        pairs = [(w, t) for w, t in zip(weights, totals, strict=False) if w.requires_grad]
-        found = iter(torch.autograd.grad([w for w, _ in pairs], needed, [t for _, t in pairs]) if needed else ())
-        return (
-            None, into, totals[-1] if offset is not None and wanted[1] else None,
-            *(next(found) if want else None for want in wanted[2:]),
-        )  # fmt: skip
+            for weight, meeting, found in zip(plan.weights, plan.meetings, for_weights, strict=True):
+                stop = start + weight.between
+                if found is not None:
+                    here = [needed[2 + k] for k in weight.cores]
+                    tensors = [*weight.operands(cores), *between[start:stop]]
+                    shares = weight.contraction.gradients(tensors, meeting.give(found).to(cores[0].dtype), here)
+                    for k, share in zip(weight.cores, shares, strict=True):
+                        for_cores[k] = None if share is None else share.reshape(cores[k].shape)
+                start = stop
+            for_bias = None
+            if bias is not None and needed[1]:
+                for_bias = gradient.sum((0, *range(2, gradient.ndim))).to(bias.dtype)
+        return None, for_x, for_bias, *for_cores
+
+
+def _built(plan: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors that ``x`` meets, in its dtype, and what came between them and the cores."""
+    weights, between = [], []
+    for weight, meeting in zip(plan.weights, plan.meetings, strict=True):
+        tensors = weight.contraction.run(weight.operands(cores))
+        weights.append(meeting.take(tensors[-1]).to(dtype))
+        between += tensors[len(weight.cores) :][: weight.between]
+    return weights, between
+
+
+def _backward(
+    plan: Plan,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gradient: Tensor,
+    for_x: bool,
+    for_weights: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of x and of the weights, where wanted."""
+    totals: list[Tensor | None] = [None] * len(weights)
+    into = torch.empty_like(x) if for_x and plan.parts > 1 else None
+    start = 0
+    for part, g, *held in zip(*(_parts(plan, tensor) for tensor in (x, gradient, *kept)), strict=True):
+        states, found = [part], iter(held)
+        for keep, meeting, weight in zip(plan.kept, plan.meetings, weights, strict=False):
+            states.append(next(found) if keep else meeting.apply(states[-1], weight, None))
+        if plan.tail is not None:
+            sizes, order = plan.tail
+            g = reorder(g, tuple(sizes[k] for k in order), inverse(order))  # noqa: PLW2901
+        for number in reversed(range(len(weights))):
+            needed = for_x or any(for_weights[:number]), for_weights[number]
+            if not any(needed):
+                break
+            g, share = plan.meetings[number].gradients(states.pop(), weights[number], g, needed)  # noqa: PLW2901
+            total = totals[number]
+            totals[number] = share if total is None or share is None else total.add_(share)
+        if into is not None:
+            into[start : start + len(part)] = g
+            start += len(part)
+    return (into if into is not None else g if for_x else None), totals
 
 
 def _parts(plan: Plan, tensor: Tensor) -> tuple[Tensor, ...]:
-    return tensor.chunk(plan.chunks) if tensor.shape[0] else (tensor,)
+    return tensor.chunk(plan.parts) if plan.parts > 1 and tensor.shape[0] else (tensor,)
 
 
-def _autocast(x: Tensor, dtype: torch.dtype | None) -> Any:
-    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)
+def _split(tensors: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[Sequence[Tensor]]:
+    """Slices of the given sizes, and what is left."""
+    ends = [*accumulate(sizes)]
+    return (tensors[start:stop] for start, stop in zip([0, *ends], [*ends, None], strict=True))

@@ -22,7 +22,7 @@ import torch
 from tnlayers.contraction import order
 from tnlayers.meeting import CONV, MATMUL
 from tnlayers.product import FIRST, LAST
-from tnlayers.rates import Rates
+from tnlayers.rates import MOVE, WEIGHTS, Rates
 from tnlayers.space import EXACT, Space, refine
 
 _CACHED = 1e-3
@@ -166,7 +166,7 @@ class Search:
             right = tensor & ~left
             a, b = where.weight_axes(left), where.weight_axes(right)
             flops = 2 * where.volume(a | b) if (a | b) != axes else 0
-            step = self._cost("weights", flops, where.volume(a) + where.volume(b) + where.volume(axes))
+            step = self._cost(WEIGHTS, flops, where.volume(a) + where.volume(b) + where.volume(axes))
             share = _CACHED if self.setting.mode == "cached" else 1.0
             whole = share * step.seconds + self.contraction(left)[1].seconds + self.contraction(right)[1].seconds
             if best is None or whole < best[1].seconds:
@@ -187,9 +187,8 @@ class Search:
         where, total = self.space, Cost(0.0, 0.0, 0, 0)
         sizes = dict(zip(where.names, where.sizes, strict=True))
         dense = tuple(name for axis in (*where.outputs, *where.inputs, *where.kernel) for name in where.axes(axis))
-        for step in order(where.cores, tuple(dict.fromkeys(dense)), tuple(sizes.items())):
-            entries = sum(math.prod(sizes[axis] for axis in axes) for axes in step.axes)
-            total = _sum(total, self._cost("weights", step.flops(sizes), entries))
+        for step in order(where.cores, tuple(dict.fromkeys(dense)), tuple(sizes.items())).steps:
+            total = _sum(total, self._cost(WEIGHTS, step.flops, step.entries))
         return total
 
     def _parts(self, tensor: int, lowest: int) -> Iterator[int]:
@@ -232,7 +231,7 @@ class Search:
                 cost = self._cost(f"matmul {source} {target}", flops, x + y + weight)
             for entries in (2 * x * moved, 2 * y * tail):
                 if entries:
-                    cost = _sum(cost, self._cost("move", 0, entries))
+                    cost = _sum(cost, self._cost(MOVE, 0, entries))
             return Option(tensor, op, source, target, moved, tail, parts, result, cost)
 
         straight = axes if dense else refine(axes, classes)
