@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tnlayers.contraction import Contraction, order
+from tnlayers.contraction import Contraction, order, view
 from tnlayers.geometry import Geometry
 from tnlayers.meeting import CONV, Meeting
 from tnlayers.network import TensorNetwork
@@ -40,8 +40,7 @@ class Weight:
 
     def operands(self, cores: Sequence[Tensor]) -> list[Tensor]:
         """The cores as they are taken."""
-        taken = ((cores[k], view) for k, view in zip(self.cores, self.views, strict=True))
-        return [core if core.shape == view else core.reshape(view) for core, view in taken]
+        return [view(cores[k], shape) for k, shape in zip(self.cores, self.views, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class Plan:
         tail: sizes and permutation of the channel axes that must be reordered at the end, or None.
         seconds: the estimate of all of it.
         peak: estimated bytes of a training step at its peak.
+        own_backward: whether the backward is not left to autograd, whose own is as good for one image, and costs less.
+        prepad: the geometry's.
         signature: equal for plans that build the same tensors.
         kept: for what each meeting but the last makes of x, whether it is kept for the backward or made again there.
         parts: of the batch, in which the backward goes through the meetings.
@@ -75,9 +76,14 @@ class Plan:
     kept: tuple[bool, ...]
     parts: int = 1
     rebuild: bool = False
+    own_backward: bool = field(init=False, repr=False)
+    prepad: tuple[int, ...] = field(init=False, repr=False)
     signature: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        many = self.setting.batch * max(meeting.folded for meeting in self.meetings)
+        object.__setattr__(self, "own_backward", self.rebuild or many > 1)
+        object.__setattr__(self, "prepad", self.geometry.prepad)
         shapes = (f"{' '.join(meeting.right)} {meeting.weight_shape}" for meeting in self.meetings)
         object.__setattr__(self, "signature", f"{self.order}: {', '.join(shapes)}")
 
@@ -166,8 +172,8 @@ def assemble(search: Search, trail: Trail) -> Plan:
             outer = (*(axis for axis in before if axis & roles.groups), *(axis for axis in after if axis & roles.new))
             summed_axes = tuple(axis for axis in before if axis & roles.summed)
         taps = tuple(axis for axis in where.kernel if axis & roles.kernel)
-        last = option.op == CONV and option.source == LAST
-        wanted = (*outer, *(taps + summed_axes if last else summed_axes + taps))
+        turned = option.op == CONV and option.source == LAST
+        wanted = (*outer, *(taps + summed_axes if turned else summed_axes + taps))
 
         def here(values: Sequence[int], otherwise: int, kernel: int = roles.kernel) -> tuple[int, ...]:
             return tuple(v if axis & kernel else otherwise for axis, v in zip(where.kernel, values, strict=True))

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -25,6 +25,7 @@ class Side:
 
     Attributes:
         operand: its number.
+        ready: whether it comes from another step, which brings it into ``shape``.
         source: the sizes of its axes as they come.
         order: the permutation after which the axes of a role lie side by side, or None if they do.
         shape: (batch, summed, free), or (batch, free, summed).
@@ -32,6 +33,7 @@ class Side:
     """
 
     operand: int
+    ready: bool
     source: tuple[int, ...]
     order: tuple[int, ...] | None
     shape: tuple[int, int, int]
@@ -100,12 +102,12 @@ class Step:
 
     def _left(self, tensor: Tensor) -> Tensor:
         """Shape (batch, free of the left, summed)."""
-        a = self.left.matrices(tensor)
+        a = tensor if self.left.ready else self.left.matrices(tensor)
         return a.mT if self.left.summed_first else a
 
     def _right(self, tensor: Tensor) -> Tensor:
         """Shape (batch, summed, free of the right)."""
-        b = self.right.matrices(tensor)
+        b = tensor if self.right.ready else self.right.matrices(tensor)
         return b if self.right.summed_first else b.mT
 
 
@@ -114,6 +116,11 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     if b.shape[2] < NARROW <= a.shape[1]:
         return torch.bmm(b.mT, a.mT).mT
     return torch.bmm(a, b)
+
+
+def view(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A reshape, without torch's overhead where there is nothing to do."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
 def inverse(order: Sequence[int]) -> tuple[int, ...]:
@@ -134,6 +141,14 @@ class Contraction:
     steps: tuple[Step, ...]
     source: tuple[int, ...]
     order: tuple[int, ...]
+    in_order: bool = field(init=False, repr=False)
+    consumers: tuple[Side, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_order", self.order == tuple(range(len(self.order))))
+        sides = {side.operand: side for step in self.steps for side in (step.left, step.right)}
+        consumers = tuple(sides[number] for number in sorted(sides)[len(self.steps) + 1 :])
+        object.__setattr__(self, "consumers", consumers)
 
     @classmethod
     def of(
@@ -156,7 +171,8 @@ class Contraction:
             shared = {axis for axis in axes[0] if axis in axes[1]}
             batch = {axis for axis in shared if holders[axis] > 2}
             holders.subtract(axes[0] + axes[1])
-            step = _meet(pair, axes, batch, shared - batch, rank, sizes)
+            ready = pair[0] >= len(operands), pair[1] >= len(operands)
+            step = _meet(pair, ready, axes, batch, shared - batch, rank, sizes)
             holders.update(step.axes[2])
             tensors.append(step.axes[2])
             steps.append(step)
@@ -180,11 +196,14 @@ class Contraction:
         return self.run(operands)[-1]
 
     def run(self, operands: Sequence[Tensor]) -> list[Tensor]:
-        """The operands, after them the result of every step, and at last that with its axes in order."""
+        """The operands, after them what every step hands on, and at last the result with its axes in order."""
         tensors = list(operands)
-        for step in self.steps:
-            tensors.append(step.run(tensors[step.left.operand], tensors[step.right.operand]))
-        last = tensors[-1].reshape(self.source).permute(self.order)
+        for number, step in enumerate(self.steps):
+            result = step.run(tensors[step.left.operand], tensors[step.right.operand])
+            # Arranged for the step that takes it, once for forward and backward.
+            tensors.append(self.consumers[number].matrices(result) if number < len(self.consumers) else result)
+        last = view(tensors[-1], self.source)
+        last = last if self.in_order else last.permute(self.order)
         tensors.append(last.contiguous() if self.steps else last)
         return tensors
 
@@ -192,12 +211,13 @@ class Contraction:
         """Of the operands, from what ``run`` returned, but for the last two, and the result's gradient."""
         count = len(wanted)
         waiting: list[Tensor | None] = [None] * (count + len(self.steps))
-        waiting[-1] = gradient.reshape([self.source[k] for k in self.order]).permute(inverse(self.order))
+        last = gradient.reshape([self.source[k] for k in self.order])
+        waiting[-1] = last if self.in_order else last.permute(inverse(self.order))
         for step in reversed(self.steps):
-            last = waiting.pop()
-            assert last is not None
+            found = waiting.pop()
+            assert found is not None
             left, right = step.left.operand, step.right.operand
-            last = last.reshape(step.shape)  # the copy, if it takes one, serves both
+            last = found.reshape(step.shape)  # the copy, if it takes one, serves both
             if left >= count or wanted[left]:
                 waiting[left] = step.left_gradient(tensors[right], last)
             if right >= count or wanted[right]:
@@ -207,6 +227,7 @@ class Contraction:
 
 def _meet(
     pair: tuple[int, int],
+    ready: tuple[bool, bool],
     axes: tuple[Axes, Axes],
     batch: set[str],
     summed: set[str],
@@ -246,7 +267,7 @@ def _meet(
             wanted = [*shared[0], *shared[1], *own]
         order = None if wanted == list(axes[k]) else permutation(axes[k], tuple(wanted))
         inner = (volume(summed), volume(own)) if summed_first else (volume(own), volume(summed))
-        return Side(pair[k], source, order, (volume(batch), *inner), summed_first), own
+        return Side(pair[k], ready[k], source, order, (volume(batch), *inner), summed_first), own
 
     first, last = sorted((0, 1), key=lambda k: max((rank[axis] for axis in free(k)), default=-1))
     (left, before), (right, after) = side(first), side(last)
@@ -366,9 +387,13 @@ def own_precision(tensor: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if autocast_dtype(kind) is None else torch.autocast(kind, enabled=False)
 
 
+_AUTOCAST = ("cpu", "cuda")
+"""Kinds of device that have it in any case, which is quicker to know than to ask."""
+
+
 def autocast_dtype(kind: str) -> torch.dtype | None:
     """What autocast computes in on a kind of device; None where it is off."""
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if (kind in _AUTOCAST or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
 

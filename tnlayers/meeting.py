@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tnlayers.contraction import inverse
+from tnlayers.contraction import inverse, view
 from tnlayers.product import FIRST, LAST, product, weight_gradient
 
 CONV, MATMUL = "conv", "matmul"
@@ -36,6 +36,7 @@ class Meeting:
         taps: kernel size along each spatial axis, 1 where nothing is convolved.
         stride, padding, dilation: along each spatial axis.
         left, right, out: the axes of ``x``, of the weight and of the result, for people to read.
+        plain: whether it is a convolution and nothing else.
         weight_shape: the weight's shape as its axes lie in memory; before channels last, a convolution's has them last.
     """
 
@@ -55,6 +56,7 @@ class Meeting:
     right: tuple[str, ...]
     out: tuple[str, ...]
 
+    plain: bool = field(init=False, repr=False)
     weight_shape: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +65,7 @@ class Meeting:
             inner = (self.summed, *self.taps) if self.source == FIRST else (*self.taps, self.summed)
             shape = (self.groups * self.new, *inner)
         object.__setattr__(self, "weight_shape", shape)
+        object.__setattr__(self, "plain", self.op == CONV and self.folded == 1 and not self.move)
 
     @property
     def kind(self) -> str:
@@ -75,7 +78,7 @@ class Meeting:
 
     def take(self, weight: Tensor) -> Tensor:
         """A weight with the axes ``right``, as the operation takes it."""
-        weight = weight.reshape(self.weight_shape)
+        weight = view(weight, self.weight_shape)
         if self.op == MATMUL:
             return weight
         return weight.contiguous() if self.source == FIRST else weight.contiguous().movedim(-1, 1)
@@ -86,6 +89,8 @@ class Meeting:
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Shape (batch, folded * groups * summed, *positions) -> (batch, folded * groups * new, *positions')."""
+        if self.plain:
+            return _CONV[len(self.taps)](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         if self.move:
             x = reorder(x, *self.move)
         fused = None if bias is None or self.folded > 1 or (self.op == MATMUL and self.groups > 1) else bias

@@ -7,12 +7,13 @@ import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from tnlayers import errors
 from tnlayers.assemble import Footprint, Plan, assemble
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
-from tnlayers.rates import MOVE, rates
+from tnlayers.rates import rates
 from tnlayers.search import Search, Setting, Trail
 from tnlayers.space import space
 
@@ -21,9 +22,6 @@ MEMORY = ("auto", "low")
 
 LIMIT = 1.2
 """With memory='auto', what a training step may take at its peak, over what it would take with a dense kernel."""
-
-PARTS = 16
-"""The largest number of parts into which the backward cuts the batch."""
 
 
 @lru_cache(maxsize=4096)
@@ -71,53 +69,65 @@ def candidates(
     """
     where = space(network, geometry)
     named = parse(strategy, network, geometry)
-    search = Search(where, setting, rates(setting.device, str(setting.dtype).removeprefix("torch.")), named)
-    limit = LIMIT * _dense(network, geometry, setting) if memory == "auto" else 0.0
-    later: list[tuple[float, int, Plan]] = []  # those that make something again, until nothing cheaper can come
+    thrifty = memory == "low" and setting.mode == "train"
+    table = rates(setting.device, str(setting.dtype).removeprefix("torch."))
+    search = Search(where, setting, table, named, thrifty)
+    if thrifty:
+        yield from (_plan(search, trail, Thrift(parts=search.parts, rebuild=True)) for trail in search)
+        return
+    limit = LIMIT * _dense(network, geometry, setting)
+    later: list[tuple[float, int, Thrift, Trail]] = []  # to save memory, once nothing cheaper can come
     for number, trail in enumerate(search):
         while later and later[0][0] <= trail.seconds:
-            yield heapq.heappop(later)[-1]
-        if setting.mode != "train":
-            yield assemble(search, trail)
-            continue
-        found = _within(search, trail, limit)
-        if found is not None and found.seconds == trail.seconds:
-            yield found
-        elif found is not None:
-            heapq.heappush(later, (found.seconds, number, found))
+            yield _plan(search, *reversed(heapq.heappop(later)[-2:]))
+        thrift = _within(search, trail, limit) if setting.mode == "train" else Thrift()
+        if thrift is not None and thrift.seconds:
+            heapq.heappush(later, (trail.seconds + thrift.seconds, number, thrift, trail))
         # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
-        elif len(trail.options) == 1 or strategy not in ("auto", "reconstruct"):
+        elif thrift is not None or len(trail.options) == 1 or strategy not in ("auto", "reconstruct"):
             yield assemble(search, trail)
     while later:
-        yield heapq.heappop(later)[-1]
+        yield _plan(search, *reversed(heapq.heappop(later)[-2:]))
 
 
-def _within(search: Search, trail: Trail, limit: float) -> Plan | None:
-    """The plan of a trail that takes the least time within a limit on memory; with the limit 0, the least memory."""
-    found, most = Footprint.of(search, trail), min(PARTS, search.setting.batch)
+class Thrift(NamedTuple):
+    """What a plan does to save memory: the seconds that it takes, what it still keeps, and as for ``Plan``."""
+
+    seconds: float = 0.0
+    kept: tuple[bool, ...] = ()
+    parts: int = 1
+    rebuild: bool = False
+
+
+def _plan(search: Search, trail: Trail, thrift: Thrift) -> Plan:
+    kept = thrift.kept or (False,) * (len(trail.options) - 1)
+    return replace(
+        assemble(search, trail),
+        seconds=trail.seconds + thrift.seconds,
+        peak=Footprint.of(search, trail).peak(kept, thrift.parts),
+        kept=kept,
+        parts=thrift.parts,
+        rebuild=thrift.rebuild,
+    )
+
+
+def _within(search: Search, trail: Trail, limit: float) -> Thrift | None:
+    """What takes a trail within a limit on memory in the least time, if anything does."""
+    found = Footprint.of(search, trail)
     again = [option.cost.forward for option in trail.options[:-1]]
-    call = search.rates.train[MOVE].call * 2 * len(trail.options)
-    if not limit:
-        nothing, parts = (False,) * len(again), most
-        seconds = trail.seconds + sum(again) + (parts - 1) * call
-        plan = replace(assemble(search, trail), rebuild=True)
-        return replace(plan, kept=nothing, parts=parts, seconds=seconds, peak=found.peak(nothing, parts))
+    another = sum(option.part for option in trail.options)
     kept = [True] * len(again)
-    best: tuple[float, int, tuple[bool, ...]] | None = None
+    best: Thrift | None = None
     # What is cheap to make again for its size goes first.
     for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / found.tensors[k + 1])):
         if number is not None:
             kept[number] = False
-        parts = found.parts(kept, limit, most)
-        seconds = trail.seconds + sum(itertools.compress(again, map(operator.not_, kept))) + (parts - 1) * call
-        if parts and (best is None or seconds < best[0]):
-            best = seconds, parts, tuple(kept)
+        if parts := found.parts(kept, limit, search.parts):
+            seconds = sum(itertools.compress(again, map(operator.not_, kept))) + (parts - 1) * another
+            best = min(best or Thrift(math.inf), Thrift(seconds, tuple(kept), parts))
         if parts == 1:
             break
-    if best is None:
-        return None
-    seconds, parts, chosen = best
-    return replace(assemble(search, trail), kept=chosen, parts=parts, seconds=seconds, peak=found.peak(chosen, parts))
+    return best
 
 
 def _dense(network: TensorNetwork, geometry: Geometry, setting: Setting) -> int:

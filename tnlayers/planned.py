@@ -112,14 +112,14 @@ class PlannedModule(nn.Module):
         Raises:
             ValueError: the input has other dimensions or channels.
         """
-        shape = input.shape
-        batched = len(shape) == self.geometry.ndim + 2 and shape[1] == self.geometry.in_channels
+        planner, shape = self._planner, input.shape
+        batched = len(shape) == planner.dim and shape[1] == planner.channels
         x = input if batched else input.reshape(self._batched(shape))
         # Iterating over a ParameterList looks every name up; parametrized cores are not among its parameters.
         held = self.cores._parameters
-        cores: list[Any] = [*held.values()] if len(held) == len(self.network.cores) else [*self.cores]
-        y = self._planner(x, cores, self.bias, self.training)
-        return y if input.dim() == y.dim() else y.squeeze(0)
+        cores: list[Any] = [*held.values()] if len(held) == planner.count else [*self.cores]
+        y = planner(x, cores, self.bias, self.training)
+        return y if batched or len(shape) == planner.dim else y.squeeze(0)
 
 
 def _counts(shape: Sequence[int]) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ class Planner:
         strategy, memory: see ``tnlayers.plan.candidates``.
 
     Attributes:
+        dim, channels, count: of a batched input's dimensions and channels, and of cores.
         contraction: how the cores contract to the dense kernel, where no plan says so.
 
     Raises:
@@ -44,6 +45,7 @@ class Planner:
         parse(strategy, network, geometry)
         self.network, self.geometry = network, geometry
         self.strategy, self.memory = strategy, errors.choice("memory", memory, MEMORY)
+        self.dim, self.channels, self.count = geometry.ndim + 2, geometry.in_channels, len(network.cores)
         self._plans: dict[Any, Plan] = {}
         self._weights: dict[Any, tuple[list[Tensor], list[int], list[Tensor]]] = {}
         self.contraction = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
@@ -125,6 +127,8 @@ class Planner:
 
 
 def _is_channels_last(x: Tensor) -> bool:
+    if x.is_contiguous():
+        return False
     if x.ndim == 4:
-        return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers.assemble import Plan
-from tnlayers.contraction import again, autocast_dtype, inverse, own_precision, plain_autograd
+from tnlayers.contraction import again, autocast_dtype, inverse, own_precision, plain_autograd, view
 from tnlayers.meeting import reorder
 from tnlayers.product import LAST
 
@@ -27,7 +27,7 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
         Tensor: shape (batch, out_channels, *spatial').
     """
     x = pad(plan, x)
-    if torch.is_grad_enabled() and plain_autograd():
+    if plan.own_backward and torch.is_grad_enabled() and plain_autograd():
         others = cores if bias is None else (bias, *cores)
         if x.requires_grad or any(tensor.requires_grad for tensor in others):
             dtype = autocast_dtype(x.device.type)
@@ -39,10 +39,10 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
 
 def pad(plan: Plan, x: Tensor) -> Tensor:
     """The input with the padding that a convolution cannot do itself."""
-    geometry = plan.geometry
-    if not geometry.prepad:
+    if not plan.prepad:
         return x
-    return F.pad(x, geometry.prepad, mode="constant" if geometry.padding_mode == "zeros" else geometry.padding_mode)
+    mode = plan.geometry.padding_mode
+    return F.pad(x, plan.prepad, mode="constant" if mode == "zeros" else mode)
 
 
 def build(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
@@ -125,7 +125,7 @@ class _Run(torch.autograd.Function):
                     tensors = [*weight.operands(cores), *between[start:stop]]
                     shares = weight.contraction.gradients(tensors, meeting.give(found).to(cores[0].dtype), here)
                     for k, share in zip(weight.cores, shares, strict=True):
-                        for_cores[k] = None if share is None else share.reshape(cores[k].shape)
+                        for_cores[k] = None if share is None else view(share, cores[k].shape)
                 start = stop
             for_bias = None
             if bias is not None and needed[1]:

@@ -28,6 +28,12 @@ from tnlayers.space import EXACT, Space, refine
 _CACHED = 1e-3
 """Share at which contractions of weights count where they are cached: enough to prefer the smaller ones."""
 
+_SINGLE = 20480
+"""Entries up to which torch gives a single image on a CPU to another convolution, which turns channels last around."""
+
+PARTS = 16
+"""The largest number of parts into which the backward cuts the batch."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -59,7 +65,10 @@ class Cost(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One way for ``x`` to meet a tensor: the operation, layouts, whether ``x`` is copied before and ``y`` after."""
+    """One way for ``x`` to meet a tensor: the operation, layouts, whether ``x`` is copied before and ``y`` after.
+
+    ``part`` is what one more part of the batch costs in training: a call, and the weight read and its gradient added.
+    """
 
     cores: int
     op: str
@@ -70,6 +79,7 @@ class Option(NamedTuple):
     before: tuple[int, ...]
     after: tuple[int, ...]
     cost: Cost
+    part: float
 
 
 class Trail(NamedTuple):
@@ -88,10 +98,23 @@ class Search:
         rates: what operations cost.
         strategy: 'auto'; 'reconstruct', in which x meets the dense kernel alone; 'factorized', in which x meets the
             cores one by one; or the sets of cores that x meets, in order.
+        thrifty: whether the backward makes everything again, in as many parts of the batch as there may be.
+
+    Attributes:
+        parts: how many that are.
     """
 
-    def __init__(self, where: Space, setting: Setting, rates: Rates, strategy: str | tuple[int, ...] = "auto") -> None:
-        self.space, self.setting, self.rates = where, setting, rates
+    def __init__(
+        self,
+        where: Space,
+        setting: Setting,
+        rates: Rates,
+        strategy: str | tuple[int, ...] = "auto",
+        thrifty: bool = False,
+    ) -> None:
+        self.space, self.setting, self.rates, self.thrifty = where, setting, rates, thrifty
+        self.parts = min(PARTS, setting.batch)
+        self.mode, self.infer, self.itemsize = rates.of(setting.mode), rates.infer, setting.dtype.itemsize
         self.sequence = strategy if isinstance(strategy, tuple) else None
         singles = [1 << k for k in range(len(where.cores))]
         # Groups that are no axis of the network are known to the dense kernel alone.
@@ -99,7 +122,7 @@ class Search:
         sets = {"auto": where.tensors if grouped else [], "reconstruct": [], "factorized": singles}
         tensors = self.sequence or sets[str(strategy)]
         self.tensors = sorted({*tensors, where.all} if strategy in ("auto", "reconstruct") else tensors)
-        self.contraction = cache(self._contraction)
+        self.contraction, self.known = cache(self._contraction), frozenset(where.tensors)
         geometry = where.geometry
         pads = geometry.pads if geometry.prepad else ((0, 0),) * geometry.ndim
         before = [size + sum(pad) for size, pad in zip(setting.size, pads, strict=True)]
@@ -121,6 +144,7 @@ class Search:
         start = (0.0, next(ties), 0, self.setting.layout, where.inputs, ())
         heap: list[tuple[float, int, int, str, tuple[int, ...], tuple[Option, ...]]] = [start]
         seen: dict[tuple[int, str, tuple[int, ...]], int] = {}
+        steps: dict[tuple[int, str, tuple[int, ...]], list[tuple[float, Option]]] = {}
         while heap:
             seconds, _, absorbed, layout, axes, options = heapq.heappop(heap)
             if absorbed == where.all:
@@ -130,17 +154,34 @@ class Search:
             seen[state] = seen.get(state, 0) + 1
             if seen[state] > 2:  # of two ways to the same state, the third and costlier one leads to no runner-up
                 continue
-            reach = where.x_axes(absorbed) | sum(where.kernel)
-            free = [tensor for tensor in self.tensors if not tensor & absorbed]
-            if self.sequence:
-                free = [self.sequence[len(options)]]
-            for tensor in [t for t in free if where.weight_axes(t) & reach] or free:
-                weights = self.contraction(tensor)[1].seconds
-                for option in self._options(absorbed, tensor, layout, axes):
-                    total = seconds + weights + option.cost.seconds
-                    end = self.setting.layout if option.tail else option.target
-                    entry = (total, next(ties), absorbed | tensor, end, option.after, (*options, option))
-                    heapq.heappush(heap, entry)
+            if state not in steps:
+                steps[state] = [
+                    (self._seconds(absorbed, option), option)
+                    for tensor in self._free(absorbed, len(options))
+                    for option in self._options(absorbed, tensor, layout, axes)
+                ]
+            for step, option in steps[state]:
+                end = self.setting.layout if option.tail else option.target
+                entry = seconds + step, next(ties), absorbed | option.cores, end, option.after, (*options, option)
+                heapq.heappush(heap, entry)
+
+    def _free(self, absorbed: int, number: int) -> list[int]:
+        """The sets of cores that ``x`` may meet next."""
+        if self.sequence:
+            return [self.sequence[number]]
+        where = self.space
+        reach = where.x_axes(absorbed) | sum(where.kernel)
+        free = [tensor for tensor in self.tensors if not tensor & absorbed]
+        return [tensor for tensor in free if where.weight_axes(tensor) & reach] or free
+
+    def _seconds(self, absorbed: int, option: Option) -> float:
+        """What a step adds to the time of a trail, with what its weight takes."""
+        weights, cost = self.contraction(option.cores)[1], option.cost
+        seconds = weights.seconds + cost.seconds
+        if not self.thrifty:
+            return seconds
+        again = 0.0 if absorbed | option.cores == self.space.all else cost.forward
+        return seconds + weights.forward + again + (self.parts - 1) * option.part
 
     def _length(self, absorbed: int) -> int:
         """Positions per image once ``x`` has met some cores."""
@@ -148,9 +189,10 @@ class Search:
         return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
 
     def _cost(self, kind: str, flops: int, entries: int, padded: int | None = None) -> Cost:
-        size = entries * self.setting.dtype.itemsize
+        size = entries * self.itemsize
         work = flops if padded is None else padded
-        seconds, forward = (self.rates.of(mode)[kind].seconds(work, size) for mode in (self.setting.mode, "infer"))
+        forward = self.infer[kind].seconds(work, size)
+        seconds = forward if self.mode is self.infer else self.mode[kind].seconds(work, size)
         return Cost(seconds, forward, flops, size)
 
     def _contraction(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
@@ -160,20 +202,23 @@ class Search:
             return None, Cost(0.0, 0.0, 0, 0)
         if tensor == where.all and len(where.cores) > EXACT:
             return (0, 0), self._greedy()
-        lowest, best = tensor & -tensor, None
-        axes = where.weight_axes(tensor)
-        for left in self._parts(tensor, lowest):
-            right = tensor & ~left
-            a, b = where.weight_axes(left), where.weight_axes(right)
-            flops = 2 * where.volume(a | b) if (a | b) != axes else 0
-            step = self._cost(WEIGHTS, flops, where.volume(a) + where.volume(b) + where.volume(axes))
-            share = _CACHED if self.setting.mode == "cached" else 1.0
-            whole = share * step.seconds + self.contraction(left)[1].seconds + self.contraction(right)[1].seconds
-            if best is None or whole < best[1].seconds:
-                total = _sum(step, _sum(self.contraction(left)[1], self.contraction(right)[1]))
-                best = (left, right), total._replace(seconds=whole)
+        axes, volume, rate = where.weight_axes(tensor), where.volume, self.mode[WEIGHTS]
+        share = _CACHED if self.setting.mode == "cached" else 1.0
+        best: tuple[float, int, int, int] | None = None
+        for left in self._parts(tensor, tensor & -tensor):
+            a, b = where.weight_axes(left), where.weight_axes(tensor & ~left)
+            flops = 2 * volume(a | b) if (a | b) != axes else 0
+            entries = volume(a) + volume(b) + volume(axes)
+            seconds = share * rate.seconds(flops, entries * self.itemsize)
+            seconds += self.contraction(left)[1].seconds + self.contraction(tensor & ~left)[1].seconds
+            if best is None or seconds < best[0]:
+                best = seconds, left, flops, entries
         assert best is not None
-        return best
+        seconds, left, flops, entries = best
+        halves = left, tensor & ~left
+        step = self._cost(WEIGHTS, flops, entries)
+        total = _sum(step, _sum(*(self.contraction(half)[1] for half in halves)))
+        return halves, total._replace(seconds=seconds)
 
     def between(self, tensor: int) -> int:
         """Entries of all that the contraction of some cores makes, its result included."""
@@ -193,7 +238,7 @@ class Search:
 
     def _parts(self, tensor: int, lowest: int) -> Iterator[int]:
         """Half of the ways to split a set of cores into two connected ones, or one way if it is not connected."""
-        known = set(self.space.tensors)
+        known = self.known
         connected = [part for part in self.space.tensors if part & lowest and part & tensor == part != tensor]
         found = [part for part in connected if tensor & ~part in known]
         return iter(found or connected[-1:])
@@ -221,23 +266,26 @@ class Search:
                 kept = tuple(part for part in parts if not part & roles.summed)
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, where.outputs) is None)
+            work = flops
             if op == CONV:
-                kind = "conv" if not pointwise else "point"
+                kind, lanes = "conv" if not pointwise else "point", self.rates.lanes
                 kind = kind if g == 1 else "depth" if s == n == 1 else "group"
-                lanes = self.rates.lanes
                 work = flops if kind == "depth" else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
-                cost = self._cost(f"{kind} {source}", flops, x + y + weight, work)
+                kind = f"{kind} {source}"
             else:
-                cost = self._cost(f"matmul {source} {target}", flops, x + y + weight)
-            for entries in (2 * x * moved, 2 * y * tail):
-                if entries:
+                kind = f"matmul {source} {target}"
+            cost = self._cost(kind, flops, x + y + weight, work)
+            part = self.rates.train[kind].seconds(0, weight * self.itemsize)
+            for moving, entries in ((moved, 2 * x), (tail, 2 * y)):
+                if moving:
                     cost = _sum(cost, self._cost(MOVE, 0, entries))
-            return Option(tensor, op, source, target, moved, tail, parts, result, cost)
+            return Option(tensor, op, source, target, moved, tail, parts, result, cost, part)
 
         straight = axes if dense else refine(axes, classes)
         here = straight if layout == FIRST else None
         yield option(CONV, FIRST, FIRST, here)
-        if layout == LAST and geometry.ndim > 1 and f == 1 and straight is not None:
+        tiny = self.setting.device == "cpu" and batch * f == g == 1 and x <= _SINGLE
+        if layout == LAST and geometry.ndim > 1 and f == 1 and straight is not None and not tiny:
             yield option(CONV, LAST, LAST, straight)
         if not pointwise:
             return
