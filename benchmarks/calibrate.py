@@ -27,8 +27,9 @@ from tnlayers.meeting import MATMUL, reorder
 from tnlayers.plan import plan
 from tnlayers.product import FIRST, LAST
 from tnlayers.rates import MOVE, TABLES, WEIGHTS, Rate, Rates
-from tnlayers.search import Option, Search, Setting, Trail
+from tnlayers.search import Search
 from tnlayers.space import space
+from tnlayers.trail import Option, Setting, Trail
 
 CHANNELS = (5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
 SIZES = (7, 14, 16, 32, 56)

@@ -147,7 +147,7 @@ def peers(row: Row, layer: Any) -> Iterator[tuple[str, nn.Module]]:
 
 def oracle(row: Row, layer: Any) -> Iterator[tuple[str, Any]]:
     """Layers with other orders of contraction than the chosen one: the likeliest by estimate, timed once each."""
-    setting = tnlayers.search.Setting(row.batch, (row.shape[2],) * 2, mode="train" if row.mode == "train" else "cached")
+    setting = tnlayers.trail.Setting(row.batch, (row.shape[2],) * 2, mode="train" if row.mode == "train" else "cached")
     found = list(islice(layer._planner.candidates(setting), 40))
     likely = [plan for plan in found if plan.seconds < HOPELESS * found[0].seconds and plan.peak < ROOM]
     orders = list(dict.fromkeys(plan.order for plan in likely))[:CANDIDATES]

@@ -15,8 +15,9 @@ from tnlayers import plan as planning
 from tnlayers.plan import LIMIT, candidates, plan
 from tnlayers.rates import MODES, rates
 from tnlayers.run import run
-from tnlayers.search import Search, Setting
+from tnlayers.search import Search
 from tnlayers.space import refine, space
+from tnlayers.trail import Setting
 
 FAMILIES = [tnlayers.CPConv2d, tnlayers.TuckerConv2d, tnlayers.TTConv2d, tnlayers.TRConv2d, tnlayers.BTTConv2d]
 TEXTS = ("i r, o r, h r, w r", "i a, a h w b, b o", "z i a, a h w b, b o z", "h w a, a i1 o1 b, b i2 o2")

@@ -1,20 +1,21 @@
 """From a trail of the search to a plan that can run: the order of every tensor's axes is settled here."""
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tnlayers.contraction import Contraction, order, view
+from tnlayers.contraction import Contraction, order
+from tnlayers.footprint import Footprint
 from tnlayers.geometry import Geometry
 from tnlayers.meeting import CONV, Meeting
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
 from tnlayers.product import LAST
-from tnlayers.search import Cost, Search, Setting, Trail
+from tnlayers.search import Search
 from tnlayers.space import EXACT
+from tnlayers.step import view
+from tnlayers.trail import Cost, Setting, Trail
 
 
 @dataclass(frozen=True)
@@ -210,62 +211,6 @@ def assemble(search: Search, trail: Trail) -> Plan:
         where.network, geometry, setting, tuple(weights), tuple(meetings), costs, tail, trail.seconds,
         found.peak(everything, 1), tuple(sizes.items()), everything,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What a training step takes, by estimate.
-
-    Attributes:
-        weights: bytes of the cores, their gradients and what they contract to.
-        tensors: bytes of the input, of what each meeting makes of it, and of the output.
-    """
-
-    weights: int
-    tensors: tuple[int, ...]
-
-    @classmethod
-    def of(cls, search: Search, trail: Trail) -> "Footprint":
-        """That of a trail."""
-        where, geometry, batch = search.space, search.space.geometry, search.setting.batch
-        absorbed, between = 0, sum(search.between(option.cores) for option in trail.options)
-        built = sum(where.volume(where.weight_axes(option.cores)) for option in trail.options) if between else 0
-        tensors = [batch * geometry.in_channels * search.length(0)]
-        for option in trail.options:
-            absorbed |= option.cores
-            tensors.append(batch * where.volume(where.x_axes(absorbed)) * search.length(absorbed))
-        tensors[-1] = batch * geometry.out_channels * search.length(absorbed)
-        size = search.setting.dtype.itemsize
-        return cls(
-            size * (2 * where.network.num_params + built + between), tuple(size * entries for entries in tensors)
-        )
-
-    @property
-    def held(self) -> int:
-        """What is there in any case: the weights, the input, the output and the output's gradient, held by others."""
-        return self.weights + self.tensors[0] + 2 * self.tensors[-1]
-
-    def passing(self, kept: Sequence[bool], whole: bool) -> int:
-        """What comes and goes: gradients of two tensors at a time, and what is made again; the input's if ``whole``."""
-        x, *middle, _ = self.tensors
-        gradients = [x if whole else 0, *middle, 0]
-        made = sum(size for size, keep in zip(middle, kept, strict=True) if not keep)
-        return made + max(map(sum, itertools.pairwise(gradients)))
-
-    def peak(self, kept: Sequence[bool], parts: int) -> int:
-        """Bytes at the peak, where some tensors are kept, and the backward goes through the batch in parts."""
-        held = self.held + sum(size for size, keep in zip(self.tensors[1:-1], kept, strict=True) if keep)
-        if parts == 1:
-            return held + self.passing(kept, whole=True)
-        return held + self.tensors[0] + self.passing(kept, whole=False) // parts
-
-    def parts(self, kept: Sequence[bool], limit: float, most: int) -> int:
-        """The fewest parts with which the peak is within a limit; 0 if there are none."""
-        if self.peak(kept, 1) <= limit:
-            return 1
-        room = limit - self.peak(kept, 1 << 62)
-        parts = math.ceil(self.passing(kept, whole=False) / room) if room > 0 else most + 1
-        return max(2, parts) if parts <= most else 0
 
 
 def _singles(parts: Sequence[int]) -> tuple[int, ...]:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tnlayers.contraction import contract, permutation, reconstruct
+from tnlayers.contraction import contract, reconstruct
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
+from tnlayers.step import permutation
 
 SWEEPS = 100
 TOLERANCE = 1e-5

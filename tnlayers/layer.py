@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers import errors
-from tnlayers.contraction import own_precision, reconstruct
+from tnlayers.contraction import reconstruct
 from tnlayers.decompose import decompose
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
+from tnlayers.modes import own_precision
 from tnlayers.planned import PlannedModule
 from tnlayers.planner import Planner
 from tnlayers.rank import Rank

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tnlayers.contraction import inverse, view
 from tnlayers.product import FIRST, LAST, product, weight_gradient
+from tnlayers.step import inverse, view
 
 CONV, MATMUL = "conv", "matmul"
 

@@ -10,12 +10,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from tnlayers import errors
-from tnlayers.assemble import Footprint, Plan, assemble
+from tnlayers.assemble import Plan, assemble
+from tnlayers.footprint import Footprint
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
 from tnlayers.rates import rates
-from tnlayers.search import Search, Setting, Trail
+from tnlayers.search import Search
 from tnlayers.space import space
+from tnlayers.trail import Setting, Trail
 
 STRATEGIES = ("auto", "reconstruct", "factorized")
 MEMORY = ("auto", "low")

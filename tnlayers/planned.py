@@ -11,7 +11,7 @@ from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import KERNEL_AXES
 from tnlayers.planner import Planner
-from tnlayers.search import Setting
+from tnlayers.trail import Setting
 
 
 class PlannedModule(nn.Module):
@@ -60,9 +60,9 @@ class PlannedModule(nn.Module):
             factorized plan of 'i ri, ri ro h w, ro o' for input (32, 64, 32, 32), training: 285,212,672 FLOPs
               step                                                          FLOPs        bytes  time
               matmul x[i:64] with ri:16 i:64                           67,108,864   10,489,856   ...%
-              conv x[ri:16] with ro:16 ri:16 h:3 w:3                  150,994,944    4,203,520   ...%
+              conv x[ri:16] with ro:16 h:3 w:3 ri:16                  150,994,944    4,203,520   ...%
               conv x[ro:16] with o:64 ro:16, y reordered               67,108,864   27,267,072   ...%
-            runner-up: factorized, 0 > 1 > 2 (matmul first first, conv first, ...
+            runner-up: factorized, 0 > 1 > 2 (matmul first last, conv last, ...
         """
         first, *rest = islice(self._planner.candidates(self._setting(input_shape)), 2)
         return first.explain(*rest)

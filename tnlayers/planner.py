@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from tnlayers import errors
 from tnlayers.assemble import Plan
-from tnlayers.contraction import autocast_dtype, order
+from tnlayers.contraction import order
 from tnlayers.geometry import Geometry
 from tnlayers.meeting import MATMUL
+from tnlayers.modes import autocast_dtype
 from tnlayers.network import TensorNetwork
 from tnlayers.plan import MEMORY, candidates, parse, plan
 from tnlayers.product import FIRST, LAST
 from tnlayers.run import build, meet, pad, run
-from tnlayers.search import Setting
+from tnlayers.trail import Setting
 
 _KEPT = 256
 """The largest number of plans that a layer holds; beyond, it starts anew."""

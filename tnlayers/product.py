@@ -7,7 +7,7 @@ gradient once per image before it sums them, and returns the input's gradient in
 import torch
 from torch import Tensor
 
-from tnlayers.contraction import NARROW
+from tnlayers.step import NARROW
 
 FIRST, LAST = "first", "last"
 """Where the channels lie in memory: as in (N, C, H, W), or as in (N, H, W, C)."""

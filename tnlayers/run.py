@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers.assemble import Plan
-from tnlayers.contraction import again, autocast_dtype, inverse, own_precision, plain_autograd, view
 from tnlayers.meeting import reorder
+from tnlayers.modes import again, autocast_dtype, own_precision, plain_autograd
 from tnlayers.product import LAST
+from tnlayers.step import inverse, view
 
 
 def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:

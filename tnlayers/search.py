@@ -12,18 +12,15 @@ Sets of cores and of axes are bit masks, see ``tnlayers.space``.
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from itertools import count
-from typing import NamedTuple
-
-import torch
 
 from tnlayers.contraction import order
 from tnlayers.meeting import CONV, MATMUL
 from tnlayers.product import FIRST, LAST
 from tnlayers.rates import MOVE, WEIGHTS, Rates
 from tnlayers.space import EXACT, Space, refine
+from tnlayers.trail import Cost, Option, Setting, Trail
 
 _CACHED = 1e-3
 """Share at which contractions of weights count where they are cached: enough to prefer the smaller ones."""
@@ -33,60 +30,6 @@ _SINGLE = 20480
 
 PARTS = 16
 """The largest number of parts into which the backward cuts the batch."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a plan is made for.
-
-    Attributes:
-        batch, size: of the input: number of images, positions along each spatial axis.
-        layout: where its channels lie in memory, 'first' or 'last'.
-        mode: 'train', 'infer' or 'cached', see ``tnlayers.rates``.
-        device: kind of device, as ``torch.device.type``.
-        dtype: what is computed in.
-    """
-
-    batch: int
-    size: tuple[int, ...]
-    layout: str = FIRST
-    mode: str = "train"
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-
-
-class Cost(NamedTuple):
-    """Estimated seconds in the setting's mode and of the forward alone; the forward's FLOPs, and bytes moved."""
-
-    seconds: float
-    forward: float
-    flops: int
-    bytes: int
-
-
-class Option(NamedTuple):
-    """One way for ``x`` to meet a tensor: the operation, layouts, whether ``x`` is copied before and ``y`` after.
-
-    ``part`` is what one more part of the batch costs in training: a call, and the weight read and its gradient added.
-    """
-
-    cores: int
-    op: str
-    source: str
-    target: str
-    moved: bool
-    tail: bool
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    cost: Cost
-    part: float
-
-
-class Trail(NamedTuple):
-    """A complete way: its options in order, and its cost with all contractions of weights."""
-
-    options: tuple[Option, ...]
-    seconds: float
 
 
 class Search:

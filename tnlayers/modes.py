@@ -1,0 +1,44 @@
+"""What torch may be doing around a forward: recording for a backward, tracing, casting."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def plain_autograd() -> bool:
+    """Whether nothing but autograd looks on: no compiler, which does this itself, no torch.func, no forward mode."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def again(
+    function: Callable[[], Tensor], arguments: Sequence[Tensor | None], wanted: Sequence[bool], gradient: Tensor
+) -> Iterator[Tensor | None]:
+    """Gradients by autograd, of which there may be further ones; None where they are not wanted."""
+    with torch.enable_grad():
+        y = function()
+    asked = [argument for argument, want in zip(arguments, wanted, strict=True) if want and argument is not None]
+    found = iter(torch.autograd.grad(y, asked, gradient, create_graph=True, allow_unused=True))
+    return (next(found) if want else None for want in wanted)
+
+
+def own_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """No autocast where the tensor is: products of weights round once, in the convolution, as a dense kernel does."""
+    kind = tensor.device.type
+    return nullcontext() if autocast_dtype(kind) is None else torch.autocast(kind, enabled=False)
+
+
+_AUTOCAST = ("cpu", "cuda")
+"""Kinds of device that have it in any case, which is quicker to know than to ask."""
+
+
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """What autocast computes in on a kind of device; None where it is off."""
+    if (kind in _AUTOCAST or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
