@@ -106,6 +106,7 @@ class Contraction:
             assert found is not None
             left, right = step.left.operand, step.right.operand
             last = found.reshape(step.shape)  # the copy, if it takes one, serves both
+            del found
             if left >= count or wanted[left]:
                 waiting[left] = step.left_gradient(tensors[right], last)
             if right >= count or wanted[right]:

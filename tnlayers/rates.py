@@ -66,41 +66,41 @@ def _table(text: str) -> Mapping[str, Rate]:
     )
 
 
-# AMD EPYC (AVX2), 2 threads, torch 2.13, float32; median relative error of the fit: 5 to 34 %, which is added to it:
+# AMD EPYC (AVX2), 2 threads, torch 2.13, float32; median relative error of the fit: 5 to 27 %, which is added to it:
 # of two operations as fast, the one that is easier to foresee is chosen.
 _CPU = Rates(
     lanes=8,
     train=_table("""
-        conv first 73.5 22.1 370
-        conv last 248 18.7 87.3
-        point first 46.4 19 311
-        point last 238 17.8 50.8
-        group first 296 44 173
-        group last 270 22.3 190
-        depth first 306 16.5 215
-        depth last 215 29.8 71.2
-        matmul first first 69 21.9 98.7
-        matmul first last 73 17.3 179
-        matmul last first 72.4 16.6 188
-        matmul last last 46 14.5 238
-        weights 51.6 17.1 386
-        move 28.4 0 47.2
+        conv first 81.9 21.2 425
+        conv last 282 18.9 98.8
+        point first 77.6 17.6 393
+        point last 271 18.4 82.3
+        group first 355 40.4 204
+        group last 307 23.2 261
+        depth first 372 23.2 223
+        depth last 282 39.7 88.1
+        matmul first first 101 20.9 121
+        matmul first last 101 17.4 199
+        matmul last first 99.5 17.5 203
+        matmul last last 72.1 15.7 213
+        weights 93.3 18.2 338
+        move 57.2 0 52.3
     """),
     infer=_table("""
-        conv first 18.2 7.1 157
-        conv last 77.7 5.46 31.8
-        point first 9.71 6.21 100
-        point last 69 5.37 14.2
-        group first 97.2 11.4 48.4
-        group last 84.1 8.11 57.4
-        depth first 105 3.08 68.9
-        depth last 65.6 10.9 20.3
-        matmul first first 18.9 6.96 30.2
-        matmul first last 29.6 6.29 29.2
-        matmul last first 23.2 6.45 28.2
-        matmul last last 20.7 5.35 43.8
-        weights 16.9 5.43 133
-        move 14.4 0 24.6
+        conv first 25.8 7.19 169
+        conv last 92.6 5.58 39.4
+        point first 22 6.15 124
+        point last 83.2 5.43 32.8
+        group first 126 10.8 48.9
+        group last 104 8.26 96.1
+        depth first 131 1.56 73.5
+        depth last 91.7 11 26.7
+        matmul first first 33 6.46 38.4
+        matmul first last 39.7 5.55 55
+        matmul last first 35.1 6.12 41
+        matmul last last 35.5 5.88 39.2
+        weights 34.9 5.54 128
+        move 29.3 0 27.2
     """),
 )
 

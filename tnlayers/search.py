@@ -218,7 +218,7 @@ class Search:
             else:
                 kind = f"matmul {source} {target}"
             cost = self._cost(kind, flops, x + y + weight, work)
-            part = self.rates.train[kind].seconds(0, weight * self.itemsize)
+            part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
             for moving, entries in ((moved, 2 * x), (tail, 2 * y)):
                 if moving:
                     cost = _sum(cost, self._cost(MOVE, 0, entries))

@@ -40,7 +40,8 @@ class Cost(NamedTuple):
 class Option(NamedTuple):
     """One way for ``x`` to meet a tensor: the operation, layouts, whether ``x`` is copied before and ``y`` after.
 
-    ``part`` is what one more part of the batch costs in training: a call, and the weight read and its gradient added.
+    ``part`` is what one more part of the batch costs in training: a call, and the weight read and its
+    gradient added to the sum.
     """
 
     cores: int
