@@ -16,6 +16,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -28,6 +29,11 @@ from torch import Tensor, nn
 import tnlayers
 from provenance import REPOSITORY, write_csv
 from tnlayers.formats import factorize
+from tnlayers.rates import Rate, Rates
+from tnlayers.rates import rates as layer_rates
+from tnlayers.search import Search
+from tnlayers.space import space
+from tnlayers.trail import Setting
 
 SHAPES = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 14, 1), (512, 512, 7, 1), (64, 64, 56, 1))
 FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
@@ -42,10 +48,12 @@ SPLIT = ("tt", "tr", "btt")  # three factors at tednet's ranks, as tednet's user
 RANKS = (8, 10, 16, 0.05, 0.1, 0.25)
 BATCHES = (1, 32)
 PASSES = ("train", "infer")
-CANDIDATES = 5  # orders that the oracle times
+CANDIDATES = 4  # orders that the oracle times
 HOPELESS = 4  # times the fastest; such a column keeps the time of its second call alone
 PATIENCE = 0.5  # seconds; what takes longer is called once before it is timed, or not at all
 ROOM = 4e9  # bytes; a plan that needs more is not run
+ROUNDS = (5, 40)  # at least and at most
+QUIET = 0.02  # rounds go on, within the limits, until dense and auto agree with their twins to this share
 OUT = REPOSITORY / "benchmarks" / "results" / "speed.csv"
 
 Step = Callable[[], object]
@@ -145,14 +153,20 @@ def peers(row: Row, layer: Any) -> Iterator[tuple[str, nn.Module]]:
                 yield f"tltorch{number}", peer
 
 
-def oracle(row: Row, layer: Any) -> Iterator[tuple[str, Any]]:
-    """Layers with other orders of contraction than the chosen one: the likeliest by estimate, timed once each."""
-    setting = tnlayers.trail.Setting(row.batch, (row.shape[2],) * 2, mode="train" if row.mode == "train" else "cached")
+def oracle(row: Row, layer: Any, setting: Setting) -> Iterator[Any]:
+    """Layers with other orders of contraction than the chosen one, the likeliest by estimate."""
     found = list(islice(layer._planner.candidates(setting), 40))
     likely = [plan for plan in found if plan.seconds < HOPELESS * found[0].seconds and plan.peak < ROOM]
-    orders = list(dict.fromkeys(plan.order for plan in likely))[:CANDIDATES]
-    for number, order in enumerate(orders):
-        yield f"oracle{number}", row.layer(strategy=order)
+    for order in list(dict.fromkeys(plan.order for plan in likely))[1 : CANDIDATES + 1]:
+        yield row.layer(strategy=order)
+
+
+def least_flops(layer: Any, setting: Setting) -> int:
+    """Floating-point operations of the order that needs the fewest."""
+    kinds = layer_rates("cpu", "float32").infer
+    table = dict.fromkeys(kinds, Rate(0.0, 1.0, 0.0))
+    trail = next(iter(Search(space(layer.network, layer.geometry), setting, Rates(1, table, table))))
+    return round(trail.seconds)
 
 
 def once(step: Step) -> float:
@@ -161,23 +175,40 @@ def once(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def measure(row: Row, budget: float) -> dict[str, Any]:
+def rounds(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
+    """Times of all steps, interleaved, until the twins agree or the time is up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    order, start = list(steps), time.perf_counter()
+
+    def quiet() -> bool:
+        twins = [(times[name], times[f"{name}_again"]) for name in ("dense", "auto")]
+        return all(abs(statistics.median(a) / statistics.median(b) - 1) < QUIET for a, b in twins)
+
+    for number in range(ROUNDS[1]):
+        if number >= ROUNDS[0] and (time.perf_counter() - start > seconds or (number >= 2 * ROUNDS[0] and quiet())):
+            break
+        random.shuffle(order)  # what ran before decides what is in the caches
+        for name in order:
+            times[name].append(once(steps[name]))
+    return times
+
+
+def measure(row: Row, budget: float, compiled: bool) -> dict[str, Any]:
     """All columns of a row."""
     inputs, outputs, size, stride = row.shape
     x = torch.randn(row.batch, inputs, size, size, requires_grad=row.mode == "train")
     layer = row.layer()
+    setting = Setting(row.batch, (size, size), mode="train" if row.mode == "train" else "cached")
+    plan = layer._planner.plan(setting)
     dense = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-    modules: dict[str, nn.Module] = {
-        "dense": dense,
-        "dense_again": nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        "auto": layer,
-        "auto_again": row.layer(),
-        "reconstruct": row.layer(strategy="reconstruct"),
-    }
-    factorized = row.layer(strategy="factorized")
-    if factorized._planner.plan(factorized._setting(tuple(x.shape))).peak < ROOM:
-        modules["factorized"] = factorized
-    modules |= dict(oracle(row, layer))
+    modules: dict[str, nn.Module] = {"dense": dense, "dense_again": deepcopy(dense)}
+    modules |= {"auto": layer, "auto_again": row.layer()}
+    for name in ("reconstruct", "factorized"):
+        other = row.layer(strategy=name)
+        found = other._planner.plan(setting)
+        if found.order != plan.order and found.peak < ROOM:
+            modules[name] = other
+    modules |= {f"oracle{number}": other for number, other in enumerate(oracle(row, layer, setting))}
     modules |= dict(peers(row, layer))
     steps: dict[str, Step] = {}
     first: dict[str, float] = {}
@@ -192,17 +223,13 @@ def measure(row: Row, budget: float) -> dict[str, Any]:
             if not name.startswith(("tednet", "tltorch")):
                 raise
             print(f"{row}: {name} fails: {error}")
-    ours = ("dense", "dense_again", "auto", "auto_again")
+    twins = ("dense", "dense_again", "auto", "auto_again")
     limit = HOPELESS * min(first.values())
-    hopeless = {name: seconds for name, seconds in first.items() if seconds > limit and name not in ours}
+    hopeless = {name: seconds for name, seconds in first.items() if seconds > limit and name not in twins}
     steps = {name: step for name, step in steps.items() if name not in hopeless}
-    rounds = max(5, min(25, int(budget / sum(first[name] for name in steps))))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order = list(steps)
-    for _ in range(rounds):
-        random.shuffle(order)  # what ran before decides what is in the caches
-        for name in order:
-            times[name].append(once(steps[name]))
+    if compiled:
+        steps |= dict(compile_all(row, x, {name: modules[name] for name in steps}))
+    times = rounds(steps, budget)
     medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     medians |= {name: 1e3 * seconds for name, seconds in hopeless.items()}
 
@@ -210,21 +237,36 @@ def measure(row: Row, budget: float) -> dict[str, Any]:
         found = [value for name, value in medians.items() if name.startswith(prefix)]
         return round(min(found), 4) if found else ""
 
-    input_shape = (row.batch, inputs, size, size)
-    plan = layer._planner.plan(layer._setting(input_shape))
     result: dict[str, Any] = {
         "family": row.family, "in_channels": inputs, "out_channels": outputs, "size": size, "stride": stride,
         "rank": row.rank, "keep_ratio": round(layer.keep_ratio, 4), "batch": row.batch, "mode": row.mode,
     }  # fmt: skip
-    result |= {name: round(medians[name], 4) for name in ("dense", "dense_again", "auto", "auto_again")}
+    result |= {name: round(medians[name], 4) for name in twins}
     result |= {name: round(medians[name], 4) if name in medians else "" for name in ("reconstruct", "factorized")}
     result |= {"oracle": least("oracle"), "tednet": least("tednet"), "tltorch": least("tltorch")}
-    dense_flops = 2 * dense.weight.numel() * row.batch * (-(-size // stride)) ** 2
+    if compiled:
+        result |= {f"compiled_{name}": least(f"compiled {name}") for name in ("dense", "auto", "tednet", "tltorch")}
+    places = (-(-size // stride)) ** 2
     memory = [peak(module, x.detach()) if row.mode == "train" else "" for module in (dense, layer)]
     return result | {
-        "order": plan.order, "chunks": plan.chunks, "flops": plan.flops, "dense_flops": dense_flops,
-        "dense_peak": memory[0], "auto_peak": memory[1], "rounds": rounds,
+        "order": plan.order, "parts": plan.parts, "flops": plan.flops, "least_flops": least_flops(layer, setting),
+        "dense_flops": 2 * dense.weight.numel() * row.batch * places, "dense_peak": memory[0], "auto_peak": memory[1],
+        "rounds": len(times["dense"]),
     }  # fmt: skip
+
+
+def compile_all(row: Row, x: Tensor, modules: dict[str, nn.Module]) -> Iterator[tuple[str, Step]]:
+    """Steps through torch.compile, of what compiles in one graph."""
+    for name, module in modules.items():
+        if not name.startswith(("dense", "auto", "tednet", "tltorch")) or name.endswith("_again"):
+            continue
+        torch._dynamo.reset()
+        try:
+            step = row.step(torch.compile(module, fullgraph=True), x)
+            step()
+            yield f"compiled {name}", step
+        except Exception as error:
+            print(f"{row}: {name} does not compile: {type(error).__name__}")
 
 
 def peak(module: nn.Module, x: Tensor) -> int:
@@ -257,7 +299,7 @@ def peak(module: nn.Module, x: Tensor) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row, at least 5 rounds")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row, but at least 5 rounds")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument(
         "--ranks", nargs="+", type=lambda text: float(text) if "." in text else int(text), default=RANKS
@@ -265,6 +307,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--modes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help="numbers of the shapes")
+    parser.add_argument("--compile", action="store_true", help="columns through torch.compile too, a minute per row")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -280,7 +323,7 @@ def main() -> None:
         except ValueError as error:  # a keep ratio too small for the format, a rank that a shape has no room for
             print(f"{row}: {error}")
             continue
-        rows.append(measure(row, arguments.budget))
+        rows.append(measure(row, arguments.budget, arguments.compile))
         gc.collect()
         write_csv(arguments.out, rows)
 

@@ -16,10 +16,12 @@ class Footprint:
     Attributes:
         weights: bytes of the cores, their gradients and what they contract to.
         tensors: bytes of the input, of what each meeting makes of it, and of the output.
+        copies: bytes of the reordered input of each meeting, and of its gradient; 0 where it is not reordered.
     """
 
     weights: int
     tensors: tuple[int, ...]
+    copies: tuple[int, ...]
 
     @classmethod
     def of(cls, search: Search, trail: Trail) -> "Footprint":
@@ -33,9 +35,9 @@ class Footprint:
             tensors.append(batch * where.volume(where.x_axes(absorbed)) * search.length(absorbed))
         tensors[-1] = batch * geometry.out_channels * search.length(absorbed)
         size = search.setting.dtype.itemsize
-        return cls(
-            size * (2 * where.network.num_params + built + between), tuple(size * entries for entries in tensors)
-        )
+        weights = size * (2 * where.network.num_params + built + between)
+        copies = (2 * x * option.moved for x, option in zip(tensors, trail.options, strict=False))
+        return cls(weights, tuple(size * entries for entries in tensors), tuple(size * entries for entries in copies))
 
     @property
     def held(self) -> int:
@@ -47,7 +49,8 @@ class Footprint:
         x, *middle, _ = self.tensors
         gradients = [x if whole else 0, *middle, 0]
         made = sum(size for size, keep in zip(middle, kept, strict=True) if not keep)
-        return made + max(map(sum, itertools.pairwise(gradients)))
+        live = zip(itertools.pairwise(gradients), self.copies, strict=True)
+        return made + max(sum(pair) + copies for pair, copies in live)
 
     def peak(self, kept: Sequence[bool], parts: int) -> int:
         """Bytes at the peak, where some tensors are kept, and the backward goes through the batch in parts."""
