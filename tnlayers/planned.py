@@ -61,7 +61,7 @@ class PlannedModule(nn.Module):
               step                                                          FLOPs        bytes  time
               matmul x[i:64] with ri:16 i:64                           67,108,864   10,489,856   ...%
               conv x[ri:16] with ro:16 h:3 w:3 ri:16                  150,994,944    4,203,520   ...%
-              conv x[ro:16] with o:64 ro:16, y reordered               67,108,864   27,267,072   ...%
+              matmul x[ro:16] with o:64 ro:16, x reordered             67,108,864   14,684,160   ...%
             runner-up: factorized, 0 > 1 > 2 (matmul first last, conv last, ...
         """
         first, *rest = islice(self._planner.candidates(self._setting(input_shape)), 2)
