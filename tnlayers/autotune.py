@@ -49,12 +49,13 @@ def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> di
     }
 
     def listen(name: str) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            inputs[name] = arguments[0].detach()
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            with torch.inference_mode(False):
+                inputs[name] = (arguments[0] if arguments else named["input"]).detach().clone()
 
         return hook
 
-    hooks = [layer.register_forward_pre_hook(listen(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(listen(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             model(*example_input) if isinstance(example_input, tuple) else model(example_input)
@@ -62,8 +63,9 @@ def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> di
         for handle in hooks:
             handle.remove()
     chosen = {}
-    for name, x in inputs.items():
-        chosen[name] = _fastest(layers[name], x, candidates)
+    with torch.inference_mode(False):
+        for name, x in inputs.items():
+            chosen[name] = _fastest(layers[name], x, candidates)
     for name, order in chosen.items():
         layers[name].strategy = order
     return chosen

@@ -13,7 +13,7 @@ from torch import Tensor
 from tnlayers.modes import again, own_precision, plain_autograd
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
-from tnlayers.step import Side, Step, inverse, meet, permutation, view
+from tnlayers.step import Side, Step, inverse, meet, permutation, unviewed, view
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class _Contract(torch.autograd.Function):
         tensors = contraction.run(operands)
         ctx.contraction = contraction
         ctx.save_for_backward(*tensors[:-2])
-        return tensors[-1]
+        return unviewed(tensors[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

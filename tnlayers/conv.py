@@ -102,7 +102,7 @@ class TensorConv(TensorLayer):
             conv: an ``nn.ConvNd`` of the same number of dimensions; subclasses are refused, since they may do more.
             rank: as for the class.
             decompose: fit the cores to the layer's kernel; otherwise they are drawn.
-            **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, options of the format.
+            **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
 
         Raises:
             TypeError: ``conv`` is something else.

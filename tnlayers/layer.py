@@ -108,7 +108,9 @@ class TensorLayer(PlannedModule):
         own = {field.name: field.default is MISSING for field in fields(cls.format_type)}
         for name, value in options.items():
             if name not in own:
-                accepted = f"beside torch's and rank, in_shape, out_shape, init, strategy: {', '.join(own) or 'none'}"
+                accepted = (
+                    f"beside torch's and rank, in_shape, out_shape, init, strategy, memory: {', '.join(own) or 'none'}"
+                )
                 raise TypeError(f"{name} is {value!r}, but {cls.__name__} has no such argument; accepted {accepted}")
         for name, required in own.items():
             if required and name not in options:

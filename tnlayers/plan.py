@@ -26,6 +26,10 @@ LIMIT = 1.5
 """With memory='auto', the estimated peak of a training step over a dense one; measured, it is 1.25 at most."""
 
 
+TRAILS = 256
+"""How many ways are looked at, once there is a plan among them."""
+
+
 @lru_cache(maxsize=4096)
 def plan(
     network: TensorNetwork,
@@ -79,14 +83,19 @@ def candidates(
         return
     limit = LIMIT * _dense(network, geometry, setting)
     later: list[tuple[float, int, Thrift, Trail]] = []  # to save memory, once nothing cheaper can come
+    some = False
     for number, trail in enumerate(search):
+        if number >= TRAILS and (some or later):
+            break
         while later and later[0][0] <= trail.seconds:
+            some = True
             yield _plan(search, *reversed(heapq.heappop(later)[-2:]))
         thrift = _within(search, trail, limit) if setting.mode == "train" else Thrift()
         if thrift is not None and thrift.seconds:
             heapq.heappush(later, (trail.seconds + thrift.seconds, number, thrift, trail))
         # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
         elif thrift is not None or len(trail.options) == 1 or strategy not in ("auto", "reconstruct"):
+            some = True
             yield assemble(search, trail)
     while later:
         yield _plan(search, *reversed(heapq.heappop(later)[-2:]))
@@ -149,7 +158,7 @@ def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tu
     count, order = len(network.cores), None
     if strategy not in STRATEGIES:
         if not isinstance(strategy, str) or not strategy[:1].isdigit():
-            errors.choice("strategy", strategy, STRATEGIES)
+            errors.choice("strategy", strategy, (*STRATEGIES, "0 > 1*2"))
         try:
             sets = [[int(core) for core in part.split("*")] for part in strategy.split(">")]
         except ValueError:

@@ -44,7 +44,8 @@ class PlannedModule(nn.Module):
     def flops(self, input_shape: Sequence[int]) -> int:
         """Floating-point operations of one forward on an input of this shape, two for each multiply-add, without bias.
 
-        In training mode, of a forward with gradients; in eval mode, of one without, its weights kept from before.
+        In training mode, of a forward with gradients; in eval mode, of one without, its weights kept from before. For a
+        contiguous input; one with channels last in memory may be given another plan.
         """
         return self._planner.plan(self._setting(input_shape)).flops
 
@@ -115,12 +116,14 @@ class PlannedModule(nn.Module):
         planner, shape = self._planner, input.shape
         batched = len(shape) == planner.dim and shape[1] == planner.channels
         x = input if batched else input.reshape(self._batched(shape))
-        # Iterating over a ParameterList looks every name up; parametrized cores are not among its parameters.
+        # Iterating over a ParameterList looks every name up; parametrized or pruned cores are not its parameters.
         held = self.cores._parameters
-        cores: list[Any] = [*held.values()] if len(held) == planner.count else [*self.cores]
+        cores: list[Any] = [*held.values()] if tuple(held) == planner.names else [*self.cores]
         y = planner(x, cores, self.bias, self.training)
         return y if batched or len(shape) == planner.dim else y.squeeze(0)
 
 
 def _counts(shape: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"input_shape is {shape!r}; it must be a sequence such as (N, channels, H, W)")
     return tuple(errors.integer(f"input_shape[{k}]", size, minimum=0) for k, size in enumerate(shape))

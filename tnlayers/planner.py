@@ -35,7 +35,8 @@ class Planner:
         strategy, memory: see ``tnlayers.plan.candidates``.
 
     Attributes:
-        dim, channels, count: of a batched input's dimensions and channels, and of cores.
+        dim, channels: how many a batched input has.
+        names: of the cores, in order.
         contraction: how the cores contract to the dense kernel, where no plan says so.
 
     Raises:
@@ -46,9 +47,10 @@ class Planner:
         parse(strategy, network, geometry)
         self.network, self.geometry = network, geometry
         self.strategy, self.memory = strategy, errors.choice("memory", memory, MEMORY)
-        self.dim, self.channels, self.count = geometry.ndim + 2, geometry.in_channels, len(network.cores)
+        self.dim, self.channels = geometry.ndim + 2, geometry.in_channels
+        self.names = tuple(map(str, range(len(network.cores))))
         self._plans: dict[Any, Plan] = {}
-        self._weights: dict[Any, tuple[list[Tensor], list[int], list[Tensor]]] = {}
+        self._weights: dict[Any, tuple[list[Tensor], list[tuple[int, int]], list[Tensor]]] = {}
         self.contraction = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
         self._latest: tuple[int, tuple[int, ...]] | None = None
 
@@ -91,12 +93,14 @@ class Planner:
             self._latest = setting.batch, size
         if mode == "cached":
             return meet(found, pad(found, x), self._kept(found, cores, cast), bias)
+        if grad and self._weights:
+            self.forget()  # a step may follow; fused optimizers' steps do not count as changes
         return run(found, x, cores, bias)
 
     def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
         """The weights of a plan, as autocast wants them, built once for as long as no core changes."""
         try:
-            versions = [core._version for core in cores]
+            versions = [(core._version, core.data_ptr()) for core in cores]
         except RuntimeError:  # inference tensors do not count their versions
             return build(found, cores)
         kept = self._weights.get((found.signature, cast))
@@ -128,7 +132,7 @@ class Planner:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    if x.is_contiguous():
+    if x.is_contiguous() or torch._C._are_functorch_transforms_active():
         return False
     if x.ndim == 4:
         return x.is_contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from tnlayers.assemble import Plan
 from tnlayers.meeting import reorder
 from tnlayers.modes import again, autocast_dtype, own_precision, plain_autograd
 from tnlayers.product import LAST
-from tnlayers.step import inverse, view
+from tnlayers.step import inverse, unviewed, view
 
 
 def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
@@ -31,10 +31,9 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
     if plan.own_backward and torch.is_grad_enabled() and plain_autograd():
         others = cores if bias is None else (bias, *cores)
         if x.requires_grad or any(tensor.requires_grad for tensor in others):
-            dtype = autocast_dtype(x.device.type)
-            if dtype is not None and x.dtype != torch.float64:
-                x = x.to(dtype)
-            return _Run.apply(plan, x, bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
+            dtype = autocast_dtype(x.device.type) if x.is_floating_point() and x.dtype != torch.float64 else None
+            if (dtype or cores[0].dtype) == (dtype or x.dtype):  # else torch is to refuse it in its own words
+                return _Run.apply(plan, x.to(dtype or x.dtype), bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
     return meet(plan, x, build(plan, cores), bias)
 
 
@@ -89,30 +88,25 @@ class _Run(torch.autograd.Function):
                 y = torch.cat([meet(plan, part, weights, offset) for part in _parts(plan, x)])
             else:
                 y = meet(plan, x, weights, offset, kept)
-        ctx.plan, ctx.sizes = plan, (bias is not None, len(cores), len(kept))
-        ctx.save_for_backward(
-            x, *([] if bias is None else [bias]), *cores, *kept, *([] if plan.rebuild else [*weights, *between])
-        )
-        return y
+        ctx.plan, ctx.sizes, ctx.bias = plan, (len(cores), len(kept)), None if bias is None else bias.dtype
+        ctx.save_for_backward(x, *cores, *kept, *([] if plan.rebuild else [*weights, *between]))
+        return unviewed(y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, bias and cores; differentiable again where autograd asks for that."""
         plan, gradient, (x, *saved) = ctx.plan, gradients[0], ctx.saved_tensors
-        has_bias, *counts = ctx.sizes
-        bias = saved.pop(0) if has_bias else None
-        _, cores, kept, weights, between = _split(saved, [0, *counts, len(plan.meetings)])
+        _, cores, kept, weights, between = _split(saved, [0, *ctx.sizes, len(plan.meetings)])
         needed = ctx.needs_input_grad[1:]
         with own_precision(x):
+            for_bias = gradient.sum((0, *range(2, gradient.ndim))).to(ctx.bias) if needed[1] else None
             if torch.is_grad_enabled():
-                arguments = x, bias, *cores
 
                 def forward() -> Tensor:
-                    return meet(
-                        plan, x, [w.to(x.dtype) for w in build(plan, cores)], None if bias is None else bias.to(x.dtype)
-                    )
+                    return meet(plan, x, [weight.to(x.dtype) for weight in build(plan, cores)], None)
 
-                return None, *again(forward, arguments, needed, gradient)
+                for_x, *shares = again(forward, (x, *cores), (needed[0], *needed[2:]), gradient)
+                return None, for_x, for_bias, *shares
             if plan.rebuild:
                 weights, between = _built(plan, cores, x.dtype)
             wanted = [any(needed[2 + k] for k in weight.cores) for weight in plan.weights]
@@ -128,9 +122,6 @@ class _Run(torch.autograd.Function):
                     for k, share in zip(weight.cores, shares, strict=True):
                         for_cores[k] = None if share is None else view(share, cores[k].shape)
                 start = stop
-            for_bias = None
-            if bias is not None and needed[1]:
-                for_bias = gradient.sum((0, *range(2, gradient.ndim))).to(bias.dtype)
         return None, for_x, for_bias, *for_cores
 
 
@@ -155,7 +146,7 @@ def _backward(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients of x and of the weights, where wanted."""
     totals: list[Tensor | None] = [None] * len(weights)
-    into = torch.empty_like(x) if for_x and plan.parts > 1 else None
+    into: Tensor | None = None
     start = 0
     for part, g, *held in zip(*(_parts(plan, tensor) for tensor in (x, gradient, *kept)), strict=True):
         states, found = [part], iter(held)
@@ -171,7 +162,9 @@ def _backward(
             g, share = plan.meetings[number].gradients(states.pop(), weights[number], g, needed)  # noqa: PLW2901
             total = totals[number]
             totals[number] = share if total is None or share is None else total.add_(share)
-        if into is not None:
+        if for_x and plan.parts > 1:
+            if into is None:  # from the gradient, which may be a batch of gradients
+                into = g.new_empty_strided(x.shape, torch.empty_like(x, device="meta").stride())
             into[start : start + len(part)] = g
             start += len(part)
     return (into if into is not None else g if for_x else None), totals

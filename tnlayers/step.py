@@ -118,6 +118,11 @@ def view(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
+def unviewed(tensor: Tensor) -> Tensor:
+    """The same tensor, but no view to autograd, which would forbid to change the result of a function in place."""
+    return torch.ops.aten._unsafe_view(tensor, tensor.shape) if tensor._is_view() else tensor
+
+
 def inverse(order: Sequence[int]) -> tuple[int, ...]:
     """The permutation that undoes one."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
