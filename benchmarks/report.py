@@ -70,6 +70,10 @@ def speed(rows: Rows) -> str:
         "/ tensorly-torch": lambda runs: _over(runs, "tltorch"),
         "/ best own plan": lambda runs: _over(runs, *OWN),
         "peak memory / dense": lambda runs: _over(runs, "dense_peak", ours="auto_peak", mode="train"),
+        "memory='low', batch 32: peak / dense": lambda runs: _over(
+            runs, "dense_peak", ours="low_peak", mode="train", batch="32"
+        ),
+        "its time / auto": lambda runs: _over(runs, "auto", ours="low", mode="train", batch="32"),
     }
     table = [[family, *(cell(make(runs)) for make in columns.values())] for family, runs in _group(rows, "family")]
     noise = [float(run["dense_again"]) / float(run["dense"]) for run in rows]
@@ -136,6 +140,18 @@ def promises(rows: Rows) -> str:
     return _markdown(["ratio", "geometric mean", "limit of a row", "rows within", "worst row"], table)
 
 
+def compiled(rows: Rows) -> str:
+    """Milliseconds with and without torch.compile."""
+    names = ("dense", "auto", "tednet", "tltorch")
+    columns = [column for name in names for column in (name, f"compiled_{name}")]
+    table = [
+        [row["family"], row["mode"], *(f"{float(row[key]):.1f}" if row[key] else "" for key in columns)] for row in rows
+    ]
+    header = ["family", "mode"]
+    header += [title for name in ("dense", "ours", "tednet", "tensorly-torch") for title in (name, "compiled")]
+    return f"{_markdown(header, table)}\n\n{_source(rows)}"
+
+
 def _row(row: Row) -> str:
     shape = f"{row['in_channels']}-{row['out_channels']}, {row['size']}x{row['size']}"
     return f"{row['family']} rank {row['rank']}, {shape}, batch {row['batch']}, {row['mode']}"
@@ -146,10 +162,15 @@ def _between(values: Sequence[float]) -> str:
     return f"{cuts[0]:.2f} to {cuts[-1]:.2f}"
 
 
-FORMATTERS: dict[str, Callable[[Rows], str]] = {"digits": digits, "speed": speed, "promises": promises}
+FORMATTERS: dict[str, Callable[[Rows], str]] = {
+    "digits": digits,
+    "speed": speed,
+    "promises": promises,
+    "compiled": compiled,
+}
 
 
-FILES = {"promises": "speed"}
+FILES = {"promises": "speed", "compiled": "speed-compile"}
 """Where a table is not made from the file of its name."""
 
 

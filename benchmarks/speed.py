@@ -208,6 +208,9 @@ def measure(row: Row, budget: float, compiled: bool) -> dict[str, Any]:
         found = other._planner.plan(setting)
         if found.order != plan.order and found.peak < ROOM:
             modules[name] = other
+    low = row.layer(memory="low")
+    if row.mode == "train":
+        modules["low"] = low
     modules |= {f"oracle{number}": other for number, other in enumerate(oracle(row, layer, setting))}
     modules |= dict(peers(row, layer))
     steps: dict[str, Step] = {}
@@ -242,15 +245,18 @@ def measure(row: Row, budget: float, compiled: bool) -> dict[str, Any]:
         "rank": row.rank, "keep_ratio": round(layer.keep_ratio, 4), "batch": row.batch, "mode": row.mode,
     }  # fmt: skip
     result |= {name: round(medians[name], 4) for name in twins}
-    result |= {name: round(medians[name], 4) if name in medians else "" for name in ("reconstruct", "factorized")}
+    result |= {
+        name: round(medians[name], 4) if name in medians else "" for name in ("reconstruct", "factorized", "low")
+    }
     result |= {"oracle": least("oracle"), "tednet": least("tednet"), "tltorch": least("tltorch")}
     if compiled:
         result |= {f"compiled_{name}": least(f"compiled {name}") for name in ("dense", "auto", "tednet", "tltorch")}
     places = (-(-size // stride)) ** 2
-    memory = [peak(module, x.detach()) if row.mode == "train" else "" for module in (dense, layer)]
+    memory = [peak(module, x.detach()) if row.mode == "train" else "" for module in (dense, layer, low)]
     return result | {
         "order": plan.order, "parts": plan.parts, "flops": plan.flops, "least_flops": least_flops(layer, setting),
         "dense_flops": 2 * dense.weight.numel() * row.batch * places, "dense_peak": memory[0], "auto_peak": memory[1],
+        "low_peak": memory[2],
         "rounds": len(times["dense"]),
     }  # fmt: skip
 
