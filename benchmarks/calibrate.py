@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +27,15 @@ from tnlayers.contraction import Contraction
 from tnlayers.meeting import MATMUL, reorder
 from tnlayers.plan import plan
 from tnlayers.product import FIRST, LAST
-from tnlayers.rates import MOVE, TABLES, WEIGHTS, Rate, Rates
+from tnlayers.rates import CONTRACT, MOVE, SINGLE, TABLES, WEIGHTS, Rate, Rates
+from tnlayers.search import _SINGLE as SMALL
 from tnlayers.search import Search
 from tnlayers.space import space
 from tnlayers.trail import Option, Setting, Trail
 
-CHANNELS = (5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
+CHANNELS = (1, 3, 5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
 SIZES = (7, 14, 16, 32, 56)
-BATCHES = (1, 8, 32)
+BATCHES = (1, 1, 8, 32)
 KERNELS = ((3, 3), (3, 3), (3, 1), (1, 3), (1, 1), (1, 1), (1, 1))
 GROUPS = (5, 8, 16, 64, 256, 512)
 PER = ((1, 1), (1, 1), (4, 4), (8, 8), (7, 12), (16, 16), (9, 1), (1, 9), (2, 2), (16, 2))  # channels of a group
@@ -42,21 +44,24 @@ REPEATS = 7
 
 KINDS = (
     *(f"{kind} {layout}" for kind in ("conv", "point", "group", "depth") for layout in (FIRST, LAST)),
+    f"conv {SINGLE}",
+    f"point {SINGLE}",
     *(f"matmul {source} {target}" for source in (FIRST, LAST) for target in (FIRST, LAST)),
     WEIGHTS,
+    CONTRACT,
     MOVE,
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One operation: its kind, what the planner would multiply the rates with, and the operation itself."""
+    """One operation: its kind, what the planner would multiply the rates with, its forward, and both passes."""
 
     kind: str
     flops: float
     bytes: float
     forward: Callable[[], Tensor]
-    backward: Callable[[Tensor], object]
+    both: Callable[[Tensor], object]
 
 
 def unit(kind: str, **rate: float) -> Rates:
@@ -64,7 +69,7 @@ def unit(kind: str, **rate: float) -> Rates:
     table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
         kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
     }
-    return Rates(TABLES["cpu", "float32"].lanes, table, table)
+    return Rates(TABLES["cpu", "float32"].lanes, 1 << 62, 0.0, table, table)
 
 
 def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -96,7 +101,10 @@ def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[S
                 continue
             meeting = assemble(search, Trail((option,), 0.0)).meetings[0]
             weight = meeting.take(torch.randn(meeting.weight_shape, dtype=dtype, device=device))
-            flops, read = (feature("infer", meeting.kind, option, **{what: 1.0}) for what in ("flop", "byte"))
+            kind = meeting.kind
+            if kind.startswith(("conv", "point")) and batch == 1 and x.numel() <= SMALL and device == "cpu":
+                kind = f"{kind.split()[0]} {SINGLE}"
+            flops, read = (feature("infer", kind, option, **{what: 1.0}) for what in ("flop", "byte"))
             across = (
                 [replace(meeting, target=LAST if layout == FIRST else FIRST)]
                 if meeting.op == MATMUL and groups == 1
@@ -104,7 +112,11 @@ def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[S
             )
             for one in [meeting, *across]:
                 forward, backward = partial(one.apply, x, weight, None), partial(one.gradients, x, weight)
-                yield Sample(one.kind, flops, read, forward, partial(backward, wanted=(True, True)))
+
+                def both(gradient: Tensor, forward: Any = forward, backward: Any = backward) -> object:
+                    return forward(), backward(gradient, (True, True))
+
+                yield Sample(kind if one is meeting else one.kind, flops, read, forward, both)
 
 
 def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -121,11 +133,25 @@ def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterat
         sizes = dict(zip(left, step.left.source, strict=True)) | dict(zip(right, step.right.source, strict=True))
         alone = Contraction.of((left, right), ((0, 1),), out, sizes)
         operands = [tensors[side.operand].reshape(side.source).clone() for side in (step.left, step.right)]
-        yield Sample(
-            WEIGHTS, step.flops, step.entries * dtype.itemsize,
-            lambda alone=alone, operands=operands: alone.run(operands)[-1],
-            lambda gradient, alone=alone, operands=operands: alone.gradients(operands, gradient, (True, True)),
-        )  # fmt: skip
+
+        def both(gradient: Tensor, alone: Contraction = alone, operands: Sequence[Tensor] = operands) -> object:
+            return alone.run(operands), alone.gradients(operands, gradient, (True, True))
+
+        forward = partial(last_of, alone, operands)
+        yield Sample(WEIGHTS, step.flops, step.entries * dtype.itemsize, forward, both)
+    tiny = Contraction.of((("a", "b"), ("b", "c")), ((0, 1),), ("a", "c"), {"a": 2, "b": 2, "c": 2})
+    leaves = [torch.randn(2, 2, dtype=dtype, device=device, requires_grad=True) for _ in range(2)]
+    yield Sample(CONTRACT, 0.0, 0.0, partial(last_of, tiny, leaves), partial(through_autograd, tiny, leaves))
+
+
+def last_of(contraction: Contraction, operands: Sequence[Tensor]) -> Tensor:
+    return contraction.run(operands)[-1]
+
+
+def through_autograd(contraction: Contraction, leaves: Sequence[Tensor], gradient: Tensor) -> object:
+    """Both passes of a contraction as they are where autograd calls them."""
+    with torch.enable_grad():
+        return torch.autograd.grad(contraction(leaves), leaves, gradient)
 
 
 def moves(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -137,7 +163,7 @@ def moves(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Samp
     if order != (0, 1, 2):
         volume = 2.0 * x.numel() * dtype.itemsize
         forth = partial(reorder, x, sizes, order)
-        yield Sample(MOVE, 0.0, volume, forth, lambda gradient: reorder(gradient, sizes, order))
+        yield Sample(MOVE, 0.0, volume, forth, lambda gradient, forth=forth: (forth(), reorder(gradient, sizes, order)))
 
 
 _OTHER = torch.zeros(1 << 22)
@@ -161,7 +187,7 @@ def measure(sample: Sample, device: str) -> tuple[float, float]:
     with torch.no_grad():
         forward = timed(sample.forward, device)
         gradient = torch.randn_like(sample.forward())
-        return forward, forward + timed(lambda: sample.backward(gradient), device)
+        return forward, timed(lambda: sample.both(gradient), device)
 
 
 def fit(rows: Sequence[tuple[float, float, float]]) -> tuple[np.ndarray, float]:

@@ -332,3 +332,29 @@ def test_check_tells_a_stale_readme(tmp_path, monkeypatch, capsys):
     assert report.main([]) == 0
     assert "98.50" in readme.read_text()
     assert report.main(["--check"]) == 0
+
+
+def test_tables_of_speed(tmp_path):
+    """The ratios of two rows, one of them over a limit, computed here by hand."""
+    row = {
+        "family": "cp", "in_channels": "64", "out_channels": "64", "size": "32", "stride": "1", "rank": "0.1",
+        "keep_ratio": "0.1", "batch": "32", "mode": "train", "dense": "10", "dense_again": "11", "auto": "5",
+        "auto_again": "5", "reconstruct": "", "factorized": "6", "low": "7", "oracle": "4", "tednet": "20",
+        "tltorch": "4", "flops": "100", "least_flops": "90", "dense_flops": "1000", "dense_peak": "100",
+        "auto_peak": "50", "low_peak": "25", "machine": "m", "torch": "t", "tnlayers": "v", "commit": "c", "date": "d",
+    }  # fmt: skip
+    rows = [row, row | {"family": "btt", "auto": "20", "tednet": "", "tltorch": "", "oracle": "20", "factorized": ""}]
+    table = report.speed(rows)
+    assert "| cp | 0.50 (0.50) |" in table
+    assert "| btt | 2.00 (2.00) |" in table
+    assert "0.25 (0.25) | 1.25 (1.25) | 1.25 (1.25) | 0.50 (0.50) | 0.25 (0.25) | 1.40 (1.40)" in table
+    assert "1.10 to 1.10" in table
+    promises = report.promises(rows)
+    assert (
+        "| auto / dense, batch 32 | 1.00 | 1.1 | 1 of 2 | 2.00: btt rank 0.1, 64-64, 32x32, batch 32, train |"
+        in promises
+    )
+    assert "| auto / tensorly-torch: CP, Tucker, TT chain | 1.25 (wanted 0.9) | 1.0 | 0 of 1 |" in promises
+    assert "0.10 (wanted 0.6" in promises
+    compiled = [row | {f"compiled_{name}": "" for name in ("dense", "auto", "tednet")} | {"compiled_tltorch": "3"}]
+    assert "| cp | train | 10.0 |  | 5.0 |  | 20.0 |  | 4.0 | 3.0 |" in report.compiled(compiled)

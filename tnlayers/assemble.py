@@ -58,6 +58,7 @@ class Plan:
         peak: estimated bytes of a training step at its peak.
         own_backward: whether the backward is not left to autograd, whose own is as good for one image, and costs less.
         prepad: the geometry's.
+        direct: the only meeting, if it is one convolution and all there is to do.
         signature: equal for plans that build the same tensors.
         kept: for what each meeting but the last makes of x, whether it is kept for the backward or made again there.
         parts: of the batch, in which the backward goes through the meetings.
@@ -79,12 +80,15 @@ class Plan:
     rebuild: bool = False
     own_backward: bool = field(init=False, repr=False)
     prepad: tuple[int, ...] = field(init=False, repr=False)
+    direct: Meeting | None = field(init=False, repr=False)
     signature: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         many = self.setting.batch * max(meeting.folded for meeting in self.meetings)
         object.__setattr__(self, "own_backward", self.rebuild or many > 1)
         object.__setattr__(self, "prepad", self.geometry.prepad)
+        alone = len(self.meetings) == 1 and self.meetings[0].plain and not self.prepad and self.tail is None
+        object.__setattr__(self, "direct", self.meetings[0] if alone else None)
         shapes = (f"{' '.join(meeting.right)} {meeting.weight_shape}" for meeting in self.meetings)
         object.__setattr__(self, "signature", f"{self.order}: {', '.join(shapes)}")
 

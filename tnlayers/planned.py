@@ -117,9 +117,10 @@ class PlannedModule(nn.Module):
         batched = len(shape) == planner.dim and shape[1] == planner.channels
         x = input if batched else input.reshape(self._batched(shape))
         # Iterating over a ParameterList looks every name up; parametrized or pruned cores are not its parameters.
-        held = self.cores._parameters
+        held = self._modules["cores"]._parameters  # type: ignore[union-attr]
         cores: list[Any] = [*held.values()] if tuple(held) == planner.names else [*self.cores]
-        y = planner(x, cores, self.bias, self.training)
+        bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
+        y = planner(x, cores, bias, self.training)
         return y if batched or len(shape) == planner.dim else y.squeeze(0)
 
 

@@ -92,7 +92,10 @@ class Planner:
             found = self._plans[key] = self.plan(setting)
             self._latest = setting.batch, size
         if mode == "cached":
-            return meet(found, pad(found, x), self._kept(found, cores, cast), bias)
+            weights = self._kept(found, cores, cast)
+            if found.direct is not None:
+                return found.direct.apply(x, weights[0], bias)
+            return meet(found, pad(found, x), weights, bias)
         if grad and self._weights:
             self.forget()  # a step may follow; fused optimizers' steps do not count as changes
         return run(found, x, cores, bias)

@@ -11,8 +11,11 @@ from types import MappingProxyType
 MODES = ("train", "infer", "cached")
 """Forward and backward; forward alone; forward with the weights' part kept from an earlier call."""
 
-WEIGHTS, MOVE = "weights", "move"
+WEIGHTS, CONTRACT, MOVE = "weights", "contract", "move"
 """The kinds of operation in which ``x`` does not meet a weight."""
+
+SINGLE = "single"
+"""One small image, for which torch on a CPU has another convolution."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,18 @@ class Rates:
 
     Attributes:
         lanes: convolutions pay for channels in multiples of this.
+        large, fault: a tensor of more bytes than ``large`` is not kept by the allocator for the next call; each of its
+            bytes takes ``fault`` seconds to get again.
         train, infer: the rate of each kind, forward and backward or forward alone. The kinds are 'conv', 'point' (a
             convolution of one tap), 'group', 'depth' (groups of one channel), each 'first' or 'last' by where the
-            channels lie in memory; 'matmul' over the channels, from one layout to another; 'weights', a contraction
-            of two cores; 'move', a copy into another order.
+            channels lie in memory; 'conv single' and 'point single', of one small image; 'matmul' over the channels,
+            from one layout to another; 'weights', a step in a contraction of cores; 'contract', what each
+            contraction takes besides; 'move', a copy into another order.
     """
 
     lanes: int
+    large: int
+    fault: float
     train: Mapping[str, Rate]
     infer: Mapping[str, Rate]
 
@@ -70,37 +78,45 @@ def _table(text: str) -> Mapping[str, Rate]:
 # of two operations as fast, the one that is easier to foresee is chosen.
 _CPU = Rates(
     lanes=8,
+    large=1 << 25,
+    fault=3.3e-10,
     train=_table("""
-        conv first 81.9 21.2 425
-        conv last 282 18.9 98.8
-        point first 77.6 17.6 393
-        point last 271 18.4 82.3
-        group first 355 40.4 204
-        group last 307 23.2 261
-        depth first 372 23.2 223
-        depth last 282 39.7 88.1
-        matmul first first 101 20.9 121
-        matmul first last 101 17.4 199
-        matmul last first 99.5 17.5 203
-        matmul last last 72.1 15.7 213
+        conv first 366 20.2 280
+        conv last 291 19.5 165
+        point first 365 17.9 240
+        point last 274 19.1 83.3
+        group first 364 44.1 197
+        group last 324 24.3 246
+        depth first 364 16.5 257
+        depth last 279 37.9 92.1
+        conv single 74.6 21.7 139
+        point single 59.3 16.6 164
+        matmul first first 95.6 22.1 121
+        matmul first last 98.6 18.1 217
+        matmul last first 96.4 16.8 228
+        matmul last last 71.6 18.5 163
         weights 93.3 18.2 338
-        move 57.2 0 52.3
+        contract 193 0 0
+        move 46.4 0 52.5
     """),
     infer=_table("""
-        conv first 25.8 7.19 169
-        conv last 92.6 5.58 39.4
-        point first 22 6.15 124
-        point last 83.2 5.43 32.8
-        group first 126 10.8 48.9
-        group last 104 8.26 96.1
-        depth first 131 1.56 73.5
-        depth last 91.7 11 26.7
-        matmul first first 33 6.46 38.4
-        matmul first last 39.7 5.55 55
-        matmul last first 35.1 6.12 41
-        matmul last last 35.5 5.88 39.2
+        conv first 126 6.9 114
+        conv last 101 5.95 47.3
+        point first 132 5.91 84.1
+        point last 89.9 6.37 19
+        group first 131 11.7 54
+        group last 105 9.07 98.7
+        depth first 137 4.59 77.3
+        depth last 93.5 12.3 29.5
+        conv single 23.9 6.89 61.8
+        point single 17.9 5.23 51.8
+        matmul first first 34.5 6.84 40.9
+        matmul first last 45 5.98 51.6
+        matmul last first 35 6 52.3
+        matmul last last 36.4 6.25 45.8
         weights 34.9 5.54 128
-        move 29.3 0 27.2
+        contract 19.7 0 0
+        move 31 0 29.2
     """),
 )
 

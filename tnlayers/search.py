@@ -18,7 +18,7 @@ from itertools import count
 from tnlayers.contraction import order
 from tnlayers.meeting import CONV, MATMUL
 from tnlayers.product import FIRST, LAST
-from tnlayers.rates import MOVE, WEIGHTS, Rates
+from tnlayers.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates
 from tnlayers.space import EXACT, Space, refine
 from tnlayers.trail import Cost, Option, Setting, Trail
 
@@ -26,7 +26,7 @@ _CACHED = 1e-3
 """Share at which contractions of weights count where they are cached: enough to prefer the smaller ones."""
 
 _SINGLE = 20480
-"""Entries up to which torch gives a single image on a CPU to another convolution, which turns channels last around."""
+"""Entries up to which torch gives one image on a CPU to another convolution, which turns channels last around."""
 
 PARTS = 16
 """The largest number of parts into which the backward cuts the batch."""
@@ -121,6 +121,8 @@ class Search:
         """What a step adds to the time of a trail, with what its weight takes."""
         weights, cost = self.contraction(option.cores)[1], option.cost
         seconds = weights.seconds + cost.seconds
+        if option.cores & (option.cores - 1) and self.setting.mode != "cached":
+            seconds += self.mode[CONTRACT].call
         if not self.thrifty:
             return seconds
         again = 0.0 if absorbed | option.cores == self.space.all else cost.forward
@@ -137,6 +139,13 @@ class Search:
         forward = self.infer[kind].seconds(work, size)
         seconds = forward if self.mode is self.infer else self.mode[kind].seconds(work, size)
         return Cost(seconds, forward, flops, size)
+
+    def _fresh(self, made: int, gradient: int) -> Cost:
+        """What it takes to have memory for a large result and, in the backward, for a gradient."""
+        large, each = self.rates.large, self.rates.fault * self.itemsize
+        forward = made * each if made * self.itemsize > large else 0.0
+        training = self.setting.mode == "train" and gradient * self.itemsize > large
+        return Cost(forward + (gradient * each if training else 0.0), forward, 0, 0)
 
     def _contraction(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
         """The two parts of a set of cores that meet last, and the cost of contracting all of it."""
@@ -214,20 +223,22 @@ class Search:
                 kind, lanes = "conv" if not pointwise else "point", self.rates.lanes
                 kind = kind if g == 1 else "depth" if s == n == 1 else "group"
                 work = flops if kind == "depth" else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
-                kind = f"{kind} {source}"
+                kind = f"{kind} {SINGLE if tiny else source}"
             else:
                 kind = f"matmul {source} {target}"
             cost = self._cost(kind, flops, x + y + weight, work)
             part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
-            for moving, entries in ((moved, 2 * x), (tail, 2 * y)):
+            for moving, entries in ((moved, x), (tail, y)):
                 if moving:
-                    cost = _sum(cost, self._cost(MOVE, 0, entries))
+                    cost = _sum(cost, self._cost(MOVE, 0, 2 * entries))
+                    cost = _sum(cost, self._fresh(entries, entries))
+            cost = _sum(cost, self._fresh(y, x))
             return Option(tensor, op, source, target, moved, tail, parts, result, cost, part)
 
+        tiny = self.setting.device == "cpu" and batch * f == g == 1 and x <= _SINGLE
         straight = axes if dense else refine(axes, classes)
         here = straight if layout == FIRST else None
         yield option(CONV, FIRST, FIRST, here)
-        tiny = self.setting.device == "cpu" and batch * f == g == 1 and x <= _SINGLE
         if layout == LAST and geometry.ndim > 1 and f == 1 and straight is not None and not tiny:
             yield option(CONV, LAST, LAST, straight)
         if not pointwise:
