@@ -61,8 +61,8 @@ class PlannedModule(nn.Module):
             factorized plan of 'i ri, ri ro h w, ro o' for input (32, 64, 32, 32), training: 285,212,672 FLOPs
               step                                                          FLOPs        bytes  time
               matmul x[i:64] with ri:16 i:64                           67,108,864   10,489,856   ...%
-              conv x[ri:16] with ro:16 h:3 w:3 ri:16                  150,994,944    4,203,520   ...%
-              matmul x[ro:16] with o:64 ro:16, x reordered             67,108,864   14,684,160   ...%
+              conv x[ri:16] with ro:16 ri:16 h:3 w:3                  150,994,944    4,203,520   ...%
+              matmul x[ro:16] with o:64 ro:16                          67,108,864   10,489,856   ...%
             runner-up: factorized, 0 > 1 > 2 (matmul first last, conv last, ...
         """
         first, *rest = islice(self._planner.candidates(self._setting(input_shape)), 2)
