@@ -23,8 +23,7 @@ STRATEGIES = ("auto", "reconstruct", "factorized")
 MEMORY = ("auto", "low")
 
 LIMIT = 1.5
-"""With memory='auto', the estimated peak of a training step over a dense one; measured, it is 1.25 at most."""
-
+"""With memory='auto', the estimated peak of a training step over a dense one. What keeps to it measures 1.25, mostly."""
 
 TRAILS = 256
 """How many ways are looked at, once there is a plan among them."""
