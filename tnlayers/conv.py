@@ -33,7 +33,8 @@ class TensorConv(TensorLayer):
         strategy: 'auto' takes the plan of least estimated time; 'reconstruct' builds the dense kernel; 'factorized'
             lets the input meet the cores one by one; an order such as '0 > 1*2' names what it meets, core by core.
         memory: 'auto' keeps the peak of a training step within about 1.25 times the dense layer's, by estimate and
-            where any plan does; 'low' keeps nothing between forward and backward but the input, and runs the forward again.
+            where any plan does; 'low' keeps nothing between forward and backward but the input, and runs the forward
+            again.
         **options: the format's own.
 
     Shape:

@@ -23,7 +23,7 @@ STRATEGIES = ("auto", "reconstruct", "factorized")
 MEMORY = ("auto", "low")
 
 LIMIT = 1.5
-"""With memory='auto', the estimated peak of a training step over a dense one. What keeps to it measures 1.25, mostly."""
+"""With memory='auto', the estimated peak of a training step over a dense one; what keeps to it mostly measures 1.25."""
 
 TRAILS = 256
 """How many ways are looked at, once there is a plan among them."""
