@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import tnlayers
 from tnlayers.conv import TensorConv
 
+FAMILIES = [getattr(tnlayers, f"{kind.__name__}Conv2d") for name, kind in tnlayers.FORMATS.items() if name != "einsum"]
+"""A two-dimensional layer of every format that needs no network of the user's."""
+
 
 class Case(NamedTuple):
     """Arguments of a layer beside the convolution's own."""

@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import tnlayers
-
-FAMILIES = [tnlayers.CPConv2d, tnlayers.TuckerConv2d, tnlayers.TTConv2d, tnlayers.TRConv2d, tnlayers.BTTConv2d]
+from cases import FAMILIES
 
 
 @pytest.mark.parametrize("layer", FAMILIES)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tnlayers
+from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork, testing
 from tnlayers import plan as planning
@@ -19,7 +20,6 @@ from tnlayers.search import Search
 from tnlayers.space import refine, space
 from tnlayers.trail import Setting
 
-FAMILIES = [tnlayers.CPConv2d, tnlayers.TuckerConv2d, tnlayers.TTConv2d, tnlayers.TRConv2d, tnlayers.BTTConv2d]
 TEXTS = ("i r, o r, h r, w r", "i a, a h w b, b o", "z i a, a h w b, b o z", "h w a, a i1 o1 b, b i2 o2")
 
 

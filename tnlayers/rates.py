@@ -75,7 +75,9 @@ def _table(text: str) -> Mapping[str, Rate]:
 
 
 # AMD EPYC (AVX2), 2 threads, torch 2.13, float32; median relative error of the fit: 5 to 27 %, which is added to it:
-# of two operations as fast, the one that is easier to foresee is chosen.
+# of two operations as fast, the one that is easier to foresee is chosen. 'weights' is from an earlier run than the
+# rest, 'single' from one of single images alone; 'contract' is the median time of a contraction of 2 x 2 matrices
+# through autograd, its one step included. `fault` is from copies of 34 MiB beside copies of 30 MiB (glibc).
 _CPU = Rates(
     lanes=8,
     large=1 << 25,
