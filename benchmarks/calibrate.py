@@ -7,12 +7,13 @@ byte are then fitted to them, all at least zero, for the least sum of relative e
 """
 
 import argparse
+import itertools
 import random
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,18 +25,18 @@ from torch import Tensor
 import tnlayers
 from tnlayers.assemble import assemble
 from tnlayers.contraction import Contraction
-from tnlayers.meeting import MATMUL, reorder
+from tnlayers.meeting import reorder
 from tnlayers.plan import plan
 from tnlayers.product import FIRST, LAST
 from tnlayers.rates import CONTRACT, MOVE, SINGLE, TABLES, WEIGHTS, Rate, Rates
-from tnlayers.search import _SINGLE as SMALL
 from tnlayers.search import Search
 from tnlayers.space import space
 from tnlayers.trail import Option, Setting, Trail
 
 CHANNELS = (1, 3, 5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
 SIZES = (7, 14, 16, 32, 56)
-BATCHES = (1, 1, 8, 32)
+BATCHES = (1, 1, 8, 32, 512)  # 512: with some channels folded into the batch
+ENTRIES = 1 << 25  # of the larger of input and output, where there is a choice
 KERNELS = ((3, 3), (3, 3), (3, 1), (1, 3), (1, 1), (1, 1), (1, 1))
 GROUPS = (5, 8, 16, 64, 256, 512)
 PER = ((1, 1), (1, 1), (4, 4), (8, 8), (7, 12), (16, 16), (9, 1), (1, 9), (2, 2), (16, 2))  # channels of a group
@@ -74,49 +75,40 @@ def unit(kind: str, **rate: float) -> Rates:
 
 def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
     """A convolution or matrix product of random sizes, in every way that the planner knows."""
-    kernel, size, batch = draw.choice(KERNELS), draw.choice(SIZES), draw.choice(BATCHES)
+    kernel, size = draw.choice(KERNELS), draw.choice(SIZES)
     groups = draw.choice((1, 1, 1, *GROUPS))
     per = (
         draw.choice([pair for pair in PER if max(pair) * groups <= 1024]) if groups > 1 else draw.choices(CHANNELS, k=2)
     )
+    batch = draw.choice([batch for batch in BATCHES if batch * groups * max(per) * size**2 <= ENTRIES])
     layer = tnlayers.EinsumConv2d(
         groups * per[0], groups * per[1], kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=groups, bias=False,
         network="i o h w", device=device, dtype=dtype,
     )  # fmt: skip
     where = space(layer.network, layer.geometry)
 
-    def feature(mode: str, kind: str, option: Option, **rate: float) -> float:
-        setting = Setting(batch, (size, size), option.source, mode, device, dtype)
-        search = Search(where, setting, unit(kind, **rate))
-        options = search._options(0, where.all, option.source, where.inputs)
-        return next(o.cost.seconds for o in options if o[1:5] == option[1:5])
+    def feature(option: Option, **rate: float) -> float:
+        setting = Setting(batch, (size, size), option.target, "infer", device, dtype)
+        options = Search(where, setting, unit(option.kind, **rate))._options(0, where.all, option.source, where.inputs)
+        return next(o.cost.seconds for o in options if o[1:6] == option[1:6])
 
-    for layout in (FIRST, LAST):
-        search = Search(where, Setting(batch, (size, size), layout, "train", device, dtype), unit(MOVE))
+    for source, target in itertools.product((FIRST, LAST), repeat=2):
+        search = Search(where, Setting(batch, (size, size), target, "train", device, dtype), unit(MOVE))
         x = torch.randn(batch, groups * per[0], size, size, dtype=dtype, device=device)
-        if layout == LAST:
+        if source == LAST:
             x = x.to(memory_format=torch.channels_last)
-        for option in search._options(0, where.all, layout, where.inputs):
-            if option.moved or option.cost.flops > LARGEST:
+        for option in search._options(0, where.all, source, where.inputs):
+            if option.moved or option.tail or option.cost.flops > LARGEST:
                 continue
             meeting = assemble(search, Trail((option,), 0.0)).meetings[0]
             weight = meeting.take(torch.randn(meeting.weight_shape, dtype=dtype, device=device))
-            kind = meeting.kind
-            if kind.startswith(("conv", "point")) and batch == 1 and x.numel() <= SMALL and device == "cpu":
-                kind = f"{kind.split()[0]} {SINGLE}"
-            flops, read = (feature("infer", kind, option, **{what: 1.0}) for what in ("flop", "byte"))
-            across = (
-                [replace(meeting, target=LAST if layout == FIRST else FIRST)]
-                if meeting.op == MATMUL and groups == 1
-                else []
-            )
-            for one in [meeting, *across]:
-                forward, backward = partial(one.apply, x, weight, None), partial(one.gradients, x, weight)
+            flops, read = feature(option, flop=1.0), feature(option, byte=1.0)
+            forward, backward = partial(meeting.apply, x, weight, None), partial(meeting.gradients, x, weight)
 
-                def both(gradient: Tensor, forward: Any = forward, backward: Any = backward) -> object:
-                    return forward(), backward(gradient, (True, True))
+            def both(gradient: Tensor, forward: Any = forward, backward: Any = backward) -> object:
+                return forward(), backward(gradient, (True, True))
 
-                yield Sample(kind if one is meeting else one.kind, flops, read, forward, both)
+            yield Sample(option.kind, flops, read, forward, both)
 
 
 def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:

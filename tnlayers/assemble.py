@@ -188,6 +188,7 @@ def assemble(search: Search, trail: Trail) -> Plan:
         meetings.append(
             Meeting(
                 op=option.op,
+                kind=option.kind,
                 source=option.source,
                 target=option.target,
                 move=_move(where.axes, held, before, sizes) if option.moved else None,

@@ -30,6 +30,7 @@ class Meeting:
 
     Attributes:
         op: 'conv' or 'matmul'.
+        kind: the row of the table of rates.
         source, target: where the channels lie before and after.
         move: sizes and permutation of the channel axes that must be reordered before, with a copy; or None.
         folded, groups, summed, new: how many channels of each role.
@@ -41,6 +42,7 @@ class Meeting:
     """
 
     op: str
+    kind: str
     source: str
     target: str
     move: tuple[tuple[int, ...], tuple[int, ...]] | None
@@ -66,15 +68,6 @@ class Meeting:
             shape = (self.groups * self.new, *inner)
         object.__setattr__(self, "weight_shape", shape)
         object.__setattr__(self, "plain", self.op == CONV and self.folded == 1 and not self.move)
-
-    @property
-    def kind(self) -> str:
-        """The row of the table of rates."""
-        if self.op == MATMUL:
-            return f"matmul {self.source} {self.target}"
-        if self.groups > 1:
-            return f"{'depth' if self.summed == self.new == 1 else 'group'} {self.source}"
-        return f"{'conv' if math.prod(self.taps) > 1 else 'point'} {self.source}"
 
     def take(self, weight: Tensor) -> Tensor:
         """A weight with the axes ``right``, as the operation takes it."""

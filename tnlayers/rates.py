@@ -37,6 +37,12 @@ class Rate:
         return self.call + self.flop * flops + self.byte * size
 
 
+def floor(table: Mapping[str, Rate]) -> Rate:
+    """The least of each number over all kinds in which ``x`` meets a weight."""
+    meetings = [rate for kind, rate in table.items() if kind not in (WEIGHTS, CONTRACT, MOVE)]
+    return Rate(*(min(getattr(rate, number) for rate in meetings) for number in ("call", "flop", "byte")))
+
+
 @dataclass(frozen=True)
 class Rates:
     """What every kind of operation costs on one kind of device, in one dtype.
@@ -83,42 +89,42 @@ _CPU = Rates(
     large=1 << 25,
     fault=3.3e-10,
     train=_table("""
-        conv first 366 20.2 280
-        conv last 291 19.5 165
-        point first 365 17.9 240
-        point last 274 19.1 83.3
-        group first 364 44.1 197
-        group last 324 24.3 246
-        depth first 364 16.5 257
-        depth last 279 37.9 92.1
-        conv single 74.6 21.7 139
-        point single 59.3 16.6 164
-        matmul first first 95.6 22.1 121
-        matmul first last 98.6 18.1 217
-        matmul last first 96.4 16.8 228
-        matmul last last 71.6 18.5 163
-        weights 93.3 18.2 338
-        contract 193 0 0
-        move 46.4 0 52.5
+        conv first 364 21.9 247
+        conv last 293 20.6 90.9
+        point first 357 18.9 224
+        point last 275 19.4 69.3
+        group first 345 42.8 265
+        group last 291 22.9 284
+        depth first 356 4.79 275
+        depth last 270 52.7 74.8
+        conv single 93.4 25.7 0
+        point single 68.7 19 155
+        matmul first first 91.2 21.4 129
+        matmul first last 97.2 16.6 252
+        matmul last first 98.4 17.8 206
+        matmul last last 67.6 17.6 211
+        weights 76.7 17.8 351
+        contract 216 0 0
+        move 46.2 0 66.1
     """),
     infer=_table("""
-        conv first 126 6.9 114
-        conv last 101 5.95 47.3
-        point first 132 5.91 84.1
-        point last 89.9 6.37 19
-        group first 131 11.7 54
-        group last 105 9.07 98.7
-        depth first 137 4.59 77.3
-        depth last 93.5 12.3 29.5
-        conv single 23.9 6.89 61.8
-        point single 17.9 5.23 51.8
-        matmul first first 34.5 6.84 40.9
-        matmul first last 45 5.98 51.6
-        matmul last first 35 6 52.3
-        matmul last last 36.4 6.25 45.8
-        weights 34.9 5.54 128
-        contract 19.7 0 0
-        move 31 0 29.2
+        conv first 149 7.23 66.7
+        conv last 95 5.65 39.9
+        point first 131 5.61 75.6
+        point last 87.8 5.93 20.7
+        group first 129 10.5 70.2
+        group last 96.8 7.75 111
+        depth first 134 4.05 71.1
+        depth last 91 8.67 26.4
+        conv single 30.9 6.92 45.6
+        point single 21.3 8.22 49.8
+        matmul first first 33.3 6.58 42
+        matmul first last 46.4 6.8 41.7
+        matmul last first 36.3 6.1 56.4
+        matmul last last 35 6.37 43.2
+        weights 36.3 5.39 130
+        contract 21.2 0 0
+        move 30.4 0 32.8
     """),
 )
 

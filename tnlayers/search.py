@@ -14,11 +14,12 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from itertools import count
+from typing import NamedTuple
 
 from tnlayers.contraction import order
 from tnlayers.meeting import CONV, MATMUL
 from tnlayers.product import FIRST, LAST
-from tnlayers.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates
+from tnlayers.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates, floor
 from tnlayers.space import EXACT, Space, refine
 from tnlayers.trail import Cost, Option, Setting, Trail
 
@@ -28,8 +29,30 @@ _CACHED = 1e-3
 _SINGLE = 20480
 """Entries up to which torch gives one image on a CPU to another convolution, which turns channels last around."""
 
+COLUMNS = 16
+"""Matrix products over the positions of an image pay for these in multiples of this."""
+
 PARTS = 16
 """The largest number of parts into which the backward cuts the batch."""
+
+
+_State = tuple[int, str, tuple[int, ...]]
+"""The cores that ``x`` has met, where its channels lie, and in which order."""
+
+_Entry = tuple[float, int, float, _State, tuple[Option, ...], int]
+
+
+class _Sizes(NamedTuple):
+    """Channels folded, in groups, summed and new; entries of ``x``, of the result and of the weight; FLOPs."""
+
+    f: int
+    g: int
+    s: int
+    n: int
+    x: int
+    y: int
+    weight: int
+    flops: int
 
 
 class Search:
@@ -79,43 +102,53 @@ class Search:
             )
             if size == stride == 1 and (not any(pad) or geometry.prepad)
         )
-        self.length = cache(self._length)
+        self.length, self.sizes, self.free = cache(self._length), cache(self._sizes), cache(self._free)
+        self.floor = floor(self.mode)
 
     def __iter__(self) -> Iterator[Trail]:
         """Every trail, the cheapest first."""
         where, ties = self.space, count()
-        start = (0.0, next(ties), 0, self.setting.layout, where.inputs, ())
-        heap: list[tuple[float, int, int, str, tuple[int, ...], tuple[Option, ...]]] = [start]
-        seen: dict[tuple[int, str, tuple[int, ...]], int] = {}
-        steps: dict[tuple[int, str, tuple[int, ...]], list[tuple[float, Option]]] = {}
+        # The seconds that give an entry its turn, a tie-breaker, seconds so far, the state, the options that led to it,
+        # and the tensor to meet next, 0 if that is open.
+        heap: list[_Entry] = [(0.0, next(ties), 0.0, (0, self.setting.layout, where.inputs), (), 0)]
+        seen: dict[_State, int] = {}
+        steps: dict[tuple[_State, int], list[tuple[float, Option]]] = {}
         while heap:
-            seconds, _, absorbed, layout, axes, options = heapq.heappop(heap)
+            _, _, seconds, state, options, tensor = heapq.heappop(heap)
+            absorbed = state[0]
             if absorbed == where.all:
                 yield Trail(options, seconds)
-                continue
-            state = absorbed, layout, axes
-            seen[state] = seen.get(state, 0) + 1
-            if seen[state] > 2:  # of two ways to the same state, the third and costlier one leads to no runner-up
-                continue
-            if state not in steps:
-                steps[state] = [
-                    (self._seconds(absorbed, option), option)
-                    for tensor in self._free(absorbed, len(options))
-                    for option in self._options(absorbed, tensor, layout, axes)
-                ]
-            for step, option in steps[state]:
-                end = self.setting.layout if option.tail else option.target
-                entry = seconds + step, next(ties), absorbed | option.cores, end, option.after, (*options, option)
-                heapq.heappush(heap, entry)
+            elif tensor:
+                if (state, tensor) not in steps:
+                    found = self._options(absorbed, tensor, *state[1:])
+                    steps[state, tensor] = [(self._seconds(absorbed, option), option) for option in found]
+                for step, option in steps[state, tensor]:
+                    reached = absorbed | tensor, self.setting.layout if option.tail else option.target, option.after
+                    total = seconds + step
+                    heapq.heappush(heap, (total, next(ties), total, reached, (*options, option), 0))
+            else:
+                seen[state] = seen.get(state, 0) + 1
+                if seen[state] > 2:  # of two ways to the same state, the third and costlier one leads to no runner-up
+                    continue
+                for following, least in self.free(absorbed, len(options)):
+                    heapq.heappush(heap, (seconds + least, next(ties), seconds, state, options, following))
 
-    def _free(self, absorbed: int, number: int) -> list[int]:
-        """The sets of cores that ``x`` may meet next."""
-        if self.sequence:
-            return [self.sequence[number]]
+    def _free(self, absorbed: int, number: int) -> list[tuple[int, float]]:
+        """The sets of cores that ``x`` may meet next, each with the least seconds that it can take."""
         where = self.space
-        reach = where.x_axes(absorbed) | sum(where.kernel)
-        free = [tensor for tensor in self.tensors if not tensor & absorbed]
-        return [tensor for tensor in free if where.weight_axes(tensor) & reach] or free
+        if self.sequence:
+            free = [self.sequence[number]]
+        else:
+            reach = where.x_axes(absorbed) | sum(where.kernel)
+            free = [tensor for tensor in self.tensors if not tensor & absorbed]
+            free = [tensor for tensor in free if where.weight_axes(tensor) & reach] or free
+        return [(tensor, self._least(absorbed, tensor)) for tensor in free]
+
+    def _least(self, absorbed: int, tensor: int) -> float:
+        """A bound below the seconds of every option, whatever its kind."""
+        sizes = self.sizes(absorbed, tensor)
+        entries = sizes.x + sizes.y + sizes.weight
+        return self.contraction(tensor)[1].seconds + self.floor.seconds(sizes.flops, entries * self.itemsize)
 
     def _seconds(self, absorbed: int, option: Option) -> float:
         """What a step adds to the time of a trail, with what its weight takes."""
@@ -132,6 +165,15 @@ class Search:
         """Positions per image once ``x`` has met some cores."""
         met = self.space._union(absorbed)
         return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
+
+    def _sizes(self, absorbed: int, tensor: int) -> _Sizes:
+        """What is multiplied where ``x`` meets a tensor."""
+        where, batch = self.space, self.setting.batch
+        f, g, s, n = where.channels(absorbed, tensor)
+        before, after = self.length(absorbed), self.length(absorbed | tensor)
+        taps = where.volume(where.roles(absorbed, tensor).kernel)
+        flops = 2 * batch * f * g * s * n * after * taps
+        return _Sizes(f, g, s, n, batch * f * g * s * before, batch * f * g * n * after, g * s * n * taps, flops)
 
     def _cost(self, kind: str, flops: int, entries: int, padded: int | None = None) -> Cost:
         size = entries * self.itemsize
@@ -197,15 +239,11 @@ class Search:
 
     def _options(self, absorbed: int, tensor: int, layout: str, axes: tuple[int, ...]) -> Iterator[Option]:
         """Every way to do the step from a state to the next."""
-        where, batch, geometry = self.space, self.setting.batch, self.space.geometry
-        volume, roles = where.volume, where.roles(absorbed, tensor)
+        where, geometry = self.space, self.space.geometry
+        roles = where.roles(absorbed, tensor)
         final = absorbed | tensor == where.all
         dense = tensor == where.all
-        f, g, s, n = where.channels(absorbed, tensor)
-        before, after = self.length(absorbed), self.length(absorbed | tensor)
-        x, y = batch * f * g * s * before, batch * f * g * n * after
-        weight = g * s * n * volume(roles.kernel)
-        flops = 2 * batch * f * g * s * n * after * volume(roles.kernel)
+        f, g, s, n, x, y, weight, flops = self.sizes(absorbed, tensor)
         pointwise = not roles.kernel & ~self.trivial
         classes = (0, 0, where.x_axes(0), 0) if dense else roles[:3]
 
@@ -218,14 +256,14 @@ class Search:
                 kept = tuple(part for part in parts if not part & roles.summed)
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, where.outputs) is None)
-            work = flops
             if op == CONV:
                 kind, lanes = "conv" if not pointwise else "point", self.rates.lanes
                 kind = kind if g == 1 else "depth" if s == n == 1 else "group"
                 work = flops if kind == "depth" else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
                 kind = f"{kind} {SINGLE if tiny else source}"
             else:
-                kind = f"matmul {source} {target}"
+                kind, columns = f"matmul {source} {target}", self.length(absorbed)
+                work = flops if source == target == LAST else flops // columns * _up(columns, COLUMNS)
             cost = self._cost(kind, flops, x + y + weight, work)
             part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
             for moving, entries in ((moved, x), (tail, y)):
@@ -233,9 +271,9 @@ class Search:
                     cost = _sum(cost, self._cost(MOVE, 0, 2 * entries))
                     cost = _sum(cost, self._fresh(entries, entries))
             cost = _sum(cost, self._fresh(y, x))
-            return Option(tensor, op, source, target, moved, tail, parts, result, cost, part)
+            return Option(tensor, op, kind, source, target, moved, tail, parts, result, cost, part)
 
-        tiny = self.setting.device == "cpu" and batch * f == g == 1 and x <= _SINGLE
+        tiny = self.setting.device == "cpu" and self.setting.batch * f == g == 1 and x <= _SINGLE
         straight = axes if dense else refine(axes, classes)
         here = straight if layout == FIRST else None
         yield option(CONV, FIRST, FIRST, here)

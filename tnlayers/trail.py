@@ -38,14 +38,15 @@ class Cost(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One way for ``x`` to meet a tensor: the operation, layouts, whether ``x`` is copied before and ``y`` after.
+    """One way for ``x`` to meet a tensor.
 
-    ``part`` is what one more part of the batch costs in training: a call, and the weight read and its
-    gradient added to the sum.
+    The operation and its row in the table of rates, layouts, whether ``x`` is copied before and ``y`` after. ``part``
+    is what one more part of the batch costs in training: a call, and the weight read and its gradient added to the sum.
     """
 
     cores: int
     op: str
+    kind: str
     source: str
     target: str
     moved: bool
