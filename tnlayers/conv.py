@@ -44,8 +44,7 @@ class TensorConv(TensorLayer):
         TypeError, ValueError: an argument is none of these; the sentence names it, its value, and what is accepted.
     """
 
-    dense_type: ClassVar[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]]
-    """The torch layer with the same arguments."""
+    dense_name = "conv"
     ndim: ClassVar[int]
 
     def __init__(
@@ -94,56 +93,33 @@ class TensorConv(TensorLayer):
     dilation = _from_geometry("dilation")
     groups = _from_geometry("groups")
     padding_mode = _from_geometry("padding_mode")
+    transposed = _from_geometry("transposed")
+    output_padding = _from_geometry("output_padding")
 
     @classmethod
     def from_conv(cls, conv: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
-        """The tensor layer in place of a torch layer, with its arguments, device, dtype, bias and training flag.
+        """``from_dense`` under a convolution's name: the tensor layer in place of an ``nn.ConvNd``."""
+        return cls.from_dense(conv, rank=rank, decompose=decompose, **kwargs)
 
-        Args:
-            conv: an ``nn.ConvNd`` of the same number of dimensions; subclasses are refused, since they may do more.
-            rank: as for the class.
-            decompose: fit the cores to the layer's kernel; otherwise they are drawn.
-            **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
+    def to_conv(self) -> Any:
+        """``to_dense`` under a convolution's name: a plain ``nn.ConvNd`` with the same function."""
+        return self.to_dense()
 
-        Raises:
-            TypeError: ``conv`` is something else.
-            ValueError: ``decompose`` for a kernel without values, on the meta device.
-        """
-        if type(conv) is not cls.dense_type:
-            raise TypeError(
-                f"conv is {type(conv).__name__}; {cls.__name__}.from_conv takes an nn.{cls.dense_type.__name__}"
-            )
-        assert isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        if errors.boolean("decompose", decompose) and conv.weight.is_meta:
-            raise ValueError(
-                "decompose is True, but conv is on the meta device and has no values; pass decompose=False"
-            )
-        # A layer that is to be fitted is not drawn first.
-        device = "meta" if decompose else conv.weight.device
-        layer = cls(**_arguments(conv), device=device, dtype=conv.weight.dtype, rank=rank, **kwargs)
-        if decompose:
-            layer.to_empty(device=conv.weight.device).set_weight_(conv.weight)
-        layer.cores.requires_grad_(conv.weight.requires_grad)
-        _copy_state(conv, layer)
-        return layer
-
-    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-        """A plain ``nn.ConvNd`` with the same function, on the same device."""
-        weight = self.weight.detach()
-        # Built without storage, so that torch's own initialisation draws no random numbers.
-        conv = self.dense_type(**_arguments(self), device="meta").to_empty(device=weight.device).to(weight.dtype)
-        conv.weight.data.copy_(weight)
-        conv.weight.requires_grad_(any(core.requires_grad for core in self.cores))
-        _copy_state(self, conv)
-        return conv
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        names = [field.name for field in fields(Geometry) if field.name not in ("input_size", "transposed")]
+        if not layer.transposed:
+            names.remove("output_padding")
+        return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
 
     def extra_repr(self) -> str:
         """``nn.ConvNd``'s fields, those at their defaults left out as there, then the format's."""
         shown = [f"{self.in_channels}, {self.out_channels}"]
-        unshown: dict[str, object] = {"padding": (0,) * self.ndim, "dilation": (1,) * self.ndim, "groups": 1}
-        unshown |= {"bias": True, "padding_mode": "zeros"}
-        values = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
-        values |= {"bias": self.bias is not None, "padding_mode": self.padding_mode}
+        none = (0,) * self.ndim
+        unshown = {"padding": none, "dilation": (1,) * self.ndim, "output_padding": none, "groups": 1, "bias": True}
+        unshown["padding_mode"] = "zeros"
+        values = {name: getattr(self, name) for name in ("kernel_size", "stride", *unshown)}
+        values["bias"] = self.bias is not None
         shown += [f"{name}={value}" for name, value in values.items() if value != unshown.get(name)]
         return ", ".join([*shown, super().extra_repr()])
 
@@ -164,18 +140,3 @@ class TensorConv3d(TensorConv):
     """A convolution over (N, in_channels, D, H, W); see ``TensorConv``."""
 
     ndim, dense_type = 3, nn.Conv3d
-
-
-def _arguments(conv: Any) -> dict[str, Any]:
-    """The arguments that made a convolution, ours or torch's; device and dtype aside."""
-    names = [field.name for field in fields(Geometry) if field.name != "input_size"]
-    return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None}
-
-
-@torch.no_grad()
-def _copy_state(source: Any, target: Any) -> None:
-    """Bias and training flag, which do not depend on how the kernel is held."""
-    if source.bias is not None:
-        target.bias.copy_(source.bias)
-        target.bias.requires_grad_(source.bias.requires_grad)
-    target.train(source.training)

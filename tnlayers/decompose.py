@@ -99,35 +99,39 @@ def balance(cores: Sequence[Tensor]) -> list[Tensor]:
 def _best(network: TensorNetwork, cores: Sequence[Tensor], k: int, target: Tensor) -> Tensor:
     """The value of core ``k`` that minimises the error, the other cores as they are."""
     bonds = tuple(axis for axis in network.cores[k] if axis in network.bonds)
-    free = tuple(axis for axis in network.cores[k] if axis not in network.bonds)
     other_cores = [core for j, core in enumerate(cores) if j != k]
     other_axes = [axes for j, axes in enumerate(network.cores) if j != k]
+    elsewhere = {axis for axes in other_axes for axis in axes}
+    # A dense axis that another core has too parts the problem into one for each of its indices.
+    apart = tuple(axis for axis in network.cores[k] if axis not in network.bonds and axis in elsewhere)
+    free = tuple(axis for axis in network.cores[k] if axis not in elsewhere)
     twin = {bond: f"{bond}'" for bond in network.bonds}
 
     def primed(axes: Axes) -> Axes:
         return tuple(twin.get(axis, axis) for axis in axes)
 
-    wanted, columns = bonds + free, math.prod(network.shape(bonds))
+    wanted, columns = apart + bonds + free, math.prod(network.shape(bonds))
+    matrices = math.prod(network.shape(apart)), columns, -1
 
     def back(solution: Tensor) -> Tensor:
         return solution.reshape(network.shape(wanted)).permute(permutation(wanted, network.cores[k]))
 
-    right = contract([target, *other_cores], [network.dense_axes, *other_axes], wanted).reshape(columns, -1)
+    right = contract([target, *other_cores], [network.dense_axes, *other_axes], wanted).reshape(matrices)
     if not other_cores:
         return back(right)
-    present = cores[k].permute(permutation(network.cores[k], wanted)).reshape(columns, -1)
+    present = cores[k].permute(permutation(network.cores[k], wanted)).reshape(matrices)
     pairs, pair_axes = other_cores * 2, [*other_axes, *map(primed, other_axes)]
     if columns > DIRECT:
 
         def normal(value: Tensor) -> Tensor:
             value = value.reshape(network.shape(wanted))
-            return contract([*pairs, value], [*pair_axes, wanted], primed(bonds) + free).reshape(columns, -1)
+            return contract([*pairs, value], [*pair_axes, wanted], apart + primed(bonds) + free).reshape(matrices)
 
         return back(_conjugate_gradients(normal, right, present))
-    gram = contract(pairs, pair_axes, bonds + primed(bonds)).reshape(columns, columns)
+    gram = contract(pairs, pair_axes, apart + bonds + primed(bonds)).reshape(-1, columns, columns)
     # Where a bond is larger than its rank can be, the equations are singular: a pull towards the present value, too
     # weak to be seen elsewhere, chooses among the solutions, and the error still falls with every step.
-    pull = PULL * gram.trace() / columns
+    pull = PULL * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     identity = torch.eye(columns, dtype=gram.dtype, device=gram.device)
     return back(torch.linalg.solve(gram + pull * identity, right + pull * present))
 

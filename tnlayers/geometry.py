@@ -1,4 +1,4 @@
-"""A convolution's geometry: every argument of ``torch.nn.ConvNd`` but the kernel, checked once. No tensors here."""
+"""A layer's geometry: every argument of ``torch.nn.ConvNd`` but the kernel, checked once. No tensors here."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class Geometry:
     """A convolution without its kernel's values: ``torch.nn.ConvNd``'s arguments, checked and normalised.
 
+    Without spatial axes it is a linear map.
+
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
@@ -21,6 +23,9 @@ class Geometry:
         groups: number of blocks of channels that do not mix; divides both numbers of channels.
         padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
         input_size: spatial size of the input, if known; then taps at the border are counted exactly.
+        transposed: the adjoint of the convolution from out_channels to in_channels, as ``torch.nn.ConvTransposeNd``.
+        output_padding: positions that a transposed convolution adds at the end of each axis of its output; less than
+            stride or dilation.
 
     Raises:
         TypeError, ValueError: an argument is not as above; the sentence names it.
@@ -43,6 +48,8 @@ class Geometry:
     groups: int = 1
     padding_mode: str = "zeros"
     input_size: tuple[int, ...] | None = None
+    transposed: bool = False
+    output_padding: int | tuple[int, ...] = 0
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -63,16 +70,44 @@ class Geometry:
                 raise ValueError(f"stride is {checked['stride']}; padding='same' is defined for stride 1 only")
         else:
             checked["padding"] = errors.integers("padding", self.padding, ndim, minimum=0)
+        checked["output_padding"] = errors.integers("output_padding", self.output_padding, ndim, minimum=0)
+        self._check_transposed(checked)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.input_size is not None:
             object.__setattr__(self, "input_size", errors.integers("input_size", self.input_size, ndim))
             self.output_size(self.input_size)
 
+    def _check_transposed(self, checked: dict[str, Any]) -> None:
+        """What only one of convolution and transposed convolution can have."""
+        extra = checked["output_padding"]
+        if not self.transposed:
+            if any(extra):
+                raise ValueError(f"output_padding is {self.output_padding!r}; only a transposed convolution has one")
+            return
+        if "padding" not in checked or isinstance(checked["padding"], str):
+            raise ValueError(f"padding is {self.padding!r}; a transposed convolution takes integers only")
+        if checked["padding_mode"] != "zeros":
+            raise ValueError(f"padding_mode is {self.padding_mode!r}; a transposed convolution takes 'zeros' only")
+        for more, stride, dilation in zip(extra, checked["stride"], checked["dilation"], strict=True):
+            if more >= max(stride, dilation):
+                raise ValueError(
+                    f"output_padding is {self.output_padding!r}; along each axis it must be less than stride "
+                    f"{checked['stride']} or dilation {checked['dilation']}"
+                )
+
     @property
     def ndim(self) -> int:
         """The number of spatial axes."""
         return len(self.kernel_size)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of torch's weight: out first, in / groups second; the other way round if transposed."""
+        first, second = self.out_channels, self.in_channels
+        if self.transposed:
+            first, second = second, first
+        return (first, second // self.groups, *self.kernel_size)
 
     @property
     def spans(self) -> tuple[int, ...]:
@@ -95,7 +130,7 @@ class Geometry:
         return tuple(amount for pair in reversed(self.pads) for amount in pair)
 
     def each(self, name: str) -> tuple[int, ...]:
-        """Stride, dilation or padding as one integer per axis, which __post_init__ has made of all but the words."""
+        """Stride, dilation or a padding as one integer per axis, which __post_init__ has made of all but the words."""
         value = getattr(self, name)
         return (0,) * self.ndim if isinstance(value, str) else value
 
@@ -103,8 +138,17 @@ class Geometry:
         """The output's spatial size for an input's.
 
         Raises:
-            ValueError: the padded input is smaller than the dilated kernel.
+            ValueError: the padded input is smaller than the dilated kernel; or a transposed convolution's padding
+                leaves nothing.
         """
+        if self.transposed:
+            least, extra = self.least_size(input_size), self.each("output_padding")
+            found = tuple(size + more for size, more in zip(least, extra, strict=True))
+            if min(found) < 1:
+                raise ValueError(
+                    f"input size {tuple(input_size)} with padding {self.padding!r} gives the output size {found}"
+                )
+            return found
         out = []
         for size, span, pad, stride in zip(input_size, self.spans, self.pads, self.each("stride"), strict=True):
             if size + sum(pad) < span:
@@ -115,6 +159,11 @@ class Geometry:
             out.append((size + sum(pad) - span) // stride + 1)
         return tuple(out)
 
+    def least_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
+        """A transposed convolution's output size without output_padding."""
+        each = zip(input_size, self.spans, self.each("stride"), self.each("padding"), strict=True)
+        return tuple((size - 1) * stride - 2 * pad + span for size, span, stride, pad in each)
+
     @property
     def taps(self) -> tuple[float, float]:
         """T_fwd, T_bwd: mean number of real taps per output position, of (output, tap) pairs per input position."""
@@ -124,12 +173,17 @@ class Geometry:
         each = zip(sizes, outs, self.kernel_size, self.each("stride"), self.each("dilation"), self.pads, strict=True)
         for size, out, kernel, stride, dilation, (before, _) in each:
             if size is None:
-                forward, backward = forward * kernel, backward * kernel / stride
+                strided = kernel / stride
+                forward, backward = (
+                    forward * (strided if self.transposed else kernel),
+                    backward * (kernel if self.transposed else strided),
+                )
                 continue
+            coarse, fine = (size, out) if self.transposed else (out, size)
             if self.padding_mode == "zeros":
                 pairs = sum(
-                    0 <= stride * position + dilation * tap - before < size
-                    for position in range(out)
+                    0 <= stride * position + dilation * tap - before < fine
+                    for position in range(coarse)
                     for tap in range(kernel)
                 )
             else:

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from tnlayers import errors
 from tnlayers.contraction import reconstruct
 from tnlayers.decompose import decompose
+from tnlayers.draw import draw
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
+from tnlayers.meeting import exchange
 from tnlayers.modes import own_precision
 from tnlayers.planned import PlannedModule
 from tnlayers.planner import Planner
@@ -22,9 +24,6 @@ from tnlayers.rank import Rank
 from tnlayers.variance import Init, Variance, solve
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-_TRUNCATED_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
-"""Standard deviation of a standard normal distribution cut at -2 and 2."""
 
 
 class TensorLayer(PlannedModule):
@@ -45,6 +44,12 @@ class TensorLayer(PlannedModule):
     """
 
     format_type: ClassVar[type[Format] | None] = None
+    channel_names: ClassVar[tuple[str, str]] = ("in_channels", "out_channels")
+    """What the arguments for channels are called."""
+    dense_name: ClassVar[str]
+    """What a torch layer is called as an argument: 'conv' or 'linear'."""
+    dense_type: ClassVar[type[Any]]
+    """The torch layer with the same arguments."""
     bias: nn.Parameter | None
     variance: Variance
 
@@ -79,10 +84,11 @@ class TensorLayer(PlannedModule):
         self.init = Init.of(init)
         inputs, groups = geometry.in_channels // geometry.groups, geometry.groups
         split = self.format.split(inputs, geometry.out_channels, groups)
-        inputs_name = "in_channels" if groups == 1 else "in_channels / groups"
+        inputs_name, outputs_name = self.channel_names
+        inputs_name += "" if groups == 1 else " / groups"
         self.network, self.rank = self.format.build(
             split[0] if in_shape is None else _shape("in_shape", in_shape, inputs_name, inputs),
-            split[1] if out_shape is None else _shape("out_shape", out_shape, "out_channels", geometry.out_channels),
+            split[1] if out_shape is None else _shape("out_shape", out_shape, outputs_name, geometry.out_channels),
             geometry.kernel_size,
             rank,
         )
@@ -121,27 +127,25 @@ class TensorLayer(PlannedModule):
     def reset_parameters(self) -> None:
         """Solve for the variances and draw the cores and the bias again."""
         variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
-        draws = [_draw(core, s, self.init.distribution) for core, s in zip(self.cores, variance.std, strict=True)]
-        if self.init.exact:
-            # The norm in float64, where the device has it: the product of many cores would round in less.
-            fine = torch.float32 if draws[0].device.type == "mps" else torch.float64
-            draws = [draw.to(fine) for draw in draws]
-            target = variance.weight_std * math.sqrt(self.network.dense_params)
-            scale = (target / reconstruct(self.network, draws).norm()) ** (1 / len(draws))
-            draws = [draw * scale for draw in draws]
-        self._assign(draws)
+        self._assign(draw(self.network, variance, self.init, list(self.cores)))
         self.variance = variance
         if self.bias is not None:
-            bound = 1 / math.sqrt(math.prod(self.network.dense_shape[1:]))  # as torch.nn.ConvNd
+            bound = 1 / math.sqrt(math.prod(self.geometry.weight_shape[1:]))  # as torch's layers
             nn.init.uniform_(self.bias, -bound, bound)
 
     @property
     def weight(self) -> Tensor:
-        """The dense kernel, shape (out_channels, in_channels / groups, *kernel_size), contracted at each access."""
+        """The dense kernel, contracted at each access, of the shape that torch's layer holds.
+
+        That is (out_channels, in_channels / groups, *kernel_size); for a transposed convolution (in_channels,
+        out_channels / groups, *kernel_size); for a linear layer (out_features, in_features).
+        """
         if len(self.cores) == 1:
-            return reconstruct(self.network, list(self.cores)).clone()  # never a view of a parameter
-        with own_precision(self.cores[0]):
-            return self._planner.contraction(list(self.cores)).reshape(self.network.dense_shape)
+            kernel = reconstruct(self.network, list(self.cores)).clone()  # never a view of a parameter
+        else:
+            with own_precision(self.cores[0]):
+                kernel = self._planner.contraction(list(self.cores)).reshape(self.network.dense_shape)
+        return exchange(kernel, self.geometry.groups).contiguous() if self.geometry.transposed else kernel
 
     @property
     def keep_ratio(self) -> float:
@@ -153,7 +157,7 @@ class TensorLayer(PlannedModule):
         """Fit the cores to a dense kernel, by alternating least squares in float64.
 
         Args:
-            weight: shape (out_channels, in_channels / groups, *kernel_size).
+            weight: of the shape of ``layer.weight``.
 
         Returns:
             float: ``||weight - fit|| / ||weight||``, with the cores as the layer's dtype holds them.
@@ -165,6 +169,10 @@ class TensorLayer(PlannedModule):
         """
         if self.cores[0].is_meta:
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
+        if self.geometry.transposed and isinstance(weight, Tensor):
+            if tuple(weight.shape) != self.geometry.weight_shape:
+                raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
+            weight = exchange(weight, self.geometry.groups)
         cores, _ = decompose(self.network, weight)
         cores = [fitted.to(core) for core, fitted in zip(self.cores, cores, strict=True)]
         found = reconstruct(self.network, cores).to("cpu", torch.float64)
@@ -177,6 +185,54 @@ class TensorLayer(PlannedModule):
         self._assign(cores)
         scale = float(target.abs().max()) or 1.0
         return float(((found - target) / scale).norm() / max(float((target / scale).norm()), 1.0))
+
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        """The arguments that made a layer, ours or torch's; device and dtype aside."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dense(cls, dense: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
+        """The tensor layer in place of a torch layer, with its arguments, device, dtype, bias and training flag.
+
+        Args:
+            dense: a layer of ``dense_type``; subclasses are refused, since they may do more.
+            rank: as for the class.
+            decompose: fit the cores to the layer's weight; otherwise they are drawn.
+            **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
+
+        Raises:
+            TypeError: ``dense`` is something else.
+            ValueError: ``decompose`` for a weight without values, on the meta device.
+        """
+        name = cls.dense_name
+        if type(dense) is not cls.dense_type:
+            raise TypeError(
+                f"{name} is {type(dense).__name__}; {cls.__name__}.from_{name} takes an nn.{cls.dense_type.__name__}"
+            )
+        weight: Any = dense.weight
+        if errors.boolean("decompose", decompose) and weight.is_meta:
+            raise ValueError(
+                f"decompose is True, but {name} is on the meta device and has no values; pass decompose=False"
+            )
+        # A layer that is to be fitted is not drawn first.
+        device = "meta" if decompose else weight.device
+        layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
+        if decompose:
+            layer.to_empty(device=weight.device).set_weight_(weight)
+        layer.cores.requires_grad_(weight.requires_grad)
+        _copy_state(dense, layer)
+        return layer
+
+    def to_dense(self) -> Any:
+        """A plain torch layer with the same function, on the same device."""
+        weight = self.weight.detach()
+        # Built without storage, so that torch's own initialisation draws no random numbers.
+        dense = self.dense_type(**self._arguments(self), device="meta").to_empty(device=weight.device).to(weight.dtype)
+        dense.weight.data.copy_(weight)
+        dense.weight.requires_grad_(any(core.requires_grad for core in self.cores))
+        _copy_state(self, dense)
+        return dense
 
     def _assign(self, values: Sequence[Tensor]) -> None:
         if is_parametrized(self.cores):
@@ -194,6 +250,15 @@ class TensorLayer(PlannedModule):
         rank: object = sizes[0] if len(set(sizes)) == 1 else sizes
         options = "".join(f", {field.name}={getattr(self.format, field.name)!r}" for field in fields(self.format))
         return f"format={self.format.name}{options}, rank={rank}, keep_ratio={self.keep_ratio:.3g}"
+
+
+@torch.no_grad()
+def _copy_state(source: Any, target: Any) -> None:
+    """Bias and training flag, which do not depend on how the kernel is held."""
+    if source.bias is not None:
+        target.bias.copy_(source.bias)
+        target.bias.requires_grad_(source.bias.requires_grad)
+    target.train(source.training)
 
 
 def _show_options(layer: type[TensorLayer], format_type: type[Format]) -> None:
@@ -217,13 +282,3 @@ def _shape(name: str, value: Any, product_name: str, product: int) -> tuple[int,
     if math.prod(shape) != product or not shape:
         raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
     return shape
-
-
-def _draw(core: Tensor, std: float, distribution: str) -> Tensor:
-    """Fresh entries of a core, in float32 at least."""
-    draw = torch.empty_like(core, dtype=torch.promote_types(core.dtype, torch.float32))
-    if distribution == "uniform":
-        return draw.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std)
-    if distribution == "truncated_normal":
-        return nn.init.trunc_normal_(draw, a=-2, b=2).mul_(std / _TRUNCATED_STD)
-    return draw.normal_(0, std)

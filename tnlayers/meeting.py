@@ -22,6 +22,9 @@ from tnlayers.step import inverse, view
 CONV, MATMUL = "conv", "matmul"
 
 _CONV: Mapping[int, Callable[..., Tensor]] = MappingProxyType({1: F.conv1d, 2: F.conv2d, 3: F.conv3d})
+_TRANSPOSED: Mapping[int, Callable[..., Tensor]] = MappingProxyType(
+    {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+)
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,10 @@ class Meeting:
         move: sizes and permutation of the channel axes that must be reordered before, with a copy; or None.
         folded, groups, summed, new: how many channels of each role.
         taps: kernel size along each spatial axis, 1 where nothing is convolved.
-        stride, padding, dilation: along each spatial axis.
+        stride, padding, output_padding, dilation: along each spatial axis.
+        transposed: whether it is a transposed convolution.
         left, right, out: the axes of ``x``, of the weight and of the result, for people to read.
-        plain: whether it is a convolution and nothing else.
+        plain: whether it is one function of torch's and nothing else.
         weight_shape: the weight's shape as its axes lie in memory; before channels last, a convolution's has them last.
     """
 
@@ -53,7 +57,9 @@ class Meeting:
     taps: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    transposed: bool
     left: tuple[str, ...]
     right: tuple[str, ...]
     out: tuple[str, ...]
@@ -67,30 +73,35 @@ class Meeting:
             inner = (self.summed, *self.taps) if self.source == FIRST else (*self.taps, self.summed)
             shape = (self.groups * self.new, *inner)
         object.__setattr__(self, "weight_shape", shape)
-        object.__setattr__(self, "plain", self.op == CONV and self.folded == 1 and not self.move)
+        whole = self.folded == 1 and not self.move
+        object.__setattr__(self, "plain", whole and (self.op == CONV or (not self.taps and self.groups == 1)))
 
     def take(self, weight: Tensor) -> Tensor:
         """A weight with the axes ``right``, as the operation takes it."""
         weight = view(weight, self.weight_shape)
         if self.op == MATMUL:
             return weight
-        return weight.contiguous() if self.source == FIRST else weight.contiguous().movedim(-1, 1)
+        weight = weight.contiguous() if self.source == FIRST else weight.contiguous().movedim(-1, 1)
+        return exchange(weight, self.groups) if self.transposed else weight
 
     def give(self, gradient: Tensor) -> Tensor:
         """The gradient of what ``take`` returned as that of what it took."""
+        if self.transposed:
+            gradient = exchange(gradient, self.groups)
         return gradient.movedim(1, -1) if self.op == CONV and self.source == LAST else gradient
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Shape (batch, folded * groups * summed, *positions) -> (batch, folded * groups * new, *positions')."""
         if self.plain:
-            return _CONV[len(self.taps)](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+            return self._convolve(x, weight, bias) if self.taps else F.linear(x, weight, bias)
         if self.move:
             x = reorder(x, *self.move)
         fused = None if bias is None or self.folded > 1 or (self.op == MATMUL and self.groups > 1) else bias
         if self.op == CONV:
-            convolve = _CONV[len(self.taps)]
-            y = convolve(self._folded(x), weight, fused, self.stride, self.padding, self.dilation, self.groups)
-            y = self._unfolded(y, x)
+            y = self._unfolded(self._convolve(self._folded(x), weight, fused), x)
+        elif self.source == self.target == LAST and self.groups > 1:
+            y = torch.bmm(self._rows(x, self.summed), weight.mT).transpose(0, 1)
+            y = y.reshape(x.shape[0], *x.shape[2:], self.folded * self.groups * self.new).movedim(-1, 1)
         elif self.source == self.target == LAST:
             batch, _, *places = x.shape
             y = F.linear(x.movedim(1, -1).reshape(batch, *places, self.folded, self.summed), weight, fused)
@@ -110,18 +121,13 @@ class Meeting:
             x = reorder(x, *self.move)
         for_x = for_weight = None
         if self.op == CONV:
-            zeros = [0] * len(self.taps)
             for_x, for_weight, _ = torch.ops.aten.convolution_backward(
                 self._folded(gradient), self._folded(x), weight, None, self.stride, self.padding, self.dilation,
-                False, zeros, self.groups, (*wanted, False),
+                self.transposed, self.output_padding, self.groups, (*wanted, False),
             )  # fmt: skip
             for_x = None if for_x is None else self._unfolded(for_x, x)
         elif self.source == self.target == LAST:
-            g = gradient.movedim(1, -1).reshape(-1, self.new)
-            if wanted[0]:
-                for_x = torch.mm(g, weight).reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
-            if wanted[1]:
-                for_weight = torch.mm(g.mT, x.movedim(1, -1).reshape(-1, self.summed))
+            for_x, for_weight = self._last_gradients(x, weight, gradient, wanted)
         elif self.groups > 1:
             g = self._grouped(gradient)
             if wanted[0]:
@@ -138,6 +144,34 @@ class Meeting:
             sizes, order = self.move
             for_x = reorder(for_x, tuple(sizes[k] for k in order), inverse(order))
         return for_x, for_weight
+
+    def _last_gradients(
+        self, x: Tensor, weight: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of a matrix product with the channels last before and after."""
+        for_x = for_weight = None
+        if self.groups > 1:
+            rows = self._rows(gradient, self.new)
+            for_x = torch.bmm(rows, weight).transpose(0, 1) if wanted[0] else None
+            for_weight = torch.bmm(rows.mT, self._rows(x, self.summed)) if wanted[1] else None
+        else:
+            rows = gradient.movedim(1, -1).reshape(-1, self.new)
+            for_x = torch.mm(rows, weight) if wanted[0] else None
+            for_weight = torch.mm(rows.mT, x.movedim(1, -1).reshape(-1, self.summed)) if wanted[1] else None
+        if for_x is not None:
+            for_x = for_x.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
+        return for_x, for_weight
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.transposed:
+            return _TRANSPOSED[len(self.taps)](
+                x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            )
+        return _CONV[len(self.taps)](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _rows(self, x: Tensor, channels: int) -> Tensor:
+        """Shape (groups, batch * positions * folded, channels)."""
+        return x.movedim(1, -1).reshape(-1, self.groups, channels).transpose(0, 1)
 
     def _folded(self, x: Tensor) -> Tensor:
         """Shape (batch * folded, channels, *positions)."""
@@ -164,6 +198,19 @@ class Meeting:
         if layout == LAST:
             return y.mT.reshape(batch, *places, y.shape[1]).movedim(-1, 1)
         return y.reshape(batch, self.folded * y.shape[1], *places)
+
+
+def exchange(weight: Tensor, groups: int) -> Tensor:
+    """Between the shapes (groups * new, summed, *taps) and (groups * summed, new, *taps): what torch transposes.
+
+    Example:
+        >>> exchange(torch.empty(6, 4, 3), 2).shape
+        torch.Size([8, 3, 3])
+    """
+    if groups == 1:
+        return weight.transpose(0, 1)
+    outer, inner, *taps = weight.shape
+    return weight.reshape(groups, outer // groups, inner, *taps).transpose(1, 2).flatten(0, 1)
 
 
 def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: bool = False) -> Tensor:

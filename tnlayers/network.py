@@ -78,11 +78,6 @@ class TensorNetwork:
             for axis in core:
                 homes.setdefault(axis, []).append(position)
         for axis, cores in homes.items():
-            if CHANNEL.fullmatch(axis) and len(cores) > 1:
-                raise ValueError(
-                    f"axis {axis!r} is in the cores {', '.join(map(str, cores))} of network '{self}'; "
-                    "an input or output axis belongs to exactly one core"
-                )
             if len(cores) == 1 and not self._is_dense(axis, 1):
                 raise ValueError(
                     f"bond {axis!r} is only in core {cores[0]} of network '{self}'; a bond "

@@ -105,14 +105,19 @@ class PlannedModule(nn.Module):
         """Apply the layer.
 
         Args:
-            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched.
+            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched; a linear layer's is
+                (*, in_features).
 
         Returns:
-            Tensor: shape (N, out_channels, *spatial'), or without N.
+            Tensor: shape (N, out_channels, *spatial'), or without N; a linear layer's is (*, out_features).
 
         Raises:
             ValueError: the input has other dimensions or channels.
         """
+        return self._run(input)
+
+    def _run(self, input: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
+        """``forward``, with another output padding than the geometry's, if any."""
         planner, shape = self._planner, input.shape
         batched = len(shape) == planner.dim and shape[1] == planner.channels
         x = input if batched else input.reshape(self._batched(shape))
@@ -120,8 +125,12 @@ class PlannedModule(nn.Module):
         held = self._modules["cores"]._parameters  # type: ignore[union-attr]
         cores: list[Any] = [*held.values()] if tuple(held) == planner.names else [*self.cores]
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
-        y = planner(x, cores, bias, self.training)
-        return y if batched or len(shape) == planner.dim else y.squeeze(0)
+        y = planner(x, cores, bias, self.training, output_padding)
+        return y if batched or len(shape) == planner.dim else self._unbatched(y, shape)
+
+    def _unbatched(self, y: Tensor, shape: Sequence[int]) -> Tensor:
+        """The output for an input of this shape, which ``_batched`` has changed."""
+        return y.squeeze(0)
 
 
 def _counts(shape: Sequence[int]) -> tuple[int, ...]:

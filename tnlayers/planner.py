@@ -1,6 +1,7 @@
 """A layer's plans: made on the first input of a kind and kept, with the weights' part of inference."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -61,35 +62,45 @@ class Planner:
         """Plans for a setting, the fastest first."""
         return candidates(self.network, self.geometry, setting, self.strategy, self.memory)
 
-    def plan(self, setting: Setting) -> Plan:
-        """The plan for a setting."""
-        return plan(self.network, self.geometry, setting, self.strategy, self.memory)
+    def plan(self, setting: Setting, output_padding: tuple[int, ...] | None = None) -> Plan:
+        """The plan for a setting, and for another output padding than the geometry's, if one is given."""
+        geometry = self.geometry
+        if output_padding is not None:
+            geometry = replace(geometry, output_padding=output_padding)
+        return plan(self.network, geometry, setting, self.strategy, self.memory)
 
     def forget(self) -> None:
         """Drop the weights that inference keeps."""
         self._weights.clear()
 
-    def __call__(self, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, training: bool) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        cores: Sequence[Tensor],
+        bias: Tensor | None,
+        training: bool,
+        output_padding: tuple[int, ...] | None = None,
+    ) -> Tensor:
         """Run the layer on an input of shape (batch, in_channels, *spatial)."""
         grad = torch.is_grad_enabled() and (x.requires_grad or any(core.requires_grad for core in cores))
         mode = "train" if grad else "infer" if training else "cached"
         kind, dtype = x.device.type, x.dtype
         if torch.compiler.is_compiling():
-            name = self.prepare("infer" if mode == "cached" else mode, kind, str(dtype))
+            name = self.prepare("infer" if mode == "cached" else mode, kind, str(dtype), output_padding)
             return run(getattr(self, name), x, cores, bias)
         cast = None if dtype == torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
-        layout = LAST if _is_channels_last(x) else FIRST
-        if layout == LAST and dtype == torch.float64 and kind == "cpu":
+        layout = LAST if self.dim == 2 or _is_channels_last(x) else FIRST
+        if layout == LAST and dtype == torch.float64 and kind == "cpu" and self.dim > 2:
             x, layout = x.contiguous(), FIRST  # torch's own convolution fails there in some backward passes
-        key = (x.shape, mode, layout, dtype, kind)
+        key = (x.shape, mode, layout, dtype, kind, output_padding)
         found = self._plans.get(key)
         if found is None:
             if len(self._plans) == _KEPT:
                 self._plans.clear()
             size = tuple(x.shape[2:])
             setting = Setting(max(1, x.shape[0]), size, layout, mode, kind, dtype)
-            found = self._plans[key] = self.plan(setting)
+            found = self._plans[key] = self.plan(setting, output_padding)
             self._latest = setting.batch, size
         if mode == "cached":
             weights = self._kept(found, cores, cast)
@@ -118,16 +129,17 @@ class Planner:
             kept = self._weights[found.signature, cast] = list(cores), versions, weights
         return kept[2]
 
-    def prepare(self, mode: str, device: str, dtype: str) -> str:
+    def prepare(self, mode: str, device: str, dtype: str, output_padding: tuple[int, ...] | None = None) -> str:
         """Make the plan that a compiler gets, and tell the name of the attribute that holds it.
 
         It is made for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open.
         """
-        name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}"
+        extra = "" if output_padding is None else "_" + "_".join(map(str, output_padding))
+        name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}{extra}"
         typical = tuple(max(_NOMINAL[1], span) for span in self.geometry.spans)
         batch, size = self._latest or (_NOMINAL[0], typical)
         setting = Setting(batch, size, mode=mode, device=device, dtype=getattr(torch, dtype.removeprefix("torch.")))
-        setattr(self, name, self.plan(setting))
+        setattr(self, name, self.plan(setting, output_padding))
         return name
 
     # What torch.compiler.assume_constant_result sets; to call it would import the compiler for everyone.

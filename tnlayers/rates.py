@@ -54,8 +54,8 @@ class Rates:
         train, infer: the rate of each kind, forward and backward or forward alone. The kinds are 'conv', 'point' (a
             convolution of one tap), 'group', 'depth' (groups of one channel), each 'first' or 'last' by where the
             channels lie in memory; 'conv single' and 'point single', of one small image; 'matmul' over the channels,
-            from one layout to another; 'weights', a step in a contraction of cores; 'contract', what each
-            contraction takes besides; 'move', a copy into another order.
+            from one layout to another; 'matmul group', the same in groups, channels last; 'weights', a step in a
+            contraction of cores; 'contract', what each contraction takes besides; 'move', a copy into another order.
     """
 
     lanes: int
@@ -103,6 +103,7 @@ _CPU = Rates(
         matmul first last 97.2 16.6 252
         matmul last first 98.4 17.8 206
         matmul last last 67.6 17.6 211
+        matmul group 90 25 400
         weights 76.7 17.8 351
         contract 216 0 0
         move 46.2 0 66.1
@@ -122,6 +123,7 @@ _CPU = Rates(
         matmul first last 46.4 6.8 41.7
         matmul last first 36.3 6.1 56.4
         matmul last last 35 6.37 43.2
+        matmul group 45 8 100
         weights 36.3 5.39 130
         contract 21.2 0 0
         move 30.4 0 32.8

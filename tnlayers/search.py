@@ -14,14 +14,13 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from itertools import count
-from typing import NamedTuple
 
 from tnlayers.contraction import order
 from tnlayers.meeting import CONV, MATMUL
 from tnlayers.product import FIRST, LAST
 from tnlayers.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates, floor
 from tnlayers.space import EXACT, Space, refine
-from tnlayers.trail import Cost, Option, Setting, Trail
+from tnlayers.trail import Cost, Option, Setting, Sizes, Trail
 
 _CACHED = 1e-3
 """Share at which contractions of weights count where they are cached: enough to prefer the smaller ones."""
@@ -40,19 +39,6 @@ _State = tuple[int, str, tuple[int, ...]]
 """The cores that ``x`` has met, where its channels lie, and in which order."""
 
 _Entry = tuple[float, int, float, _State, tuple[Option, ...], int]
-
-
-class _Sizes(NamedTuple):
-    """Channels folded, in groups, summed and new; entries of ``x``, of the result and of the weight; FLOPs."""
-
-    f: int
-    g: int
-    s: int
-    n: int
-    x: int
-    y: int
-    weight: int
-    flops: int
 
 
 class Search:
@@ -90,17 +76,16 @@ class Search:
         self.tensors = sorted({*tensors, where.all} if strategy in ("auto", "reconstruct") else tensors)
         self.contraction, self.known = cache(self._contraction), frozenset(where.tensors)
         geometry = where.geometry
-        pads = geometry.pads if geometry.prepad else ((0, 0),) * geometry.ndim
+        nothing = ((0, 0),) * geometry.ndim
+        pads, later = (geometry.pads, nothing) if geometry.prepad else (nothing, geometry.pads)
         before = [size + sum(pad) for size, pad in zip(setting.size, pads, strict=True)]
         after = geometry.output_size(setting.size)
         taps = zip(where.kernel, geometry.kernel_size, before, after, strict=True)
         self.places = {bit: places for bit, _, *places in taps}
+        each = (geometry.each(name) for name in ("kernel_size", "stride", "output_padding"))
+        axes = zip(where.kernel, *each, later, strict=True)
         self.trivial = sum(
-            bit
-            for bit, size, stride, pad in zip(
-                where.kernel, geometry.kernel_size, geometry.each("stride"), geometry.pads, strict=True
-            )
-            if size == stride == 1 and (not any(pad) or geometry.prepad)
+            bit for bit, size, stride, more, pad in axes if size == stride == 1 and not more and not any(pad)
         )
         self.length, self.sizes, self.free = cache(self._length), cache(self._sizes), cache(self._free)
         self.floor = floor(self.mode)
@@ -166,14 +151,15 @@ class Search:
         met = self.space._union(absorbed)
         return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
 
-    def _sizes(self, absorbed: int, tensor: int) -> _Sizes:
+    def _sizes(self, absorbed: int, tensor: int) -> Sizes:
         """What is multiplied where ``x`` meets a tensor."""
         where, batch = self.space, self.setting.batch
         f, g, s, n = where.channels(absorbed, tensor)
         before, after = self.length(absorbed), self.length(absorbed | tensor)
         taps = where.volume(where.roles(absorbed, tensor).kernel)
-        flops = 2 * batch * f * g * s * n * after * taps
-        return _Sizes(f, g, s, n, batch * f * g * s * before, batch * f * g * n * after, g * s * n * taps, flops)
+        # Each entry of the input of a transposed convolution meets every tap, else each entry of the output does.
+        flops = 2 * batch * f * g * s * n * taps * (before if where.geometry.transposed else after)
+        return Sizes(f, g, s, n, batch * f * g * s * before, batch * f * g * n * after, g * s * n * taps, flops)
 
     def _cost(self, kind: str, flops: int, entries: int, padded: int | None = None) -> Cost:
         size = entries * self.itemsize
@@ -261,9 +247,11 @@ class Search:
                 kind = kind if g == 1 else "depth" if s == n == 1 else "group"
                 work = flops if kind == "depth" else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
                 kind = f"{kind} {SINGLE if tiny else source}"
+            elif source == target == LAST:
+                kind, work = "matmul last last" if g == 1 else "matmul group", flops
             else:
                 kind, columns = f"matmul {source} {target}", self.length(absorbed)
-                work = flops if source == target == LAST else flops // columns * _up(columns, COLUMNS)
+                work = flops // columns * _up(columns, COLUMNS)
             cost = self._cost(kind, flops, x + y + weight, work)
             part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
             for moving, entries in ((moved, x), (tail, y)):
@@ -275,6 +263,9 @@ class Search:
 
         tiny = self.setting.device == "cpu" and self.setting.batch * f == g == 1 and x <= _SINGLE
         straight = axes if dense else refine(axes, classes)
+        if not geometry.ndim:
+            yield option(MATMUL, LAST, LAST, straight)
+            return
         here = straight if layout == FIRST else None
         yield option(CONV, FIRST, FIRST, here)
         if layout == LAST and geometry.ndim > 1 and f == 1 and straight is not None and not tiny:
@@ -282,10 +273,10 @@ class Search:
         if not pointwise:
             return
         yield option(MATMUL, FIRST, FIRST, here)
-        if g > 1:
-            return
         if layout == LAST and straight is not None:
             yield option(MATMUL, LAST, LAST, straight)
+        if g > 1:
+            return
         other = LAST if layout == FIRST else FIRST
         if f == 1 and (not final or other == self.setting.layout):
             yield option(MATMUL, layout, other, straight)

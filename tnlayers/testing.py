@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tnlayers.contraction import reconstruct
-from tnlayers.conv import TensorConv
+from tnlayers.layer import TensorLayer
 from tnlayers.variance import DISTRIBUTIONS, Init
 
-Make = Callable[..., TensorConv]
+Make = Callable[..., TensorLayer]
 """Builds the layer under test; keyword arguments override its own."""
 
 PROMISES: dict[str, Callable[[Make], None]] = {}
@@ -39,7 +39,7 @@ def promise(function: Callable[[Make], None]) -> Callable[[Make], None]:
     return seeded
 
 
-def check(layer_type: type[TensorConv], *args: Any, **kwargs: Any) -> None:
+def check(layer_type: type[TensorLayer], *args: Any, **kwargs: Any) -> None:
     """Hold a layer to every promise.
 
     Args:
@@ -58,16 +58,16 @@ def check(layer_type: type[TensorConv], *args: Any, **kwargs: Any) -> None:
         keeps(partial(layer_type, *args, **kwargs))
 
 
-def example_input(layer: TensorConv, batch: int = 2) -> Tensor:
+def example_input(layer: TensorLayer, batch: int = 2) -> Tensor:
     """A random input of the layer's dtype and device, a little larger than the kernel."""
     core = layer.cores[0]
     spatial = (span + 4 + k for k, span in enumerate(layer.geometry.spans))
-    return torch.randn(batch, layer.in_channels, *spatial, dtype=core.dtype, device=core.device)
+    return torch.randn(batch, layer.geometry.in_channels, *spatial, dtype=core.dtype, device=core.device)
 
 
-def assert_same_function(layer: TensorConv, x: Tensor) -> None:
+def assert_same_function(layer: TensorLayer, x: Tensor) -> None:
     """The layer's output equals that of torch's convolution with the layer's dense kernel, within 1e-10 in float64."""
-    dense = layer.to_conv()
+    dense = layer.to_dense()
     assert type(dense) is layer.dense_type
     eps = torch.finfo(x.dtype).eps
     expected, found = dense(x), layer(x)
@@ -78,11 +78,11 @@ def assert_same_function(layer: TensorConv, x: Tensor) -> None:
     assert error <= limit, f"{layer.strategy} differs from the dense layer by {error:.1e}, relative"
 
 
-def _mean_square(layer: TensorConv) -> float:
+def _mean_square(layer: TensorLayer) -> float:
     return float(layer.weight.detach().to(torch.float64).square().mean())
 
 
-def _shapes(layer: TensorConv) -> dict[str, tuple[int, ...]]:
+def _shapes(layer: TensorLayer) -> dict[str, tuple[int, ...]]:
     network = layer.network
     return {"in_shape": network.shape(network.inputs), "out_shape": network.shape(network.outputs)}
 
@@ -107,7 +107,7 @@ def gradients(make: Make) -> None:
         parameters = dict(layer.named_parameters())
 
         def function(
-            x: Tensor, *values: Tensor, layer: TensorConv = layer, names: tuple[str, ...] = tuple(parameters)
+            x: Tensor, *values: Tensor, layer: TensorLayer = layer, names: tuple[str, ...] = tuple(parameters)
         ) -> Any:
             return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), x)
 
@@ -222,11 +222,11 @@ def conversions(make: Make) -> None:
     """To a torch layer and back without a fit: arguments, bias, dtype, training and requires_grad survive."""
     layer = make(dtype=torch.float64).eval()
     layer.cores.requires_grad_(False)
-    dense = layer.to_conv()
+    dense = layer.to_dense()
     assert not dense.training
     assert not dense.weight.requires_grad
     own = {field.name: getattr(layer.format, field.name) for field in fields(layer.format)}
-    back = type(layer).from_conv(dense, rank=layer.rank, decompose=False, **_shapes(layer), **own)
+    back = type(layer).from_dense(dense, rank=layer.rank, decompose=False, **_shapes(layer), **own)
     assert back.geometry == layer.geometry
     assert not back.training
     assert not any(core.requires_grad for core in back.cores)
@@ -234,11 +234,11 @@ def conversions(make: Make) -> None:
     for wanted in (True, False):
         if dense.bias is not None:
             dense.bias.requires_grad_(wanted)
-            twin = type(layer).from_conv(dense, rank=layer.rank, decompose=False, **_shapes(layer), **own)
+            twin = type(layer).from_dense(dense, rank=layer.rank, decompose=False, **_shapes(layer), **own)
             assert twin.bias is not None
             assert torch.equal(twin.bias, dense.bias)
             assert twin.bias.requires_grad == wanted
-            assert [p.requires_grad for name, p in twin.to_conv().named_parameters() if name == "bias"] == [wanted]
+            assert [p.requires_grad for name, p in twin.to_dense().named_parameters() if name == "bias"] == [wanted]
 
 
 @promise

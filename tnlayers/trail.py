@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from tnlayers.product import FIRST
+from tnlayers.product import FIRST, LAST
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Setting:
 
     Attributes:
         batch, size: of the input: number of images, positions along each spatial axis.
-        layout: where its channels lie in memory, 'first' or 'last'.
+        layout: where its channels lie in memory, 'first' or 'last'; without positions, they are last.
         mode: 'train', 'infer' or 'cached', see ``tnlayers.rates``.
         device: kind of device, as ``torch.device.type``.
         dtype: what is computed in.
@@ -26,6 +26,10 @@ class Setting:
     mode: str = "train"
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if not self.size:
+            object.__setattr__(self, "layout", LAST)
 
 
 class Cost(NamedTuple):
@@ -55,6 +59,19 @@ class Option(NamedTuple):
     after: tuple[int, ...]
     cost: Cost
     part: float
+
+
+class Sizes(NamedTuple):
+    """Channels folded, in groups, summed and new; entries of ``x``, of the result and of the weight; FLOPs."""
+
+    f: int
+    g: int
+    s: int
+    n: int
+    x: int
+    y: int
+    weight: int
+    flops: int
 
 
 class Trail(NamedTuple):

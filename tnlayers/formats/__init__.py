@@ -1,11 +1,13 @@
 """The formats by name. A format states its network; layers, initialisation and everything else are derived from it."""
 
 from tnlayers.formats.base import FORMATS, Format, factorize, register
+from tnlayers.formats.blocktt import BlockTT
 from tnlayers.formats.btt import BTT
 from tnlayers.formats.cp import CP
 from tnlayers.formats.einsum import Einsum
+from tnlayers.formats.ht import HT
 from tnlayers.formats.tr import TR
 from tnlayers.formats.tt import TT
 from tnlayers.formats.tucker import Tucker
 
-__all__ = ["BTT", "CP", "FORMATS", "TR", "TT", "Einsum", "Format", "Tucker", "factorize", "register"]
+__all__ = ["BTT", "CP", "FORMATS", "HT", "TR", "TT", "BlockTT", "Einsum", "Format", "Tucker", "factorize", "register"]

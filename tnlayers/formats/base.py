@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 from tnlayers.network import TensorNetwork
@@ -87,7 +88,7 @@ class Format(ABC):
             >>> TR().build((4, 4), (8,), (3, 3), rank=2)[0]
             TensorNetwork.parse('r0:2 i1:4 r1:2, r1:2 i2:4 r2:2, r2:2 h:3 w:3 r3:2, r3:2 o:8 r0:2')
         """
-        spatial = KERNEL_AXES[-len(kernel) :]
+        spatial = KERNEL_AXES[len(KERNEL_AXES) - len(kernel) :]
         text = self.text(_names("i", len(in_shape)), _names("o", len(out_shape)), spatial, rank)
         skeleton = TensorNetwork.skeleton(text)
         sizes: dict[str, int] = {}
@@ -104,6 +105,16 @@ class Format(ABC):
                 )
             sizes.update(zip(axes, shape, strict=True))
         return resolve(text, sizes, rank)
+
+
+def paired(inputs: Axes, outputs: Axes) -> list[str]:
+    """The k-th input axis beside the k-th output axis; what one of both has more stands alone.
+
+    Example:
+        >>> paired(("i1", "i2", "i3"), ("o1", "o2"))
+        ['i1 o1', 'i2 o2', 'i3']
+    """
+    return [" ".join(pair).strip() for pair in zip_longest(inputs, outputs, fillvalue="")]
 
 
 def _names(letter: str, count: int) -> Axes:

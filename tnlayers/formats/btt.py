@@ -1,11 +1,10 @@
 """Block-term Tucker decomposition (BTT)."""
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 from tnlayers import errors
-from tnlayers.formats.base import Format, register
+from tnlayers.formats.base import Format, paired, register
 from tnlayers.notation import Axes
 
 
@@ -39,7 +38,7 @@ class BTT(Format):
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
         """The core tensor, then a factor for each pair of channel axes and for each kernel axis."""
-        pairs = [" ".join(pair).strip() for pair in zip_longest(inputs, outputs, fillvalue="")]
+        pairs = paired(inputs, outputs)
         factors = {f"r{k}": pair for k, pair in enumerate(pairs, start=1)} | {f"r{axis}": axis for axis in kernel}
         return ", ".join(
             [f"n:{self.blocks} {' '.join(factors)}", *(f"n {axes} {bond}" for bond, axes in factors.items())]

@@ -24,5 +24,5 @@ class TR(Format):
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
         """The dense axes of each core, with a bond before and the next one behind."""
-        ring = [*inputs, " ".join(kernel), *outputs]
+        ring = [*inputs, *([" ".join(kernel)] if kernel else []), *outputs]
         return ", ".join(f"r{k} {core} r{(k + 1) % len(ring)}" for k, core in enumerate(ring))

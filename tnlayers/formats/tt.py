@@ -1,11 +1,11 @@
 """Tensor train (TT), also known as matrix product state and, in matrix layout, matrix product operator."""
 
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any
 
 from tnlayers import errors
-from tnlayers.formats.base import Format, register
+from tnlayers.formats.base import Format, paired, register
 from tnlayers.notation import Axes
 
 
@@ -44,7 +44,6 @@ class TT(Format):
         if self.layout == "chain":
             train = [*inputs, *kernel, *outputs]
         else:
-            pairs = zip_longest(inputs, outputs, fillvalue="")
-            train = [" ".join(kernel), *(" ".join(pair).strip() for pair in pairs)]
+            train = [*([" ".join(kernel)] if kernel else []), *paired(inputs, outputs)]
         bonds = ["", *(f"r{k}" for k in range(1, len(train))), ""]
         return ", ".join(f"{a} {core} {b}".strip() for (a, b), core in zip(pairwise(bonds), train, strict=True))

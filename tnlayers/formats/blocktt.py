@@ -1,0 +1,38 @@
+"""Block tensor train (BlockTT), which at rank 1 is a Monarch matrix."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tnlayers.formats.base import Format, Shape, factorize, register
+from tnlayers.notation import Axes
+
+
+@register("blocktt")
+@dataclass(frozen=True)
+class BlockTT(Format):
+    r"""Two block-diagonal maps with a permutation between them, summed over ``r`` pairs of them.
+
+    .. math:: W_{(o_1 o_2)(i_1 i_2)\,h\,w} = \sum_r A_{i_1 i_2\,h\,w\,o_1 r} B_{r\,i_1 o_1 o_2}
+
+    The blocks of the first map are told by ``i1``, those of the second by ``o1``: dense axes that both cores have. Not
+    to be mixed up with what tensorly-torch calls BlockTT, which is TT in matrix layout here.
+
+    Reference:
+        Dao et al., "Monarch", ICML 2022; Qiu et al., "Compute Better Spent", ICML 2024.
+
+    Example:
+        >>> BlockTT().text(("i1", "i2"), ("o1", "o2"), ("h", "w"), rank=2)
+        'i1 i2 h w o1 r, r i1 o1 o2'
+    """
+
+    def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
+        """Two factors each, near the square root."""
+        return factorize(in_channels, 2, exact=True), factorize(out_channels, 2, groups, exact=True)
+
+    def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
+        """The two cores."""
+        for name, axes in (("in_shape", inputs), ("out_shape", outputs)):
+            if len(axes) != 2:
+                raise ValueError(f"{name} has {len(axes)} factors; BlockTT takes 2")
+        (i1, i2), (o1, o2) = inputs, outputs
+        return f"{' '.join([i1, i2, *kernel])} {o1} r, r {i1} {o1} {o2}"

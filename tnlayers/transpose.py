@@ -1,0 +1,123 @@
+"""Transposed convolutions in one, two and three dimensions, as ``torch.nn.ConvTransposeNd``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnlayers import errors
+from tnlayers.conv import TensorConv
+from tnlayers.geometry import Geometry
+from tnlayers.layer import TensorLayer
+from tnlayers.rank import Rank
+from tnlayers.variance import Init
+
+
+class TensorConvTranspose(TensorConv):
+    """A transposed convolution whose kernel is a tensor network.
+
+    The network's input axes are the layer's input channels and its output axes the output channels, as everywhere;
+    ``layer.weight`` has the shape of torch's, (in_channels, out_channels / groups, *kernel_size).
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
+            device, dtype: as ``torch.nn.ConvTransposeNd`` takes them, in its order.
+        rank, in_shape, out_shape, init, strategy, memory, **options: see ``TensorConv``.
+
+    Shape:
+        As ``torch.nn.ConvTransposeNd``: (N, in_channels, *spatial) or (in_channels, *spatial).
+
+    Raises:
+        TypeError, ValueError: an argument is none of these; the sentence names it, its value, and what is accepted.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, ...] = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        rank: Rank = 0.25,
+        in_shape: Sequence[int] | None = None,
+        out_shape: Sequence[int] | None = None,
+        init: str | Init = "fan_in",
+        strategy: str = "auto",
+        memory: str = "auto",
+        **options: Any,
+    ) -> None:
+        size = errors.integers("kernel_size", kernel_size, self.ndim)
+        geometry = Geometry(
+            in_channels, out_channels, size, stride, padding, dilation, groups, padding_mode,
+            transposed=True, output_padding=output_padding,
+        )  # fmt: skip
+        TensorLayer.__init__(
+            self,
+            geometry,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+            rank=rank,
+            in_shape=in_shape,
+            out_shape=out_shape,
+            init=init,
+            strategy=strategy,
+            memory=memory,
+            options=options,
+        )
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched.
+            output_size: the spatial size wanted, with batch and channels before it or without, as
+                ``torch.nn.ConvTransposeNd.forward`` takes it: one of the ``stride`` sizes that the input can come from.
+
+        Returns:
+            Tensor: shape (N, out_channels, *spatial'), or without N.
+
+        Raises:
+            ValueError: the input has other dimensions or channels; or it cannot give this output size.
+        """
+        return self._run(input, None if output_size is None else self._output_padding(input, output_size))
+
+    def _output_padding(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
+        """What is to be added to the smallest output for one of the size given."""
+        wanted = tuple(output_size)[-self.ndim :]
+        if len(output_size) not in (self.ndim, input.ndim):
+            raise ValueError(
+                f"output_size is {tuple(output_size)}; it must have {self.ndim} or {input.ndim} entries for this input"
+            )
+        least = self.geometry.least_size(tuple(input.shape[-self.ndim :]))
+        most = tuple(size + stride - 1 for size, stride in zip(least, self.stride, strict=True))
+        if not all(low <= size <= high for low, size, high in zip(least, wanted, most, strict=True)):
+            raise ValueError(f"output_size is {wanted}; this input gives sizes from {least} to {most}")
+        return tuple(size - low for size, low in zip(wanted, least, strict=True))
+
+
+class TensorConvTranspose1d(TensorConvTranspose):
+    """A transposed convolution over (N, in_channels, W); see ``TensorConvTranspose``."""
+
+    ndim, dense_type = 1, nn.ConvTranspose1d
+
+
+class TensorConvTranspose2d(TensorConvTranspose):
+    """A transposed convolution over (N, in_channels, H, W); see ``TensorConvTranspose``."""
+
+    ndim, dense_type = 2, nn.ConvTranspose2d
+
+
+class TensorConvTranspose3d(TensorConvTranspose):
+    """A transposed convolution over (N, in_channels, D, H, W); see ``TensorConvTranspose``."""
+
+    ndim, dense_type = 3, nn.ConvTranspose3d
