@@ -152,6 +152,53 @@ def compiled(rows: Rows) -> str:
     return f"{_markdown(header, table)}\n\n{_source(rows)}"
 
 
+def tools(rows: Rows) -> str:
+    """Of how many formats the layers of each kind work with each tool, and what the others are told."""
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    table, told = [], {}
+    for name, runs in _group(rows, "tool"):
+        cells = []
+        for kind in kinds:
+            results = [run["result"] for run in runs if run["kind"] == kind]
+            cells.append(f"{results.count('')} of {len(results)}")
+        table.append([name, *cells])
+        for error, bad in _group([run for run in runs if run["result"]], "result"):
+            told.setdefault((name, error.split(":")[0]), []).extend(run["layer"] for run in bad)
+    notes = [f"Not: {name}: {', '.join(layers)} ({error})." for (name, error), layers in told.items()]
+    return "\n\n".join([_markdown(["tool", *kinds], table), *notes, _source(rows)])
+
+
+def planning(rows: Rows) -> str:
+    """Milliseconds of the search by number of cores, over families: the median and the longest one."""
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    table = []
+    for cores, runs in sorted(_group(rows, "cores"), key=lambda pair: int(pair[0])):
+        cells = []
+        for mode in modes:
+            found = [run for run in runs if run["mode"] == mode]
+            middle = statistics.median(float(run["median"]) for run in found)
+            cells.append(f"{middle:.1f} ({max(float(run['most']) for run in found):.1f})")
+        table.append([cores, ", ".join(dict.fromkeys(run["family"] for run in runs)), *cells])
+    return f"{_markdown(['cores', 'families', *modes], table)}\n\n{_source(rows)}"
+
+
+def penalty(rows: Rows) -> str:
+    """Time of the penalty over that of the kernel's own, by family and keep ratio, over the numbers of channels."""
+    keeps = list(dict.fromkeys(row["keep"] for row in rows))
+    table = []
+    for family, runs in _group(rows, "family"):
+        cells = []
+        for keep in keeps:
+            ratios = [float(run["ratio"]) for run in runs if run["keep"] == keep]
+            cells.append(f"{statistics.geometric_mean(ratios):.2f} ({max(ratios):.2f})" if ratios else "")
+        table.append([family, *cells])
+    noise = [float(run["kernel_again"]) / float(run["kernel"]) for run in rows]
+    return (
+        f"{_markdown(['family', *(f'keep {keep}' for keep in keeps)], table)}\n\n"
+        f"{len(rows)} rows. The kernel against itself: {min(noise):.2f} to {max(noise):.2f}. {_source(rows)}"
+    )
+
+
 def _row(row: Row) -> str:
     shape = f"{row['in_channels']}-{row['out_channels']}, {row['size']}x{row['size']}"
     return f"{row['family']} rank {row['rank']}, {shape}, batch {row['batch']}, {row['mode']}"
@@ -167,6 +214,9 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "speed": speed,
     "promises": promises,
     "compiled": compiled,
+    "tools": tools,
+    "penalty": penalty,
+    "planning": planning,
 }
 
 

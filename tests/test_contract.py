@@ -106,14 +106,12 @@ def kind_of(case: Case) -> str:
     return case.kind.rstrip("123d") if case.ndim else case.kind
 
 
+TIED = {"Conv": ["padding", "stride"], "ConvTranspose": ["stride", "dilation", "output_padding"], "Linear": []}
 TRIPLES = {
     kind: make(
         options,
         strength=min(3, len(options)),
-        constraints=[
-            {"operator": "fn", "requires": [name for name in ASYMMETRIC if name in options], "evaluate": valid}
-        ]
-        * (kind != "Linear"),
+        constraints=[{"operator": "fn", "requires": TIED[kind], "evaluate": valid}] if TIED[kind] else [],
     )
     for kind, options in OPTIONS.items()
 }

@@ -26,12 +26,26 @@ TEDNET = [
     (tnlayers.CPConv2d, 64, 64, 3, {"rank": 10}, 1340),
     (tnlayers.CPConv2d, 16, 32, (3, 1), {"rank": 100}, 5200),
     (tnlayers.BTTConv2d, 64, 64, 3, {"rank": 4, "blocks": 2}, 2480),
+    (tnlayers.TRLinear, 64, 10, None, {"rank": (5, 4, 3, 2), "in_shape": (4, 4, 4), "out_shape": (10,)}, 252),
+    (tnlayers.TRLinear, 64, 10, None, {"rank": 5, "in_shape": (4, 4, 4), "out_shape": (5, 2)}, 475),
+    (tnlayers.TTLinear, 64, 10, None, {"rank": (5, 4), "in_shape": (4, 4, 4), "out_shape": (10, 1, 1)}, 296),
+    (tnlayers.CPLinear, 64, 10, None, {"rank": 6, "in_shape": (4, 4, 4), "out_shape": (5, 2)}, 114),
+    (tnlayers.BTTLinear, 64, 10, None, {"rank": 3, "blocks": 2, "in_shape": (4,) * 3, "out_shape": (5, 2, 1)}, 246),
+    # What it calls Tucker-2 keeps two of three input factors whole.
+    (
+        tnlayers.EinsumLinear,
+        64,
+        10,
+        None,
+        {"network": "i1 a, a i2 i3 b, b o", "rank": (4, 5), "in_shape": (4, 4, 4)},
+        386,
+    ),
 ]
 
 
 @pytest.mark.parametrize(("layer", "inputs", "outputs", "kernel", "arguments", "expected"), TEDNET)
 def test_parameter_counts_equal_tednet(layer, inputs, outputs, kernel, arguments, expected):
-    made = layer(inputs, outputs, kernel, bias=False, **arguments)
+    made = layer(inputs, outputs, *([] if kernel is None else [kernel]), bias=False, **arguments)
     assert sum(parameter.numel() for parameter in made.parameters()) == expected
 
 

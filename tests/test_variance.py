@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ WIDE = [
     (tnlayers.TRConv2d, (60, 64, 5), {"rank": (16, 20, 15, 18), "in_shape": (60,), "out_shape": (8, 8)}),
     (tnlayers.BTTConv2d, (64, 64, 7), {"rank": (6, 5, 6, 5, 6), "blocks": 12}),
     (tnlayers.EinsumConv2d, (64, 64, 5), {"rank": 20, "network": "i1 a, i2 a b, b h c, c w a, a o"}),
+    (tnlayers.HTConv2d, (64, 96, 5), {"rank": (20, 40, 30, 40)}),
+    (tnlayers.BlockTTConv2d, (64, 64, 5), {"rank": 3, "stride": 2}),
+    (tnlayers.TRConvTranspose2d, (64, 48, 4), {"rank": 30, "stride": 2, "padding": 1}),
+    (tnlayers.CPLinear, (512, 384), {"rank": 100}),
+    (tnlayers.BlockTTLinear, (256, 256), {"rank": 4}),
 ]
 # Small ranks, whose draws differ so much that four standard errors of 300 of them are up to a quarter: rank 1, groups,
 # stride, dilation, 1x1 kernels, 1d and 3d. What these cannot see is held by the identities further down.
@@ -40,6 +46,17 @@ NARROW = [
     (tnlayers.TRConv2d, (30, 24, 3), {"rank": 5, "in_shape": (30,), "out_shape": (2, 3, 4), "padding": 1}),
     (tnlayers.BTTConv2d, (32, 32, 3), {"rank": (3, 4, 2, 2, 3), "blocks": 5}),
     (tnlayers.BTTConv2d, (64, 32, 1), {"rank": 3, "blocks": 2, "groups": 2, "stride": 2}),
+    (
+        tnlayers.CPConvTranspose2d,
+        (16, 24, (3, 2)),
+        {"rank": 9, "stride": (2, 1), "groups": 4, "output_padding": (1, 0)},
+    ),
+    (tnlayers.TTConvTranspose1d, (32, 48, 5), {"rank": (4, 3), "dilation": 2, "stride": 3}),
+    (tnlayers.HTConvTranspose3d, (16, 16, 2), {"rank": 4, "stride": 2}),
+    (tnlayers.TuckerLinear, (64, 100), {"rank": (5, 7)}),
+    (tnlayers.TTLinear, (64, 48), {"rank": (3, 2), "in_shape": (4, 4, 4), "out_shape": (4, 4, 3)}),
+    (tnlayers.TRLinear, (60, 64), {"rank": 3, "in_shape": (6, 10), "out_shape": (8, 8)}),
+    (tnlayers.BTTLinear, (64, 64), {"rank": 2, "blocks": 3}),
 ]
 LAYERS = WIDE + NARROW
 
@@ -47,8 +64,10 @@ LAYERS = WIDE + NARROW
 def target(layer: tnlayers.TensorLayer) -> float:
     """gain^2 / fan, written out here once more from the arguments alone."""
     g = layer.geometry
-    fans = {"fan_in": g.in_channels / g.groups, "fan_out": g.out_channels / g.groups / math.prod(g.stride)}
+    strided = "fan_in" if g.transposed else "fan_out"
+    fans = {"fan_in": g.in_channels / g.groups, "fan_out": g.out_channels / g.groups}
     fans = {name: fan * math.prod(g.kernel_size) for name, fan in fans.items()}
+    fans[strided] /= math.prod(g.stride)
     return 2 / (fans | {"fan_avg": sum(fans.values()) / 2})[layer.init.mode]
 
 
@@ -190,6 +209,29 @@ def test_taps_are_counted_exactly(geometry: Geometry):
     assert backward == pytest.approx(forward * ratio, rel=1e-12)
 
 
+@settings(max_examples=100, deadline=None)
+@given(geometry=geometries(), data=st.data())
+def test_taps_of_transposed_convolutions_are_counted_exactly(geometry: Geometry, data: st.DataObject):
+    """The same through torch's transposed convolution; without an input size, the fans exchange kernel and stride."""
+    limits = [max(pair) - 1 for pair in zip(geometry.stride, geometry.dilation, strict=True)]
+    extra = tuple(data.draw(st.integers(0, most)) for most in limits)
+    least = replace(geometry, padding=0, padding_mode="zeros", input_size=None, transposed=True, output_padding=extra)
+    size = least.output_size(geometry.input_size)
+    padding = tuple(data.draw(st.integers(0, min(2, (length - 1) // 2))) for length in size)
+    made = replace(least, padding=padding, input_size=geometry.input_size)
+    ones = {"dtype": torch.float64}
+    x = torch.ones(1, 1, *geometry.input_size, **ones, requires_grad=True)
+    conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[geometry.ndim - 1]
+    kernel = torch.ones(1, 1, *geometry.kernel_size, **ones)
+    y = conv(x, kernel, None, made.stride, made.padding, made.output_padding, 1, made.dilation)
+    y.sum().backward()
+    assert tuple(y.shape[2:]) == made.output_size(geometry.input_size)
+    forward, backward = made.taps
+    assert forward == pytest.approx(float(y.detach().mean()), rel=1e-12)
+    assert backward == pytest.approx(float(x.grad.mean()), rel=1e-12)
+    assert least.taps == replace(least, transposed=False, output_padding=0).taps[::-1]
+
+
 def test_without_an_input_size_the_taps_are_those_away_from_borders():
     """A circular convolution has no border: there the counts of the unknown size are exact."""
     for stride, kernel in ((1, 3), (2, 3), (3, 5), (2, 1)):
@@ -224,18 +266,25 @@ def test_same_padding_of_an_even_kernel():
         (tnlayers.TTConv2d, {"groups": 2, "stride": 3, "rank": 5}),
         (tnlayers.TuckerConv2d, {"stride": 2, "rank": 8, "kernel_size": 1}),
         (tnlayers.BTTConv2d, {"padding": 1, "rank": 2, "blocks": 3}),
+        (tnlayers.BlockTTConv2d, {"padding": 1, "rank": 2}),
+        (tnlayers.TRConvTranspose2d, {"stride": 2, "padding": 1, "rank": 4}),
+        (tnlayers.CPConvTranspose2d, {"stride": (3, 2), "dilation": (1, 2), "output_padding": (2, 1), "rank": 32}),
+        (tnlayers.TTConvTranspose2d, {"groups": 2, "stride": 3, "rank": 5, "kernel_size": (2, 4)}),
+        (tnlayers.HTLinear, {"rank": 5}),
+        (tnlayers.TuckerLinear, {"rank": 6}),
     ],
 )
 def test_fans_by_autograd(layer, arguments):
     """White input (white output gradient): the solver's fan_in (fan_out) keeps its second moment times gain squared."""
     torch.manual_seed(0)
-    size, draws = (12, 11), 60
-    arguments = {"kernel_size": 3} | arguments
+    linear = issubclass(layer, tnlayers.TensorLinear)
+    size, draws = () if linear else (12, 11), 60
+    arguments = ({} if linear else {"kernel_size": 3}) | arguments
     for mode, gain in (("fan_in", 2.0), ("fan_out", 2.0)):
         found = torch.empty(draws, dtype=torch.float64)
         for k in range(draws):
             made = layer(16, 24, **arguments, bias=False, init=Init(mode, input_size=size), dtype=torch.float64)
-            x = torch.randn(4, 16, *size, dtype=torch.float64, requires_grad=True)
+            x = torch.randn(200 if linear else 4, 16, *size, dtype=torch.float64, requires_grad=True)
             y = made(x)
             if mode == "fan_in":
                 found[k] = y.detach().square().mean() / x.detach().square().mean()

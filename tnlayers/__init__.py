@@ -12,6 +12,9 @@ from tnlayers.transpose import TensorConvTranspose1d, TensorConvTranspose2d, Ten
 from tnlayers.variance import Init, Variance, solve
 from tnlayers.zoo import *  # noqa: F403  (the layers of every format)
 
+from tnlayers.interop import from_tltorch, initialize_, to_tltorch  # isort: skip  (made of the layers)
+from tnlayers.optim import frobenius_penalty, param_groups, squared_norm  # isort: skip
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -30,7 +33,13 @@ __all__ = [
     "TensorNetwork",
     "Variance",
     "autotune",
+    "frobenius_penalty",
+    "from_tltorch",
+    "initialize_",
+    "param_groups",
     "register",
     "solve",
+    "squared_norm",
+    "to_tltorch",
 ]
 __all__ += zoo.__all__

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,33 @@ def draw(network: TensorNetwork, variance: Variance, init: Init, cores: Sequence
     return [values * scale for values in draws]
 
 
+def place(value: Tensor, target: Any) -> Tensor:
+    """A value as its target holds it: sharded as that is, all shards from the first process' value."""
+    mesh = getattr(target, "device_mesh", None)
+    if mesh is None:
+        return value
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  (only where it is in use anyway)
+
+    return distribute_tensor(value.to(target.dtype), mesh, target.placements)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, gathered from its shards if it has any."""
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def uniform(like: Tensor, bound: float) -> Tensor:
+    """Entries drawn from [-bound, bound], of a tensor's whole shape, in float32 at least."""
+    # Not like the tensor itself: what is held in shards is drawn as a whole too.
+    entries = torch.empty(like.shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    return entries.uniform_(-bound, bound)
+
+
 def _entries(core: Tensor, std: float, distribution: str) -> Tensor:
-    entries = torch.empty_like(core, dtype=torch.promote_types(core.dtype, torch.float32))
     if distribution == "uniform":
-        return entries.uniform_(-math.sqrt(3) * std, math.sqrt(3) * std)
+        return uniform(core, math.sqrt(3) * std)
+    entries = torch.empty(core.shape, dtype=torch.promote_types(core.dtype, torch.float32), device=core.device)
     if distribution == "truncated_normal":
         return nn.init.trunc_normal_(entries, a=-2, b=2).mul_(std / _TRUNCATED_STD)
     return entries.normal_(0, std)

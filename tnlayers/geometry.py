@@ -166,7 +166,10 @@ class Geometry:
 
     @property
     def taps(self) -> tuple[float, float]:
-        """T_fwd, T_bwd: mean number of real taps per output position, of (output, tap) pairs per input position."""
+        """T_fwd, T_bwd: mean number of real taps per output position, of (output, tap) pairs per input position.
+
+        A transposed convolution has the same pairs as the convolution whose adjoint it is.
+        """
         forward = backward = 1.0
         sizes = self.input_size or (None,) * self.ndim
         outs = self.output_size(self.input_size) if self.input_size else (0,) * self.ndim

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tnlayers import errors
 from tnlayers.contraction import reconstruct
 from tnlayers.decompose import decompose
-from tnlayers.draw import draw
+from tnlayers.draw import draw, place, uniform, whole
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
 from tnlayers.meeting import exchange
@@ -131,7 +131,7 @@ class TensorLayer(PlannedModule):
         self.variance = variance
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self.geometry.weight_shape[1:]))  # as torch's layers
-            nn.init.uniform_(self.bias, -bound, bound)
+            self.bias.copy_(place(uniform(self.bias, bound), self.bias))
 
     @property
     def weight(self) -> Tensor:
@@ -140,11 +140,12 @@ class TensorLayer(PlannedModule):
         That is (out_channels, in_channels / groups, *kernel_size); for a transposed convolution (in_channels,
         out_channels / groups, *kernel_size); for a linear layer (out_features, in_features).
         """
-        if len(self.cores) == 1:
-            kernel = reconstruct(self.network, list(self.cores)).clone()  # never a view of a parameter
+        cores = [whole(core) for core in self.cores]
+        if len(cores) == 1:
+            kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
         else:
-            with own_precision(self.cores[0]):
-                kernel = self._planner.contraction(list(self.cores)).reshape(self.network.dense_shape)
+            with own_precision(cores[0]):
+                kernel = self._planner.contraction(cores).reshape(self.network.dense_shape)
         return exchange(kernel, self.geometry.groups).contiguous() if self.geometry.transposed else kernel
 
     @property
@@ -174,7 +175,7 @@ class TensorLayer(PlannedModule):
                 raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
             weight = exchange(weight, self.geometry.groups)
         cores, _ = decompose(self.network, weight)
-        cores = [fitted.to(core) for core, fitted in zip(self.cores, cores, strict=True)]
+        cores = [fitted.to(core.device, core.dtype) for core, fitted in zip(self.cores, cores, strict=True)]
         found = reconstruct(self.network, cores).to("cpu", torch.float64)
         target = weight.to("cpu", torch.float64)
         if not bool(torch.isfinite(found).all()):
@@ -221,7 +222,7 @@ class TensorLayer(PlannedModule):
         if decompose:
             layer.to_empty(device=weight.device).set_weight_(weight)
         layer.cores.requires_grad_(weight.requires_grad)
-        _copy_state(dense, layer)
+        copy_state(dense, layer)
         return layer
 
     def to_dense(self) -> Any:
@@ -231,14 +232,14 @@ class TensorLayer(PlannedModule):
         dense = self.dense_type(**self._arguments(self), device="meta").to_empty(device=weight.device).to(weight.dtype)
         dense.weight.data.copy_(weight)
         dense.weight.requires_grad_(any(core.requires_grad for core in self.cores))
-        _copy_state(self, dense)
+        copy_state(self, dense)
         return dense
 
     def _assign(self, values: Sequence[Tensor]) -> None:
         if is_parametrized(self.cores):
             raise TypeError("cores are parametrized, so their values cannot be set; remove the parametrizations first")
         for core, value in zip(self.cores, values, strict=True):
-            core.copy_(value)
+            core.copy_(place(value, core))
 
     def __repr__(self) -> str:
         # One line, as torch's layers: the cores are told by format and rank.
@@ -253,7 +254,7 @@ class TensorLayer(PlannedModule):
 
 
 @torch.no_grad()
-def _copy_state(source: Any, target: Any) -> None:
+def copy_state(source: Any, target: Any) -> None:
     """Bias and training flag, which do not depend on how the kernel is held."""
     if source.bias is not None:
         target.bias.copy_(source.bias)

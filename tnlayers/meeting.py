@@ -210,7 +210,8 @@ def exchange(weight: Tensor, groups: int) -> Tensor:
     if groups == 1:
         return weight.transpose(0, 1)
     outer, inner, *taps = weight.shape
-    return weight.reshape(groups, outer // groups, inner, *taps).transpose(1, 2).flatten(0, 1)
+    weight = weight.reshape(groups, outer // groups, inner, *taps).transpose(1, 2)
+    return weight.reshape(groups * inner, outer // groups, *taps)
 
 
 def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: bool = False) -> Tensor:

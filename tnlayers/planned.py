@@ -80,7 +80,14 @@ class PlannedModule(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._planner.forget()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+        def flat(tensor: Tensor) -> Any:
+            # A memory format is meant for images and kernels. Cores are neither, even if they have four or five axes.
+            if tensor.dim() < 4 or not tensor.is_contiguous() or hasattr(tensor, "device_mesh"):
+                return fn(tensor)
+            return fn(tensor.flatten()).reshape(tensor.shape)
+
+        super()._apply(flat, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

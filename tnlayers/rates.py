@@ -80,53 +80,53 @@ def _table(text: str) -> Mapping[str, Rate]:
     )
 
 
-# AMD EPYC (AVX2), 2 threads, torch 2.13, float32; median relative error of the fit: 5 to 27 %, which is added to it:
-# of two operations as fast, the one that is easier to foresee is chosen. 'weights' is from an earlier run than the
-# rest, 'single' from one of single images alone; 'contract' is the median time of a contraction of 2 x 2 matrices
-# through autograd, its one step included. `fault` is from copies of 34 MiB beside copies of 30 MiB (glibc).
+# AMD EPYC (AVX2), 2 threads, torch 2.13, float32; one run of calibrate.py, 550 samples. The median relative error of
+# the fit, 4 to 39 %, is added to it: of two operations as fast, the one that is easier to foresee is chosen. 'contract'
+# is a contraction of 2 x 2 matrices through autograd, its one step included. `fault` is from copies of 34 MiB beside
+# copies of 30 MiB (glibc).
 _CPU = Rates(
     lanes=8,
     large=1 << 25,
     fault=3.3e-10,
     train=_table("""
-        conv first 364 21.9 247
-        conv last 293 20.6 90.9
-        point first 357 18.9 224
-        point last 275 19.4 69.3
-        group first 345 42.8 265
-        group last 291 22.9 284
-        depth first 356 4.79 275
-        depth last 270 52.7 74.8
-        conv single 93.4 25.7 0
-        point single 68.7 19 155
-        matmul first first 91.2 21.4 129
-        matmul first last 97.2 16.6 252
-        matmul last first 98.4 17.8 206
-        matmul last last 67.6 17.6 211
-        matmul group 90 25 400
-        weights 76.7 17.8 351
-        contract 216 0 0
-        move 46.2 0 66.1
+        conv first 351 23 234
+        conv last 270 21.4 96.8
+        point first 370 20 220
+        point last 270 19.1 101
+        group first 362 43.9 245
+        group last 296 20.1 334
+        depth first 356 28.4 262
+        depth last 271 51.7 86.3
+        conv single 86 26.7 67.1
+        point single 66.5 21.1 180
+        matmul first first 90.7 21.3 130
+        matmul first last 87.1 16.2 258
+        matmul last first 97.3 17.7 197
+        matmul last last 69.9 18.6 184
+        matmul group 87.2 18.6 854
+        weights 96.2 19.8 323
+        contract 221 0 0
+        move 46.2 0 61.3
     """),
     infer=_table("""
-        conv first 149 7.23 66.7
-        conv last 95 5.65 39.9
-        point first 131 5.61 75.6
-        point last 87.8 5.93 20.7
-        group first 129 10.5 70.2
-        group last 96.8 7.75 111
-        depth first 134 4.05 71.1
-        depth last 91 8.67 26.4
-        conv single 30.9 6.92 45.6
-        point single 21.3 8.22 49.8
-        matmul first first 33.3 6.58 42
-        matmul first last 46.4 6.8 41.7
-        matmul last first 36.3 6.1 56.4
-        matmul last last 35 6.37 43.2
-        matmul group 45 8 100
-        weights 36.3 5.39 130
-        contract 21.2 0 0
-        move 30.4 0 32.8
+        conv first 143 7.86 91.3
+        conv last 99.8 6.18 39
+        point first 130 6 80.4
+        point last 89.7 6.27 25.7
+        group first 134 10.4 72.7
+        group last 101 7.92 101
+        depth first 138 1.51 75.9
+        depth last 92.2 10.1 29
+        conv single 27.2 6.67 140
+        point single 19.5 5.53 93.4
+        matmul first first 34 6.52 43.8
+        matmul first last 42.8 6.62 41.6
+        matmul last first 36.9 6.06 59.7
+        matmul last last 34.7 5.95 45
+        matmul group 54.8 5.95 305
+        weights 47.2 5.62 120
+        contract 21.9 0 0
+        move 30.7 0 27.5
     """),
 )
 

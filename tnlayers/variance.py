@@ -10,7 +10,8 @@ and of mean zero, so the products are uncorrelated, and
 
 .. math:: \mathrm{Var}(W) = \prod_{\text{bonds } b} |b| \cdot \prod_{k=1}^{n} \sigma_k^2 \tag{1}
 
-with each bond once, also a hyperedge that many cores share. Neither format nor order of contraction enters.
+with each bond once, also a hyperedge that many cores share. An axis of the kernel that several cores share is not
+summed, and does not count. Neither format nor order of contraction enters.
 
 **Forward.** An output position sums :math:`C_{in}/g` channels and those taps of the kernel that fall on real input.
 With :math:`T_{fwd}` their mean number over output positions,
@@ -31,6 +32,10 @@ dilation d, padding p), else 0, tells which input j meets which output j' at tap
 divided by the number of outputs H' it is :math:`T_{fwd}`, by the number of inputs H :math:`T_{bwd}`. Axes multiply.
 Away from borders (input size unknown) they are :math:`\prod K` and :math:`\prod K/s`. Padding with other than zeros
 makes every tap real.
+
+**Transposed convolutions** run (2) and (3) the other way round: the same pairs, with inputs and outputs exchanged. So
+:math:`T_{fwd}` is :math:`\prod K/s` away from borders, and :math:`T_{bwd}` is :math:`\prod K`. In a linear layer both
+are 1.
 
 **The rule.** fan_in = :math:`C_{in}/g \cdot T_{fwd}`, fan_out = :math:`C_{out}/g \cdot T_{bwd}`, fan_avg their mean;
 the target is :math:`\mathrm{Var}(W) = gain^2 / fan`, and (1) is solved for the :math:`\sigma_k`, either all equal (the

@@ -89,7 +89,7 @@ class Format(ABC):
             TensorNetwork.parse('r0:2 i1:4 r1:2, r1:2 i2:4 r2:2, r2:2 h:3 w:3 r3:2, r3:2 o:8 r0:2')
         """
         spatial = KERNEL_AXES[len(KERNEL_AXES) - len(kernel) :]
-        text = self.text(_names("i", len(in_shape)), _names("o", len(out_shape)), spatial, rank)
+        text = self.text(numbered("i", len(in_shape)), numbered("o", len(out_shape)), spatial, rank)
         skeleton = TensorNetwork.skeleton(text)
         sizes: dict[str, int] = {}
         for name, axes, shape in (
@@ -117,7 +117,8 @@ def paired(inputs: Axes, outputs: Axes) -> list[str]:
     return [" ".join(pair).strip() for pair in zip_longest(inputs, outputs, fillvalue="")]
 
 
-def _names(letter: str, count: int) -> Axes:
+def numbered(letter: str, count: int) -> Axes:
+    """Names of the factors' axes: a letter alone, or with numbers from 1."""
     return (letter,) if count == 1 else tuple(f"{letter}{k}" for k in range(1, count + 1))
 
 
