@@ -118,7 +118,7 @@ for _backend, _sizes in (("inductor", False), ("inductor", True), ("aot_eager", 
     tool(f"compile, {_backend}, {_what}")(partial(compiled, backend=_backend, sizes=_sizes))
 
 NOT_OURS = ("cannot determine truth value of Relational", "expected size")
-"""What inductor of torch 2.13 says, where height and width are open, to a matrix product before a convolution, and in the
+"""What inductor of torch 2.13 says, with open height and width, to a matrix product before a convolution, and in the
 backward of ``nn.ConvTranspose2d`` itself."""
 
 
