@@ -8,6 +8,7 @@ where it works, else the error.
 
 import argparse
 import copy
+import gc
 import io
 import os
 import pickle
@@ -287,6 +288,8 @@ def start(rank: int, world: int, folder: str, work: Callable[[], Report]) -> Non
         if rank == 0:
             joined = {key: next(filter(None, (report[key] for report in reports)), "") for key in found}
             Path(folder, "report").write_bytes(pickle.dumps(joined))
+        gc.collect()  # models whose hooks still know the group
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

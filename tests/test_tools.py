@@ -50,6 +50,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize(
     ("plain", "words"), [(Plain(), NOT_OURS[0]), (nn.ConvTranspose2d(8, 12, 3, padding=1), NOT_OURS[1])], ids=NOT_OURS
 )
+@pytest.mark.filterwarnings("ignore")  # of inductor's first import
 @pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="seen with torch 2.13; no other was looked at")
 def test_what_inductor_cannot_compile_is_not_ours(plain, words):
     """If this fails, torch has learnt it: take the exception out of this file and the README."""
