@@ -98,8 +98,17 @@ def check_options(case: Case, options: dict[str, Any]) -> None:
     if wanted:
         least = layer.geometry.least_size(tuple(x.shape[2:]))
         sizes = ([size + stride - 1 for size, stride in zip(least, layer.stride, strict=True)],)
-    assert layer(x, *sizes).shape == dense(x, *sizes).shape
-    torch.testing.assert_close(layer(x, *sizes), dense(x, *sizes), rtol=1e-10, atol=1e-10)
+    x.requires_grad_()
+    found, expected = layer(x, *sizes), dense(x, *sizes)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    # The cores' gradients are those that the dense kernel's gives through the kernel.
+    cores = [*layer.cores]
+    for_x, *for_cores = torch.autograd.grad(found.square().sum(), [x, *cores])
+    dense_x, for_weight = torch.autograd.grad(expected.square().sum(), [x, dense.weight])
+    through = torch.autograd.grad(layer.weight, cores, for_weight)
+    for one, other in zip((for_x, *for_cores), (dense_x, *through), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8 * max(1.0, float(other.abs().max())))
 
 
 def kind_of(case: Case) -> str:

@@ -133,3 +133,22 @@ def test_fitting_ignores_the_default_device():
     weight = kernel(4, 4, 3, 3)
     with torch.device("meta"):
         assert layer.set_weight_(weight) < 1e-3
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_blocks_without_entries_are_fitted(rank):
+    torch.manual_seed(0)
+    weight = torch.randn(32, 32)
+    weight[:8] = 0
+    weight[:, :4] = 0
+    layer = tnlayers.BlockTTLinear(32, 32, rank=rank)
+    assert layer.set_weight_(weight) < 1
+    assert torch.isfinite(layer.weight).all()
+
+
+def test_block_tensor_train_of_full_rank_is_exact():
+    """Each pair of blocks is a matrix of its own, whose rank is at most the smaller of its sides."""
+    torch.manual_seed(0)
+    shapes = {"in_shape": (4, 6), "out_shape": (6, 6)}
+    layer = tnlayers.BlockTTLinear(24, 36, rank=6, **shapes, dtype=torch.float64)
+    assert layer.set_weight_(torch.randn(36, 24, dtype=torch.float64)) < 1e-9

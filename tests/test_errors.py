@@ -8,8 +8,24 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import tnlayers
-from tnlayers import CPConv2d, EinsumConv2d, Geometry, Init, TensorNetwork, TRConv2d, TTConv2d, TuckerConv2d
+from tnlayers import (
+    BlockTTLinear,
+    CPConv2d,
+    EinsumConv2d,
+    EinsumLinear,
+    Geometry,
+    Init,
+    TensorNetwork,
+    TRConv2d,
+    TRLinear,
+    TTConv2d,
+    TuckerConv2d,
+)
 from tnlayers.decompose import decompose
+
+
+def up(**kwargs):
+    return tnlayers.CPConvTranspose2d(8, 12, 3, stride=2, rank=2, **kwargs)
 
 
 def tr(*args, **kwargs):
@@ -124,6 +140,28 @@ TABLE = [
     (lambda: tr().flops((1, 64, 2, 8)), ValueError, "input size (2, 8)", "smaller than the kernel"),
     (lambda: tr().set_weight_(torch.ones(64, 64, 3)), ValueError, "weight has shape (64, 64, 3)", "(64, 64, 3, 3)"),
     (lambda: tr().set_weight_(torch.full((64, 64, 3, 3), torch.nan)), ValueError, "weight holds NaN", "finite"),
+    # linear and transposed layers
+    (lambda: TRLinear(0, 8), ValueError, "in_features is 0", ">= 1"),
+    (lambda: TRLinear(8, 8, in_shape=(4, 4)), ValueError, "in_shape (4, 4) has product 16", "in_features is 8"),
+    (lambda: TRLinear(8, 8)(torch.ones(2, 9)), ValueError, "input has shape (2, 9)", "(*, 8)"),
+    (lambda: TRLinear(8, 8).flops(8), TypeError, "input_shape is 8", "sequence"),
+    (lambda: TRLinear(8, 8, init=Init(input_size=(4,))), ValueError, "input_size is (4,)", "None"),
+    (lambda: TRLinear(8, 8).set_weight_(torch.ones(8, 9)), ValueError, "weight has shape (8, 9)", "(8, 8)"),
+    (lambda: TRLinear.from_linear(nn.Bilinear(8, 8, 8)), TypeError, "linear is Bilinear", "nn.Linear"),
+    (lambda: EinsumLinear(8, 8, network="i a, a h b, b o"), ValueError, "kernel axis 'h'", "linear layer has none"),
+    (lambda: BlockTTLinear(8, 8, in_shape=(2, 2, 2)), ValueError, "in_shape has 3 factors (i1, i2, i3)", "2"),
+    (lambda: up(padding="valid"), ValueError, "padding is 'valid'", "integers only"),
+    (lambda: up(padding_mode="reflect"), ValueError, "padding_mode is 'reflect'", "accepted: 'zeros'"),
+    (lambda: up(output_padding=2), ValueError, "output_padding is 2", "less than stride (2, 2)"),
+    (lambda: up(output_padding=-1), ValueError, "output_padding", "-1", ">= 0"),
+    (lambda: Geometry(8, 8, (3,), output_padding=1, stride=2), ValueError, "output_padding is 1", "transposed"),
+    (lambda: up(padding=4)(torch.ones(1, 8, 2, 2)), ValueError, "input size (2, 2)", "(-3, -3)", "at least 1"),
+    (lambda: up()(torch.ones(1, 8, 5, 5), 11), TypeError, "output_size is 11", "sequence of 2"),
+    (lambda: up()(torch.ones(1, 8, 5, 5), (11.5, 11)), TypeError, "output_size[0] is 11.5", "integer"),
+    (lambda: up()(torch.ones(1, 8, 5, 5), (11,)), ValueError, "output_size is (11,)", "2 or 4 entries"),
+    (lambda: up()(torch.ones(1, 8, 5, 5), (3, 11)), ValueError, "output_size is (3, 11)", "from (11, 11) to (12, 12)"),
+    (lambda: up()(torch.ones(8), (11, 11)), ValueError, "input has shape (8,)", "(N, 8, h, w)"),
+    (lambda: up().set_weight_(torch.ones(12, 8, 3, 3)), ValueError, "weight has shape (12, 8, 3, 3)", "(8, 12, 3, 3)"),
     (lambda: TRConv2d.from_conv(nn.Conv1d(8, 8, 3)), TypeError, "conv is Conv1d", "nn.Conv2d"),
     (lambda: TRConv2d.from_conv(nn.ConvTranspose2d(8, 8, 3)), TypeError, "conv is ConvTranspose2d", "nn.Conv2d"),
     (lambda: TRConv2d.from_conv(nn.LazyConv2d(8, 3)), TypeError, "conv is LazyConv2d", "nn.Conv2d"),

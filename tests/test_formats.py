@@ -100,3 +100,11 @@ def test_a_new_format_is_one_class_and_one_line():
 def test_registering_a_taken_name_is_refused():
     with pytest.raises(ValueError, match="format name 'tr' is taken by TR"):
         tnlayers.register("tr")(formats.CP)
+
+
+def test_a_tree_of_many_leaves_has_as_many_bonds_as_edges():
+    for leaves in range(1, 30):
+        axes = tuple(f"i{k}" for k in range(1, leaves + 1)), tuple(f"o{k}" for k in range(1, leaves + 1))
+        network = tnlayers.TensorNetwork.skeleton(formats.HT().text(*axes, (), 2))
+        assert len(network.cores) == 2 * leaves - 1
+        assert len(network.bonds) == 2 * leaves - 2

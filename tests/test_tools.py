@@ -5,9 +5,13 @@ import torch
 from torch import nn
 
 import tnlayers
-from tools import KINDS, NOT_OURS, TOOLS, layers
+from tools import KINDS, NO_ORDER, TOOLS, layers
 
 INDUCTOR = [name for name in TOOLS if "inductor," in name]  # several seconds a layer
+
+
+UNORDERED = {f"{name}{kind}" for name in ("CP", "Einsum", "TR", "Tucker") for kind in KINDS[:2]} | {"TTConv2d"}
+"""Layers whose plan has a matrix product before a convolution, which inductor cannot compile with open sizes."""
 
 
 def some(count: int) -> dict[str, tnlayers.TensorLayer]:
@@ -21,7 +25,7 @@ def some(count: int) -> dict[str, tnlayers.TensorLayer]:
 def check(name: str, chosen: dict[str, tnlayers.TensorLayer]) -> None:
     found = TOOLS[name](chosen)
     if name == "compile, inductor, batch, height, width open":
-        found = {key: "" if any(words in error for words in NOT_OURS) else error for key, error in found.items()}
+        found = {key: "" if key in UNORDERED and NO_ORDER in error else error for key, error in found.items()}
     assert found == dict.fromkeys(chosen, "")
 
 
@@ -47,16 +51,11 @@ class Plain(nn.Module):
         return self.conv(torch.matmul(x.movedim(1, -1), self.weight.mT).movedim(-1, 1))
 
 
-@pytest.mark.parametrize(
-    ("plain", "words"), [(Plain(), NOT_OURS[0]), (nn.ConvTranspose2d(8, 12, 3, padding=1), NOT_OURS[1])], ids=NOT_OURS
-)
 @pytest.mark.filterwarnings("ignore")  # of inductor's first import
 @pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="seen with torch 2.13; no other was looked at")
-def test_what_inductor_cannot_compile_is_not_ours(plain, words):
+def test_what_inductor_cannot_compile_is_not_ours():
     """If this fails, torch has learnt it: take the exception out of this file and the README."""
     torch._dynamo.reset()
-    run = torch.compile(plain, fullgraph=True, dynamic=True)
-    with pytest.raises(Exception, match=words):  # noqa: PT012  (either of the calls may)
-        for batch, height, width in ((2, 9, 10), (5, 12, 13)):
-            y = run(torch.randn(batch, 8, height, width))
-            torch.autograd.grad(y.square().sum(), list(plain.parameters()))
+    run = torch.compile(Plain(), fullgraph=True, dynamic=True)
+    with pytest.raises(Exception, match=NO_ORDER):
+        run(torch.randn(2, 8, 9, 10))

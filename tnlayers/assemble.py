@@ -201,7 +201,7 @@ def assemble(search: Search, trail: Trail) -> Plan:
                 padding=here(pads, 0),
                 output_padding=here(geometry.each("output_padding"), 0),
                 dilation=here(geometry.each("dilation"), 1),
-                transposed=geometry.transposed and bool(roles.kernel),
+                transposed=geometry.transposed and option.op == CONV and bool(roles.kernel),
                 left=tuple(name for axis in before for name in where.axes(axis)),
                 right=right,
                 out=tuple(name for axis in after for name in where.axes(axis)),

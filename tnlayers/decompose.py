@@ -131,7 +131,8 @@ def _best(network: TensorNetwork, cores: Sequence[Tensor], k: int, target: Tenso
     gram = contract(pairs, pair_axes, apart + bonds + primed(bonds)).reshape(-1, columns, columns)
     # Where a bond is larger than its rank can be, the equations are singular: a pull towards the present value, too
     # weak to be seen elsewhere, chooses among the solutions, and the error still falls with every step.
-    pull = PULL * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    # Of all problems together, since one alone may be zero: a block of the kernel without entries.
+    pull = PULL * gram.diagonal(dim1=1, dim2=2).mean()
     identity = torch.eye(columns, dtype=gram.dtype, device=gram.device)
     return back(torch.linalg.solve(gram + pull * identity, right + pull * present))
 

@@ -63,7 +63,8 @@ class Geometry:
         ndim = len(self.kernel_size)
         for name in ("kernel_size", "stride", "dilation"):
             checked[name] = errors.integers(name, getattr(self, name), ndim)
-        checked["padding_mode"] = errors.choice("padding_mode", self.padding_mode, PADDING_MODES)
+        modes = PADDING_MODES[:1] if self.transposed else PADDING_MODES
+        checked["padding_mode"] = errors.choice("padding_mode", self.padding_mode, modes)
         if isinstance(self.padding, str):
             checked["padding"] = errors.choice("padding", self.padding, ("same", "valid"))
             if self.padding == "same" and set(checked["stride"]) != {1}:
@@ -75,6 +76,10 @@ class Geometry:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.input_size is not None:
+            if not ndim and self.input_size:
+                raise ValueError(
+                    f"input_size is {self.input_size}; a linear layer's input has no spatial size, use None"
+                )
             object.__setattr__(self, "input_size", errors.integers("input_size", self.input_size, ndim))
             self.output_size(self.input_size)
 
@@ -87,8 +92,6 @@ class Geometry:
             return
         if "padding" not in checked or isinstance(checked["padding"], str):
             raise ValueError(f"padding is {self.padding!r}; a transposed convolution takes integers only")
-        if checked["padding_mode"] != "zeros":
-            raise ValueError(f"padding_mode is {self.padding_mode!r}; a transposed convolution takes 'zeros' only")
         for more, stride, dilation in zip(extra, checked["stride"], checked["dilation"], strict=True):
             if more >= max(stride, dilation):
                 raise ValueError(
@@ -146,7 +149,8 @@ class Geometry:
             found = tuple(size + more for size, more in zip(least, extra, strict=True))
             if min(found) < 1:
                 raise ValueError(
-                    f"input size {tuple(input_size)} with padding {self.padding!r} gives the output size {found}"
+                    f"input size {tuple(input_size)} with padding {self.padding!r} gives the output size {found}; it "
+                    "must be at least 1 along each axis"
                 )
             return found
         out = []

@@ -170,10 +170,10 @@ class TensorLayer(PlannedModule):
         """
         if self.cores[0].is_meta:
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
-        if self.geometry.transposed and isinstance(weight, Tensor):
+        if isinstance(weight, Tensor):
             if tuple(weight.shape) != self.geometry.weight_shape:
                 raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
-            weight = exchange(weight, self.geometry.groups)
+            weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
         cores, _ = decompose(self.network, weight)
         cores = [fitted.to(core.device, core.dtype) for core, fitted in zip(self.cores, cores, strict=True)]
         found = reconstruct(self.network, cores).to("cpu", torch.float64)
@@ -257,7 +257,7 @@ class TensorLayer(PlannedModule):
 def copy_state(source: Any, target: Any) -> None:
     """Bias and training flag, which do not depend on how the kernel is held."""
     if source.bias is not None:
-        target.bias.copy_(source.bias)
+        target.bias.copy_(place(whole(source.bias), target.bias))
         target.bias.requires_grad_(source.bias.requires_grad)
     target.train(source.training)
 

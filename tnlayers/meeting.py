@@ -82,7 +82,7 @@ class Meeting:
         if self.op == MATMUL:
             return weight
         weight = weight.contiguous() if self.source == FIRST else weight.contiguous().movedim(-1, 1)
-        return exchange(weight, self.groups) if self.transposed else weight
+        return exchange(weight, self.groups).contiguous() if self.transposed else weight
 
     def give(self, gradient: Tensor) -> Tensor:
         """The gradient of what ``take`` returned as that of what it took."""

@@ -142,5 +142,5 @@ class PlannedModule(nn.Module):
 
 def _counts(shape: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(shape, Sequence) or isinstance(shape, str):
-        raise TypeError(f"input_shape is {shape!r}; it must be a sequence such as (N, channels, H, W)")
+        raise TypeError(f"input_shape is {shape!r}; it must be a sequence of integers, the shape of an input")
     return tuple(errors.integer(f"input_shape[{k}]", size, minimum=0) for k, size in enumerate(shape))

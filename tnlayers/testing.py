@@ -103,7 +103,7 @@ def gradients(make: Make) -> None:
     """Gradients are right numerically, and every core gets one."""
     for strategy in ("reconstruct", "factorized"):
         layer = make(strategy=strategy, dtype=torch.float64)
-        x = example_input(layer, batch=1).requires_grad_()
+        x = example_input(layer).requires_grad_()  # several images: of one alone, autograd does the backward
         parameters = dict(layer.named_parameters())
 
         def function(

@@ -89,20 +89,34 @@ class TensorConvTranspose(TensorConv):
         Raises:
             ValueError: the input has other dimensions or channels; or it cannot give this output size.
         """
-        return self._run(input, None if output_size is None else self._output_padding(input, output_size))
+        if output_size is None:
+            return self._run(input)
+        size, extra = self._sizes(input, output_size)
+        if not torch.compiler.is_compiling():
+            return self._run(input, extra)
+        # A compiler may leave sizes open, but takes one plan: that of the largest output, of which this is a part.
+        y = self._run(input, tuple(stride - 1 for stride in self.stride))
+        for axis, length in enumerate(size, start=-self.ndim):
+            y = y.narrow(axis, 0, length)
+        return y
 
-    def _output_padding(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
-        """What is to be added to the smallest output for one of the size given."""
-        wanted = tuple(output_size)[-self.ndim :]
+    def _sizes(self, input: Tensor, output_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The output's size, checked, and what it has more than the least."""
+        self._batched(input.shape)
+        if not isinstance(output_size, Sequence) or isinstance(output_size, str):
+            raise TypeError(f"output_size is {output_size!r}; it must be a sequence of {self.ndim} integers")
         if len(output_size) not in (self.ndim, input.ndim):
             raise ValueError(
                 f"output_size is {tuple(output_size)}; it must have {self.ndim} or {input.ndim} entries for this input"
             )
+        wanted = tuple(output_size)[-self.ndim :]
+        if not torch.compiler.is_compiling():
+            wanted = errors.integers("output_size", wanted, self.ndim)
         least = self.geometry.least_size(tuple(input.shape[-self.ndim :]))
         most = tuple(size + stride - 1 for size, stride in zip(least, self.stride, strict=True))
         if not all(low <= size <= high for low, size, high in zip(least, wanted, most, strict=True)):
             raise ValueError(f"output_size is {wanted}; this input gives sizes from {least} to {most}")
-        return tuple(size - low for size, low in zip(wanted, least, strict=True))
+        return wanted, tuple(size - low for size, low in zip(wanted, least, strict=True))
 
 
 class TensorConvTranspose1d(TensorConvTranspose):

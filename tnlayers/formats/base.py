@@ -98,6 +98,10 @@ class Format(ABC):
             ("kernel_size", skeleton.kernel, kernel),
         ):
             if len(axes) != len(shape):
+                if not kernel and name == "kernel_size":
+                    raise ValueError(
+                        f"network '{skeleton}' has the kernel axis {axes[0]!r}, but a linear layer has none"
+                    )
                 hint = "; a kernel axis is named d, h or w and is in one core" if name == "kernel_size" else ""
                 raise ValueError(
                     f"{name} {shape} has {len(shape)} entries, but network '{skeleton}' has {len(axes)} axes for it "

@@ -33,6 +33,8 @@ class BlockTT(Format):
         """The two cores."""
         for name, axes in (("in_shape", inputs), ("out_shape", outputs)):
             if len(axes) != 2:
-                raise ValueError(f"{name} has {len(axes)} factors; BlockTT takes 2")
+                raise ValueError(
+                    f"{name} has {len(axes)} factors ({', '.join(axes)}); BlockTT takes 2, such as (8, 8) of 64"
+                )
         (i1, i2), (o1, o2) = inputs, outputs
         return f"{' '.join([i1, i2, *kernel])} {o1} r, r {i1} {o1} {o2}"

@@ -1,6 +1,5 @@
 """Hierarchical Tucker decomposition (HT)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from tnlayers.notation import Axes
 class HT(Format):
     """A binary tree: a leaf for each pair of an input and an output axis and one for the kernel, joined two by two.
 
-    The k-th leaf hangs on the bond ``rk``; what joins leaves ``a`` to ``b`` hands on the bond ``rab``; the root has no
+    The k-th leaf hangs on the bond ``rk``; what joins leaves ``a`` to ``b`` hands on the bond ``raxb``; the root has no
     bond above it.
 
     Reference:
@@ -22,7 +21,7 @@ class HT(Format):
 
     Example:
         >>> HT().text(("i1", "i2"), ("o1", "o2"), ("h", "w"), rank=8)
-        'h w r1, i1 o1 r2, r1 r2 r12, i2 o2 r3, r12 r3'
+        'h w r1, i1 o1 r2, r1 r2 r1x2, i2 o2 r3, r1x2 r3'
     """
 
     @property
@@ -34,13 +33,15 @@ class HT(Format):
         """The cores of the tree, each subtree before what joins it."""
         leaves = [*([" ".join(kernel)] if kernel else []), *paired(inputs, outputs)]
 
-        def tree(numbers: Sequence[int]) -> list[str]:
-            above = f" r{'x'.join(map(str, numbers))}".replace("x", "") if len(numbers) < len(leaves) else ""
-            if len(numbers) == 1:
-                return [leaves[numbers[0] - 1] + above]
-            middle = (len(numbers) + 1) // 2
-            halves = numbers[:middle], numbers[middle:]
-            bonds = (f"r{''.join(map(str, half))}" for half in halves)
-            return [*tree(halves[0]), *tree(halves[1]), " ".join(bonds) + above]
+        def bond(part: range) -> str:
+            ends = dict.fromkeys((part[0], part[-1])) if len(part) < len(leaves) else ()
+            return f"r{'x'.join(map(str, ends))}" if ends else ""
+
+        def tree(part: range) -> list[str]:
+            if len(part) == 1:
+                return [f"{leaves[part[0] - 1]} {bond(part)}".strip()]
+            middle = (len(part) + 1) // 2
+            left, right = part[:middle], part[middle:]
+            return [*tree(left), *tree(right), f"{bond(left)} {bond(right)} {bond(part)}".strip()]
 
         return ", ".join(tree(range(1, len(leaves) + 1)))

@@ -11,7 +11,7 @@ class HTConv1d(TensorConv1d, format="ht"):
     Example:
         >>> layer = HTConv1d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        w r1, i1 o1 r2, r1 r2 r12, i2 o2 r3, r12 r3
+        w r1, i1 o1 r2, r1 r2 r1x2, i2 o2 r3, r1x2 r3
     """
 
 
@@ -26,7 +26,7 @@ class HTConv2d(TensorConv2d, format="ht"):
     Example:
         >>> layer = HTConv2d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        h w r1, i1 o1 r2, r1 r2 r12, i2 o2 r3, r12 r3
+        h w r1, i1 o1 r2, r1 r2 r1x2, i2 o2 r3, r1x2 r3
     """
 
 
@@ -36,7 +36,7 @@ class HTConv3d(TensorConv3d, format="ht"):
     Example:
         >>> layer = HTConv3d(16, 32, 3, padding=1, rank=8)
         >>> print(layer.network)
-        d h w r1, i1 o1 r2, r1 r2 r12, i2 o2 r3, r12 r3
+        d h w r1, i1 o1 r2, r1 r2 r1x2, i2 o2 r3, r1x2 r3
     """
 
 
