@@ -2,13 +2,18 @@
 
 from tnlayers import zoo
 from tnlayers.autotune import autotune
-from tnlayers.conv import TensorConv1d, TensorConv2d, TensorConv3d
+from tnlayers.conv import TensorConv, TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.formats import FORMATS, Format, register
 from tnlayers.geometry import Geometry
 from tnlayers.layer import TensorLayer
 from tnlayers.linear import TensorLinear
 from tnlayers.network import TensorNetwork
-from tnlayers.transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
+from tnlayers.transpose import (
+    TensorConvTranspose,
+    TensorConvTranspose1d,
+    TensorConvTranspose2d,
+    TensorConvTranspose3d,
+)
 from tnlayers.variance import Init, Variance, solve
 from tnlayers.zoo import *  # noqa: F403  (the layers of every format)
 
@@ -22,9 +27,11 @@ __all__ = [
     "Format",
     "Geometry",
     "Init",
+    "TensorConv",
     "TensorConv1d",
     "TensorConv2d",
     "TensorConv3d",
+    "TensorConvTranspose",
     "TensorConvTranspose1d",
     "TensorConvTranspose2d",
     "TensorConvTranspose3d",

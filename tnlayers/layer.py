@@ -38,7 +38,7 @@ class TensorLayer(PlannedModule):
         format: the format, with its options.
         network: which core has which axes, of which sizes.
         rank: the size of every bond that is not fixed; as the argument ``rank`` it makes the same network again.
-        geometry: the convolution's arguments, checked.
+        geometry: the arguments of the convolution or linear map, checked.
         init: how it starts.
         variance: the solver's answer: standard deviation of each core, fans, standard deviation of the weight.
     """

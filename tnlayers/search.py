@@ -88,13 +88,14 @@ class Search:
             bit for bit, size, stride, more, pad in axes if size == stride == 1 and not more and not any(pad)
         )
         self.length, self.sizes, self.free = cache(self._length), cache(self._sizes), cache(self._free)
+        self.ahead = cache(self._ahead)
         self.floor = floor(self.mode)
 
     def __iter__(self) -> Iterator[Trail]:
         """Every trail, the cheapest first."""
         where, ties = self.space, count()
-        # The seconds that give an entry its turn, a tie-breaker, seconds so far, the state, the options that led to it,
-        # and the tensor to meet next, 0 if that is open.
+        # The seconds that give an entry its turn, a bound below those of every trail through it; a tie-breaker; seconds
+        # so far, the state, the options that led to it, and the tensor to meet next, 0 if that is open.
         heap: list[_Entry] = [(0.0, next(ties), 0.0, (0, self.setting.layout, where.inputs), (), 0)]
         seen: dict[_State, int] = {}
         steps: dict[tuple[_State, int], list[tuple[float, Option]]] = {}
@@ -107,16 +108,18 @@ class Search:
                 if (state, tensor) not in steps:
                     found = self._options(absorbed, tensor, *state[1:])
                     steps[state, tensor] = [(self._seconds(absorbed, option), option) for option in found]
+                later = self.ahead(absorbed | tensor)
                 for step, option in steps[state, tensor]:
                     reached = absorbed | tensor, self.setting.layout if option.tail else option.target, option.after
-                    total = seconds + step
-                    heapq.heappush(heap, (total, next(ties), total, reached, (*options, option), 0))
+                    entry = seconds + step + later, next(ties), seconds + step, reached, (*options, option), 0
+                    heapq.heappush(heap, entry)
             else:
                 seen[state] = seen.get(state, 0) + 1
                 if seen[state] > 2:  # of two ways to the same state, the third and costlier one leads to no runner-up
                     continue
                 for following, least in self.free(absorbed, len(options)):
-                    heapq.heappush(heap, (seconds + least, next(ties), seconds, state, options, following))
+                    turn = seconds + least + self.ahead(absorbed | following)
+                    heapq.heappush(heap, (turn, next(ties), seconds, state, options, following))
 
     def _free(self, absorbed: int, number: int) -> list[tuple[int, float]]:
         """The sets of cores that ``x`` may meet next, each with the least seconds that it can take."""
@@ -134,6 +137,13 @@ class Search:
         sizes = self.sizes(absorbed, tensor)
         entries = sizes.x + sizes.y + sizes.weight
         return self.contraction(tensor)[1].seconds + self.floor.seconds(sizes.flops, entries * self.itemsize)
+
+    def _ahead(self, absorbed: int) -> float:
+        """A bound below the seconds that are left: at least one step more, which reads ``x`` and writes the output."""
+        if absorbed == (where := self.space).all:
+            return 0.0
+        entries = sum(where.volume(where.x_axes(state)) * self.length(state) for state in (absorbed, where.all))
+        return self.floor.seconds(0, self.setting.batch * entries * self.itemsize)
 
     def _seconds(self, absorbed: int, option: Option) -> float:
         """What a step adds to the time of a trail, with what its weight takes."""
