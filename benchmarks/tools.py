@@ -293,6 +293,7 @@ def start(rank: int, world: int, folder: str, work: Callable[[], Report]) -> Non
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # gloo's threads have been seen to abort a process that takes its time to end
 
 
 def in_processes(work: Callable[..., Report], made: Layers, world: int = 2) -> Report:
