@@ -25,7 +25,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import tnlayers
-from provenance import write_csv
+from provenance import read_csv, write_csv
 from tnlayers import TensorLayer, testing
 
 OUT = Path(__file__).parent / "results" / "tools.csv"
@@ -119,9 +119,6 @@ def compiled(layer: TensorLayer, backend: str, sizes: bool) -> None:
 for _backend, _sizes in (("inductor", False), ("inductor", True), ("aot_eager", True)):
     _what = "batch, height, width open" if _sizes else "batch open"
     tool(f"compile, {_backend}, {_what}")(partial(compiled, backend=_backend, sizes=_sizes))
-
-NO_ORDER = "cannot determine truth value of Relational"
-"""What inductor of torch 2.13 says where height and width are open and a matrix product comes before a convolution."""
 
 
 def exported(layer: TensorLayer) -> tuple[torch.export.ExportedProgram, Tensor]:
@@ -446,12 +443,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     rows: list[dict[str, str]] = []
+    if arguments.out.exists():  # what is not asked for stays as it was measured
+        rows = [row for row in read_csv(arguments.out) if row["tool"] not in arguments.tools]
     for name in arguments.tools:
         found = TOOLS[name](layers())
         print(name, *(f"  {key}: {error}" for key, error in found.items() if error), sep="\n", flush=True)
         kinds = {key: next(kind for kind in KINDS if key.endswith(kind)) for key in found}
         rows += [{"tool": name, "layer": key, "kind": kinds[key], "result": error} for key, error in found.items()]
-    write_csv(arguments.out, rows)
+    write_csv(arguments.out, sorted(rows, key=lambda row: list(TOOLS).index(row["tool"])))
 
 
 if __name__ == "__main__":

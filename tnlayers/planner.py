@@ -15,7 +15,7 @@ from tnlayers.geometry import Geometry
 from tnlayers.meeting import MATMUL
 from tnlayers.modes import autocast_dtype
 from tnlayers.network import TensorNetwork
-from tnlayers.plan import MEMORY, candidates, parse, plan
+from tnlayers.plan import MEMORY, STRATEGIES, candidates, parse, plan
 from tnlayers.product import FIRST, LAST
 from tnlayers.run import build, meet, pad, run
 from tnlayers.trail import Setting
@@ -62,12 +62,14 @@ class Planner:
         """Plans for a setting, the fastest first."""
         return candidates(self.network, self.geometry, setting, self.strategy, self.memory)
 
-    def plan(self, setting: Setting, output_padding: tuple[int, ...] | None = None) -> Plan:
-        """The plan for a setting, and for another output padding than the geometry's, if one is given."""
+    def plan(
+        self, setting: Setting, output_padding: tuple[int, ...] | None = None, strategy: str | None = None
+    ) -> Plan:
+        """The plan for a setting, and for another output padding or strategy than the layer's, if one is given."""
         geometry = self.geometry
         if output_padding is not None:
             geometry = replace(geometry, output_padding=output_padding)
-        return plan(self.network, geometry, setting, self.strategy, self.memory)
+        return plan(self.network, geometry, setting, strategy or self.strategy, self.memory)
 
     def forget(self) -> None:
         """Drop the weights that inference keeps."""
@@ -86,7 +88,8 @@ class Planner:
         mode = "train" if grad else "infer" if training else "cached"
         kind, dtype = x.device.type, x.dtype
         if torch.compiler.is_compiling():
-            name = self.prepare("infer" if mode == "cached" else mode, kind, str(dtype), output_padding)
+            whole = mode == "train" and self.strategy == STRATEGIES[0] and _open(x)
+            name = self.prepare("infer" if mode == "cached" else mode, kind, str(dtype), output_padding, whole)
             return run(getattr(self, name), x, cores, bias)
         cast = None if dtype == torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
@@ -129,21 +132,34 @@ class Planner:
             kept = self._weights[found.signature, cast] = list(cores), versions, weights
         return kept[2]
 
-    def prepare(self, mode: str, device: str, dtype: str, output_padding: tuple[int, ...] | None = None) -> str:
+    def prepare(
+        self, mode: str, device: str, dtype: str, output_padding: tuple[int, ...] | None = None, whole: bool = False
+    ) -> str:
         """Make the plan that a compiler gets, and tell the name of the attribute that holds it.
 
-        It is made for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open.
+        It is made for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open. Where
+        ``whole``, it reconstructs the kernel.
         """
-        extra = "" if output_padding is None else "_" + "_".join(map(str, output_padding))
+        extra = "_whole" * whole + ("" if output_padding is None else "_" + "_".join(map(str, output_padding)))
         name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}{extra}"
         typical = tuple(max(_NOMINAL[1], span) for span in self.geometry.spans)
         batch, size = self._latest or (_NOMINAL[0], typical)
         setting = Setting(batch, size, mode=mode, device=device, dtype=getattr(torch, dtype.removeprefix("torch.")))
-        setattr(self, name, self.plan(setting, output_padding))
+        setattr(self, name, self.plan(setting, output_padding, "reconstruct" if whole else None))
         return name
 
     # What torch.compiler.assume_constant_result sets; to call it would import the compiler for everyone.
     prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _open(x: Tensor) -> bool:
+    """Whether a compiler leaves height and width open.
+
+    There inductor (of torch 2.13) cannot train a matrix product before a convolution. An exporter can.
+    """
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # noqa: PLC0415  (compilers have imported it)
+
+    return not torch.compiler.is_exporting() and not all(has_static_value(size) for size in x.shape[2:])
 
 
 def _is_channels_last(x: Tensor) -> bool:
