@@ -94,26 +94,23 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def compiled(layer: TensorLayer, backend: str, sizes: bool) -> None:
     """Training and inference in one graph, with other batches, and other heights and widths if ``sizes``."""
     torch._dynamo.reset()
-    # With open sizes, torch 2.13 takes graphs of other sizes from its cache on disk, of plain convolutions too.
-    torch.compiler.config.force_disable_caches = True
     run = torch.compile(layer, fullgraph=True, backend=backend, dynamic=True if sizes else None)
-    for batch in (2, 5):
-        x = testing.example_input(layer, batch)
-        if sizes and x.ndim == 4:
-            x = nn.functional.pad(x, (0, batch, batch, 0))
-        torch._dynamo.mark_dynamic(x, 0)
-        parameters = list(layer.parameters())
-        y, expected = run(x), layer(x)
-        same(y, expected)
-        for one, other in zip(
-            torch.autograd.grad(y.square().sum(), parameters),
-            torch.autograd.grad(expected.square().sum(), parameters),
-            strict=True,
-        ):
-            same(one, other)
-    layer.eval()
-    with torch.no_grad():
-        same(run(x), layer(x))
+    # With open sizes, torch 2.13 takes graphs of other sizes from its cache on disk, of plain convolutions too.
+    with torch.compiler.config.patch(force_disable_caches=True):
+        for batch in (2, 5):
+            x = testing.example_input(layer, batch)
+            if sizes and x.ndim == 4:
+                x = nn.functional.pad(x, (0, batch, batch, 0))
+            torch._dynamo.mark_dynamic(x, 0)
+            parameters = list(layer.parameters())
+            y, expected = run(x), layer(x)
+            same(y, expected)
+            found = torch.autograd.grad(y.square().sum(), parameters)
+            for one, other in zip(found, torch.autograd.grad(expected.square().sum(), parameters), strict=True):
+                same(one, other)
+        layer.eval()
+        with torch.no_grad():
+            same(run(x), layer(x))
 
 
 for _backend, _sizes in (("inductor", False), ("inductor", True), ("aot_eager", True)):
