@@ -67,3 +67,17 @@ def test_the_plan_of_a_compiler_that_leaves_sizes_open(strategy):
         torch.testing.assert_close(run(x), layer(x), rtol=1e-4, atol=1e-4)
         plans = [value for name, value in vars(layer._planner).items() if name.startswith("_compiled_train")]
         assert [plan.order for plan in plans] == [order]
+
+
+@pytest.mark.parametrize("layer", [tnlayers.CPConvTranspose2d, tnlayers.TTConvTranspose2d])
+def test_output_size_under_a_compiler_that_leaves_sizes_open(layer):
+    torch._dynamo.reset()
+    made = layer(8, 12, 3, stride=2, padding=1, rank=2)
+    run = torch.compile(made, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch, height, width in ((2, 5, 6), (3, 7, 8)):
+        x = torch.randn(batch, 8, height, width)
+        for more in (0, 1):
+            size = [2 * length - 1 + more for length in (height, width)]
+            found, expected = run(x, output_size=size), made(x, output_size=size)
+            assert list(found.shape[2:]) == size
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
