@@ -6,9 +6,7 @@ round, each once, in random order; a row holds medians in milliseconds. `kernel`
 """
 
 import argparse
-import random
 import statistics
-import time
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,7 +20,7 @@ from rich.table import Table
 import tnlayers
 from provenance import REPOSITORY, write_csv
 from speed import FAMILIES as TIMED
-from speed import Step, once
+from speed import rounds
 from tnlayers.optim import squared_norm
 from tnlayers.square import fastest
 
@@ -55,21 +53,6 @@ class Row:
         return f"{self.family}, {self.channels} channels, keep {self.keep}"
 
 
-def rounds(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
-    """Times of all steps, interleaved."""
-    for step in (*steps.values(), *steps.values()):  # the first call of all searches, the second fills caches
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order, start = list(steps), time.perf_counter()
-    for number in range(ROUNDS[1]):
-        if number >= ROUNDS[0] and time.perf_counter() - start > seconds:
-            break
-        random.shuffle(order)  # what ran before decides what is in the caches
-        for name in order:
-            times[name].append(once(steps[name]))
-    return times
-
-
 def measure(row: Row, budget: float) -> dict[str, Any]:
     """All columns of a row."""
     layer = row.layer()
@@ -82,7 +65,10 @@ def measure(row: Row, budget: float) -> dict[str, Any]:
     def penalty() -> object:
         return torch.autograd.grad(squared_norm(layer), cores)
 
-    times = rounds({"kernel": kernel, "kernel_again": kernel, "penalty": penalty}, budget)
+    steps = {"kernel": kernel, "kernel_again": kernel, "penalty": penalty}
+    for step in (*steps.values(), *steps.values()):  # the first call of all searches, the second fills caches
+        step()
+    times = rounds(steps, budget, ROUNDS, twins=())
     medians = {name: round(1e3 * statistics.median(values), 4) for name, values in times.items()}
     return {
         "family": row.family, "channels": row.channels, "keep": row.keep, "keep_ratio": round(layer.keep_ratio, 4),

@@ -15,7 +15,7 @@ import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice, product
@@ -175,17 +175,23 @@ def once(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def rounds(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
-    """Times of all steps, interleaved, until the twins agree or the time is up."""
+def rounds(
+    steps: dict[str, Step],
+    seconds: float,
+    limits: tuple[int, int] = ROUNDS,
+    twins: Sequence[str] = ("dense", "auto"),
+) -> dict[str, list[float]]:
+    """Times of all steps, interleaved, until the twins agree, if there are any, or the time is up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     order, start = list(steps), time.perf_counter()
 
     def quiet() -> bool:
-        twins = [(times[name], times[f"{name}_again"]) for name in ("dense", "auto")]
-        return all(abs(statistics.median(a) / statistics.median(b) - 1) < QUIET for a, b in twins)
+        pairs = [(times[name], times[f"{name}_again"]) for name in twins]
+        return bool(pairs) and all(abs(statistics.median(a) / statistics.median(b) - 1) < QUIET for a, b in pairs)
 
-    for number in range(ROUNDS[1]):
-        if number >= ROUNDS[0] and (time.perf_counter() - start > seconds or (number >= 2 * ROUNDS[0] and quiet())):
+    least, most = limits
+    for number in range(most):
+        if number >= least and (time.perf_counter() - start > seconds or (number >= 2 * least and quiet())):
             break
         random.shuffle(order)  # what ran before decides what is in the caches
         for name in order:

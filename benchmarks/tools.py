@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import tnlayers
 from provenance import read_csv, write_csv
 from tnlayers import TensorLayer, testing
+from tnlayers.draw import whole
 
 OUT = Path(__file__).parent / "results" / "tools.csv"
 KINDS = ("Conv2d", "ConvTranspose2d", "Linear")
@@ -322,6 +323,13 @@ def model_of(name: str, device: str = "cpu") -> nn.Module:
     return nn.Sequential(layer, nn.Tanh(), head(width, 4, rank=2, device=device, **own))
 
 
+def redraw(model: nn.Module) -> None:
+    """Initialise whatever can be."""
+    for child in model.children():
+        if hasattr(child, "reset_parameters"):
+            child.reset_parameters()
+
+
 def trained(model: nn.Module, name: str, rank: int = 0, world: int = 1) -> list[Tensor]:
     """The parameters after some steps of gradient descent on this process' share of the batch."""
     generator = torch.Generator().manual_seed(1)
@@ -333,11 +341,7 @@ def trained(model: nn.Module, name: str, rank: int = 0, world: int = 1) -> list[
         optimizer.zero_grad()
         model(x.chunk(world)[rank]).square().mean().backward()
         optimizer.step()
-    return [whole(parameter) for parameter in model.parameters()]
-
-
-def whole(parameter: Tensor) -> Tensor:
-    return (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).detach()
+    return [whole(parameter).detach() for parameter in model.parameters()]
 
 
 def close(found: list[Tensor], expected: list[Tensor]) -> None:
@@ -364,8 +368,7 @@ def sharded(name: str) -> nn.Module:
     fully_shard(model, mesh=mesh)
     model.to_empty(device="cpu")
     torch.manual_seed(dist.get_rank())  # the first process' draw is everyone's
-    for child in model:
-        getattr(child, "reset_parameters", int)()
+    redraw(model)
     return model
 
 
@@ -373,8 +376,7 @@ def drawn(name: str) -> nn.Module:
     """The same in one process."""
     model = model_of(name, device="meta").to_empty(device="cpu")
     torch.manual_seed(0)
-    for child in model:
-        getattr(child, "reset_parameters", int)()
+    redraw(model)
     return model
 
 
@@ -405,8 +407,7 @@ def dcp(name: str, folder: str) -> None:
     model = sharded(name)
     checkpoint.save(get_model_state_dict(model), checkpoint_id=f"{folder}/{name}")
     alone = model_of(name)
-    for child in alone:
-        getattr(child, "reset_parameters", int)()
+    redraw(alone)
     state = alone.state_dict()
     checkpoint.load(state, checkpoint_id=f"{folder}/{name}", no_dist=True)
     alone.load_state_dict(state)

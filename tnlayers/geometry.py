@@ -1,5 +1,6 @@
 """A layer's geometry: every argument of ``torch.nn.ConvNd`` but the kernel, checked once. No tensors here."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,11 @@ class Geometry:
         if self.transposed:
             first, second = second, first
         return (first, second // self.groups, *self.kernel_size)
+
+    @property
+    def bias_bound(self) -> float:
+        """The bias of torch's layers is drawn from [-bound, bound]."""
+        return 1 / math.sqrt(math.prod(self.weight_shape[1:]))
 
     @property
     def spans(self) -> tuple[int, ...]:

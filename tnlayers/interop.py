@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers import zoo
-from tnlayers.draw import draw
+from tnlayers.draw import draw, uniform
 from tnlayers.formats.base import numbered
 from tnlayers.geometry import Geometry
 from tnlayers.layer import DTYPES, TensorLayer, copy_state
@@ -254,8 +254,7 @@ def _redraw(layer: Any, found: _Factored, variance: Variance, init: Init) -> Non
     for vector in found.weights:
         vector.fill_(1)
     if layer.bias is not None:
-        bound = (found.geometry.out_channels / found.network.dense_params) ** 0.5  # as torch's layers
-        layer.bias.uniform_(-bound, bound)
+        layer.bias.copy_(uniform(layer.bias, found.geometry.bias_bound))
 
 
 def _matched(layer: TensorLayer) -> tuple[str, list[nn.Parameter]]:

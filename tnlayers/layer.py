@@ -130,8 +130,7 @@ class TensorLayer(PlannedModule):
         self._assign(draw(self.network, variance, self.init, list(self.cores)))
         self.variance = variance
         if self.bias is not None:
-            bound = 1 / math.sqrt(math.prod(self.geometry.weight_shape[1:]))  # as torch's layers
-            self.bias.copy_(place(uniform(self.bias, bound), self.bias))
+            self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
     @property
     def weight(self) -> Tensor:
