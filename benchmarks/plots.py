@@ -1,4 +1,4 @@
-"""Draw benchmarks/results/speed.png from speed.csv: python benchmarks/plots.py."""
+"""Draw benchmarks/results/speed.png and compress.png from the CSV files beside them: python benchmarks/plots.py."""
 
 import argparse
 
@@ -11,9 +11,13 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 COLOURS = {
     "cp": "#3b6fb6", "tucker": "#d9822b", "tt": "#8a5fb0", "tt-chain": "#4f9d69", "tr": "#c0504d", "btt": "#7f7f7f",
 }  # fmt: skip
+OTHERS = {"dense": "#111111", "ht": "#b8a13a", "blocktt": "#5bb1b5"}
+MARKERS = "os^Dvp"
+
+Rows = list[dict[str, str]]
 
 
-def draw(axes: Axes, rows: list[dict[str, str]], rival: str, title: str) -> None:
+def draw(axes: Axes, rows: Rows, rival: str, title: str) -> None:
     """Our time over another's against the keep ratio, a dot per row."""
     for family, colour in COLOURS.items():
         chosen = [row for row in rows if row["family"] == family and row[rival]]
@@ -23,14 +27,18 @@ def draw(axes: Axes, rows: list[dict[str, str]], rival: str, title: str) -> None
             axes.scatter(kept, ratios, s=18, color=colour, alpha=0.75, lw=0, label=family)
     axes.axhline(1, color="#444444", lw=0.8)
     axes.set(xscale="log", yscale="log", xlabel="keep ratio", title=title)
+    plain(axes)
+
+
+def plain(axes: Axes) -> None:
+    """A light grid behind the points, and two spines."""
     axes.grid(color="#e8e8e8", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    rows = read_csv(RESULTS / "speed.csv")
+def speed(rows: Rows) -> Figure:
+    """Our time over the dense layer's and the peers', row by row."""
     training = [row for row in rows if row["mode"] == "train"]
     figure = Figure(figsize=(13, 4.2), dpi=140, layout="constrained")
     panels = figure.subplots(1, 4)
@@ -40,7 +48,41 @@ def main() -> None:
     draw(panels[3], rows, "tltorch", "/ tensorly-torch, all rows")
     panels[0].set_ylabel("our time over theirs")
     panels[0].legend(frameon=False, fontsize=8)
-    figure.savefig(RESULTS / "speed.png")
+    return figure
+
+
+def compress(rows: Rows) -> Figure:
+    """Test accuracy after the fine-tune against parameters and latency; colours are formats, markers networks."""
+    tuned = [row for row in rows if row["split"] == "test" and row["accuracy_after"]]
+    markers = dict(zip(dict.fromkeys(row["weights"] for row in tuned), MARKERS, strict=False))
+    figure = Figure(figsize=(11, 4.2), dpi=140, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for row in tuned:
+        latency = float(row["dense_ms_32"]) * (1 if row["format"] == "dense" else float(row["latency_32"]))
+        style = {"color": (COLOURS | OTHERS)[row["format"]], "marker": markers[row["weights"]], "alpha": 0.8, "lw": 0}
+        for axes, x in zip(panels, (int(row["parameters"]), latency), strict=True):
+            axes.scatter(x, 100 * float(row["accuracy_after"]), s=30, **style)
+    for axes, label in zip(panels, ("parameters", "milliseconds for 32 images"), strict=True):
+        axes.set(xscale="log", xlabel=label)
+        plain(axes)
+    panels[0].set_ylabel("test accuracy after the fine-tune, %")
+    for family in dict.fromkeys(row["format"] for row in tuned):
+        panels[1].scatter([], [], color=(COLOURS | OTHERS)[family], s=30, lw=0, label=family)
+    for network, marker in markers.items():
+        panels[1].scatter([], [], color="#aaaaaa", marker=marker, s=30, lw=0, label=network)
+    panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+FIGURES = {"speed": speed, "compress": compress}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for name, figure in FIGURES.items():
+        path = RESULTS / f"{name}.csv"
+        if path.exists():
+            figure(read_csv(path)).savefig(path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -199,6 +199,39 @@ def penalty(rows: Rows) -> str:
     )
 
 
+def compress(rows: Rows) -> str:
+    """Size, errors, accuracies on test images and latencies of every compressed network, and what was refused."""
+    rows = [row for row in rows if row["split"] == "test"]
+    if not rows:
+        raise ReportError("compress.csv holds no accuracies on test images")
+
+    def cell(value: str, form: str = ".3f") -> str:
+        try:
+            return format(float(value), form) if value else ""
+        except ValueError:
+            return "refuses"
+
+    table, notes = [], []
+    for row in rows:
+        named = [row["weights"], row["format"], row["keep"]]
+        count = int(row["swapped"]) + int(row["refused"])
+        parameters = row["parameters"] and f"{int(row['parameters']):,}"
+        share = row["parameters"] and f"{int(row['parameters']) / int(row['dense_parameters']):.1%}"
+        errors = [cell(row[column]) for column in ("error", "tensorly_error", "tltorch_error")]
+        befores = [cell(row[f"{who}_before"], ".2%") for who in ("accuracy", "tensorly", "tltorch")]
+        after = cell(row["accuracy_after"], ".2%")
+        times = [cell(row[column], ".2f") for column in ("latency_1", "latency_32", "unfolded_1", "unfolded_32")]
+        layers = f"{row['swapped']} of {count}" if count else ""
+        table.append([*named, layers, parameters, share, *errors, *befores, after, cell(row["drop"], "+.2f"), *times])
+        if row["note"] and not row["drop"]:
+            notes.append(f"{' '.join(named)}: {row['note']}.")
+    peers = ["tensorly's", "tensorly-torch's"]
+    header = ["network", "format", "keep", "layers swapped", "parameters", "of dense", "error", *peers]
+    header += ["accuracy before", *peers, "after", "points lost"]
+    header += ["time / dense, 1 image", "batch 32", "unfolded, 1 image", "batch 32"]
+    return "\n\n".join([_markdown(header, table), *notes, _source(rows)])
+
+
 def _row(row: Row) -> str:
     shape = f"{row['in_channels']}-{row['out_channels']}, {row['size']}x{row['size']}"
     return f"{row['family']} rank {row['rank']}, {shape}, batch {row['batch']}, {row['mode']}"
@@ -217,6 +250,7 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "tools": tools,
     "penalty": penalty,
     "planning": planning,
+    "compress": compress,
 }
 
 

@@ -1,5 +1,8 @@
 """What a plan's own forward and backward must not get in the way of."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -128,3 +131,17 @@ def test_autotune_takes_keywords_and_inference_mode():
 def test_a_shape_that_is_none(shape):
     with pytest.raises(TypeError, match=r"input_shape is .*; it must be a sequence"):
         tnlayers.CPConv2d(8, 8, 3).flops(shape)
+
+
+def test_strided_pointwise_convolutions_stay_within_their_memory():
+    """Torch 2.13's gradient of such a weight, channels last and few of them, is written beyond its end."""
+    code = """if True:
+        import torch, tnlayers
+        torch.set_num_threads(1)
+        layer = tnlayers.TuckerConv2d(16, 32, 1, 2, rank=(4, 5))
+        for _ in range(40):
+            y = layer(torch.randn(2, 16, 8, 8, requires_grad=True))
+            y.backward(torch.randn_like(y))
+            others = [torch.randn(size) for size in torch.randint(1, 3000, (200,)).tolist()]"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

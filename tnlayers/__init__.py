@@ -18,6 +18,11 @@ from tnlayers.variance import Init, Variance, solve
 from tnlayers.zoo import *  # noqa: F403  (the layers of every format)
 
 from tnlayers.interop import from_tltorch, initialize_, to_tltorch  # isort: skip  (made of the layers)
+from tnlayers.checkpoint import load_tensorized, save_tensorized  # isort: skip
+from tnlayers.config import TensorizeConfig  # isort: skip
+from tnlayers.report import TensorizeReport, remap_optimizer_  # isort: skip
+from tnlayers.swap import densify_, tensorize_, unfold_  # isort: skip
+from tnlayers.unfold import unfold  # isort: skip
 from tnlayers.optim import frobenius_penalty, param_groups, squared_norm  # isort: skip
 
 __version__ = "0.1.0"
@@ -38,15 +43,24 @@ __all__ = [
     "TensorLayer",
     "TensorLinear",
     "TensorNetwork",
+    "TensorizeConfig",
+    "TensorizeReport",
     "Variance",
     "autotune",
+    "densify_",
     "frobenius_penalty",
     "from_tltorch",
     "initialize_",
+    "load_tensorized",
     "param_groups",
     "register",
+    "remap_optimizer_",
+    "save_tensorized",
     "solve",
     "squared_norm",
+    "tensorize_",
     "to_tltorch",
+    "unfold",
+    "unfold_",
 ]
 __all__ += zoo.__all__

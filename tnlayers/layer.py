@@ -153,11 +153,12 @@ class TensorLayer(PlannedModule):
         return self.network.num_params / self.network.dense_params
 
     @torch.no_grad()
-    def set_weight_(self, weight: Tensor) -> float:
+    def set_weight_(self, weight: Tensor, *, moments: Tensor | None = None) -> float:
         """Fit the cores to a dense kernel, by alternating least squares in float64.
 
         Args:
             weight: of the shape of ``layer.weight``.
+            moments: ``E[x x^T]`` of the input channels (of one group), to minimise the error of the outputs instead.
 
         Returns:
             float: ``||weight - fit|| / ||weight||``, with the cores as the layer's dtype holds them.
@@ -165,7 +166,7 @@ class TensorLayer(PlannedModule):
         Raises:
             TypeError: ``weight`` is no tensor of real floating-point numbers, or the cores are parametrized.
             ValueError: it has another shape, no values (meta device), holds NaN or infinity, or needs cores that the
-                layer's dtype cannot hold. The cores are then as before.
+                layer's dtype cannot hold; or as for ``moments`` in ``decompose``. The cores are then as before.
         """
         if self.cores[0].is_meta:
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
@@ -173,7 +174,7 @@ class TensorLayer(PlannedModule):
             if tuple(weight.shape) != self.geometry.weight_shape:
                 raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
             weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
-        cores, _ = decompose(self.network, weight)
+        cores, _ = decompose(self.network, weight, moments=moments)
         cores = [fitted.to(core.device, core.dtype) for core, fitted in zip(self.cores, cores, strict=True)]
         found = reconstruct(self.network, cores).to("cpu", torch.float64)
         target = weight.to("cpu", torch.float64)
@@ -192,18 +193,27 @@ class TensorLayer(PlannedModule):
         raise NotImplementedError
 
     @classmethod
-    def from_dense(cls, dense: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
+    def from_dense(
+        cls,
+        dense: nn.Module,
+        *,
+        rank: Rank = 0.25,
+        decompose: bool = True,
+        moments: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """The tensor layer in place of a torch layer, with its arguments, device, dtype, bias and training flag.
 
         Args:
             dense: a layer of ``dense_type``; subclasses are refused, since they may do more.
             rank: as for the class.
             decompose: fit the cores to the layer's weight; otherwise they are drawn.
+            moments: of the inputs, as for ``set_weight_``; only with ``decompose``.
             **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
 
         Raises:
             TypeError: ``dense`` is something else.
-            ValueError: ``decompose`` for a weight without values, on the meta device.
+            ValueError: ``decompose`` for a weight without values, on the meta device, or ``moments`` without it.
         """
         name = cls.dense_name
         if type(dense) is not cls.dense_type:
@@ -215,11 +225,13 @@ class TensorLayer(PlannedModule):
             raise ValueError(
                 f"decompose is True, but {name} is on the meta device and has no values; pass decompose=False"
             )
+        if moments is not None and not decompose:
+            raise ValueError("moments is given, but decompose is False and nothing is fitted; moments must be None")
         # A layer that is to be fitted is not drawn first.
         device = "meta" if decompose else weight.device
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
         if decompose:
-            layer.to_empty(device=weight.device).set_weight_(weight)
+            layer.to_empty(device=weight.device).set_weight_(weight, moments=moments)
         layer.cores.requires_grad_(weight.requires_grad)
         copy_state(dense, layer)
         return layer

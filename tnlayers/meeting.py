@@ -121,8 +121,13 @@ class Meeting:
             x = reorder(x, *self.move)
         for_x = for_weight = None
         if self.op == CONV:
+            sides: tuple[Tensor, ...] = (self._folded(gradient), self._folded(x), weight)
+            if wanted[1] and max(self.taps) == 1 < max(self.stride):
+                # With channels last and few of them, oneDNN writes behind the gradient of such a weight (torch 2.13).
+                # Strides of axes of size 1 count too, which contiguous() leaves.
+                sides = tuple(side.flatten().view(side.shape) for side in sides)
             for_x, for_weight, _ = torch.ops.aten.convolution_backward(
-                self._folded(gradient), self._folded(x), weight, None, self.stride, self.padding, self.dilation,
+                *sides, None, self.stride, self.padding, self.dilation,
                 self.transposed, self.output_padding, self.groups, (*wanted, False),
             )  # fmt: skip
             for_x = None if for_x is None else self._unfolded(for_x, x)

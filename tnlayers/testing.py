@@ -82,7 +82,7 @@ def _mean_square(layer: TensorLayer) -> float:
     return float(layer.weight.detach().to(torch.float64).square().mean())
 
 
-def _shapes(layer: TensorLayer) -> dict[str, tuple[int, ...]]:
+def _shapes(layer: TensorLayer) -> dict[str, Any]:
     network = layer.network
     return {"in_shape": network.shape(network.inputs), "out_shape": network.shape(network.outputs)}
 

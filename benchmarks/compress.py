@@ -1,0 +1,349 @@
+"""Compress trained CIFAR-10 ResNets in every format, and tune them: python benchmarks/compress.py --weights FILE.
+
+A row is a network, a format and a keep ratio: the error of the fitted kernels, accuracy before and after a short
+fine-tune, size and latency; and the errors, and accuracies before a fine-tune, of tensorly's own algorithms and of
+tensorly-torch's `FactorizedConv.from_conv` at equal ranks. A row `dense` is the network itself, tuned alike. The stem
+and the last layer stay plain.
+
+Choose rates with --split validation: a fifth of the training images, which are then not tuned on. The network was once
+trained on them, so only what a format loses against `dense` means something. Final figures are of test images.
+
+Files of weights hold a state_dict, perhaps under the key "state_dict" and with names that start with "module.", as in
+github.com/akamaster/pytorch_resnet_cifar10. As there, images are normalised with ImageNet's constants.
+"""
+
+import contextlib
+import io
+import re
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+from tyro.conf import Suppress
+
+import tnlayers
+from config import DENSE, Config, ConfigError
+from data import DataError, ImageData, load
+from penalty import FAMILIES
+from provenance import REPOSITORY, provenance, read_csv, write_csv
+from speed import rounds
+from tnlayers.models import ResNet
+from train import Run, RunError, convolutions, progress_bar, progress_bars, size
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+BATCHES = (1, 32)  # whose latency is measured
+KEY = ("weights", "format", "keep", "split")
+SETTINGS = (
+    "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "seed", "amp",
+)  # fmt: skip
+COLUMNS = (
+    *KEY, "kept", "swapped", "refused", "parameters", "dense_parameters", "bytes", "dense_bytes", "error", "error_max",
+    "accuracy_dense", "accuracy_before", "accuracy_after", "drop", *SETTINGS, "images", "evaluated", "fit_seconds",
+    "tune_seconds", "dense_ms_1", "dense_ms_32", "latency_1", "latency_32", "unfolded_1", "unfolded_32", "note",
+    *(f"{peer}_{column}" for peer in ("tensorly", "tltorch") for column in ("error", "before", "seconds")),
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Config):
+    """Compress trained CIFAR-10 ResNets in every format, and tune them shortly."""
+
+    weights: tuple[Path, ...]
+    """Files with the networks' weights; a hash at the end of a name is left out of the tables."""
+    formats: tuple[str, ...] = ("tucker", "cp", "tt-chain", "tr", "tt", "btt")
+    keeps: tuple[float, ...] = (0.5, 0.25)
+    """Shares of its parameters that each convolution may keep."""
+    epochs: int = 1
+    """Of the fine-tune; 0: none."""
+    lr: float = 0.01
+    """Largest learning rate."""
+    batch_size: int = 128
+    weight_decay: float = 0.0001
+    warmup: float = 0.0
+    images: int | None = None
+    """Tune on so many images per epoch; all where not given."""
+    peers: bool = True
+    """Decompose with tensorly and tensorly-torch too, where they are installed."""
+    budget: float = 2.0
+    """Seconds of timing per batch size, but at least 5 rounds."""
+    out: Path = REPOSITORY / "benchmarks" / "results" / "compress.csv"
+    """CSV file; its rows of other networks, formats, keep ratios and splits stay."""
+
+    dataset: Suppress[str] = "cifar10"
+    model: Suppress[str] = ""
+    conv: Suppress[str] = DENSE
+    rank: Suppress[None] = None
+    init: Suppress[None] = None
+    resume: Suppress[bool] = False
+    name: Suppress[str | None] = None
+
+    def __post_init__(self) -> None:
+        """See check: what is raised here, tyro tells in its own way."""
+
+    def check(self) -> None:
+        """Refuse values that nothing can be run with."""
+        names = [*map(network_name, self.weights)]
+        for name, holds, rule in (
+            ("weights", len(set(names)) == len(names), "the names of the networks must differ"),
+            ("formats", set(self.formats) <= set(FAMILIES), f"there are only {', '.join(FAMILIES)}"),
+            ("keeps", all(0 < keep <= 1 for keep in self.keeps), "they must be above 0 and at most 1"),
+            ("epochs", self.epochs >= 0, "it must be at least 0"),
+            ("images", self.images is None or self.images >= 1, "it must be at least 1"),
+            ("out", not self.out.is_dir(), "that is a directory, and a file to write is needed"),
+        ):
+            if not holds:
+                value = getattr(self, name)
+                raise ConfigError(
+                    f"{name} is {' '.join(map(str, value)) if type(value) is tuple else value}, but {rule}"
+                )
+        Config.__post_init__(replace(self, epochs=max(1, self.epochs)))
+
+
+class Tuning(Run):
+    """A run that goes on from a network and with data that are there, and writes nothing."""
+
+    def __init__(self, config: Command, data: ImageData, model: nn.Module) -> None:
+        self.config, self.data, self.device = config, data, data.test_images.device
+        self.model = model.to(self.device)
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD))
+        self.normalise = lambda images: (images / 255 - mean) / std
+        images = min(config.images or len(data.train_labels), len(data.train_labels))
+        self.batch_size = min(config.batch_size, images)
+        self.steps = images // self.batch_size
+        matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) is many] for many in (True, False))
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        own = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay")}
+        self.optimizer = torch.optim.SGD(groups, nesterov=config.momentum > 0, **own)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.history: list[Row] = []
+
+    def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
+        """Train for one epoch. For the arguments and exceptions, see Run.epoch."""
+        loss, accuracy = self._train_epoch(report)
+        self.history.append({"train_loss": loss, "train_accuracy": accuracy})
+
+    def accuracy(self) -> float:
+        """Of the network as it is now, on images that are not trained on."""
+        return round(self._evaluate()[1], 6)
+
+
+def network_name(path: Path) -> str:
+    return re.sub(r"-[0-9a-f]{8,}$", "", path.stem)
+
+
+def read_network(path: Path) -> nn.Module:
+    """The ResNet whose weights a file holds."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("module."): value for name, value in state.get("state_dict", state).items()}
+        blocks = {name.split(".")[1] for name in state if name.startswith("layer1.")}
+        model = ResNet(6 * max(1, len(blocks)) + 2)
+        model.load_state_dict(state)
+    except Exception as error:  # a damaged file can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path} holds no weights of a CIFAR-10 ResNet: {reason}") from error
+    return model.eval()
+
+
+def tensorly_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) -> Iterator[Tensor]:
+    """What tensorly's own algorithm makes of a kernel, from whatever mode it may begin; nothing for other families."""
+    tl, found, kernel = import_module("tensorly"), import_module("tensorly.decomposition"), conv.weight
+    chain = kernel.permute(1, 2, 3, 0)
+    if family == "tucker":
+        (core, factors), _ = found.partial_tucker(kernel, ranks[::-1], modes=[0, 1], random_state=seed)
+        yield tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
+    elif family == "cp":
+        yield tl.cp_to_tensor(found.parafac(kernel, ranks[0], random_state=seed))
+    elif family == "tt-chain":
+        yield tl.tt_to_tensor(found.tensor_train(chain, [1, *ranks, 1])).permute(3, 0, 1, 2)
+    elif family == "tr":
+        refusals = []
+        for mode in range(3):  # the ranks beside it must fit the kernel's unfolding there
+            try:
+                ring = found.tensor_ring(chain.flatten(1, 2), [*ranks, ranks[0]], mode=mode)
+                yield tl.tr_to_tensor(ring).unflatten(1, kernel.shape[2:]).permute(3, 0, 1, 2)
+            except ValueError as error:
+                refusals.append(error)
+        if len(refusals) == 3:
+            raise refusals[0]
+
+
+def tltorch_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) -> Iterator[Tensor]:
+    """What tensorly-torch makes of a convolution; nothing for other families."""
+    kinds = {"cp": ranks[0], "tucker": (ranks[-1], ranks[0], *conv.kernel_size), "tt-chain": (1, *ranks, 1)}
+    if family in kinds:
+        own = {"factorization": family.partition("-")[0], "rank": kinds[family]}
+        start = {} if family == "tt-chain" else {"random_state": seed}
+        layer = import_module("tltorch").FactorizedConv.from_conv(conv, decomposition_kwargs=start, **own)
+        yield tnlayers.from_tltorch(layer).weight
+
+
+PEERS = {"tensorly": tensorly_kernels, "tltorch": tltorch_kernels}
+
+
+def decompose(peer: str, family: str, model: nn.Module, ranks: dict[str, list[int]], seed: int) -> Row:
+    """Put a peer's kernels into a plain network: their mean relative error and the seconds, or the peer's refusal."""
+    errors, start, name = [], time.perf_counter(), ""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            with import_module("tensorly").backend_context("pytorch"), torch.no_grad():
+                for name, rank in ranks.items():
+                    conv, weight = model.get_submodule(name), model.get_submodule(name).weight
+                    kernels = PEERS[peer](family, conv, rank, seed)
+                    fits = {float((kernel - weight).norm() / weight.norm()): kernel for kernel in kernels}
+                    if not fits:
+                        return {}
+                    errors.append(min(fits))
+                    weight.copy_(fits[min(fits)])
+        except Exception as error:
+            return {f"{peer}_error": f"{name}: {' '.join(str(error).split())}"}
+    seconds = round(time.perf_counter() - start, 2)
+    return {f"{peer}_error": round(statistics.mean(errors), 5), f"{peer}_seconds": seconds}
+
+
+def latencies(models: dict[str, nn.Module], device: torch.device, budget: float) -> Row:
+    """Medians of interleaved rounds: milliseconds of `dense`, and the others' times over its."""
+
+    def step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+        def infer() -> None:
+            with torch.no_grad():
+                model(x)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+
+        return infer
+
+    row: Row = {}
+    for batch in BATCHES:
+        x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+        steps = {name: step(model.to(device).eval(), x) for name, model in models.items()}
+        for warm_up in (*steps.values(), *steps.values()):
+            warm_up()
+        medians = {name: statistics.median(times) for name, times in rounds(steps, budget, twins=()).items()}
+        dense = medians.pop("dense")
+        row |= {f"dense_ms_{batch}": round(1e3 * dense, 4)}
+        row |= {f"{name}_{batch}": round(seconds / dense, 4) for name, seconds in medians.items()}
+    return row
+
+
+def file_bytes(model: nn.Module) -> int:
+    torch.save(model.state_dict(), file := io.BytesIO())
+    return file.tell()
+
+
+def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, progress: Progress) -> Row:
+    """A row, of which the network, the format, the keep ratio and the dense accuracy are known."""
+    family, model, swap, start = known["format"], deepcopy(dense), {}, time.perf_counter()
+    if family != DENSE:
+        form, options = family.partition("-")[0], FAMILIES[family][1]
+        config = tnlayers.TensorizeConfig(form, rank=known["keep"], options=options, include=["layer*"])
+        try:
+            swap = tnlayers.tensorize_(model, config)
+        except ValueError as error:  # every layer refuses
+            return known | {"swapped": 0, "refused": len(convolutions(dense)) - 1, "note": str(error)}
+    row = known | {"fit_seconds": round(time.perf_counter() - start, 2)}
+    layers = {name: layer for name, layer in swap.items() if layer.swapped}
+    refused = [layer.reason for layer in swap.values() if layer.reason.startswith("refused")]
+    errors, counts = [layer.error for layer in layers.values()] or [0.0], size(model)
+    row |= {
+        "kept": counts.pop("keep_ratio"), "swapped": len(layers), "refused": len(refused), **counts,
+        "bytes": file_bytes(model), "dense_bytes": file_bytes(dense), "error": round(statistics.mean(errors), 5),
+        "error_max": round(max(errors), 5), "note": "; ".join(dict.fromkeys(refused)),
+    }  # fmt: skip
+    timed = {"dense": deepcopy(dense), "latency": deepcopy(model)}
+    if swap:
+        tnlayers.unfold_(timed.setdefault("unfolded", deepcopy(model)))
+    row |= latencies(timed, data.test_images.device, command.budget)
+    for peer in filter(find_spec, PEERS) if command.peers and swap else ():
+        other, ranks = deepcopy(dense), {name: [*layer.rank.values()] for name, layer in layers.items()}
+        row |= decompose(peer, family, other, ranks, command.seed)
+        if f"{peer}_seconds" in row:
+            row[f"{peer}_before"] = Tuning(command, data, other).accuracy()
+    tuning = Tuning(replace(command, name=f"{row['weights']} {family} {row['keep']}"), data, model)
+    row |= {"accuracy_before": tuning.accuracy(), "images": tuning.steps * tuning.batch_size}
+    if command.epochs:
+        start = time.perf_counter()
+        try:
+            tuning.finish(progress_bar(progress, tuning))
+        except RunError as error:
+            return row | {"note": "; ".join(filter(None, (row["note"], str(error))))}
+        row |= {"tune_seconds": round(time.perf_counter() - start, 1), "accuracy_after": tuning.accuracy()}
+    return row | {"drop": round(100 * (row["accuracy_dense"] - row.get("accuracy_after", row["accuracy_before"])), 2)}
+
+
+def compress(command: Command, progress: Progress) -> Iterator[Row]:
+    """The rows, one by one."""
+    torch.backends.cudnn.deterministic = True
+    if command.threads is not None:
+        torch.set_num_threads(command.threads)
+    networks = {network_name(path): read_network(path) for path in command.weights}
+    data = load("cifar10", command.data_dir, command.download)
+    try:
+        data = (data if command.split == "test" else data.validation()).to(torch.device(command.device))
+    except (AssertionError, RuntimeError) as error:  # AssertionError: this build of torch has no CUDA
+        raise ConfigError(f"device is {command.device!r}, which cannot be used here: {error}") from error
+    same = {name: getattr(command, name) for name in ("split", *SETTINGS)} | {"evaluated": len(data.test_labels)}
+    for name, dense in networks.items():
+        accuracy = Tuning(command, data, deepcopy(dense)).accuracy()
+        for family, keep in ((DENSE, 1.0), *product(command.formats, command.keeps)):
+            known = {"weights": name, "format": family, "keep": keep, "accuracy_dense": accuracy, **same}
+            yield dict.fromkeys(COLUMNS, "") | measure(command, known, dense, data, progress)
+
+
+def key(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[column]) for column in KEY)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line per row."""
+    titles = ("network", "convolutions", "keep", "parameters", "error", "dense", "before", "after", "drop", "layers")
+    names = ("weights", "format", "keep", "parameters", "error", "accuracy_dense", "accuracy_before", "accuracy_after")
+    table = Table(*titles, title=f"accuracy on the {rows[0]['split']} images")
+    for row in rows:
+        shown = [f"{row[n]:.2%}" if n.startswith("accuracy") and row[n] != "" else str(row[n]) for n in names]
+        table.add_row(*shown, str(row["drop"]), f"{row['swapped']} of {row['swapped'] + row['refused']}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    console = Console()
+    try:
+        command = tyro.cli(Command, args=arguments)
+        command.check()
+        rows, done = {key(row): row for row in read_csv(command.out)} if command.out.exists() else {}, []
+        if any([*row][: len(COLUMNS)] != [*COLUMNS] for row in rows.values()):
+            raise ConfigError(f"out is {command.out}, which has other columns than this script writes: move it away")
+        with progress_bars(console) as progress:
+            for row in compress(command, progress):
+                done.append(row)
+                rows[key(row)] = row | provenance(command.device)
+                write_csv(command.out, [*rows.values()], command.device)
+        console.print(table(done))
+    except (ConfigError, DataError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the rows that were done are written; go on with the other --formats and --keeps")
+
+
+if __name__ == "__main__":
+    main()

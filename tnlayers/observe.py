@@ -1,0 +1,120 @@
+"""What goes into a model's layers: shapes, and second moments over channels, seen by hooks while it runs."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnlayers.geometry import Geometry
+
+
+@dataclass
+class Observation:
+    """What one layer was given.
+
+    Attributes:
+        shapes: of its inputs, one for each call.
+        moments: the sum over batch and positions of x x^T over the channels of one group, summed over groups; None
+            where they were not asked for.
+    """
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    moments: Tensor | None = None
+
+
+def run(model: nn.Module, example: Any) -> Any:
+    """Call a model with a tensor, a tuple or list of arguments, or a mapping of named ones.
+
+    Example:
+        >>> run(nn.ReLU(), {"input": torch.tensor(-1.0)})
+        tensor(0.)
+    """
+    if isinstance(example, Mapping):
+        return model(**example)
+    if isinstance(example, tuple | list):
+        return model(*example)
+    return model(example)
+
+
+def observe(
+    model: nn.Module, layers: Mapping[nn.Module, Geometry], examples: Iterable[Any], *, moments: bool = False
+) -> dict[nn.Module, Observation]:
+    """Run a model in eval mode without gradients, and note what its layers get; the model stays as it was.
+
+    Args:
+        model: any module.
+        layers: those to watch, and their geometry.
+        examples: for each run, what ``run`` takes.
+        moments: also sum second moments.
+
+    Returns:
+        dict[nn.Module, Observation]: without the layers that were never called.
+
+    Raises:
+        TypeError, ValueError: what the model raises.
+    """
+    found: dict[nn.Module, Observation] = {}
+
+    def listen(layer: nn.Module, geometry: Geometry) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            x = (arguments[0] if arguments else named["input"]).detach()
+            seen = found.setdefault(layer, Observation())
+            seen.shapes.append(tuple(x.shape))
+            if moments:
+                new = _moments(x, geometry)
+                seen.moments = new if seen.moments is None else seen.moments + new
+
+        return hook
+
+    # Before the hooks that are there, which may change the input: a layer's own hooks stay its own.
+    handles = [
+        layer.register_forward_pre_hook(listen(layer, geometry), with_kwargs=True) for layer, geometry in layers.items()
+    ]
+    try:
+        with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for example in examples:
+                run(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Floating-point operations of the plain layer on inputs of these shapes, two for each multiply-add, without bias.
+
+    Example:
+        >>> dense_flops(Geometry(16, 32, (3, 3), padding=1), [(1, 16, 8, 8)])
+        589824
+    """
+    total, ndim, entries = 0, geometry.ndim, 1
+    for size in geometry.weight_shape:
+        entries *= size
+    for shape in shapes:
+        spatial = shape[len(shape) - ndim :] if ndim else shape[:-1]
+        # Each entry of a kernel meets every output position; of a transposed one, every input position.
+        positions = geometry.output_size(spatial) if ndim and not geometry.transposed else spatial
+        batch = shape[0] if ndim and len(shape) == ndim + 2 else 1
+        total += 2 * entries * batch * int(torch.Size(positions).numel())
+    return total
+
+
+def _moments(x: Tensor, geometry: Geometry) -> Tensor:
+    axis = x.ndim - 1 - geometry.ndim
+    channels = geometry.in_channels // geometry.groups
+    rows = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(axis, -1).reshape(-1, channels)
+    return (rows.T @ rows).to("cpu", torch.float64)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
