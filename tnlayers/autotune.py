@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tnlayers.observe import run
 from tnlayers.plan import STRATEGIES
 from tnlayers.planned import PlannedModule
 
@@ -25,7 +26,7 @@ def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> di
 
     Args:
         model: any module.
-        example_input: a tensor, or a tuple of arguments.
+        example_input: a tensor, a tuple of arguments, or a mapping of named ones.
         candidates: how many orders of contraction are timed for each layer.
 
     Returns:
@@ -58,7 +59,7 @@ def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> di
     hooks = [layer.register_forward_pre_hook(listen(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with torch.no_grad():
-            model(*example_input) if isinstance(example_input, tuple) else model(example_input)
+            run(model, example_input)
     finally:
         for handle in hooks:
             handle.remove()
