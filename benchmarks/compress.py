@@ -24,11 +24,11 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from rich.progress import Progress
@@ -48,7 +48,9 @@ from train import Run, RunError, convolutions, progress_bar, progress_bars, size
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 BATCHES = (1, 32)  # whose latency is measured
 KEY = ("weights", "format", "keep", "split")
+TEMPERATURE = 4.0  # of the softmax that is distilled
 SETTINGS = (
+    "allocation", "calibration", "distil",
     "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "seed", "amp",
 )  # fmt: skip
 COLUMNS = (
@@ -67,12 +69,18 @@ class Command(Config):
 
     weights: tuple[Path, ...]
     """Files with the networks' weights; a hash at the end of a name is left out of the tables."""
-    formats: tuple[str, ...] = ("tucker", "cp", "tt-chain", "tr", "tt", "btt")
+    formats: tuple[str, ...] = (DENSE, "tucker", "cp", "tt-chain", "tr", "tt", "btt")
     keeps: tuple[float, ...] = (0.5, 0.25)
-    """Shares of its parameters that each convolution may keep."""
-    epochs: int = 1
+    """Shares of their parameters that the convolutions may keep, the stem aside."""
+    allocation: Literal["budget", "uniform"] = "budget"
+    """Spread the parameters over the convolutions by their singular values, or keep the same share of each."""
+    calibration: int = 4
+    """Batches of training images whose second moments weight the fits; 0: plain least squares."""
+    distil: float = 0.9
+    """Share of the loss that is the divergence from the dense network's outputs; 0: labels alone."""
+    epochs: int = 2
     """Of the fine-tune; 0: none."""
-    lr: float = 0.01
+    lr: float = 0.005
     """Largest learning rate."""
     batch_size: int = 128
     weight_decay: float = 0.0001
@@ -102,8 +110,10 @@ class Command(Config):
         names = [*map(network_name, self.weights)]
         for name, holds, rule in (
             ("weights", len(set(names)) == len(names), "the names of the networks must differ"),
-            ("formats", set(self.formats) <= set(FAMILIES), f"there are only {', '.join(FAMILIES)}"),
+            ("formats", set(self.formats) <= {DENSE, *FAMILIES}, f"there are only {DENSE}, {', '.join(FAMILIES)}"),
             ("keeps", all(0 < keep <= 1 for keep in self.keeps), "they must be above 0 and at most 1"),
+            ("calibration", self.calibration >= 0, "it must be at least 0"),
+            ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
             ("epochs", self.epochs >= 0, "it must be at least 0"),
             ("images", self.images is None or self.images >= 1, "it must be at least 1"),
             ("out", not self.out.is_dir(), "that is a directory, and a file to write is needed"),
@@ -119,8 +129,9 @@ class Command(Config):
 class Tuning(Run):
     """A run that goes on from a network and with data that are there, and writes nothing."""
 
-    def __init__(self, config: Command, data: ImageData, model: nn.Module) -> None:
+    def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
         self.config, self.data, self.device = config, data, data.test_images.device
+        self.teacher = None if teacher is None or not config.distil else teacher.to(self.device).eval()
         self.model = model.to(self.device)
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD))
         self.normalise = lambda images: (images / 255 - mean) / std
@@ -139,6 +150,15 @@ class Tuning(Run):
         """Train for one epoch. For the arguments and exceptions, see Run.epoch."""
         loss, accuracy = self._train_epoch(report)
         self.history.append({"train_loss": loss, "train_accuracy": accuracy})
+
+    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = super()._loss(images, logits, labels)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = self.teacher(self.normalise(images))
+        near = F.kl_div(*((x / TEMPERATURE).log_softmax(1) for x in (logits, wanted)), log_target=True, reduction="sum")
+        return (1 - self.config.distil) * loss + self.config.distil * TEMPERATURE**2 * near / len(images)
 
     def accuracy(self) -> float:
         """Of the network as it is now, on images that are not trained on."""
@@ -256,9 +276,11 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
     family, model, swap, start = known["format"], deepcopy(dense), {}, time.perf_counter()
     if family != DENSE:
         form, options = family.partition("-")[0], FAMILIES[family][1]
-        config = tnlayers.TensorizeConfig(form, rank=known["keep"], options=options, include=["layer*"])
+        ranks = {"budget": {"params": known["keep"]}} if command.allocation == "budget" else {"rank": known["keep"]}
+        config = tnlayers.TensorizeConfig(form, **ranks, options=options, include=["layer*"])
+        images = Tuning(command, data, model).normalise(data.train_images[: 128 * command.calibration].cpu())
         try:
-            swap = tnlayers.tensorize_(model, config)
+            swap = tnlayers.tensorize_(model, config, calibration=images.split(128) if len(images) else None)
         except ValueError as error:  # every layer refuses
             return known | {"swapped": 0, "refused": len(convolutions(dense)) - 1, "note": str(error)}
     row = known | {"fit_seconds": round(time.perf_counter() - start, 2)}
@@ -279,7 +301,7 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
         row |= decompose(peer, family, other, ranks, command.seed)
         if f"{peer}_seconds" in row:
             row[f"{peer}_before"] = Tuning(command, data, other).accuracy()
-    tuning = Tuning(replace(command, name=f"{row['weights']} {family} {row['keep']}"), data, model)
+    tuning = Tuning(replace(command, name=f"{row['weights']} {family} {row['keep']}"), data, model, dense)
     row |= {"accuracy_before": tuning.accuracy(), "images": tuning.steps * tuning.batch_size}
     if command.epochs:
         start = time.perf_counter()
@@ -305,7 +327,8 @@ def compress(command: Command, progress: Progress) -> Iterator[Row]:
     same = {name: getattr(command, name) for name in ("split", *SETTINGS)} | {"evaluated": len(data.test_labels)}
     for name, dense in networks.items():
         accuracy = Tuning(command, data, deepcopy(dense)).accuracy()
-        for family, keep in ((DENSE, 1.0), *product(command.formats, command.keeps)):
+        every = ((family, 1.0 if family == DENSE else keep) for family in command.formats for keep in command.keeps)
+        for family, keep in dict.fromkeys(every):
             known = {"weights": name, "format": family, "keep": keep, "accuracy_dense": accuracy, **same}
             yield dict.fromkeys(COLUMNS, "") | measure(command, known, dense, data, progress)
 

@@ -199,7 +199,7 @@ class Run:
             if self.config.augment:
                 images = self.data.augment(images, self.generator)
             logits = self._logits(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+            loss = self._loss(images, logits, labels)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -213,6 +213,9 @@ class Run:
                 report(advance=(step - reported) * self.batch_size, epoch=epoch, loss=mean_loss, accuracy=accuracy)
                 reported = step
         return mean_loss, accuracy
+
+    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
 
     @torch.inference_mode()
     def _evaluate(self) -> tuple[float, float]:

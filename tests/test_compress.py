@@ -40,7 +40,20 @@ def run(weights, tmp_path, monkeypatch):
 
     def call(*arguments, file=weights, formats=("tucker",), peers="--no-peers"):
         out = tmp_path / "compress.csv"
-        own = ["--weights", file, "--data-dir", tmp_path, "--out", out, "--formats", *formats, peers]
+        own = [
+            "--allocation",
+            "uniform",
+            "--weights",
+            file,
+            "--data-dir",
+            tmp_path,
+            "--out",
+            out,
+            "--formats",
+            "dense",
+            *formats,
+            peers,
+        ]
         own += ["--keeps", 0.1, "--batch-size", 16, "--images", 40, "--budget", 0, "--device", "cpu"]
         compress.main([*map(str, own), *map(str, arguments)])
         with out.open(newline="") as lines:
@@ -88,8 +101,8 @@ def test_rows_are_complete_replaced_and_kept(run, tmp_path, monkeypatch):
 
 
 def test_validation_images_come_from_the_training_images_and_have_rows_of_their_own(run):
-    run("--epochs", 0, "--formats")
-    rows = run("--epochs", 0, "--split", "validation", "--formats")
+    run("--epochs", 0, "--formats", "dense")
+    rows = run("--epochs", 0, "--split", "validation", "--formats", "dense")
     assert [(row["split"], row["evaluated"]) for row in rows] == [("test", "20"), ("validation", "20")]
     with pytest.raises(report.ReportError, match="holds no accuracies on test images"):
         report.compress(rows[1:])
@@ -148,7 +161,7 @@ def test_a_refusal_of_a_peer_is_told_in_its_cell(weights):
     [
         (["--keeps", 1.5], "keeps is 1.5, but they must be above 0 and at most 1"),
         (["--keeps", 0.5, 0], "keeps is 0.5 0.0, but they must be"),
-        (["--formats", "tucker", "svd"], "formats is tucker svd, but there are only cp, tucker"),
+        (["--formats", "tucker", "svd"], "formats is tucker svd, but there are only dense, cp, tucker"),
         (["--epochs", -1], "epochs is -1, but it must be at least 0"),
         (["--epochs", 0, "--lr", 0], "lr is 0.0, but it must be above 0"),
         (["--images", 0], "images is 0, but it must be at least 1"),

@@ -189,11 +189,12 @@ def _ladder(candidate: Candidate) -> list[_Rung]:
             rank = {bond: network.sizes[bond] for bond in free}
             if not tried or rank != tried[-1].rank:
                 tried.append(_Rung(candidate.cost(candidate.make(rank)), estimate(network, found), rank))
-    rungs = tried[:1]
-    for rung in [*tried[1:], _Rung(candidate.dense_cost, 0.0, None)]:
-        if rungs[-1].cost < rung.cost <= candidate.dense_cost:
+    plain = _Rung(candidate.dense_cost, 0.0, None)
+    rungs: list[_Rung] = []
+    for rung in (*tried, plain):
+        if not rungs or rungs[-1].cost < rung.cost <= plain.cost:
             rungs.append(rung)
-    return rungs
+    return rungs if rungs[0].cost < plain.cost else [plain]
 
 
 def _losses(matrices: Tensor) -> Tensor:
