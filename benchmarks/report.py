@@ -232,6 +232,38 @@ def compress(rows: Rows) -> str:
     return "\n\n".join([_markdown(header, table), *notes, _source(rows)])
 
 
+def fits(rows: Rows) -> str:
+    """Our error over the least of the peers', and over each, by family and keep ratio."""
+    table = []
+    for family, runs in _group(rows, "family"):
+        for keep, some in _group(runs, "keep"):
+            ratios = [
+                float(row["error"]) / min(floats)
+                for row in some
+                if (floats := [*filter(None, map(_float, _peers(row)))])
+            ]
+            refused = sum(_float(value) is None and bool(value) for row in some for value in _peers(row))
+            mean = math.exp(statistics.fmean(map(math.log, ratios))) if ratios else math.nan
+            error = statistics.fmean(float(row["error"]) for row in some)
+            seconds = statistics.median(float(row["seconds"]) for row in some)
+            counts = f"{len(ratios)} of {len(some)}"
+            table.append([family, keep, f"{error:.3f}", f"{mean:.3f} ({max(ratios, default=math.nan):.4f})", counts])
+            table[-1] += [str(refused), f"{seconds:.1f}"]
+    header = ["family", "keep", "mean error", "error / best peer's", "kernels with a peer", "refusals", "seconds"]
+    return f"{_markdown(header, table)}\n\n{_source(rows)}"
+
+
+def _peers(row: Row) -> tuple[str, str]:
+    return row["tensorly"], row["tltorch"]
+
+
+def _float(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
 def _row(row: Row) -> str:
     shape = f"{row['in_channels']}-{row['out_channels']}, {row['size']}x{row['size']}"
     return f"{row['family']} rank {row['rank']}, {shape}, batch {row['batch']}, {row['mode']}"
@@ -251,6 +283,7 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "penalty": penalty,
     "planning": planning,
     "compress": compress,
+    "fits": fits,
 }
 
 
