@@ -243,11 +243,11 @@ def fits(rows: Rows) -> str:
                 if (floats := [*filter(None, map(_float, _peers(row)))])
             ]
             refused = sum(_float(value) is None and bool(value) for row in some for value in _peers(row))
-            mean = math.exp(statistics.fmean(map(math.log, ratios))) if ratios else math.nan
+            over = f"{math.exp(statistics.fmean(map(math.log, ratios))):.3f} ({max(ratios):.4f})" if ratios else ""
             error = statistics.fmean(float(row["error"]) for row in some)
             seconds = statistics.median(float(row["seconds"]) for row in some)
             counts = f"{len(ratios)} of {len(some)}"
-            table.append([family, keep, f"{error:.3f}", f"{mean:.3f} ({max(ratios, default=math.nan):.4f})", counts])
+            table.append([family, keep, f"{error:.3f}", over, counts])
             table[-1] += [str(refused), f"{seconds:.1f}"]
     header = ["family", "keep", "mean error", "error / best peer's", "kernels with a peer", "refusals", "seconds"]
     return f"{_markdown(header, table)}\n\n{_source(rows)}"

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -152,3 +154,13 @@ def test_block_tensor_train_of_full_rank_is_exact():
     shapes = {"in_shape": (4, 6), "out_shape": (6, 6)}
     layer = tnlayers.BlockTTLinear(24, 36, rank=6, **shapes, dtype=torch.float64)
     assert layer.set_weight_(torch.randn(36, 24, dtype=torch.float64)) < 1e-9
+
+
+@pytest.mark.slow
+def test_a_kernel_of_fourteen_million_entries_fits_in_four_gibibytes():
+    code = """if True:
+        import resource, torch, tnlayers
+        tnlayers.CPConv3d.from_conv(torch.nn.Conv3d(1024, 512, 3), rank=64)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"""  # from KiB
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 4

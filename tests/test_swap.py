@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import warnings
 
 import pytest
@@ -73,6 +74,7 @@ def test_every_layer_is_reported_and_shared_modules_stay_shared():
     assert report["head"].flops[0] == 2 * 2 * 16 * 10
     assert report["body.a"].flops[0] == 2 * (2 * 2 * 16 * 16 * 9 * 64)  # two calls
     assert report.model_params[1] == sum(p.numel() for p in model.parameters())
+    assert pickle.loads(pickle.dumps(report)) == report
     text = str(report)
     assert "body.a = again" in text
     assert "5 of 8 layers swapped" in text

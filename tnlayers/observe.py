@@ -59,8 +59,11 @@ def observe(
     found: dict[nn.Module, Observation] = {}
 
     def listen(layer: nn.Module, geometry: Geometry) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            x = (arguments[0] if arguments else named["input"]).detach()
+        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = arguments[0] if arguments else named.get("input")
+            if not isinstance(x, Tensor):  # a subclass with arguments of its own
+                return
+            x = x.detach()
             seen = found.setdefault(layer, Observation())
             seen.shapes.append(tuple(x.shape))
             if moments:

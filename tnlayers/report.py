@@ -76,6 +76,10 @@ class TensorizeReport(Mapping[str, LayerReport]):
     def __len__(self) -> int:
         return len(self.layers)
 
+    def __reduce__(self) -> Any:
+        # What was replaced is held weakly and stays behind.
+        return TensorizeReport, (self.layers, self.model_params, self.dry_run)
+
     @property
     def swapped(self) -> tuple[str, ...]:
         """Names of the replaced layers."""

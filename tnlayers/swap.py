@@ -195,7 +195,7 @@ def _row(spot: Spot) -> LayerReport:
         swapped=new is not None,
         reason=spot.reason,
         format=None if tensor is None else tensor.format.name,
-        rank=None if tensor is None else tensor.rank,
+        rank=None if tensor is None else dict(tensor.rank),
         params=(_params(spot.module, False), _params(spot.module if new is None else new, False)),
         flops=flops,
         error=spot.error,
