@@ -80,11 +80,11 @@ class Command(Config):
     """Share of the loss that is the divergence from the dense network's outputs; 0: labels alone."""
     epochs: int = 2
     """Of the fine-tune; 0: none."""
-    lr: float = 0.005
-    """Largest learning rate."""
+    lr: float = 0.001
+    """Largest learning rate of plain layers; cores have those of `tnlayers.param_groups`."""
     batch_size: int = 128
     weight_decay: float = 0.0001
-    warmup: float = 0.0
+    warmup: float = 0.1
     images: int | None = None
     """Tune on so many images per epoch; all where not given."""
     peers: bool = True
@@ -138,10 +138,9 @@ class Tuning(Run):
         images = min(config.images or len(data.train_labels), len(data.train_labels))
         self.batch_size = min(config.batch_size, images)
         self.steps = images // self.batch_size
-        matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) is many] for many in (True, False))
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        own = {name: getattr(config, name) for name in ("lr", "momentum", "weight_decay")}
-        self.optimizer = torch.optim.SGD(groups, nesterov=config.momentum > 0, **own)
+        # Fitted cores are far from equal in scale: at one rate for all, TR and CP lose what the fit had kept.
+        groups = tnlayers.param_groups(model, config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[Row] = []

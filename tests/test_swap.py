@@ -353,6 +353,83 @@ def test_an_optimizer_made_before_is_detected_and_remapped(kind, named, change_b
     assert {*map(id, held)} == {*map(id, model.parameters())}
 
 
+def test_a_remapped_optimizer_has_the_model_s_order():
+    """So that its state, saved, can be loaded by an optimizer of the model as it is."""
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.warns(UserWarning, match="was made before the swap"):
+        report = tensorize_(model, TensorizeConfig("tucker", rank=2, decompose=False))
+    remap_optimizer_(optimizer, report)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+
+
+def test_a_warning_that_is_an_error_changes_nothing():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    before, modules = state(model), [*model.modules()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="SGD was made before the swap"):
+            tensorize_(model, TensorizeConfig("tr", rank=2, decompose=False))
+    assert_untouched(model, before, modules)
+    with pytest.raises(ValueError, match="optimizer is LBFGS"):
+        remap_optimizer_(torch.optim.LBFGS(model.parameters()), tensorize_(Net(), TensorizeConfig(decompose=False)))
+    del optimizer
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.order = [self.a]
+
+
+def test_what_is_held_outside_of_the_modules_is_left():
+    report = tensorize_(Listed(), TensorizeConfig(decompose=False))
+    assert report["a"].reason == "refused: Listed.order holds it too, outside of the modules"
+    assert report.swapped == ("b",)
+
+
+def test_layers_compiled_by_themselves_and_names_of_ours_are_refused():
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4)))
+    model[0].compile(backend="eager")
+    model[1] = torch.compile(model[1], backend="eager")
+    model[2].rank = 3
+    report = tensorize_(model, TensorizeConfig(decompose=False))
+    assert [layer.reason.partition(";")[0] for layer in report.layers] == [
+        "refused: it is compiled by itself",
+        "refused: it is compiled by itself",
+        "refused: its attributes rank are a tensor layer's own",
+        "drawn",
+    ]
+
+
+def test_a_kernel_that_is_not_finite_is_named():
+    for own in ({"rank": 2}, {"energy": 0.5}, {"budget": {"params": 0.5}}):
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        nn.init.constant_(model[1].weight, float("nan"))
+        before, modules = {name: (id(p), p.detach().nan_to_num()) for name, p in model.named_parameters()}, [*model]
+        with pytest.raises(ValueError, match="1: weight holds NaN or infinity"):
+            tensorize_(model, TensorizeConfig("tucker", **own))
+        assert [*model] == modules
+        assert [id(p) for p in model.parameters()] == [identity for identity, _ in before.values()]
+
+
+def test_one_dense_core_is_no_network():
+    report = tensorize_(nn.Sequential(nn.Linear(13, 17), nn.Linear(16, 16)), TensorizeConfig("tt", rank=0.5))
+    assert report["0"].reason == "refused: its network would be one dense core"
+    linear = nn.Linear(13, 17)
+    assert torch.equal(tnlayers.TTLinear.from_linear(linear).weight, linear.weight)
+
+
+@pytest.mark.parametrize("calibration", [torch.zeros(1), "x", {"a": 1}, 3])
+def test_what_is_no_list_of_batches_is_refused(calibration):
+    with pytest.raises(TypeError, match="calibration is"):
+        tensorize_(Net(), TensorizeConfig(), calibration=calibration)
+    with pytest.raises(ValueError, match="calibration has no batches"):
+        tensorize_(Net(), TensorizeConfig(), calibration=[])
+
+
 def test_an_optimizer_of_other_parameters_is_no_matter():
     model, other = Net(), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(other.parameters(), lr=1)

@@ -17,9 +17,9 @@ from tnlayers.layer import TensorLayer
 from tnlayers.network import TensorNetwork
 from tnlayers.rank import Rank
 
-LARGEST_SIDE = 2048
-"""Unfoldings whose smaller side is longer are not looked at: their eigenvalues would take minutes."""
-LEVELS = tuple(0.9 * 0.8**k for k in range(32))
+LARGEST_SIDE = 8192
+"""A kernel with an unfolding whose smaller side is longer is refused: its eigenvalues would take minutes."""
+LEVELS = tuple(0.95**k for k in range(1, 136))
 """Losses for which ranks are tried, down to 0.1 % of the squared norm."""
 KEEPS = tuple(0.9**k for k in range(66))
 """Keep ratios that are tried, down to 0.1 %."""
@@ -82,8 +82,13 @@ def cuts(network: TensorNetwork, kernel: Tensor) -> list[Cut]:
         blocks = [axis for axis in network.dense_axes if axis in both]
         bonds = tuple(bond for bond in network.bonds if bond in both)
         rows, columns = sorted((left, right), key=lambda axes: math.prod(network.shape(axes)))
-        if not bonds or not rows or not columns or math.prod(network.shape(rows)) > LARGEST_SIDE:
+        if not bonds or not rows or not columns:
             continue
+        if (side := math.prod(network.shape(rows))) > LARGEST_SIDE:
+            raise ValueError(
+                f"an unfolding of the kernel has sides of at least {side}, of which an energy or budget needs "
+                f"the singular values; at most {LARGEST_SIDE} are taken, so give this layer a rank"
+            )
         unfolding = frozenset(rows + blocks)
         if unfolding not in losses:
             matrix = split.permute([network.dense_axes.index(axis) for axis in [*blocks, *rows, *columns]])
@@ -147,18 +152,23 @@ def spread(candidates: Sequence[Candidate], share: float) -> list[Rank | None]:
     left = limit - sum(ladder[0].cost for ladder in ladders)
     if left < 0:
         raise ValueError(_too_small(share, limit, limit - left))
-    while True:
-        steps = [
-            ((ladder[k].error - rung.error) / (rung.cost - ladder[k].cost), number, rung_number)
-            for number, (ladder, k) in enumerate(zip(ladders, at, strict=True))
-            for rung_number, rung in enumerate(ladder)
-            if rung_number > k and rung.cost - ladder[k].cost <= left
-        ]
-        if not steps:
-            return [ladder[k].rank for ladder, k in zip(ladders, at, strict=True)]
-        _, number, rung_number = max(steps)
-        left -= ladders[number][rung_number].cost - ladders[number][at[number]].cost
-        at[number] = rung_number
+    steps = [_best_step(ladder, 0, left) for ladder in ladders]
+    while any(steps):
+        gain, target = max(step for step in steps if step)
+        number = steps.index((gain, target))
+        cost = ladders[number][target].cost - ladders[number][at[number]].cost
+        if cost <= left:
+            left -= cost
+            at[number] = target
+        steps[number] = _best_step(ladders[number], at[number], left)
+    return [ladder[k].rank for ladder, k in zip(ladders, at, strict=True)]
+
+
+def _best_step(ladder: list[_Rung], at: int, left: float) -> tuple[float, int] | None:
+    """The largest fall of the error for what it costs, and the rung that has it, of those that can be paid."""
+    here, further = ladder[at], range(at + 1, len(ladder))
+    costs = {k: ladder[k].cost - here.cost for k in further if ladder[k].cost - here.cost <= left}
+    return max(((here.error - ladder[k].error) / cost, k) for k, cost in costs.items()) if costs else None
 
 
 def _too_small(share: float, limit: float, least: float) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
 from tnlayers import errors
 from tnlayers.formats import FORMATS
+from tnlayers.plan import MEMORY
 from tnlayers.rank import Rank
 from tnlayers.variance import Init
 
@@ -29,7 +31,8 @@ class TensorizeConfig:
     Args:
         format: the name of a registered format.
         rank: as a layer takes it, for every layer; a float is a keep ratio. Default 0.25. Not beside budget or energy.
-        budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1].
+        budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
+            layers that an override gives a rank do not count.
             With ``decompose`` it is spread by each kernel's singular values, else one keep ratio is found for all.
         energy: the share of each unfolding's squared singular values that ranks must keep, in (0, 1]; needs
             ``decompose``.
@@ -83,8 +86,9 @@ class TensorizeConfig:
         object.__setattr__(self, "options", _mapping("options", self.options))
         object.__setattr__(self, "overrides", _overrides(self.overrides))
         object.__setattr__(self, "init", _init(self.init))
-        if isinstance(self.rank, list):
-            object.__setattr__(self, "rank", tuple(self.rank))
+        object.__setattr__(self, "rank", _rank("rank", self.rank))
+        object.__setattr__(self, "min_params", int(self.min_params))
+        errors.choice("memory", self.memory, MEMORY)
         given = [name for name in ("rank", "budget", "energy") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given; one of them chooses the ranks")
@@ -227,7 +231,24 @@ def _changes(pattern: str, value: Any) -> dict[str, Any]:
         changes["options"] = _mapping(f"{name}: options", changes["options"])
     if "init" in changes:
         changes["init"] = _init(changes["init"])
+    if "rank" in changes:
+        changes["rank"] = _rank(f"{name}: rank", changes["rank"])
     return {key: tuple(each) if isinstance(each, list) else each for key, each in changes.items()}
+
+
+def _rank(name: str, value: Any) -> Rank | None:
+    """A rank in Python's own numbers, which JSON and YAML hold."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {bond: errors.integer(f"{name}[{bond!r}]", size) for bond, size in _mapping(name, value).items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(errors.integer(f"{name}[{k}]", size) for k, size in enumerate(value))
+    if hasattr(value, "__index__") and not isinstance(value, bool):
+        return errors.integer(name, value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be an integer, integers, or a keep ratio in (0, 1]")
+    return _share(name, float(value))
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

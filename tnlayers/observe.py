@@ -1,7 +1,7 @@
 """What goes into a model's layers: shapes, and second moments over channels, seen by hooks while it runs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers.geometry import Geometry
+from tnlayers.layer import TensorLayer
+from tnlayers.planner import Planner
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Observation:
 
 
 def run(model: nn.Module, example: Any) -> Any:
-    """Call a model with a tensor, a tuple or list of arguments, or a mapping of named ones.
+    """Call a model with a tensor, a tuple of arguments, or a mapping of named ones.
 
     Example:
         >>> run(nn.ReLU(), {"input": torch.tensor(-1.0)})
@@ -34,7 +36,7 @@ def run(model: nn.Module, example: Any) -> Any:
     """
     if isinstance(example, Mapping):
         return model(**example)
-    if isinstance(example, tuple | list):
+    if isinstance(example, tuple):
         return model(*example)
     return model(example)
 
@@ -42,7 +44,10 @@ def run(model: nn.Module, example: Any) -> Any:
 def observe(
     model: nn.Module, layers: Mapping[nn.Module, Geometry], examples: Iterable[Any], *, moments: bool = False
 ) -> dict[nn.Module, Observation]:
-    """Run a model in eval mode without gradients, and note what its layers get; the model stays as it was.
+    """Run a model in eval mode without gradients, and note what its layers get.
+
+    Training flags, parameters and torch's random state on the CPU stay as they were; what the model's own forward
+    changes (counters, lazy layers, an input in place) it changes here too.
 
     Args:
         model: any module.
@@ -105,6 +110,15 @@ def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
     return total
 
 
+def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]]) -> int:
+    """As ``dense_flops``, of a tensor layer: of its own plan, or that of strategy 'factorized' if that has fewer."""
+    planners = [layer._planner]
+    with suppress(ValueError):  # of groups that cut through a factor
+        planners.append(Planner(layer.network, layer.geometry, "factorized", layer.memory))
+    settings = map(layer._setting, shapes)
+    return sum(min(planner.plan(setting).flops for planner in planners) for setting in settings)
+
+
 def _moments(x: Tensor, geometry: Geometry) -> Tensor:
     axis = x.ndim - 1 - geometry.ndim
     channels = geometry.in_channels // geometry.groups
@@ -119,5 +133,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module, training in flags:  # what a module does in train() beside, it does there and back
+            if module.training != training:
+                module.train(training)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tnlayers.allocate import Candidate, by_energy, spread
 from tnlayers.config import TensorizeConfig
-from tnlayers.observe import dense_flops, observe
+from tnlayers.observe import dense_flops, fewest_flops, observe
 from tnlayers.spots import Spot
 
 logger = logging.getLogger("tnlayers")
@@ -36,23 +36,35 @@ def choose_ranks(chosen: list[Spot], config: TensorizeConfig) -> None:
     for spot in undecided:
         if spot.settings["decompose"] and spot.module.weight.is_meta:
             raise ValueError(f"{spot.names[0]} is on the meta device and has no kernel to look at; say decompose=False")
+        if spot.settings["decompose"] and not torch.isfinite(spot.module.weight).all():
+            raise ValueError(f"{spot.names[0]}: weight holds NaN or infinity; only finite kernels can be fitted")
     if config.energy is not None:
-        for spot in undecided:
-            if not spot.settings["decompose"]:
-                raise ValueError(f"energy is {config.energy}, but an override says decompose=False for {spot.names[0]}")
-            spot.settings["rank"] = by_energy(spot.make(1), spot.kernel, config.energy)
+        _by_energy(undecided, config.energy)
     for what, share in (config.budget or {}).items():
-        if what == "flops":
-            for spot in undecided:
-                spot.reason = "" if spot.shapes else "the example input does not reach it"
-            undecided = [spot for spot in undecided if not spot.reason]
-        if not undecided:
-            raise ValueError(f"budget is {config.budget}, but no layer is left to spend it on (of flops: that the "
-                             "example_input reaches)")  # fmt: skip
-        ranks = spread([_candidate(spot, what) for spot in undecided], share)
-        for spot, rank in zip(undecided, ranks, strict=True):
-            spot.settings["rank"] = rank
-            spot.reason = "" if rank is not None else f"the budget of {what} leaves it plain"
+        _by_budget(undecided, what, share)
+
+
+def _by_energy(undecided: list[Spot], energy: float) -> None:
+    for spot in undecided:
+        if not spot.settings["decompose"]:
+            raise ValueError(f"energy is {energy}, but an override says decompose=False for {spot.names[0]}")
+        rank, dense = by_energy(spot.make(1), spot.kernel, energy), spot.module.weight.numel()
+        spot.settings["rank"] = rank
+        if spot.make(rank).network.num_params >= dense:
+            spot.reason = f"the energy {energy:g} needs no fewer than its {dense:,} parameters"
+
+
+def _by_budget(undecided: list[Spot], what: str, share: float) -> None:
+    if what == "flops":
+        for spot in undecided:
+            spot.reason = "" if spot.shapes else "the example input does not reach it"
+        undecided = [spot for spot in undecided if not spot.reason]
+    if not undecided:
+        reached = " that the example input reaches" if what == "flops" else ""
+        raise ValueError(f"budget is {share:g} of {what}, but no layer{reached} is left to spend it on")
+    for spot, rank in zip(undecided, spread([_candidate(spot, what) for spot in undecided], share), strict=True):
+        spot.settings["rank"] = rank
+        spot.reason = "" if rank is not None else f"the budget of {what} leaves it plain"
 
 
 def make(chosen: list[Spot], dry_run: bool) -> None:
@@ -73,13 +85,20 @@ def make(chosen: list[Spot], dry_run: bool) -> None:
         except ValueError as error:
             spot.reason = f"refused: {error}"
             continue
+        if len(draft.network.cores) == 1 and not draft.rank:
+            spot.reason = "refused: its network would be one dense core"
+            continue
         if fit and spot.module.weight.is_meta and not dry_run:
             raise ValueError(f"{spot.names[0]} is on the meta device and has no kernel to fit; say decompose=False")
         spot.reason = ("to be " if dry_run else "") + ("fitted" if fit else "drawn")
         spot.new = draft
         if not dry_run:
-            spot.new = cls.from_dense(spot.plain, decompose=fit, moments=spot.moments if fit else None, **arguments)
+            try:
+                spot.new = cls.from_dense(spot.plain, decompose=fit, moments=spot.moments if fit else None, **arguments)
+            except ValueError as error:
+                raise ValueError(f"{spot.names[0]}: {error}") from None
             spot.error = _error(spot.new.weight, spot.module.weight) if fit else None
+            spot.reason += ", weighted by what it gets" if spot.moments is not None else ""
         logger.info("%s: %s, %s", spot.names[0], spot.reason, spot.new)
     refused = [spot for spot in chosen if spot.reason.startswith("refused: ")]
     if refused and len(refused) == len(chosen):
@@ -92,7 +111,7 @@ def _candidate(spot: Spot, what: str) -> Candidate:
     if what == "params":
         return Candidate(spot.make, lambda layer: layer.network.num_params, spot.module.weight.numel(), kernel)
     dense = dense_flops(spot.geometry, spot.shapes)
-    return Candidate(spot.make, lambda layer: sum(map(layer.flops, spot.shapes)), dense, kernel)
+    return Candidate(spot.make, lambda layer: fewest_flops(layer, spot.shapes), dense, kernel)
 
 
 def _possible(spot: Spot) -> bool:

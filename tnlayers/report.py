@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class LayerReport:
         reason: why it was, or was left alone.
         format, rank: of the tensor layer; rank maps bonds to sizes.
         params: entries of the weight before and after.
-        flops: of one forward on the example input before and after, two for each multiply-add; None without one, or
-            where the model never called the layer.
+        flops: on the example input before and after, two for each multiply-add: after, of the plan that runs or of one
+            in which the input meets core by core, whichever has fewer (the planner may prefer one with more that is
+            faster). None without an example, or where the model never called the layer.
         error: ``||W - W'|| / ||W||`` of a fitted kernel.
     """
 
@@ -62,6 +63,7 @@ class TensorizeReport(Mapping[str, LayerReport]):
     model_params: tuple[int, int]
     dry_run: bool = False
     _replaced: Sequence[Replaced] = field(default=(), repr=False, compare=False)
+    _order: tuple[Sequence[int], Sequence[int]] = field(default=((), ()), repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LayerReport:
         """The layer of a name or an alias."""
@@ -117,10 +119,11 @@ class TensorizeReport(Mapping[str, LayerReport]):
 def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
     """Give an optimizer that was made before a swap the parameters that came with it.
 
-    In each parameter group, what replaced a weight takes its place; the groups and their settings stay the same
-    objects, so learning-rate schedulers go on. The state of parameters that are still in the model (biases among them)
-    is kept. The state of a replaced weight is dropped, since moments of a kernel's gradient are not those of cores'
-    gradients: the new parameters start without any, as in a new optimizer.
+    In each parameter group, what replaced a weight takes its place, or the place that the model's order gives it, if
+    the group had that order; the groups and their settings stay the same objects, so learning-rate schedulers go on.
+    The state of parameters that are still in the model (biases among them) is kept. The state of a replaced weight is
+    dropped, since moments of a kernel's gradient are not those of cores' gradients: the new parameters start without
+    any, as in a new optimizer.
 
     Args:
         optimizer: any optimizer of torch's interface.
@@ -130,7 +133,7 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
         int: how many parameters were replaced.
 
     Raises:
-        ValueError: the optimizer holds none of the replaced parameters, or the report is of a dry run.
+        ValueError: the optimizer holds none of the replaced parameters, or is LBFGS; or the report is of a dry run.
 
     Example:
         >>> import torch, tnlayers
@@ -145,11 +148,14 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
     """
     if report.dry_run:
         raise ValueError("report is of a dry run, which replaced nothing")
+    if isinstance(optimizer, LBFGS):
+        raise ValueError("optimizer is LBFGS, whose state is of all parameters together; make a new one")
+    before, after = ({place: k for k, place in enumerate(order)} for order in report._order)
     replaced = {id(old): each for each in report._replaced if (old := each.old()) is not None}
     count = 0
     for group in optimizer.param_groups:
-        parameters: list[nn.Parameter] = []
-        names: list[str] = []
+        found: list[tuple[nn.Parameter, str]] = []
+        places = [before.get(id(parameter), -1) for parameter in group["params"]]
         entries: Any = zip_longest(group["params"], group.get("param_names", ()), fillvalue="")
         for parameter, name in entries:
             here = replaced.get(id(parameter))
@@ -158,11 +164,12 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
                 optimizer.state.pop(parameter, None)
             path = name.removesuffix(here.name) if here else ""
             for new_name, new in (here.new if here else {name: parameter}).items():
-                parameters.append(new)
-                names.append(path + new_name)
-        group["params"][:] = parameters
+                found.append((new, path + new_name))
+        if places == sorted(places) and -1 not in places:  # as the model has them, so that a saved state can be loaded
+            found.sort(key=lambda each: after[id(each[0])])
+        group["params"][:] = [parameter for parameter, _ in found]
         if "param_names" in group:
-            group["param_names"][:] = names
+            group["param_names"][:] = [name for _, name in found]
     if not count:
         raise ValueError("optimizer holds none of the parameters that were replaced")
     return count

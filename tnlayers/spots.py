@@ -16,6 +16,7 @@ from tnlayers.layer import DTYPES, TensorLayer
 from tnlayers.meeting import exchange
 from tnlayers.report import Replaced
 
+_TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_planner")
 STATE_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and "state_dict" in name]
 
 
@@ -26,6 +27,7 @@ class Spot:
     module: Any
     names: tuple[str, ...]
     places: list[tuple[nn.Module, str]]
+    held: str = ""
     reason: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     new: Any = None
@@ -101,12 +103,29 @@ def find(model: nn.Module, types: tuple[type, ...], what: str) -> list[Spot]:
         for key, child in parent._modules.items():
             if child is not None and child in found:
                 found[child].places.append((parent, key))
+        for child, name in _held(parent):
+            if child in found:
+                found[child].held = f"{type(parent).__name__}.{name}"
     # What is inside a layer, such as a parametrization, is the layer's own.
     inside = {inner for module in found for inner in module.modules() if inner is not module}
     spots = [spot for module, spot in found.items() if module not in inside]
     if not spots:
         raise ValueError(f"model has no {what} ({type(model).__name__})")
     return spots
+
+
+def _held(parent: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Modules in a module's plain attributes and lists, where an old layer would stay."""
+    for name, value in vars(parent).items():
+        some = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        if name != "_modules":
+            yield from ((child, name) for child in some if isinstance(child, nn.Module))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what ``torch.compile`` and ``DataParallel`` put around it."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return unwrapped(inner.module) if isinstance(inner, nn.DataParallel) else inner
 
 
 def _plain_name(path: str, model: nn.Module) -> str:
@@ -132,12 +151,13 @@ def left_alone(spot: Spot, config: TensorizeConfig, owners: Counter[int]) -> str
     if settings is None:
         return "left alone by an override"
     spot.settings = settings
-    refusal = next(_refusals(module, spot.kind, config, owners), None)
+    refusal = next(_refusals(spot, config, owners), None)
     return f"refused: {refusal}" if refusal else _policy(module, config)
 
 
-def _refusals(module: Any, kind: type[nn.Module], config: TensorizeConfig, owners: Counter[int]) -> Iterator[str]:
+def _refusals(spot: Spot, config: TensorizeConfig, owners: Counter[int]) -> Iterator[str]:
     """What would be lost if a layer were swapped; nothing further is looked at after the first."""
+    module, kind = spot.module, spot.kind
     if is_parametrized(module):
         yield f"parametrized ({', '.join(module.parametrizations)})"
     weight = module._parameters.get("weight")
@@ -148,16 +168,27 @@ def _refusals(module: Any, kind: type[nn.Module], config: TensorizeConfig, owner
     if weight is None:
         yield "its weight is computed (pruning, weight_norm or spectral_norm)"
         return
-    if hasattr(weight, "device_mesh"):
-        yield "its weight is sharded"
-    if weight.dtype not in DTYPES:
-        yield f"its weight is of {weight.dtype}"
     if more := [*(module._parameters.keys() - {"weight", "bias"}), *module._buffers, *module._modules]:
         yield f"it also holds {', '.join(more)}"
     if "forward" in vars(module):
         yield "its forward was replaced"
+    if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in spot.places):
+        yield "it is compiled by itself; compile the model instead"
+    if spot.held:
+        yield f"{spot.held} holds it too, outside of the modules"
+    own = vars(spot.plain).keys()
+    if taken := [name for name in vars(module).keys() - own if hasattr(TensorLayer, name) or name in _TAKEN]:
+        yield f"its attributes {', '.join(taken)} are a tensor layer's own"
     if any(getattr(module, name) for name in STATE_HOOKS):
         yield "it has hooks on its state_dict"
+    yield from _weight_refusals(weight, owners)
+
+
+def _weight_refusals(weight: Any, owners: Counter[int]) -> Iterator[str]:
+    if hasattr(weight, "device_mesh"):
+        yield "its weight is sharded"
+    if weight.dtype not in DTYPES:
+        yield f"its weight is of {weight.dtype}"
     if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
         yield "its weight has hooks"
     if owners[id(weight)] > 1:

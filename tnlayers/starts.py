@@ -152,7 +152,7 @@ def _links(network: TensorNetwork) -> Links:
 def _sums(network: TensorNetwork) -> bool:
     """Whether a bond of all cores tells terms of their own, none of which shares a dense axis between cores."""
     count = sum(axis in core for core in network.cores for axis in network.dense_axes)
-    alone = count == len(network.dense_axes) and min(map(len, network.cores)) > 1
+    alone = count == len(network.dense_axes) and min(map(len, network.cores)) > 1 < len(network.cores)
     return alone and bool(set.intersection(*map(set, network.cores)))
 
 

@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,12 +14,14 @@ from tnlayers import errors, zoo
 from tnlayers.config import TensorizeConfig, check_patterns, matches
 from tnlayers.kinds import KINDS
 from tnlayers.layer import TensorLayer
-from tnlayers.observe import dense_flops
+from tnlayers.observe import dense_flops, fewest_flops
 from tnlayers.prepare import choose_ranks, make, watch
 from tnlayers.report import LayerReport, Replaced, TensorizeReport, holders
-from tnlayers.spots import STATE_HOOKS, Spot, find, left_alone
+from tnlayers.spots import STATE_HOOKS, Spot, find, left_alone, unwrapped
 from tnlayers.unfold import unfold
 
+_READERS = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention
+"""Modules of torch's that ask their layers for their weights."""
 _HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
 
 
@@ -43,7 +45,7 @@ def tensorize_(
         config: which layers, and what they become; default: ``TensorizeConfig()``.
         example_input: a tensor, a tuple of arguments or a mapping of named ones; the model then runs on it once, in
             eval mode without gradients, and FLOPs are reported. A budget of FLOPs needs it.
-        calibration: a few such inputs; fits are then weighted by the second moments of what each layer gets.
+        calibration: a list of such inputs; fits are then weighted by the second moments of what each layer gets.
         dry_run: only report. Nothing is fitted, so there are no errors to report.
 
     Returns:
@@ -83,14 +85,25 @@ def tensorize_(
     elif config.budget and "flops" in config.budget:
         raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
     if calibration is not None:
-        watch(model, chosen, calibration, moments=True)
-    with torch.no_grad():
+        batches = _batches(calibration)
+        watch(model, chosen, batches, moments=True)
+    with torch.inference_mode(False), torch.no_grad():
         choose_ranks(chosen, config)
         make(chosen, dry_run)
     report = _finish(model, spots, dry_run)
     if not dry_run:
-        model._tensorize_config = config  # type: ignore[assignment]
+        unwrapped(model)._tensorize_config = config  # type: ignore[assignment]
     return report
+
+
+def _batches(calibration: Any) -> list[Any]:
+    if isinstance(calibration, torch.Tensor | str | Mapping) or not isinstance(calibration, Iterable):
+        raise TypeError(
+            f"calibration is {type(calibration).__name__}; it must be a list of inputs, as example_input each"
+        )
+    if not (batches := list(calibration)):
+        raise ValueError("calibration has no batches")
+    return batches
 
 
 def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeReport:
@@ -122,7 +135,8 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeRe
 
     See ``tnlayers.unfold``, which finds the sequence with the fewest multiply-adds; where that is the dense kernel, one
     plain layer. A sequence has no ``weight`` or ``stride``: where a model's own code asks a layer for them, take
-    ``densify_`` for that one.
+    ``densify_`` for that one (in torch's own transformer layers, they are made plain). A layer with a channel shuffle
+    takes batched inputs only, and a transposed one no ``output_size``.
 
     Args:
         model: a module that holds tensor layers.
@@ -160,8 +174,13 @@ def _back(
     with torch.no_grad():
         for spot in chosen:
             spot.new = convert(spot.module)
+            if not isinstance(spot.new, spot.module.dense_type) and any(
+                isinstance(p, _READERS) for p, _ in spot.places
+            ):
+                spot.new, spot.reason = spot.module.to_dense(), "plain again: its parent reads its weight"
     if len(chosen) == len(spots):
-        vars(model).pop("_tensorize_config", None)
+        for module in model.modules():
+            vars(module).pop("_tensorize_config", None)
     return _finish(model, spots)
 
 
@@ -171,15 +190,17 @@ def _finish(model: nn.Module, spots: list[Spot], dry_run: bool = False) -> Tenso
     before = _params(model)
     layers = tuple(map(_row, spots))
     after = before + sum(_params(spot.new) - _params(spot.module) for spot in swapped)
-    replaced = [] if dry_run else [each for spot in swapped for each in _put(spot)]
-    gone = [parameter for each in replaced if (parameter := each.old()) is not None]
-    for optimizer in holders(gone) if gone else ():
+    gone = [p for spot in swapped for p in spot.module.parameters() if p is not spot.module.bias]
+    # Before anything is put anywhere, since a warning may be an error.
+    for optimizer in () if dry_run or not gone else holders(gone):
         warnings.warn(
             f"{type(optimizer).__name__} was made before the swap and holds parameters that left the model, so it "
             "would not train what came instead; call tnlayers.remap_optimizer_(optimizer, report)",
             stacklevel=3,
         )
-    return TensorizeReport(layers, (before, after), dry_run, replaced)
+    old_order = [*map(id, model.parameters())]
+    replaced = [] if dry_run else [each for spot in swapped for each in _put(spot)]
+    return TensorizeReport(layers, (before, after), dry_run, replaced, (old_order, [*map(id, model.parameters())]))
 
 
 def _row(spot: Spot) -> LayerReport:
@@ -187,7 +208,7 @@ def _row(spot: Spot) -> LayerReport:
     flops = None
     if spot.shapes:
         dense = dense_flops(spot.geometry, spot.shapes)
-        flops = dense, dense if tensor is None else sum(map(tensor.flops, spot.shapes))
+        flops = dense, dense if tensor is None else fewest_flops(tensor, spot.shapes)
     return LayerReport(
         name=spot.names[0],
         aliases=spot.names[1:],
