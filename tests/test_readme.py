@@ -16,7 +16,8 @@ FORMAT_FILE = (ROOT / "tnlayers" / "formats" / "tr.py").read_text(encoding="utf-
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block != FORMAT_FILE])
-def test_code_runs(block, capsys):
+def test_code_runs(block, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert "Traceback" not in capsys.readouterr().out
 
