@@ -277,7 +277,7 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
         form, options = family.partition("-")[0], FAMILIES[family][1]
         ranks = {"budget": {"params": known["keep"]}} if command.allocation == "budget" else {"rank": known["keep"]}
         config = tnlayers.TensorizeConfig(form, **ranks, options=options, include=["layer*"])
-        images = Tuning(command, data, model).normalise(data.train_images[: 128 * command.calibration].cpu())
+        images = Tuning(command, data, deepcopy(dense)).normalise(data.train_images[: 128 * command.calibration].cpu())
         try:
             swap = tnlayers.tensorize_(model, config, calibration=images.split(128) if len(images) else None)
         except ValueError as error:  # every layer refuses

@@ -178,12 +178,14 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
 def holders(parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
     """The optimizers that hold one of these parameters."""
     wanted = set(map(id, parameters))
-    return [
-        each
-        for each in gc.get_objects()
-        if issubclass(type(each), Optimizer)
-        and any(id(parameter) in wanted for group in getattr(each, "param_groups", ()) for parameter in group["params"])
-    ]
+
+    def found() -> list[Optimizer]:
+        alive = (each for each in gc.get_objects() if issubclass(type(each), Optimizer))
+        return [o for o in alive if any(id(p) in wanted for group in o.param_groups for p in group["params"])]
+
+    if found():
+        gc.collect()  # what is in cycles and of no use any more is no matter
+    return found()
 
 
 def _change(pair: tuple[int, int] | None) -> str:
