@@ -126,6 +126,12 @@ class Command(Config):
         Config.__post_init__(replace(self, epochs=max(1, self.epochs)))
 
 
+def normalise(images: Tensor) -> Tensor:
+    """Bytes as the networks were trained on them."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
 class Tuning(Run):
     """A run that goes on from a network and with data that are there, and writes nothing."""
 
@@ -133,8 +139,7 @@ class Tuning(Run):
         self.config, self.data, self.device = config, data, data.test_images.device
         self.teacher = None if teacher is None or not config.distil else teacher.to(self.device).eval()
         self.model = model.to(self.device)
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD))
-        self.normalise = lambda images: (images / 255 - mean) / std
+        self.normalise = normalise
         images = min(config.images or len(data.train_labels), len(data.train_labels))
         self.batch_size = min(config.batch_size, images)
         self.steps = images // self.batch_size
@@ -218,14 +223,23 @@ def tltorch_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) -
 PEERS = {"tensorly": tensorly_kernels, "tltorch": tltorch_kernels}
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """As peers run: in torch, without gradients and without what they print and warn of."""
+    tensorly = import_module("tensorly")
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        with tensorly.backend_context("pytorch"):
+            yield
+
+
 def decompose(peer: str, family: str, model: nn.Module, ranks: dict[str, list[int]], seed: int) -> Row:
     """Put a peer's kernels into a plain network: their mean relative error and the seconds, or the peer's refusal."""
     errors, start, name = [], time.perf_counter(), ""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
+    with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         try:
-            with import_module("tensorly").backend_context("pytorch"), torch.no_grad():
+            with quietly():
                 for name, rank in ranks.items():
                     conv, weight = model.get_submodule(name), model.get_submodule(name).weight
                     kernels = PEERS[peer](family, conv, rank, seed)
@@ -277,7 +291,7 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
         form, options = family.partition("-")[0], FAMILIES[family][1]
         ranks = {"budget": {"params": known["keep"]}} if command.allocation == "budget" else {"rank": known["keep"]}
         config = tnlayers.TensorizeConfig(form, **ranks, options=options, include=["layer*"])
-        images = Tuning(command, data, deepcopy(dense)).normalise(data.train_images[: 128 * command.calibration].cpu())
+        images = normalise(data.train_images[: 128 * command.calibration].cpu())
         try:
             swap = tnlayers.tensorize_(model, config, calibration=images.split(128) if len(images) else None)
         except ValueError as error:  # every layer refuses

@@ -5,14 +5,10 @@ TR-SVD, and tensorly-torch's `FactorizedConv.from_conv`, each as its users call 
 keep ratio.
 """
 
-import contextlib
-import io
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from compress import PEERS, network_name, read_network
+from compress import PEERS, network_name, quietly, read_network
 from config import ConfigError
 from penalty import FAMILIES
 from provenance import REPOSITORY, write_csv
@@ -59,15 +55,13 @@ def convolutions(command: Command) -> Iterator[tuple[str, nn.Conv2d]]:
 def best(peer: str, family: str, conv: nn.Conv2d, ranks: list[int]) -> Any:
     """A peer's least relative error, or what it says instead; empty where it has no such family."""
     weight, found = conv.weight.detach(), []
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with quietly():
             for seed in SEEDS:
-                with import_module("tensorly").backend_context("pytorch"):
-                    kernels = list(PEERS[peer](family, conv, ranks, seed))
+                kernels = PEERS[peer](family, conv, ranks, seed)
                 found += [float((kernel - weight).norm() / weight.norm()) for kernel in kernels]
-        except Exception as error:
-            return " ".join(str(error).split())
+    except Exception as error:
+        return " ".join(str(error).split())
     return round(min(found), 6) if found else ""
 
 

@@ -233,7 +233,7 @@ def compress(rows: Rows) -> str:
 
 
 def fits(rows: Rows) -> str:
-    """Our error over the least of the peers', and over each, by family and keep ratio."""
+    """Our error over the least of the peers', by family and keep ratio."""
     table = []
     for family, runs in _group(rows, "family"):
         for keep, some in _group(runs, "keep"):

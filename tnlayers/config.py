@@ -78,7 +78,7 @@ class TensorizeConfig:
 
     def __post_init__(self) -> None:
         errors.choice("format", self.format, FORMATS)
-        errors.integer("min_params", self.min_params, minimum=0)
+        object.__setattr__(self, "min_params", errors.integer("min_params", self.min_params, minimum=0))
         for name in ("depthwise", "subclasses", "decompose"):
             errors.boolean(name, getattr(self, name))
         for name in ("include", "exclude"):
@@ -87,7 +87,6 @@ class TensorizeConfig:
         object.__setattr__(self, "overrides", _overrides(self.overrides))
         object.__setattr__(self, "init", _init(self.init))
         object.__setattr__(self, "rank", _rank("rank", self.rank))
-        object.__setattr__(self, "min_params", int(self.min_params))
         errors.choice("memory", self.memory, MEMORY)
         given = [name for name in ("rank", "budget", "energy") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -148,8 +147,10 @@ class TensorizeConfig:
 
     def of(self, names: Iterable[str]) -> dict[str, Any] | None:
         """What holds for the layer of these names, overrides included; None: leave it alone."""
-        here = {name: getattr(self, name) for name in ("format", "options", "init", "decompose", "strategy", "memory")}
-        here["rank"] = self.rank
+        here = {
+            name: getattr(self, name)
+            for name in ("format", "options", "rank", "init", "decompose", "strategy", "memory")
+        }
         for pattern, changes in self.overrides:
             if matches(pattern, names):
                 if changes is None:

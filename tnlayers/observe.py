@@ -1,5 +1,6 @@
 """What goes into a model's layers: shapes, and second moments over channels, seen by hooks while it runs."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def observe(
 
         return hook
 
-    # Before the hooks that are there, which may change the input: a layer's own hooks stay its own.
+    # Behind the hooks that are there, which may change the input: what the layer itself gets is noted.
     handles = [
         layer.register_forward_pre_hook(listen(layer, geometry), with_kwargs=True) for layer, geometry in layers.items()
     ]
@@ -98,15 +99,13 @@ def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
         >>> dense_flops(Geometry(16, 32, (3, 3), padding=1), [(1, 16, 8, 8)])
         589824
     """
-    total, ndim, entries = 0, geometry.ndim, 1
-    for size in geometry.weight_shape:
-        entries *= size
+    total, ndim, entries = 0, geometry.ndim, math.prod(geometry.weight_shape)
     for shape in shapes:
         spatial = shape[len(shape) - ndim :] if ndim else shape[:-1]
         # Each entry of a kernel meets every output position; of a transposed one, every input position.
         positions = geometry.output_size(spatial) if ndim and not geometry.transposed else spatial
         batch = shape[0] if ndim and len(shape) == ndim + 2 else 1
-        total += 2 * entries * batch * int(torch.Size(positions).numel())
+        total += 2 * entries * batch * math.prod(positions)
     return total
 
 

@@ -14,7 +14,6 @@ from tnlayers.geometry import Geometry
 from tnlayers.kinds import KINDS, layer_class
 from tnlayers.layer import DTYPES, TensorLayer
 from tnlayers.meeting import exchange
-from tnlayers.report import Replaced
 
 _TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_planner")
 STATE_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and "state_dict" in name]
@@ -34,7 +33,6 @@ class Spot:
     error: float | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     moments: Tensor | None = None
-    moved: list[Replaced] = field(default_factory=list)
 
     @property
     def kind(self) -> type[nn.Module]:
@@ -131,8 +129,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _plain_name(path: str, model: nn.Module) -> str:
     """Without what ``torch.compile`` and ``DataParallel`` put before a name."""
     parts = [part for part in path.split(".") if part != "_orig_mod"]
-    inner = getattr(model, "_orig_mod", model)
-    if isinstance(inner, nn.DataParallel) and parts[0] == "module":
+    if isinstance(getattr(model, "_orig_mod", model), nn.DataParallel) and parts[0] == "module":
         parts = parts[1:]
     return ".".join(parts)
 

@@ -178,10 +178,11 @@ def _back(
                 isinstance(p, _READERS) for p, _ in spot.places
             ):
                 spot.new, spot.reason = spot.module.to_dense(), "plain again: its parent reads its weight"
+    report = _finish(model, spots)
     if len(chosen) == len(spots):
         for module in model.modules():
             vars(module).pop("_tensorize_config", None)
-    return _finish(model, spots)
+    return report
 
 
 def _finish(model: nn.Module, spots: list[Spot], dry_run: bool = False) -> TensorizeReport:
