@@ -10,26 +10,25 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tnlayers.contraction import contract, reconstruct
+from tnlayers.metric import as_metric, check
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
 from tnlayers.starts import balance, race, starts
 from tnlayers.step import permutation
 
 SWEEPS = 300  # at most, from the best start
+POLISH = 50  # at most, in the metric of whole patches
 PULL = 1e-12
 """Weight of a core's present value in its least-squares problem, relative to the mean eigenvalue."""
 DIRECT = 1024
 """Up to this many unknowns (per index that parts the problem) the normal matrix is formed: at most 8 MiB."""
 STEPS = 20
 """Conjugate-gradient steps per core and sweep, from the core's present value."""
-DAMPING = 1e-3
-"""Added to the diagonal of ``moments``, relative to its mean, so that no channel is without weight."""
 REPORT = 10.0
 """Seconds between two lines of the log."""
 
@@ -42,8 +41,9 @@ def decompose(
 ) -> tuple[list[Tensor], float]:
     r"""Fit the cores of a network to a dense kernel.
 
-    Without ``moments`` the fit minimises ``||weight - fit||``. With them it minimises the error of the outputs for
-    inputs of these second moments, were they the same at every position of the kernel and uncorrelated between them,
+    Without ``moments`` the fit minimises ``||weight - fit||``. With those of patches, over inputs and kernel positions,
+    it minimises the mean squared error of the outputs. With those of the channels alone, the same were they equal at
+    every position of the kernel and uncorrelated between them,
 
     .. math:: \sum_{o, k} (W - W')_{o\,\cdot\,k}\, M\, (W - W')_{o\,\cdot\,k}^\top.
 
@@ -59,8 +59,9 @@ def decompose(
         network: the form of the fit.
         weight: the kernel, of shape ``network.dense_shape``.
         seed: of random starts; torch's global generators are left alone.
-        moments: ``E[x x^T]`` of the layer's input channels, those of one group: symmetric and positive semi-definite,
-            of shape (in, in). A thousandth of its mean diagonal is added to the diagonal.
+        moments: ``E[x x^T]``, symmetric and positive semi-definite, of the layer's input channels, those of one group,
+            or of its patches, in the order of ``weight[0].flatten()``: a row and a column for each of either. A
+            thousandth of its mean diagonal is added to the diagonal.
 
     Returns:
         tuple[list[Tensor], float]: the cores in float64, all of one norm, and ``||weight - fit|| / ||weight||``, with
@@ -80,10 +81,10 @@ def decompose(
         >>> decompose(network, truth)[1] < 1e-4
         True
     """
-    _check("weight", weight, network.dense_shape, f"; network '{network}' contracts to {network.dense_shape}")
+    check("weight", weight, network.dense_shape, f"; network '{network}' contracts to {network.dense_shape}")
     # Float64 inside; on the CPU where the device has none.
     device = torch.device("cpu") if weight.device.type == "mps" else weight.device
-    metric = None if moments is None else _metric(network, moments, device)
+    metric = None if moments is None else as_metric(network, moments, device)
     target = weight.detach().to(device, torch.float64)
     largest = float(target.abs().max())  # the squares of very small or large entries leave float64's range
     norm = largest * float((target / (largest or 1.0)).norm())
@@ -94,53 +95,29 @@ def decompose(
     return [core * norm ** (1 / len(cores)) for core in cores], Objective(network, target).error(cores)
 
 
-def _check(name: str, value: Any, shape: tuple[int, ...], accepted: str) -> None:
-    """A tensor of finite real numbers, of this shape."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} is of type {kind}; it must be a tensor of real floating-point numbers")
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}{accepted}")
-    if value.is_meta:
-        raise ValueError(f"{name} is on the meta device; a fit needs its values")
-    if not torch.isfinite(value).all():
-        raise ValueError(f"{name} holds NaN or infinity; a fit needs finite values")
-
-
-def _metric(network: TensorNetwork, moments: Any, device: torch.device) -> Tensor:
-    """The moments, scaled to a mean diagonal of one and damped."""
-    side = network.dense_shape[1]
-    _check("moments", moments, (side, side), f"; it must be {(side, side)}, a row and a column per input channel")
-    values: Tensor = moments.detach().to("cpu", torch.float64)
-    values = values / (float(values.abs().max()) or 1.0)
-    skew = float((values - values.mT).abs().max())
-    if skew > math.sqrt(torch.finfo(moments.dtype).eps):
-        raise ValueError(f"moments differs from its transpose by {skew:.3g} of its largest entry; it must be symmetric")
-    values = (values + values.mT) / 2
-    mean = float(values.diagonal().mean())
-    identity = torch.eye(side, dtype=values.dtype, device="cpu")
-    damped = values / mean + DAMPING * identity if mean > 0 else values + identity
-    if torch.linalg.cholesky_ex(damped).info:
-        raise ValueError("moments has a negative eigenvalue; it must be positive semi-definite, as E[x x^T] is")
-    return damped.to(device)
-
-
 def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generator: torch.Generator) -> list[Tensor]:
     """The cores of least error, in the metric of the inputs if there is one."""
     if metric is None:
         return race(Objective(network, target), starts(network, target, generator), SWEEPS)
-    (home, *others) = [k for k, core in enumerate(network.cores) if not set(core).isdisjoint(network.inputs)]
-    shape = network.shape(network.inputs)
+    inputs, channels = network.inputs, network.dense_shape[1]
+    shape = network.shape(inputs)
+    if len(metric) > channels:
+        # The mean over the kernel's positions is a metric of channels, in which the fit begins.
+        blocks = metric.reshape(channels, -1, channels, len(metric) // channels)
+        cores = _fit(network, target, blocks.diagonal(dim1=1, dim2=3).mean(-1), generator)
+        axes = inputs + network.kernel
+        return race(Objective(network, target, metric.reshape(2 * network.shape(axes)), axes), [cores], POLISH)
+    (home, *others) = [k for k, core in enumerate(network.cores) if not set(core).isdisjoint(inputs)]
     if others:
-        objective = Objective(network, target, metric.reshape(*shape, *shape))
+        objective = Objective(network, target, metric.reshape(*shape, *shape), inputs)
         return race(objective, starts(network, target, generator), SWEEPS)
     # One core has all inputs: with M = L L^T, its product with L is fitted to the kernel's.
     factor = torch.linalg.cholesky(metric)
-    twins = tuple(f"{axis}'" for axis in network.inputs)
+    twins = tuple(f"{axis}'" for axis in inputs)
 
     def changed(value: Tensor, axes: Axes, by: Tensor) -> Tensor:
-        out = tuple(twins[network.inputs.index(axis)] if axis in network.inputs else axis for axis in axes)
-        return contract([value, by.reshape(*shape, *shape)], [axes, network.inputs + twins], out)
+        out = tuple(twins[inputs.index(axis)] if axis in inputs else axis for axis in axes)
+        return contract([value, by.reshape(*shape, *shape)], [axes, inputs + twins], out)
 
     cores = _fit(network, changed(target, network.dense_axes, factor), None, generator)
     cores[home] = changed(cores[home], network.cores[home], torch.linalg.inv(factor))
@@ -153,12 +130,13 @@ class Objective:
     Args:
         network: what the cores contract to.
         target: the kernel, with one dimension for each of ``network.dense_axes``.
-        metric: of the inputs, with two dimensions for each input axis; the identity without one.
+        metric: of the axes ``coupled``, with two dimensions for each; the identity without one.
     """
 
-    def __init__(self, network: TensorNetwork, target: Tensor, metric: Tensor | None = None) -> None:
-        self.network, self.target = network, target
-        self.coupled = () if metric is None else network.inputs
+    def __init__(
+        self, network: TensorNetwork, target: Tensor, metric: Tensor | None = None, coupled: Axes = ()
+    ) -> None:
+        self.network, self.target, self.coupled = network, target, coupled
         self.twins = {axis: f"{axis}'" for axis in network.bonds + self.coupled}
         self.metric = [] if metric is None else [metric]
         self.metric_axes = [self.coupled + self._primed(self.coupled)] * len(self.metric)

@@ -83,7 +83,7 @@ def observe(
         layer.register_forward_pre_hook(listen(layer, geometry), with_kwargs=True) for layer, geometry in layers.items()
     ]
     try:
-        with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for example in examples:
                 run(model, example)
     finally:
@@ -126,7 +126,8 @@ def _moments(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and after it as it was."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

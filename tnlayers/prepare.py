@@ -1,7 +1,7 @@
 """The new layers of a model, made before the first is put in its place: inputs seen, ranks chosen, kernels fitted."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,14 +9,21 @@ from torch import Tensor, nn
 
 from tnlayers.allocate import Candidate, by_energy, spread
 from tnlayers.config import TensorizeConfig
+from tnlayers.meeting import exchange
+from tnlayers.metric import DAMPING
+from tnlayers.moments import follow, pairs, second_moments
 from tnlayers.observe import dense_flops, fewest_flops, observe
 from tnlayers.spots import Spot
 
 logger = logging.getLogger("tnlayers")
 
 
-def watch(model: nn.Module, spots: list[Spot], examples: Iterable[Any], *, moments: bool = False) -> None:
-    """Note for every layer the shapes of its inputs, or their second moments."""
+def watch(model: nn.Module, spots: list[Spot], examples: Iterable[Any], *, moments: bool = False) -> list[Spot]:
+    """Note for every layer the shapes of its inputs, or their second moments over channels.
+
+    Returns:
+        list[Spot]: in the order of their first calls; those without a call last.
+    """
     usable = [
         spot for spot in spots if not isinstance(spot.module._parameters.get("weight"), nn.UninitializedParameter)
     ]
@@ -26,6 +33,8 @@ def watch(model: nn.Module, spots: list[Spot], examples: Iterable[Any], *, momen
             spot.moments = seen[spot.module].moments
         elif spot.module in seen:
             spot.shapes = seen[spot.module].shapes
+    order = [*seen]
+    return sorted(spots, key=lambda spot: order.index(spot.module) if spot.module in seen else len(order))
 
 
 def choose_ranks(chosen: list[Spot], config: TensorizeConfig) -> None:
@@ -48,7 +57,7 @@ def _by_energy(undecided: list[Spot], energy: float) -> None:
     for spot in undecided:
         if not spot.settings["decompose"]:
             raise ValueError(f"energy is {energy}, but an override says decompose=False for {spot.names[0]}")
-        rank, dense = by_energy(spot.make(1), spot.kernel, energy), spot.module.weight.numel()
+        rank, dense = by_energy(spot.make(1), _weighted(spot), energy), spot.module.weight.numel()
         spot.settings["rank"] = rank
         if spot.make(rank).network.num_params >= dense:
             spot.reason = f"the energy {energy:g} needs no fewer than its {dense:,} parameters"
@@ -67,12 +76,16 @@ def _by_budget(undecided: list[Spot], what: str, share: float) -> None:
         spot.reason = "" if rank is not None else f"the budget of {what} leaves it plain"
 
 
-def make(chosen: list[Spot], dry_run: bool) -> None:
+def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Sequence[Any] = ()) -> None:
     """Make the new layers. One that refuses its arguments is left alone, but it is an error if all of them do.
+
+    With calibration, each layer is fitted to give on the inputs that it gets behind those before it, which are fitted
+    already, what the original layer gives on its own.
 
     Raises:
         TypeError, ValueError: the sentence of the layer, with its name.
     """
+    fitted: list[Spot] = []
     for spot in chosen:
         if spot.reason:
             continue
@@ -93,12 +106,16 @@ def make(chosen: list[Spot], dry_run: bool) -> None:
         spot.reason = ("to be " if dry_run else "") + ("fitted" if fit else "drawn")
         spot.new = draft
         if not dry_run:
+            plain, moments = spot.plain, None
+            if fit and calibration:
+                plain, moments = _calibrated(model, spot, {each.module: each.new for each in fitted}, calibration)
             try:
-                spot.new = cls.from_dense(spot.plain, decompose=fit, moments=spot.moments if fit else None, **arguments)
+                spot.new = cls.from_dense(plain, decompose=fit, moments=moments, **arguments)
             except ValueError as error:
                 raise ValueError(f"{spot.names[0]}: {error}") from None
+            fitted += [spot] if fit else []
             spot.error = _error(spot.new.weight, spot.module.weight) if fit else None
-            spot.reason += ", weighted by what it gets" if spot.moments is not None else ""
+            spot.reason += ", to what it gets" if moments is not None else ""
         logger.info("%s: %s, %s", spot.names[0], spot.reason, spot.new)
     refused = [spot for spot in chosen if spot.reason.startswith("refused: ")]
     if refused and len(refused) == len(chosen):
@@ -106,12 +123,36 @@ def make(chosen: list[Spot], dry_run: bool) -> None:
         raise ValueError(f"{name}: {reason}; no layer can be swapped")
 
 
+def _calibrated(
+    model: nn.Module, spot: Spot, stand_ins: dict[nn.Module, nn.Module], calibration: Sequence[Any]
+) -> tuple[nn.Module, Tensor | None]:
+    """The plain layer to fit to, and the second moments of its inputs, if it has any."""
+    plain: Any = spot.plain
+    found = second_moments(pairs(model, spot.module, stand_ins, calibration), spot.geometry)
+    if found is None or not all(torch.isfinite(each).all() for each in found):
+        return plain, None
+    kernel, groups = follow(spot.kernel, *found), spot.geometry.groups
+    weight = exchange(kernel, groups) if spot.geometry.transposed else kernel
+    plain.weight = nn.Parameter(weight.contiguous(), requires_grad=plain.weight.requires_grad)
+    return plain, found[0].sum(0)
+
+
 def _candidate(spot: Spot, what: str) -> Candidate:
-    kernel = spot.kernel if spot.settings["decompose"] else None
+    kernel = _weighted(spot) if spot.settings["decompose"] else None
     if what == "params":
         return Candidate(spot.make, lambda layer: layer.network.num_params, spot.module.weight.numel(), kernel)
     dense = dense_flops(spot.geometry, spot.shapes)
     return Candidate(spot.make, lambda layer: fewest_flops(layer, spot.shapes), dense, kernel)
+
+
+def _weighted(spot: Spot) -> Tensor:
+    """The kernel, whose squared norm is that of its outputs where second moments of its inputs are known."""
+    if spot.moments is None or not spot.moments.any() or not torch.isfinite(spot.moments).all():
+        return spot.kernel
+    moments = spot.moments / spot.moments.diagonal().mean()
+    factor = torch.linalg.cholesky(moments + DAMPING * torch.eye(len(moments), dtype=moments.dtype, device="cpu"))
+    weighted: Tensor = torch.einsum("oi...,ij->oj...", spot.kernel.to("cpu", torch.float64), factor)
+    return weighted
 
 
 def _possible(spot: Spot) -> bool:

@@ -45,7 +45,9 @@ def tensorize_(
         config: which layers, and what they become; default: ``TensorizeConfig()``.
         example_input: a tensor, a tuple of arguments or a mapping of named ones; the model then runs on it once, in
             eval mode without gradients, and FLOPs are reported. A budget of FLOPs needs it.
-        calibration: a list of such inputs; fits are then weighted by the second moments of what each layer gets.
+        calibration: a list of such inputs. In the order in which layers are called, each is then fitted so that its
+            outputs, behind the fitted layers before it, come nearest to the original ones; the model runs on all of the
+            list twice for every layer, in eval mode without gradients.
         dry_run: only report. Nothing is fitted, so there are no errors to report.
 
     Returns:
@@ -84,12 +86,12 @@ def tensorize_(
         watch(model, spots, [example_input])
     elif config.budget and "flops" in config.budget:
         raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
-    if calibration is not None:
-        batches = _batches(calibration)
-        watch(model, chosen, batches, moments=True)
+    batches = [] if calibration is None else _batches(calibration)
+    if batches:
+        chosen = watch(model, chosen, batches, moments=True)
     with torch.inference_mode(False), torch.no_grad():
         choose_ranks(chosen, config)
-        make(chosen, dry_run)
+        make(model, chosen, dry_run, batches)
     report = _finish(model, spots, dry_run)
     if not dry_run:
         unwrapped(model)._tensorize_config = config  # type: ignore[assignment]

@@ -1,0 +1,166 @@
+"""Fits to calibration data: patches are what convolutions see, and each layer makes up for those before it."""
+
+import copy
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+import tnlayers
+from tnlayers import moments
+from tnlayers.contraction import reconstruct
+from tnlayers.decompose import decompose
+from tnlayers.geometry import Geometry
+from tnlayers.moments import columns, follow, inputs, pairs, second_moments
+from tnlayers.network import TensorNetwork
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+GEOMETRIES = [
+    (ndim, groups, {"stride": stride, "padding": padding, "dilation": dilation, "padding_mode": mode})
+    for ndim, groups, (stride, dilation), padding, mode in product(
+        CONVS, (1, 2), ((1, 1), (2, 1), (1, 2)), (0, 1, "same"), ("zeros", "circular")
+    )
+    if padding != "same" or stride == 1
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even")  # torch's own
+@pytest.mark.parametrize(("ndim", "groups", "options"), GEOMETRIES)
+def test_columns_times_the_kernel_are_the_outputs(ndim, groups, options, monkeypatch):
+    size = (2, 3, 1)[:ndim]
+    conv = CONVS[ndim](4, 6, size, groups=groups, bias=False, dtype=torch.float64, **options)
+    x = torch.randn(3, 4, *(6, 5, 7)[:ndim], dtype=torch.float64)
+    geometry = Geometry(4, 6, size, groups=groups, **options)
+    wanted = conv(x).unflatten(1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
+    rows = conv.weight.reshape(groups, 6 // groups, -1).mT
+    for chunk in (moments.CHUNK, 1):
+        monkeypatch.setattr(moments, "CHUNK", chunk)
+        found = [*columns(x, geometry)]
+        assert len(found) == (3 if chunk == 1 else 1)
+        torch.testing.assert_close(torch.cat(found, 1) @ rows, wanted)
+    torch.testing.assert_close(torch.cat([*columns(x[0], geometry)], 1), torch.cat(found, 1)[:, : found[0].shape[1]])
+
+
+def test_large_patches_and_transposed_layers_are_seen_by_channel(monkeypatch):
+    x = torch.randn(2, 4, 5, 5)
+    transposed = Geometry(4, 6, (3, 3), transposed=True)
+    monkeypatch.setattr(moments, "LARGEST_PATCH", 35)
+    for geometry in (Geometry(4, 6, (3, 3)), transposed, Geometry(4, 6, (1, 1))):
+        (found,) = columns(x, geometry)
+        torch.testing.assert_close(found[0], x.permute(0, 2, 3, 1).reshape(-1, 4))
+    (rows,) = columns(torch.randn(2, 3, 5, 4), Geometry(4, 6, ()))
+    assert rows.shape == (1, 30, 4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_follow_solves_the_least_squares_problem(groups, transposed):
+    """At the minimum no small change of the kernel lowers what it minimises: its gradient is zero."""
+    geometry = Geometry(4, 6, (3, 3), groups=groups, transposed=transposed)
+    old = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    new = old + 0.3 * torch.randn_like(old).cumsum(-1)
+    own, cross = second_moments([(old, new)], geometry)
+    kernel = torch.randn(6, 4 // groups, 3, 3, dtype=torch.float64)
+    found = follow(kernel, own, cross).requires_grad_()
+
+    def split(value):  # (groups, rows, entries), as the moments have them
+        value = value.reshape(groups, 6 // groups, 4 // groups, -1)
+        return value.mT.flatten(1, 2) if transposed else value.flatten(2)
+
+    ridge = moments.DAMPING * own.diagonal(dim1=1, dim2=2).mean(1)
+    (x0,), (x,) = columns(old, geometry), columns(new, geometry)
+    missing = split(kernel) @ x0.mT - split(found) @ x.mT
+    away = (split(found) - split(kernel)).square().sum((1, 2))
+    loss = missing.square().sum() + (ridge * away).sum()
+    (gradient,) = torch.autograd.grad(loss, found)
+    assert gradient.norm() < 1e-9 * split(kernel).norm() * own.norm()
+    assert second_moments([], geometry) is None
+
+
+def test_a_layer_that_gets_nothing_but_zeros_keeps_its_kernel():
+    geometry, kernel = Geometry(3, 5, (3,)), torch.randn(5, 3, 3)
+    own, cross = second_moments([(torch.zeros(2, 3, 8), torch.zeros(2, 3, 8))], geometry)
+    torch.testing.assert_close(follow(kernel, own, cross), kernel)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["i:4 a:2, a h:3 w:3 b:2, b o:5", "i:4 r:3, h:3 w:3 r, o:5 r", "i:4 a:2 b:2, b h:3 w:3 c:2, c o:5 a"],
+)
+def test_moments_of_patches_lower_the_error_of_outputs(text):
+    network = TensorNetwork.parse(text)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 4, 3, 3, generator=generator, dtype=torch.float64)
+    x = torch.randn(8, 4, 9, 9, generator=generator, dtype=torch.float64).cumsum(-1).cumsum(-2)  # neighbours are alike
+    (patches,) = columns(x, Geometry(4, 5, (3, 3)))
+
+    def error(metric):
+        cores, _ = decompose(network, weight, moments=metric)
+        return float((patches[0] @ (reconstruct(network, cores) - weight).flatten(1).mT).norm())
+
+    channels = x.movedim(1, 0).flatten(1)
+    whole, by_channel = patches[0].mT @ patches[0], channels @ channels.mT
+    assert error(whole) < 0.9 * error(by_channel)
+
+
+class Chain(nn.Module):
+    """Three convolutions that are not called in the order in which the model holds them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last, self.middle, self.first = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.unused = nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x).relu()).relu())
+
+
+def test_every_layer_makes_up_for_those_before_it():
+    dense = Chain().eval()
+    x = torch.randn(16, 8, 10, 10, generator=torch.Generator().manual_seed(1)).cumsum(-1)
+    wanted = dense(x).detach()
+
+    def error(model):
+        return float((model(x) - wanted).detach().norm() / wanted.norm())
+
+    calibrated, alone, plain = (copy.deepcopy(dense) for _ in range(3))
+    config = tnlayers.TensorizeConfig("tucker", rank=4)
+    report = tnlayers.tensorize_(calibrated, config, calibration=[x[:8], x[8:]])
+    assert [report[name].reason for name in ("first", "last", "unused")] == ["fitted, to what it gets"] * 2 + ["fitted"]
+    tnlayers.tensorize_(plain, config)
+    for name in ("first", "middle", "last"):  # each with its own inputs in the original model
+        layer = dense.get_submodule(name)
+        own, _ = second_moments(pairs(dense, layer, {}, [x]), Geometry(8, 8, (3, 3), padding=1))
+        setattr(alone, name, tnlayers.TuckerConv2d.from_conv(layer, rank=4, moments=own[0]))
+    assert error(calibrated) < error(alone) < error(plain)
+
+
+def test_stand_ins_leave_no_trace_and_come_before_hooks():
+    model, x = Chain(), torch.randn(1, 8, 6, 6)
+    seen = []
+    model.first.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+    (middle,) = inputs(model, model.middle, {model.first: nn.Identity()}, x)
+    torch.testing.assert_close(middle, x.relu())
+    torch.testing.assert_close(seen[0], x)
+    assert len(model.first._forward_hooks) == 1
+    assert not model.middle._forward_pre_hooks
+    assert model.training
+    with pytest.raises(RuntimeError, match="channels"):
+        inputs(model, model.middle, {model.first: nn.Identity()}, x[:, :3])
+    assert len(model.first._forward_hooks) == 1
+    assert not model.middle._forward_pre_hooks
+
+
+def test_where_a_model_goes_other_ways_nothing_is_compared():
+    model = Chain()
+    before = torch.randn(2, 8, 6, 6)
+
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x[..., :3]
+
+    ((old, new),) = pairs(model, model.middle, {model.first: Odd()}, [before])
+    assert old is new
+    assert new.shape == (2, 8, 6, 3)
