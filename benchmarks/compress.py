@@ -14,6 +14,7 @@ github.com/akamaster/pytorch_resnet_cifar10. As there, images are normalised wit
 
 import contextlib
 import io
+import math
 import re
 import statistics
 import sys
@@ -50,7 +51,7 @@ BATCHES = (1, 32)  # whose latency is measured
 KEY = ("weights", "format", "keep", "split")
 TEMPERATURE = 4.0  # of the softmax that is distilled
 SETTINGS = (
-    "allocation", "calibration", "distil",
+    "allocation", "calibration", "distil", "hint",
     "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "seed", "amp",
 )  # fmt: skip
 COLUMNS = (
@@ -75,12 +76,14 @@ class Command(Config):
     allocation: Literal["budget", "uniform"] = "budget"
     """Spread the parameters over the convolutions by their singular values, or keep the same share of each."""
     calibration: int = 4
-    """Batches of training images whose second moments weight the fits; 0: plain least squares."""
+    """Batches of training images to which the layers are fitted one after another; 0: plain least squares."""
     distil: float = 0.9
     """Share of the loss that is the divergence from the dense network's outputs; 0: labels alone."""
+    hint: float = 4.0
+    """Weight of the squared differences between the blocks' outputs and the dense network's, over those' squares."""
     epochs: int = 2
     """Of the fine-tune; 0: none."""
-    lr: float = 0.001
+    lr: float = 0.005
     """Largest learning rate of plain layers; cores have those of `tnlayers.param_groups`."""
     batch_size: int = 128
     weight_decay: float = 0.0001
@@ -114,6 +117,7 @@ class Command(Config):
             ("keeps", all(0 < keep <= 1 for keep in self.keeps), "they must be above 0 and at most 1"),
             ("calibration", self.calibration >= 0, "it must be at least 0"),
             ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
+            ("hint", 0 <= self.hint < math.inf, "it must be at least 0"),
             ("epochs", self.epochs >= 0, "it must be at least 0"),
             ("images", self.images is None or self.images >= 1, "it must be at least 1"),
             ("out", not self.out.is_dir(), "that is a directory, and a file to write is needed"),
@@ -137,8 +141,12 @@ class Tuning(Run):
 
     def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
         self.config, self.data, self.device = config, data, data.test_images.device
-        self.teacher = None if teacher is None or not config.distil else teacher.to(self.device).eval()
+        self.teacher = None if not config.distil and not config.hint else teacher
         self.model = model.to(self.device)
+        self.blocks: tuple[list[Tensor], ...] = ()
+        if self.teacher is not None:
+            self.teacher = deepcopy(self.teacher).to(self.device).eval()
+            self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher)))
         self.normalise = normalise
         images = min(config.images or len(data.train_labels), len(data.train_labels))
         self.batch_size = min(config.batch_size, images)
@@ -161,12 +169,31 @@ class Tuning(Run):
             return loss
         with torch.no_grad():
             wanted = self.teacher(self.normalise(images))
+        hints = torch.zeros((), device=self.device)
+        for ours, theirs in zip(*self.blocks, strict=True):
+            hints = hints + self.config.hint * F.mse_loss(ours.float(), theirs) / theirs.square().mean()
+        for found in self.blocks:
+            found.clear()
         near = F.kl_div(*((x / TEMPERATURE).log_softmax(1) for x in (logits, wanted)), log_target=True, reduction="sum")
-        return (1 - self.config.distil) * loss + self.config.distil * TEMPERATURE**2 * near / len(images)
+        return hints + (1 - self.config.distil) * loss + self.config.distil * TEMPERATURE**2 * near / len(images)
 
     def accuracy(self) -> float:
         """Of the network as it is now, on images that are not trained on."""
         return round(self._evaluate()[1], 6)
+
+
+def outputs_of_blocks(model: nn.Module) -> list[Tensor]:
+    """A list to which every residual block adds its output, but in evaluation."""
+    found: list[Tensor] = []
+
+    def note(_: nn.Module, __: Any, out: Tensor) -> None:
+        if not torch.is_inference_mode_enabled():
+            found.append(out)
+
+    for name, module in model.named_modules():
+        if re.fullmatch(r"layer\d+\.\d+", name):
+            module.register_forward_hook(note)
+    return found
 
 
 def network_name(path: Path) -> str:
