@@ -1,6 +1,7 @@
 """Fits to calibration data: patches are what convolutions see, and each layer makes up for those before it."""
 
 import copy
+import math
 from itertools import product
 
 import pytest
@@ -164,3 +165,31 @@ def test_where_a_model_goes_other_ways_nothing_is_compared():
     ((old, new),) = pairs(model, model.middle, {model.first: Odd()}, [before])
     assert old is new
     assert new.shape == (2, 8, 6, 3)
+
+
+def test_inputs_that_are_not_finite_are_refused_and_nothing_changes():
+    model = Chain()
+    kinds = [type(module) for module in model.modules()]
+    for rank in ({"rank": 2}, {"budget": {"params": 0.5}}):
+        with pytest.raises(ValueError, match="first: its inputs on the calibration batches hold NaN"):
+            tnlayers.tensorize_(
+                model, tnlayers.TensorizeConfig("tucker", **rank), calibration=[torch.full((1, 8, 6, 6), torch.nan)]
+            )
+    assert [type(module) for module in model.modules()] == kinds
+
+
+def test_a_budget_goes_by_the_outputs_of_calibrated_layers():
+    """Of two equal kernels, that with inputs of few directions loses less for a rank, and is given fewer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.Conv2d(16, 16, 3, padding=1, bias=False))
+    model[1].load_state_dict(model[0].state_dict())
+    x = torch.randn(8, 3, 1, 1) * torch.ones(1, 1, 8, 8)
+    x = torch.einsum("bchw,ic->bihw", x, torch.randn(16, 3)) + 1e-2 * torch.randn(8, 16, 8, 8)
+    config = tnlayers.TensorizeConfig("tucker", budget={"params": 0.5})
+    plain, calibrated = (tnlayers.tensorize_(copy.deepcopy(model), config, calibration=c) for c in (None, [x]))
+    entries = [
+        [math.inf if layer.rank is None else math.prod(layer.rank.values()) for layer in report.values()]
+        for report in (plain, calibrated)
+    ]
+    assert 0.5 < entries[0][0] / entries[0][1] < 2  # what is left over goes to one of them
+    assert entries[1][0] / entries[1][1] < 0.5

@@ -7,8 +7,8 @@ from torch import nn
 import tnlayers
 from tools import KINDS, TOOLS, layers
 
-INDUCTOR = {"compile, inductor, batch open": 3, "compile, inductor, batch, height, width open": 2}
-"""How many layers where each takes many seconds."""
+INDUCTOR = {"compile, inductor, batch open": 1, "compile, inductor, batch, height, width open": 1}
+"""How many layers where each takes many seconds; the slow tests take all."""
 
 
 def some(count: int) -> dict[str, tnlayers.TensorLayer]:

@@ -34,7 +34,10 @@ def watch(model: nn.Module, spots: list[Spot], examples: Iterable[Any], *, momen
         elif spot.module in seen:
             spot.shapes = seen[spot.module].shapes
     order = [*seen]
-    return sorted(spots, key=lambda spot: order.index(spot.module) if spot.module in seen else len(order))
+    spots = sorted(spots, key=lambda spot: order.index(spot.module) if spot.module in seen else len(order))
+    for spot in spots:  # the first that is called tells where it began
+        _check_finite(spot, spot.moments)
+    return spots
 
 
 def choose_ranks(chosen: list[Spot], config: TensorizeConfig) -> None:
@@ -129,8 +132,9 @@ def _calibrated(
     """The plain layer to fit to, and the second moments of its inputs, if it has any."""
     plain: Any = spot.plain
     found = second_moments(pairs(model, spot.module, stand_ins, calibration), spot.geometry)
-    if found is None or not all(torch.isfinite(each).all() for each in found):
+    if found is None:
         return plain, None
+    _check_finite(spot, *found)
     kernel, groups = follow(spot.kernel, *found), spot.geometry.groups
     weight = exchange(kernel, groups) if spot.geometry.transposed else kernel
     plain.weight = nn.Parameter(weight.contiguous(), requires_grad=plain.weight.requires_grad)
@@ -145,9 +149,17 @@ def _candidate(spot: Spot, what: str) -> Candidate:
     return Candidate(spot.make, lambda layer: fewest_flops(layer, spot.shapes), dense, kernel)
 
 
+def _check_finite(spot: Spot, *moments: Tensor | None) -> None:
+    if not all(each is None or bool(torch.isfinite(each).all()) for each in moments):
+        raise ValueError(
+            f"{spot.names[0]}: its inputs on the calibration batches hold NaN or infinity, or their squares do; "
+            "fits need finite ones"
+        )
+
+
 def _weighted(spot: Spot) -> Tensor:
     """The kernel, whose squared norm is that of its outputs where second moments of its inputs are known."""
-    if spot.moments is None or not spot.moments.any() or not torch.isfinite(spot.moments).all():
+    if spot.moments is None or not spot.moments.any():
         return spot.kernel
     moments = spot.moments / spot.moments.diagonal().mean()
     factor = torch.linalg.cholesky(moments + DAMPING * torch.eye(len(moments), dtype=moments.dtype, device="cpu"))
