@@ -146,7 +146,8 @@ class Tuning(Run):
         self.blocks: tuple[list[Tensor], ...] = ()
         if self.teacher is not None:
             self.teacher = deepcopy(self.teacher).to(self.device).eval()
-            self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher)))
+            if config.hint:
+                self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher)))
         self.normalise = normalise
         images = min(config.images or len(data.train_labels), len(data.train_labels))
         self.batch_size = min(config.batch_size, images)

@@ -143,6 +143,8 @@ def test_peers_have_the_same_ranks(run):
     _, tucker, chain, ring = run(
         "--epochs", 0, "--calibration", 0, formats=("tucker", "tt-chain", "tr"), peers="--peers"
     )
+    for row in (tucker, chain, ring):
+        assert 0 < float(row["error"]) <= float(row["error_max"]) <= 1
     for row in (tucker, chain):
         for peer in ("tensorly", "tltorch"):
             assert float(row[f"{peer}_error"]) == pytest.approx(float(row["error"]), rel=0.05)

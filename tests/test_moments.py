@@ -13,8 +13,10 @@ from tnlayers import moments
 from tnlayers.contraction import reconstruct
 from tnlayers.decompose import decompose
 from tnlayers.geometry import Geometry
-from tnlayers.moments import columns, follow, inputs, pairs, second_moments
+from tnlayers.metric import DAMPING
+from tnlayers.moments import columns, follow, pairs, second_moments
 from tnlayers.network import TensorNetwork
+from tnlayers.observe import observe
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 GEOMETRIES = [
@@ -69,7 +71,7 @@ def test_follow_solves_the_least_squares_problem(groups, transposed):
         value = value.reshape(groups, 6 // groups, 4 // groups, -1)
         return value.mT.flatten(1, 2) if transposed else value.flatten(2)
 
-    ridge = moments.DAMPING * own.diagonal(dim1=1, dim2=2).mean(1)
+    ridge = DAMPING * own.diagonal(dim1=1, dim2=2).mean(1)
     (x0,), (x,) = columns(old, geometry), columns(new, geometry)
     missing = split(kernel) @ x0.mT - split(found) @ x.mT
     away = (split(found) - split(kernel)).square().sum((1, 2))
@@ -142,14 +144,21 @@ def test_stand_ins_leave_no_trace_and_come_before_hooks():
     model, x = Chain(), torch.randn(1, 8, 6, 6)
     seen = []
     model.first.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
-    (middle,) = inputs(model, model.middle, {model.first: nn.Identity()}, x)
+    found = []
+
+    def run(example):
+        observe(model, [model.middle], [example], lambda *each: found.append(each), {model.first: nn.Identity()})
+
+    run(x)
+    ((layer, middle),) = found
+    assert layer is model.middle
     torch.testing.assert_close(middle, x.relu())
     torch.testing.assert_close(seen[0], x)
     assert len(model.first._forward_hooks) == 1
     assert not model.middle._forward_pre_hooks
     assert model.training
     with pytest.raises(RuntimeError, match="channels"):
-        inputs(model, model.middle, {model.first: nn.Identity()}, x[:, :3])
+        run(x[:, :3])
     assert len(model.first._forward_hooks) == 1
     assert not model.middle._forward_pre_hooks
 

@@ -38,9 +38,20 @@ def as_metric(network: TensorNetwork, moments: Any, device: torch.device) -> Ten
     if skew > math.sqrt(torch.finfo(moments.dtype).eps):
         raise ValueError(f"moments differs from its transpose by {skew:.3g} of its largest entry; it must be symmetric")
     values = (values + values.mT) / 2
-    mean = float(values.diagonal().mean())
-    identity = torch.eye(side, dtype=values.dtype, device="cpu")
-    damped = values / mean + DAMPING * identity if mean > 0 else values + identity
-    if torch.linalg.cholesky_ex(damped).info:
+    metric = damped(values, values.diagonal().mean())
+    if torch.linalg.cholesky_ex(metric).info:
         raise ValueError("moments has a negative eigenvalue; it must be positive semi-definite, as E[x x^T] is")
-    return damped.to(device)
+    return metric.to(device)
+
+
+def damped(moments: Tensor, mean: Tensor) -> Tensor:
+    """Square matrices over ``mean``, one for each, plus ``DAMPING`` on the diagonal; where it is not positive, plus 1.
+
+    Example:
+        >>> damped(torch.zeros(2, 2), torch.tensor(0.0))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    mean = mean[..., None, None]
+    identity = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+    return moments / torch.where(mean > 0, mean, 1.0) + torch.where(mean > 0, DAMPING, 1.0) * identity

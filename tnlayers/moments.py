@@ -9,13 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tnlayers.geometry import Geometry
-from tnlayers.metric import DAMPING
-from tnlayers.observe import evaluating, run
+from tnlayers.metric import damped
+from tnlayers.observe import observe
 
 LARGEST_PATCH = 2304
 """Moments over larger patches (their square: 42 MB) are taken over the channels alone."""
 CHUNK = 2**25
 """Entries of patches that are held at a time, but at least those of one image."""
+
+
+def channels(x: Tensor, geometry: Geometry) -> Tensor:
+    """The input channels at every position, of shape (groups, positions, channels of a group).
+
+    Example:
+        >>> channels(torch.ones(2, 6, 5), Geometry(6, 4, (3,), groups=2)).shape
+        torch.Size([2, 10, 3])
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(x.ndim - 1 - geometry.ndim, -1)
+    return x.reshape(-1, geometry.groups, geometry.in_channels // geometry.groups).transpose(0, 1)
 
 
 def columns(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
@@ -29,26 +40,23 @@ def columns(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
         >>> found.shape
         torch.Size([2, 6, 9])
     """
-    ndim, groups = geometry.ndim, geometry.groups
-    channels = geometry.in_channels // groups
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if ndim and x.ndim == ndim + 1:
-        x = x.unsqueeze(0)
-    patch = channels * math.prod(geometry.kernel_size)
-    if ndim == 0 or geometry.transposed or patch == channels or patch > LARGEST_PATCH:
-        x = x.movedim(x.ndim - 1 - ndim, -1)
-        yield x.reshape(-1, groups, channels).transpose(0, 1)
+    ndim, groups, taps = geometry.ndim, geometry.groups, math.prod(geometry.kernel_size)
+    patch = geometry.in_channels // groups * taps
+    if taps == 1 or geometry.transposed or patch > LARGEST_PATCH:
+        yield channels(x, geometry)
         return
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.unsqueeze(0) if x.ndim == ndim + 1 else x
     pads = [amount for pair in reversed(geometry.pads) for amount in pair]
     positions = math.prod(geometry.output_size(x.shape[2:]))
     mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-    taps = tuple(slice(None, None, step) for step in geometry.each("dilation"))
+    steps = tuple(slice(None, None, step) for step in geometry.each("dilation"))
     for images in torch.split(x, max(1, CHUNK // (positions * patch * groups))):
         found = F.pad(images, pads, mode=mode) if any(pads) else images
         for axis, (span, stride) in enumerate(zip(geometry.spans, geometry.each("stride"), strict=True), start=2):
             found = found.unfold(axis, span, stride)
         # From (batch, channels, positions, kernel positions), where a span holds what a dilated kernel skips too.
-        yield found[(slice(None),) * (2 + ndim) + taps].movedim(1, 1 + ndim).reshape(-1, groups, patch).transpose(0, 1)
+        yield found[(slice(None),) * (2 + ndim) + steps].movedim(1, 1 + ndim).reshape(-1, groups, patch).transpose(0, 1)
 
 
 def second_moments(pairs: Iterable[tuple[Tensor, Tensor]], geometry: Geometry) -> tuple[Tensor, Tensor] | None:
@@ -89,42 +97,15 @@ def follow(kernel: Tensor, own: Tensor, cross: Tensor) -> Tensor:
         >>> bool((new - 2 * kernel).norm() < 0.02 * kernel.norm())
         True
     """
-    groups, side = own.shape[:2]
-    out, channels = kernel.shape[:2]
-    identity = torch.eye(side, dtype=torch.float64, device="cpu")
-    mean = own.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    ridge = torch.where(mean > 0, DAMPING * mean, 1.0) * identity
+    (groups, side), (out, width) = own.shape[:2], kernel.shape[:2]
+    mean = own.diagonal(dim1=1, dim2=2).mean(1)
     # Those over channels alone correct every kernel position alike.
-    split = kernel.to("cpu", torch.float64).reshape(groups, out // groups, channels, -1)
-    rows = split.flatten(2) if side > channels else split.mT.flatten(1, 2)
-    found = torch.linalg.solve(own + ridge, rows @ (cross + ridge), left=False)
-    found = found if side > channels else found.reshape(groups, out // groups, -1, channels).mT
+    split = kernel.to("cpu", torch.float64).reshape(groups, out // groups, width, -1)
+    rows = split.flatten(2) if side > width else split.mT.flatten(1, 2)
+    found = torch.linalg.solve(damped(own, mean), rows @ damped(cross, mean), left=False)
+    found = found if side > width else found.reshape(groups, out // groups, -1, width).mT
     new: Tensor = found.reshape(kernel.shape).to(kernel.device, kernel.dtype)
     return new
-
-
-def inputs(model: nn.Module, layer: nn.Module, stand_ins: Mapping[nn.Module, nn.Module], example: Any) -> list[Tensor]:
-    """What a layer gets in a run of the model, in eval mode, in which others stand in for some of its layers."""
-    found: list[Tensor] = []
-
-    def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = arguments[0] if arguments else named.get("input")
-        if isinstance(x, Tensor):  # a subclass may have arguments of its own
-            found.append(x.detach())
-
-    def put(new: nn.Module) -> Any:
-        return lambda _, arguments, named, __: new(*arguments, **named)
-
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True)]
-    # Before the hooks that are there, which are to see what stands in.
-    handles += [old.register_forward_hook(put(new), prepend=True, with_kwargs=True) for old, new in stand_ins.items()]
-    try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            run(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def pairs(
@@ -132,7 +113,13 @@ def pairs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """A layer's inputs in runs of the model as it is, and with what stands in."""
     for example in examples:
-        before, now = (inputs(model, layer, others, example) for others in ({}, stand_ins))
+        before, now = (_inputs(model, layer, example, others) for others in ({}, stand_ins))
         # A model may go other ways where its values differ; then there is nothing to compare.
         same = [x.shape for x in before] == [x.shape for x in now]
         yield from zip(before if same else now, now, strict=True)
+
+
+def _inputs(model: nn.Module, layer: nn.Module, example: Any, stand_ins: Mapping[nn.Module, nn.Module]) -> list[Tensor]:
+    found: list[Tensor] = []
+    observe(model, [layer], [example], lambda _, x: found.append(x), stand_ins)
+    return found

@@ -1,9 +1,8 @@
-"""What goes into a model's layers: shapes, and second moments over channels, seen by hooks while it runs."""
+"""What goes into a model's layers, seen by hooks while it runs, and what it costs them."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,20 +11,6 @@ from torch import Tensor, nn
 from tnlayers.geometry import Geometry
 from tnlayers.layer import TensorLayer
 from tnlayers.planner import Planner
-
-
-@dataclass
-class Observation:
-    """What one layer was given.
-
-    Attributes:
-        shapes: of its inputs, one for each call.
-        moments: the sum over batch and positions of x x^T over the channels of one group, summed over groups; None
-            where they were not asked for.
-    """
-
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    moments: Tensor | None = None
 
 
 def run(model: nn.Module, example: Any) -> Any:
@@ -43,53 +28,49 @@ def run(model: nn.Module, example: Any) -> Any:
 
 
 def observe(
-    model: nn.Module, layers: Mapping[nn.Module, Geometry], examples: Iterable[Any], *, moments: bool = False
-) -> dict[nn.Module, Observation]:
-    """Run a model in eval mode without gradients, and note what its layers get.
+    model: nn.Module,
+    layers: Iterable[nn.Module],
+    examples: Iterable[Any],
+    see: Callable[[nn.Module, Tensor], None],
+    stand_ins: Mapping[nn.Module, nn.Module] | None = None,
+) -> None:
+    """Run a model in eval mode without gradients, and see what its layers get.
 
     Training flags, parameters and torch's random state on the CPU stay as they were; what the model's own forward
     changes (counters, lazy layers, an input in place) it changes here too.
 
     Args:
         model: any module.
-        layers: those to watch, and their geometry.
+        layers: those to watch.
         examples: for each run, what ``run`` takes.
-        moments: also sum second moments.
-
-    Returns:
-        dict[nn.Module, Observation]: without the layers that were never called.
+        see: called with a layer and its input, at each of its calls.
+        stand_ins: for layers of the model, what gives their outputs instead.
 
     Raises:
         TypeError, ValueError: what the model raises.
     """
-    found: dict[nn.Module, Observation] = {}
 
-    def listen(layer: nn.Module, geometry: Geometry) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = arguments[0] if arguments else named.get("input")
-            if not isinstance(x, Tensor):  # a subclass with arguments of its own
-                return
-            x = x.detach()
-            seen = found.setdefault(layer, Observation())
-            seen.shapes.append(tuple(x.shape))
-            if moments:
-                new = _moments(x, geometry)
-                seen.moments = new if seen.moments is None else seen.moments + new
+    def note(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = arguments[0] if arguments else named.get("input")
+        if isinstance(x, Tensor):  # a subclass may have arguments of its own
+            see(layer, x.detach())
 
-        return hook
+    def put(new: nn.Module) -> Any:
+        return lambda _, arguments, named, __: new(*arguments, **named)
 
-    # Behind the hooks that are there, which may change the input: what the layer itself gets is noted.
-    handles = [
-        layer.register_forward_pre_hook(listen(layer, geometry), with_kwargs=True) for layer, geometry in layers.items()
+    # Behind the hooks that are there, which may change the input: what the layer itself gets is seen. And before them,
+    # since they are to see what stands in.
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    handles += [
+        old.register_forward_hook(put(new), prepend=True, with_kwargs=True) for old, new in (stand_ins or {}).items()
     ]
     try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for example in examples:
                 run(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
 def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
@@ -118,16 +99,8 @@ def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]]) -> int:
     return sum(min(planner.plan(setting).flops for planner in planners) for setting in settings)
 
 
-def _moments(x: Tensor, geometry: Geometry) -> Tensor:
-    axis = x.ndim - 1 - geometry.ndim
-    channels = geometry.in_channels // geometry.groups
-    rows = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(axis, -1).reshape(-1, channels)
-    return (rows.T @ rows).to("cpu", torch.float64)
-
-
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and after it as it was."""
+def _evaluating(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tnlayers.allocate import Candidate, by_energy, spread
 from tnlayers.config import TensorizeConfig
 from tnlayers.meeting import exchange
-from tnlayers.metric import DAMPING
-from tnlayers.moments import follow, pairs, second_moments
+from tnlayers.metric import damped
+from tnlayers.moments import channels, follow, pairs, second_moments
 from tnlayers.observe import dense_flops, fewest_flops, observe
 from tnlayers.spots import Spot
 
@@ -24,19 +24,28 @@ def watch(model: nn.Module, spots: list[Spot], examples: Iterable[Any], *, momen
     Returns:
         list[Spot]: in the order of their first calls; those without a call last.
     """
-    usable = [
-        spot for spot in spots if not isinstance(spot.module._parameters.get("weight"), nn.UninitializedParameter)
-    ]
-    seen = observe(model, {spot.module: spot.geometry for spot in usable}, examples, moments=moments)
-    for spot in usable:
-        if spot.module in seen and moments:
-            spot.moments = seen[spot.module].moments
-        elif spot.module in seen:
-            spot.shapes = seen[spot.module].shapes
-    order = [*seen]
-    spots = sorted(spots, key=lambda spot: order.index(spot.module) if spot.module in seen else len(order))
+    usable = {
+        spot.module: spot
+        for spot in spots
+        if not isinstance(spot.module._parameters.get("weight"), nn.UninitializedParameter)
+    }
+    order: dict[nn.Module, int] = {}
+
+    def see(layer: nn.Module, x: Tensor) -> None:
+        spot = usable[layer]
+        order.setdefault(layer, len(order))
+        if not moments:
+            spot.shapes.append(tuple(x.shape))
+            return
+        rows = channels(x, spot.geometry)
+        new = rows.mT.matmul(rows).sum(0).to("cpu", torch.float64)
+        spot.moments = new if spot.moments is None else spot.moments + new
+
+    observe(model, usable, examples, see)
+    spots = sorted(spots, key=lambda spot: order.get(spot.module, len(order)))
     for spot in spots:  # the first that is called tells where it began
-        _check_finite(spot, spot.moments)
+        if spot.moments is not None:
+            _check_finite(spot, spot.moments)
     return spots
 
 
@@ -88,7 +97,7 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
     Raises:
         TypeError, ValueError: the sentence of the layer, with its name.
     """
-    fitted: list[Spot] = []
+    fitted: dict[nn.Module, nn.Module] = {}
     for spot in chosen:
         if spot.reason:
             continue
@@ -111,13 +120,14 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
         if not dry_run:
             plain, moments = spot.plain, None
             if fit and calibration:
-                plain, moments = _calibrated(model, spot, {each.module: each.new for each in fitted}, calibration)
+                plain, moments = _calibrated(model, spot, fitted, calibration)
             try:
                 spot.new = cls.from_dense(plain, decompose=fit, moments=moments, **arguments)
             except ValueError as error:
                 raise ValueError(f"{spot.names[0]}: {error}") from None
-            fitted += [spot] if fit else []
-            spot.error = _error(spot.new.weight, spot.module.weight) if fit else None
+            if fit:
+                fitted[spot.module] = spot.new
+                spot.error = _error(spot.new.weight, spot.module.weight)
             spot.reason += ", to what it gets" if moments is not None else ""
         logger.info("%s: %s, %s", spot.names[0], spot.reason, spot.new)
     refused = [spot for spot in chosen if spot.reason.startswith("refused: ")]
@@ -149,8 +159,8 @@ def _candidate(spot: Spot, what: str) -> Candidate:
     return Candidate(spot.make, lambda layer: fewest_flops(layer, spot.shapes), dense, kernel)
 
 
-def _check_finite(spot: Spot, *moments: Tensor | None) -> None:
-    if not all(each is None or bool(torch.isfinite(each).all()) for each in moments):
+def _check_finite(spot: Spot, *moments: Tensor) -> None:
+    if not all(bool(torch.isfinite(each).all()) for each in moments):
         raise ValueError(
             f"{spot.names[0]}: its inputs on the calibration batches hold NaN or infinity, or their squares do; "
             "fits need finite ones"
@@ -159,10 +169,9 @@ def _check_finite(spot: Spot, *moments: Tensor | None) -> None:
 
 def _weighted(spot: Spot) -> Tensor:
     """The kernel, whose squared norm is that of its outputs where second moments of its inputs are known."""
-    if spot.moments is None or not spot.moments.any():
+    if spot.moments is None:
         return spot.kernel
-    moments = spot.moments / spot.moments.diagonal().mean()
-    factor = torch.linalg.cholesky(moments + DAMPING * torch.eye(len(moments), dtype=moments.dtype, device="cpu"))
+    factor = torch.linalg.cholesky(damped(spot.moments, spot.moments.diagonal().mean()))
     weighted: Tensor = torch.einsum("oi...,ij->oj...", spot.kernel.to("cpu", torch.float64), factor)
     return weighted
 
