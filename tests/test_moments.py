@@ -176,6 +176,16 @@ def test_where_a_model_goes_other_ways_nothing_is_compared():
     assert new.shape == (2, 8, 6, 3)
 
 
+def test_a_report_does_not_say_what_was_not_done():
+    """Batches without images tell nothing: fits are plain, and the report says no more."""
+    reports, models = [], [Chain() for _ in range(2)]
+    for model, calibration in zip(models, (None, [torch.zeros(0, 8, 6, 6)]), strict=True):
+        reports.append(tnlayers.tensorize_(model, tnlayers.TensorizeConfig("tucker", rank=2), calibration=calibration))
+    assert [layer.reason for layer in reports[1].values()] == ["fitted"] * 4
+    for some, others in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(some, others)
+
+
 def test_inputs_that_are_not_finite_are_refused_and_nothing_changes():
     model = Chain()
     kinds = [type(module) for module in model.modules()]

@@ -139,10 +139,10 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
 def _calibrated(
     model: nn.Module, spot: Spot, stand_ins: dict[nn.Module, nn.Module], calibration: Sequence[Any]
 ) -> tuple[nn.Module, Tensor | None]:
-    """The plain layer to fit to, and the second moments of its inputs, if it has any."""
+    """The plain layer to fit to, and the second moments of its inputs, unless it gets nothing but zeros."""
     plain: Any = spot.plain
     found = second_moments(pairs(model, spot.module, stand_ins, calibration), spot.geometry)
-    if found is None:
+    if found is None or not found[0].any():
         return plain, None
     _check_finite(spot, *found)
     kernel, groups = follow(spot.kernel, *found), spot.geometry.groups
