@@ -350,7 +350,7 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
             tuning.finish(progress_bar(progress, tuning))
         except RunError as error:
             return row | {"note": "; ".join(filter(None, (row["note"], str(error))))}
-        row |= {"tune_seconds": round(time.perf_counter() - start, 1), "accuracy_after": tuning.accuracy()}
+        row |= {"tune_seconds": round(time.perf_counter() - start, 2), "accuracy_after": tuning.accuracy()}
     return row | {"drop": round(100 * (row["accuracy_dense"] - row.get("accuracy_after", row["accuracy_before"])), 2)}
 
 

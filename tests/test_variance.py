@@ -81,8 +81,11 @@ def ratios(layer: tnlayers.TensorLayer) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize(("layer", "args", "arguments"), WIDE)
+# That the entries of every other distribution have their moments is a promise, held by the contract test.
+@pytest.mark.parametrize(
+    ("layer", "args", "arguments", "distribution"),
+    [(*case, "normal") for case in WIDE] + [(*WIDE[6], distribution) for distribution in DISTRIBUTIONS[1:]],
+)
 def test_variance_over_draws(layer, args, arguments, distribution):
     torch.manual_seed(0)
     made = layer(*args, **arguments, init=Init("fan_in", distribution=distribution, exact=False), dtype=torch.float64)
