@@ -75,11 +75,11 @@ class Command(Config):
     """Shares of their parameters that the convolutions may keep, the stem aside."""
     allocation: Literal["budget", "uniform"] = "budget"
     """Spread the parameters over the convolutions by their singular values, or keep the same share of each."""
-    calibration: int = 4
+    calibration: int = 16
     """Batches of training images to which the layers are fitted one after another; 0: plain least squares."""
     distil: float = 0.9
     """Share of the loss that is the divergence from the dense network's outputs; 0: labels alone."""
-    hint: float = 4.0
+    hint: float = 64.0
     """Weight of the squared differences between the blocks' outputs and the dense network's, over those' squares."""
     epochs: int = 2
     """Of the fine-tune; 0: none."""
