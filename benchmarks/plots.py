@@ -1,6 +1,8 @@
-"""Draw benchmarks/results/speed.png and compress.png from the CSV files beside them: python benchmarks/plots.py."""
+"""Draw the pictures of README.md from the CSV files beside them in benchmarks/results: python benchmarks/plots.py."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -74,7 +76,41 @@ def compress(rows: Rows) -> Figure:
     return figure
 
 
-FIGURES = {"speed": speed, "compress": compress}
+def depth(rows: Rows) -> Figure:
+    """Signal and gradient through the deepest networks, zero-padded: a panel per format, a line per initialisation."""
+    deepest = max(int(row["depth"]) for row in rows if row["depth"])
+    chosen = [row for row in rows if row["depth"] == str(deepest) and row["border"] == "zeros"]
+    networks = [name for name in dict.fromkeys(row["network"] for row in chosen) if name != "dense"]
+    figure = Figure(figsize=(13, 5), dpi=140, layout="constrained")
+    panels = figure.subplots(2, len(networks), sharex=True, sharey=True)
+    for column, network in enumerate(networks):
+        for (init, label), colour in zip(INITS.items(), COLOURS.values(), strict=True):
+            lines = [row for row in chosen if row["network"] == network and row["init"] == init]
+            _lines(panels[:, column], lines, color=colour, lw=1.4, label=label)
+        _lines(panels[:, column], [row for row in chosen if row["network"] == "dense" and row["init"] == "default"],
+               color="#111111", lw=1, ls=":", label="dense, He")  # fmt: skip
+        panels[0, column].set_title(network, fontsize=9)
+        panels[1, column].set_xlabel("layer")
+    panels[0, 0].set(ylabel="log E[h²] behind it", ylim=(-25, 12))
+    panels[1, 0].set_ylabel("log E[g²] in front of it")
+    panels[0, -1].legend(frameon=False, fontsize=7, loc="lower left")
+    return figure
+
+
+INITS = {
+    "default": "default", "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
+    "tednet": "tednet's own", "calibrated": "calibrate_",
+}  # fmt: skip
+
+
+def _lines(panels: Sequence[Axes], rows: Rows, **style: Any) -> None:
+    for axes, name in zip(panels, ("forward", "backward"), strict=True):
+        shown = [row for row in rows if row[name]]
+        axes.plot([int(row["layer"]) for row in shown], [float(row[name]) for row in shown], **style)
+        plain(axes)
+
+
+FIGURES = {"speed": speed, "compress": compress, "depth": depth}
 
 
 def main() -> None:

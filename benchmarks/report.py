@@ -264,6 +264,79 @@ def _float(value: str) -> float | None:
         return None
 
 
+SHOWN = {
+    "default": "default", "calibrated": "`calibrate_`", "typical": "typical", "exact": "normal, exact",
+    "orthogonal white": "orthogonal, white", "white": "normal, white",
+    "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
+    "normal 0.02": "N(0, 0.02)", "tednet": "tednet's own", "tltorch normal": "tensorly-torch's normal_",
+}  # fmt: skip
+"""Initialisations in the order and with the names of the tables."""
+
+
+def depth(rows: Rows) -> str:
+    """Drift through all layers, forward; backward: mean and standard deviation over networks, with zero padding."""
+    table, notes = [], []
+    for layers, some in _group([row for row in rows if row["border"] == "zeros"], "depth"):
+        # The signal has passed all layers behind the last, the gradient in front of the first.
+        ends = {"forward": layers, "backward": "1"}
+        found = {(row["network"], row["init"], name): row
+                 for name, layer in ends.items() for row in some if row["layer"] == layer}  # fmt: skip
+        networks = dict.fromkeys(row["network"] for row in some)
+        for network in networks:
+            cells = [[found.get((network, init, name)) for name in ends] for init in SHOWN]
+            shown = [
+                "; ".join(_drift(row, name) for row, name in zip(pair, ends, strict=True) if row) for pair in cells
+            ]
+            table.append([network, layers, *shown])
+        for name in ends:
+            dense = float(found["dense", "default", name][name])
+            gap, network = max(
+                (abs(float(found[network, "default", name][name]) - dense), network)
+                for network in networks
+                if network != "dense"
+            )
+            notes.append(f"{name} behind {layers} layers {gap:.2f} ({network})")
+    header = ["network", "layers", *SHOWN.values()]
+    furthest = f"Furthest from dense under the default: {', '.join(notes)}."
+    return f"{_markdown(header, table)}\n\n{furthest} {rows[0]['draws']} networks each. {_source(rows)}"
+
+
+def _drift(row: Row, name: str) -> str:
+    if row[f"{name}_lost"] == row["draws"]:
+        return "out of range"
+    lost = f", {row[f'{name}_lost']} lost" if row[f"{name}_lost"] != "0" else ""
+    return f"{float(row[name]):.1f} ± {float(row[f'{name}_sd']):.1f}{lost}"
+
+
+def init_scale(rows: Rows) -> str:
+    """E[y^2] of white inputs over its target, by format and initialisation, over ranks; 5th to 95th percentiles."""
+
+    def span(runs: Rows, name: str) -> str:
+        low, high = ([float(row[f"{name}_{end}"]) for row in runs if row[f"{name}_{end}"]] for end in (5, 95))
+        return f"{min(low):.2g} to {max(high):.2g}" if low else ""
+
+    table = []
+    for family, runs in _group([row for row in rows if row["family"] != "dense"], "family"):
+        table.append([family, *(span([row for row in runs if row["init"] == init], "white") for init in SHOWN)])
+    here = {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
+    table = [[row[0], *(cell for cell, init in zip(row[1:], SHOWN, strict=True) if init in here)] for row in table]
+    wide = []
+    for init in ("default", "exact", "orthogonal white", "white", "paper"):
+        runs = [row for row in rows if row["init"] == init]
+        wide.append([here[init], *(span(runs, name) for name in KINDS)])
+        ranks = [row["effective_rank"] for row in runs]
+        wide[-1] += [f"{statistics.fmean(map(float, ranks)):.1f}", f"{max(float(r['construct_ms']) for r in runs):.1f}"]
+    header = ["over all formats and ranks", *KINDS.values(), "mean effective rank", "longest construction, ms"]
+    ranks = ", ".join(dict.fromkeys(row["rank"] for row in rows if row["rank"]))
+    return (
+        f"{_markdown(['format', *here.values()], table)}\n\n{_markdown(header, wide)}\n\n"
+        f"Ranks {ranks}; {rows[0]['draws']} draws each. {_source(rows)}"
+    )
+
+
+KINDS = {"white": "white", "rectified": "rectified", "smooth": "smooth", "smooth_rectified": "smooth and rectified"}
+
+
 def _row(row: Row) -> str:
     shape = f"{row['in_channels']}-{row['out_channels']}, {row['size']}x{row['size']}"
     return f"{row['family']} rank {row['rank']}, {shape}, batch {row['batch']}, {row['mode']}"
@@ -284,6 +357,8 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "planning": planning,
     "compress": compress,
     "fits": fits,
+    "depth": depth,
+    "init_scale": init_scale,
 }
 
 

@@ -120,24 +120,30 @@ def tednet_peer(row: Row, layer: Any) -> nn.Module | None:
     return None
 
 
-def tltorch_peers(row: Row, layer: Any) -> Iterator[nn.Module]:
-    """The same format and ranks in tensorly-torch, in each of its implementations."""
+def tltorch_peer(row: Row, layer: Any, implementation: str = "factorized") -> nn.Module | None:
+    """The same format and ranks in tensorly-torch, as its constructor leaves it."""
     inputs, outputs, _, stride = row.shape
     ranks = list(layer.rank.values())
     kind = {"cp": "cp", "tucker": "tucker", "tt-chain": "tt"}.get(row.family)
     if kind is None:
-        return
+        return None
     rank: Any = {"cp": ranks[0], "tucker": (ranks[-1], ranks[0], 3, 3), "tt": (1, *ranks, 1)}[kind]
-    from tltorch import FactorizedConv  # noqa: PLC0415
+    make: Any = importlib.import_module("tltorch").FactorizedConv
+    peer: nn.Module = make(
+        inputs, outputs, 3, order=2, stride=stride, padding=1, bias=False, factorization=kind, rank=rank,
+        implementation=implementation,
+    )  # fmt: skip
+    return peer
 
-    for implementation in ("factorized", "reconstructed", *(["mobilenet"] if kind == "cp" else [])):
-        peer = FactorizedConv(
-            inputs, outputs, 3, order=2, stride=stride, padding=1, bias=False, factorization=kind, rank=rank,
-            implementation=implementation,
-        )  # fmt: skip
-        for parameter in peer.parameters():
-            nn.init.normal_(parameter, std=0.1)
-        yield peer
+
+def tltorch_peers(row: Row, layer: Any) -> Iterator[nn.Module]:
+    """The same format and ranks in tensorly-torch, in each of its implementations."""
+    for implementation in ("factorized", "reconstructed", *(["mobilenet"] if row.family == "cp" else [])):
+        peer = tltorch_peer(row, layer, implementation)
+        if peer is not None:
+            for parameter in peer.parameters():
+                nn.init.normal_(parameter, std=0.1)
+            yield peer
 
 
 def peers(row: Row, layer: Any) -> Iterator[tuple[str, nn.Module]]:

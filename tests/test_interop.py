@@ -100,7 +100,7 @@ def test_second_moments_contract_to_the_target(make, monkeypatch):
     them is its variance, and on inputs (output gradients) of ones, its forward (backward) gives second moments.
     """
 
-    def moments(network, variance, init, cores):
+    def moments(network, geometry, variance, init, cores):
         return [torch.full_like(core, std**2) for core, std in zip(cores, variance.std, strict=True)]
 
     monkeypatch.setattr(interop, "draw", moments)

@@ -18,6 +18,7 @@ from tnlayers.variance import Init, Variance, solve
 from tnlayers.zoo import *  # noqa: F403  (the layers of every format)
 
 from tnlayers.interop import from_tltorch, initialize_, to_tltorch  # isort: skip  (made of the layers)
+from tnlayers.calibrate import calibrate_, scale_residual_  # isort: skip
 from tnlayers.checkpoint import load_tensorized, save_tensorized  # isort: skip
 from tnlayers.config import TensorizeConfig  # isort: skip
 from tnlayers.report import TensorizeReport, remap_optimizer_  # isort: skip
@@ -47,6 +48,7 @@ __all__ = [
     "TensorizeReport",
     "Variance",
     "autotune",
+    "calibrate_",
     "densify_",
     "frobenius_penalty",
     "from_tltorch",
@@ -56,6 +58,7 @@ __all__ = [
     "register",
     "remap_optimizer_",
     "save_tensorized",
+    "scale_residual_",
     "solve",
     "squared_norm",
     "tensorize_",

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnlayers.contraction import reconstruct
+from tnlayers.exact import exact, smooth, typical
+from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
 from tnlayers.variance import Init, Variance
 
@@ -16,27 +17,65 @@ _TRUNCATED_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.
 
 
 @torch.no_grad()
-def draw(network: TensorNetwork, variance: Variance, init: Init, cores: Sequence[Tensor]) -> list[Tensor]:
+def draw(
+    network: TensorNetwork, geometry: Geometry, variance: Variance, init: Init, cores: Sequence[Tensor]
+) -> list[Tensor]:
     """Draw the cores of a network.
 
     Args:
         network: which core has which axes.
-        variance: the solver's answer for it.
-        init: distribution, and whether the kernel's norm is to be exact.
+        geometry: the convolution.
+        variance: the solver's answer for both.
+        init: distribution, and in what the draw is to be exact.
         cores: tensors whose shapes and devices the new ones take.
 
     Returns:
-        list[Tensor]: in float32 at least; in float64, where the device has it, if the norm is exact.
+        list[Tensor]: in float32 at least; in float64, where the device has it, if the draw is exact.
     """
-    draws = [_entries(core, std, init.distribution) for core, std in zip(cores, variance.std, strict=True)]
-    if not init.exact:
+    sides = flow(network) if init.distribution == "orthogonal" else [None] * len(cores)
+    draws = [
+        _entries(core, std, init.distribution, side) for core, std, side in zip(cores, variance.std, sides, strict=True)
+    ]
+    if not (init.exact or init.typical) or draws[0].is_meta:
         return draws
-    # The norm in float64, where the device has it: the product of many cores would round in less.
+    # In float64, where the device has it: the product of many cores would round in less.
     fine = torch.float32 if draws[0].device.type == "mps" else torch.float64
     draws = [values.to(fine) for values in draws]
-    target = variance.weight_std * math.sqrt(network.dense_params)
-    scale = (target / reconstruct(network, draws).norm()) ** (1 / len(draws))
-    return [values * scale for values in draws]
+    if init.exact:
+        norm = variance.weight_std * math.sqrt(network.dense_params)
+        draws = exact(network, draws, norm, ((), ()) if init.exact == "white" else smooth(network, geometry))
+    return typical(network, draws) if init.typical else draws
+
+
+def flow(network: TensorNetwork) -> list[tuple[list[int], list[int], list[int]]]:
+    """For each core its dims in three parts: what comes in, what goes out, and what passes.
+
+    The signal flows through the cores from inputs to outputs: those with input axes alone first, those with output axes
+    alone last, otherwise in the network's order. An input or kernel axis comes in, an output axis goes out. A bond goes
+    out of the first core that has it and comes into the last. In every other core that has an axis, which selects a
+    slice there, it passes.
+
+    Example:
+        >>> flow(TensorNetwork.skeleton("i r, o r, h r"))
+        [([0], [1], []), ([1], [0], []), ([0], [], [1])]
+    """
+
+    def stage(k: int) -> int:
+        inputs, outputs = (not set(axes).isdisjoint(network.cores[k]) for axes in (network.inputs, network.outputs))
+        return outputs - inputs
+
+    order = sorted(range(len(network.cores)), key=stage)
+    found = []
+    for k, core in enumerate(network.cores):
+        sides: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for dim, axis in enumerate(core):
+            homes = [other for other in order if axis in network.cores[other]]
+            comes, goes = homes[-1], homes[0]
+            if axis in network.dense_axes:  # into the first core, or out of the last
+                comes, goes = (-1, comes) if axis in network.outputs else (goes, -1)
+            sides[0 if k == comes else 1 if k == goes else 2].append(dim)
+        found.append(sides)
+    return found
 
 
 def place(value: Tensor, target: Any) -> Tensor:
@@ -62,10 +101,26 @@ def uniform(like: Tensor, bound: float) -> Tensor:
     return entries.uniform_(-bound, bound)
 
 
-def _entries(core: Tensor, std: float, distribution: str) -> Tensor:
+def _entries(core: Tensor, std: float, distribution: str, sides: Sequence[Sequence[int]] | None) -> Tensor:
     if distribution == "uniform":
         return uniform(core, math.sqrt(3) * std)
     entries = torch.empty(core.shape, dtype=torch.promote_types(core.dtype, torch.float32), device=core.device)
     if distribution == "truncated_normal":
         return nn.init.trunc_normal_(entries, a=-2, b=2).mul_(std / _TRUNCATED_STD)
-    return entries.normal_(0, std)
+    entries.normal_(0, std)
+    return entries if sides is None else _orthogonal(entries, std, *sides)
+
+
+def _orthogonal(entries: Tensor, std: float, came: Sequence[int], went: Sequence[int], passed: Sequence[int]) -> Tensor:
+    """The semi-orthogonal matrices, from what comes in to what goes out, of which normal entries are a draw."""
+    order = [*passed, *came, *went]
+    moved = entries.permute(order)
+    rows, columns = (math.prod(entries.shape[dim] for dim in dims) for dims in (came, went))
+    matrices = moved.reshape(-1, rows, columns)
+    tall = matrices if rows >= columns else matrices.mT
+    # As in torch.nn.init.orthogonal_, of which this is the batched form; there is no such decomposition on mps.
+    q, r = (factor.to(tall.device) for factor in torch.linalg.qr(tall.cpu() if tall.device.type == "mps" else tall))
+    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # so that all are equally likely
+    q = (q if rows >= columns else q.mT) * (std * math.sqrt(max(rows, columns)))
+    found: Tensor = q.reshape(moved.shape).permute([order.index(dim) for dim in range(len(order))])
+    return found

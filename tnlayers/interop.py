@@ -249,7 +249,8 @@ def _redraw(layer: Any, found: _Factored, variance: Variance, init: Init) -> Non
         layer.init = init
         layer.reset_parameters()
         return
-    for factor, values in zip(found.factors, draw(found.network, variance, init, found.factors), strict=True):
+    drawn = draw(found.network, found.geometry, variance, init, found.factors)
+    for factor, values in zip(found.factors, drawn, strict=True):
         factor.copy_(values)
     for vector in found.weights:
         vector.fill_(1)

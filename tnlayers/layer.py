@@ -127,7 +127,7 @@ class TensorLayer(PlannedModule):
     def reset_parameters(self) -> None:
         """Solve for the variances and draw the cores and the bias again."""
         variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
-        self._assign(draw(self.network, variance, self.init, list(self.cores)))
+        self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
         self.variance = variance
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))

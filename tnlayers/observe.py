@@ -65,7 +65,7 @@ def observe(
         old.register_forward_hook(put(new), prepend=True, with_kwargs=True) for old, new in (stand_ins or {}).items()
     ]
     try:
-        with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for example in examples:
                 run(model, example)
     finally:
@@ -100,7 +100,8 @@ def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]]) -> int:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and the training flags as they were behind it."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -178,9 +178,7 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
 def holders(parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
     """The optimizers that hold one of these parameters."""
     wanted = set(map(id, parameters))
-    kinds: set[type] = {Optimizer}
-    while more := {kind for known in kinds for kind in known.__subclasses__()} - kinds:
-        kinds |= more
+    kinds = _kinds(Optimizer)
 
     def found() -> list[Optimizer]:
         alive = (each for each in gc.get_objects() if type(each) in kinds)  # of millions: a look-up, no issubclass
@@ -190,6 +188,10 @@ def holders(parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
         return []
     gc.collect()  # what is in cycles and of no use any more is no matter
     return found()
+
+
+def _kinds(kind: type[Optimizer]) -> set[type[Optimizer]]:
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))
 
 
 def _change(pair: tuple[int, int] | None) -> str:

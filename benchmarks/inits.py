@@ -1,0 +1,73 @@
+"""The initialisations that the benchmarks compare: tnlayers' own rules, torch's on each core, and the peers' own.
+
+Every one makes a 3x3 convolution of one format, channels and rank; all else about it is the same. Peers come with
+`pip install .[peers]`.
+"""
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tnlayers
+from speed import Row, tednet_peer, tltorch_peer
+
+RULES = {
+    "default": tnlayers.Init(),
+    "paper": tnlayers.Init(distribution="normal", exact=False),
+    "white": tnlayers.Init(distribution="normal", exact="white"),
+    "exact": tnlayers.Init(distribution="normal"),
+    "orthogonal": tnlayers.Init(distribution="orthogonal"),
+    "typical": tnlayers.Init(typical=True),
+    "orthogonal white": tnlayers.Init(distribution="orthogonal", exact="white"),
+}
+"""Rules of ours. `default` is one of the others, as it is set in tnlayers."""
+
+CORES: dict[str, Callable[[Tensor], object]] = {
+    "kaiming": lambda core: nn.init.kaiming_normal_(core, nonlinearity="relu"),
+    "xavier": nn.init.xavier_normal_,
+    "normal 0.02": lambda core: nn.init.normal_(core, std=0.02),
+}
+"""What a user would do to each core."""
+
+PEERS = ("tednet", "tltorch", "tltorch normal")
+ARMS = (*RULES, *CORES, *PEERS)
+
+
+class UnavailableError(Exception):
+    """A peer that is not installed, or that has no such layer."""
+
+
+def make(arm: str, family: str, in_channels: int, out_channels: int, rank: Any, stride: int = 1, **own: Any) -> Any:
+    """A 3x3 convolution with padding 1 and without bias, initialised as an arm says; `own` are a format's options.
+
+    Raises:
+        UnavailableError: see there.
+    """
+    row = Row(family, (in_channels, out_channels, 0, stride), rank, 0, "")
+    if arm in RULES:
+        return row.layer(init=RULES[arm], **own)
+    if arm in CORES:
+        layer = row.layer(**own)
+        with torch.no_grad():
+            for core in layer.cores:
+                CORES[arm](core)
+        return layer
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = row.layer(**own)
+        try:
+            peer: Any = (tednet_peer if arm == "tednet" else tltorch_peer)(row, layer)
+        except Exception as error:  # a peer can raise anything
+            raise UnavailableError(f"{arm} {family}: {' '.join(str(error).split())}") from error
+        if peer is None:
+            raise UnavailableError(f"{arm} has no {family}")
+        if arm == "tltorch normal":
+            with torch.no_grad():
+                peer.weight.normal_(0, math.sqrt(2 / (9 * in_channels)))
+    return peer
