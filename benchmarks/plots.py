@@ -82,7 +82,7 @@ def depth(rows: Rows) -> Figure:
     chosen = [row for row in rows if row["depth"] == str(deepest) and row["border"] == "zeros"]
     networks = [name for name in dict.fromkeys(row["network"] for row in chosen) if name != "dense"]
     figure = Figure(figsize=(13, 5), dpi=140, layout="constrained")
-    panels = figure.subplots(2, len(networks), sharex=True, sharey=True)
+    panels = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
     for column, network in enumerate(networks):
         for (init, label), colour in zip(INITS.items(), COLOURS.values(), strict=True):
             lines = [row for row in chosen if row["network"] == network and row["init"] == init]
