@@ -154,9 +154,9 @@ def test_every_exact_draw_is_on_target(make):
 def test_variance_over_draws(make):
     torch.manual_seed(0)
     layer = make()
-    found = torch.stack(
-        [kernel(initialize_(layer, Init("fan_in", exact=False))).square().mean() for _ in range(100)]
-    ) / target(layer, "fan_in")
+    found = torch.stack([kernel(initialize_(layer, "paper")).square().mean() for _ in range(100)]) / target(
+        layer, "fan_in"
+    )
     error = float(found.std()) / math.sqrt(len(found))
     assert 1e-4 < error < 0.1
     assert abs(float(found.mean()) - 1) < 4 * error

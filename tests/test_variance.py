@@ -434,3 +434,10 @@ def test_reproducing_transformation(geometry: Geometry, seed: int):
     dy = randn(*y.shape)
     (expected,) = torch.autograd.grad(y, x, dy)
     torch.testing.assert_close(reproduced(dy, kernel, geometry), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_many_input_axes_cost_no_time_and_no_dimensions():
+    for shape in ((2,) * 12, (8,) + (1,) * 80):
+        made = tnlayers.TRLinear(math.prod(shape), 16, in_shape=shape, rank=1, dtype=torch.float64)
+        assert float(made.weight.detach().square().mean()) == pytest.approx(target(made), rel=1e-9)
+    assert smooth(made.network, made.geometry) == (("i1",), ())

@@ -36,6 +36,8 @@ from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
 
+MOST = 6
+"""Input axes that are looked at: for each set of them there is a mean of the kernel."""
 PROBES = 256
 """Inputs from which ``typical`` estimates."""
 
@@ -44,7 +46,7 @@ def smooth(network: TensorNetwork, geometry: Geometry) -> tuple[Axes, Axes]:
     """Input and kernel axes along which inputs may be constant, and whose means a core has: each in one core alone.
 
     Axes of size 1 are left out, and a transposed convolution's kernel axis with a stride: an output meets few of its
-    taps.
+    taps. So are all input axes where there are more than ``MOST``, whose parts would be too many.
 
     Example:
         >>> network = TensorNetwork.parse("i1:4 i2:2 a:3, a h:3 w:1 b:3, b o:8")
@@ -58,7 +60,8 @@ def smooth(network: TensorNetwork, geometry: Geometry) -> tuple[Axes, Axes]:
     }
     homes = Counter(axis for core in network.cores for axis in core)
     wide = [a for a in network.dense_axes if network.sizes[a] > 1 and homes[a] == 1 and a not in apart]
-    return tuple(a for a in wide if a in network.inputs), tuple(a for a in wide if a in network.kernel)
+    inputs = tuple(axis for axis in wide if axis in network.inputs)
+    return inputs if len(inputs) <= MOST else (), tuple(axis for axis in wide if axis in network.kernel)
 
 
 def parts(kernel: Tensor, inputs: Sequence[int], taps: Sequence[int]) -> list[list[float]]:
@@ -140,7 +143,7 @@ def exact(network: TensorNetwork, cores: Sequence[Tensor], norm: float, along: t
         >>> [round(float(each.norm()), 6) for each in (kernel, kernel.sum((2, 3)), kernel.sum((1, 2, 3)))]
         [2.0, 2.0, 2.0]
     """
-    axes = network.dense_axes
+    axes = [axis for axis in network.dense_axes if network.sizes[axis] > 1]
     kernel = reconstruct(network, cores).reshape(network.shape(axes))
     inputs, taps = ([axes.index(axis) for axis in names] for names in along)
     found = parts(kernel, inputs, taps)
