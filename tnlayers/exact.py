@@ -29,6 +29,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tnlayers.contraction import reconstruct
@@ -71,36 +72,24 @@ def parts(kernel: Tensor, inputs: Sequence[int], taps: Sequence[int]) -> list[li
         list[list[float]]: entry [p][q]; they sum to the squared norm.
 
     Example:
-        >>> import torch
         >>> kernel = torch.tensor([[3.0, 1.0], [3.0, 1.0]])  # the mean is 2, the rest 1 and -1 along one dim
         >>> parts(kernel, [0], [1])
         [[0.0, 0.0], [4.0, 16.0]]
     """
-    means = [(kernel, 0, 0)]
+    means = {frozenset[int](): kernel}
     for dim in (*inputs, *taps):
-        more = (1, 0) if dim in inputs else (0, 1)
-        means += [(mean.mean(dim, keepdim=True), p + more[0], q + more[1]) for mean, p, q in means]
-    m, k = len(inputs), len(taps)
-    # The squared norms of what is constant along at least p and q of them ...
-    least = kernel.new_zeros(m + 1, k + 1)
-    for mean, p, q in means:
-        least[p, q] += mean.square().sum() * (kernel.numel() // mean.numel())
-    held = least.tolist()
-    # ... in which one that is constant along more is counted once for every choice among these.
-    return [
-        [
-            max(
-                0.0,
-                sum(
-                    (-1) ** (a - p + b - q) * math.comb(a, p) * math.comb(b, q) * held[a][b]
-                    for a in range(p, m + 1)
-                    for b in range(q, k + 1)
-                ),
-            )
-            for q in range(k + 1)
-        ]
-        for p in range(m + 1)
-    ]
+        means |= {dims | {dim}: mean.mean(dim, keepdim=True) for dims, mean in means.items()}
+    norms = torch.stack([mean.square().sum() * (kernel.numel() // mean.numel()) for mean in means.values()])
+    squares = dict(zip(means, norms.tolist(), strict=True))
+    # So far of what is constant along at least these dims; without what is along one more, dim by dim:
+    for dim in (*inputs, *taps):
+        for dims in squares:
+            if dim not in dims:
+                squares[dims] -= squares[dims | {dim}]
+    found = [[0.0] * (len(taps) + 1) for _ in range(len(inputs) + 1)]
+    for dims, square in squares.items():
+        found[len(dims.intersection(inputs))][len(dims.intersection(taps))] += max(0.0, square)
+    return found
 
 
 def root(found: Sequence[float], size: int) -> float:
@@ -136,7 +125,6 @@ def exact(network: TensorNetwork, cores: Sequence[Tensor], norm: float, along: t
         along: input axes and kernel axes, as ``smooth`` tells them; with none, only the norm is set.
 
     Example:
-        >>> import torch
         >>> network = TensorNetwork.parse("i:8 a:3, a h:3 w:3 b:3, b o:6")
         >>> cores = [torch.randn(shape, dtype=torch.float64) for shape in network.core_shapes]
         >>> kernel = reconstruct(network, exact(network, cores, 2.0, (("i",), ("h", "w"))))
@@ -168,7 +156,6 @@ def typical(network: TensorNetwork, cores: Sequence[Tensor]) -> list[Tensor]:
     gains that fluctuate, the logarithm is a sum of theirs.
 
     Example:
-        >>> import torch
         >>> wide = TensorNetwork.parse("i:64 o:64")  # hardly fluctuates: 1 / 64
         >>> (scaled,) = typical(wide, [torch.ones(64, 64, dtype=torch.float64).tril()])
         >>> bool(1.0 < scaled[0, 0] < 1.1)
