@@ -1,8 +1,8 @@
 """ResNets for small images, built from any convolution that takes ``nn.Conv2d``'s arguments.
 
 The networks of section 4.2 of He et al.: a stem, three stages of ``(depth - 2) / 6`` blocks with 16, 32 and 64
-channels, global average pooling and one linear layer. Shortcuts have no parameters (option A). The pooling is global,
-so images of any size will do.
+channels, global average pooling and one linear layer. Shortcuts have no parameters (option A), or are 1x1 convolutions
+where the channels change (option B). The pooling is global, so images of any size will do.
 
 A network never draws the weights of its convolutions: a convolution initialises itself. That is why the dense network's
 default is :func:`dense_conv` and not ``nn.Conv2d``, whose own draw has a sixth of the variance that keeps a signal
@@ -19,9 +19,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tnlayers import errors
+
 __all__ = ["BasicBlock", "ResNet", "dense_conv", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
 
 STAGES = (16, 32, 64)  # channels
+SHORTCUTS = ("A", "B")
 
 
 def dense_conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
@@ -35,7 +38,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the shortcut around them: ``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))``.
 
     ``x'`` is ``x``; where the block strides or widens, it is every ``stride``-th pixel of ``x``, and zeros for the new
-    channels.
+    channels (option A), or a strided 1x1 convolution and a normalisation of it (option B).
 
     Args:
         in_channels: channels of the input.
@@ -43,6 +46,7 @@ class BasicBlock(nn.Module):
         stride: stride of the first convolution.
         conv: makes a convolution from ``nn.Conv2d``'s arguments.
         norm: makes a normalisation from a number of channels.
+        shortcut: 'A' or 'B'.
 
     Shape:
         (batch, in_channels, height, width) to (batch, channels, ceil(height / stride), ceil(width / stride)).
@@ -55,6 +59,7 @@ class BasicBlock(nn.Module):
         stride: int,
         conv: Callable[..., nn.Module],
         norm: Callable[[int], nn.Module],
+        shortcut: str = "A",
     ) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, channels, 3, stride=stride, padding=1, bias=False)
@@ -63,9 +68,15 @@ class BasicBlock(nn.Module):
         self.bn2 = norm(channels)
         self.stride = stride
         self.new_channels = channels - in_channels
+        self.downsample: nn.Module | None = None
+        if errors.choice("shortcut", shortcut, SHORTCUTS) == "B" and (stride > 1 or self.new_channels):
+            self.downsample = nn.Sequential(conv(in_channels, channels, 1, stride=stride, bias=False), norm(channels))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Option A: subsample the pixels, and put half of the new, zero channels on either side of the old ones."""
+        """Option B; or A: subsample the pixels, and put half of the new, zero channels on either side of the old."""
+        if self.downsample is not None:
+            projected: Tensor = self.downsample(x)
+            return projected
         before = self.new_channels // 2
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
 
@@ -76,12 +87,16 @@ class BasicBlock(nn.Module):
         return F.relu(h + self.shortcut(x))
 
 
-def _stage(
-    blocks: int, in_channels: int, channels: int, conv: Callable[..., nn.Module], norm: Callable[[int], nn.Module]
+def stage(
+    blocks: int,
+    in_channels: int,
+    channels: int,
+    stride: int,
+    block: Callable[[int, int, int], nn.Module],
 ) -> nn.Sequential:
-    """Blocks in a row; the first halves the image where it doubles the channels."""
-    first = BasicBlock(in_channels, channels, channels // in_channels, conv, norm)
-    return nn.Sequential(first, *(BasicBlock(channels, channels, 1, conv, norm) for _ in range(blocks - 1)))
+    """Blocks in a row, the first of which strides and widens."""
+    first = block(in_channels, channels, stride)
+    return nn.Sequential(first, *(block(channels, channels, 1) for _ in range(blocks - 1)))
 
 
 class ResNet(nn.Module):
@@ -95,12 +110,14 @@ class ResNet(nn.Module):
         norm: makes a normalisation from a number of channels; ``nn.Identity`` shows the signal as it is without one.
         stem: makes the first convolution. It is dense by default, because there is nothing to save: it has 144
             parameters per channel of the images, and a keep ratio that suits the others leaves it one or two filters.
+        linear: makes the last layer from numbers of features, in and out.
+        shortcut: 'A', without parameters, or 'B', whose 1x1 convolutions ``conv`` makes too.
 
     Shape:
         (batch, in_channels, height, width) to (batch, num_classes), for any height and width.
 
     Raises:
-        ValueError: there is no such network of this depth.
+        ValueError: there is no such network of this depth, or no such shortcut.
 
     Example:
         >>> import torch
@@ -125,6 +142,8 @@ class ResNet(nn.Module):
         *,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         stem: Callable[..., nn.Module] = dense_conv,
+        linear: Callable[[int, int], nn.Module] = nn.Linear,
+        shortcut: str = "A",
     ) -> None:
         blocks, remainder = divmod(depth - 2, 2 * len(STAGES))
         if remainder or blocks < 1:
@@ -132,10 +151,11 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = stem(in_channels, STAGES[0], 3, padding=1, bias=False)
         self.bn1 = norm(STAGES[0])
-        self.layer1 = _stage(blocks, STAGES[0], STAGES[0], conv, norm)
-        self.layer2 = _stage(blocks, STAGES[0], STAGES[1], conv, norm)
-        self.layer3 = _stage(blocks, STAGES[1], STAGES[2], conv, norm)
-        self.linear = nn.Linear(STAGES[-1], num_classes)
+        block = partial(BasicBlock, conv=conv, norm=norm, shortcut=shortcut)
+        self.layer1 = stage(blocks, STAGES[0], STAGES[0], 1, block)
+        self.layer2 = stage(blocks, STAGES[0], STAGES[1], 2, block)
+        self.layer3 = stage(blocks, STAGES[1], STAGES[2], 2, block)
+        self.linear = linear(STAGES[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (logits) of a batch of images."""
