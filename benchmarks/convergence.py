@@ -1,0 +1,422 @@
+"""Train every family from every initialisation: does it train, how fast, how well.
+
+    python benchmarks/convergence.py --config configs/convergence-digits.yaml --workers 2
+
+A row is one run: a network, a family, an arm (the initialisation, and nothing else), a learning rate and a seed. All
+train on the same four fifths of the training images, and are evaluated at their end, on the held-out fifth and on the
+test images: `chosen` takes the rate by the former and tells the latter. What cannot be built has one row with a note.
+
+Runs whose rows are there, with the same settings, are not run again: the same command goes on where it was stopped.
+Rows of other settings make way for the first new one of their network, family and arm. Remove what has a note to try
+it again, as after installing a peer.
+"""
+
+import math
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+from torch import Tensor, nn
+
+import inits
+from config import DENSE, Config, ConfigError
+from data import DATASETS, NUM_CLASSES, DataError, ImageData, load
+from provenance import REPOSITORY, provenance, read_csv, write_csv
+from speed import FAMILIES
+from tnlayers.models import ResNet, dense_conv
+from train import Run, RunError
+
+NETWORKS = ("plain", "resnet", "resnet-no-norm")
+DENSE_ARM = "kaiming"
+DEPTH, STRIDED = 30, (4, 28)  # of the plain network: its convolutions, and which of them halve the image
+LOST = 1.5 * math.log(NUM_CLASSES)  # a run has diverged whose last epoch's loss is above; guessing has two thirds of it
+SMOOTHING = 0.1  # weight of each step in the moving average of the loss
+GROUP = ("dataset", "network", "family", "arm")
+KEY = (*GROUP, "lr", "seed")
+SETTINGS = (
+    "epochs", "batch_size", "rank", "channels", "momentum", "weight_decay", "warmup", "augment", "images",
+    "reference_loss",
+)  # fmt: skip
+COLUMNS = (
+    *KEY, *SETTINGS, "steps", "parameters", "keep_ratio", "diverged", "loss_first", "loss_last", "steps_to",
+    "accuracy_heldout", "accuracy_test", "seconds", "note",
+)  # fmt: skip
+NOWHERE = {"lr": "", "seed": ""}  # of the one row of what cannot be built
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is run: all networks, families, arms, rates and seeds with each other, and what they have in common."""
+
+    dataset: Literal[tuple(DATASETS)] = "digits"
+    networks: tuple[Literal[NETWORKS], ...] = ()
+    families: tuple[Literal[DENSE, *FAMILIES], ...] = ()
+    arms: tuple[Literal[inits.ARMS], ...] = ()
+    """Of every family but `dense`, which is there for reference and has He's rule alone."""
+    lrs: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
+    """Of all networks, or a list for each."""
+    seeds: tuple[int, ...] = ()
+    epochs: int = 20
+    batch_size: int = 64
+    rank: int | float = 0.25
+    """Of every tensor convolution; a float is its keep ratio."""
+    channels: int = 32
+    """Of the plain network."""
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    augment: bool = True
+    """Shift training images, and mirror those that may be."""
+    images: int | None = None
+    """Train on so many images per epoch, others in each; all where not given."""
+    reference_loss: float = 1.0
+    """steps_to counts the steps until the moving average of the training loss is below."""
+    threads: int = 1
+    """CPU threads of each worker."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have, and grids that could not tell a good rate from a bad one."""
+        rates = self.rates()
+        for name, holds, rule in (
+            *(
+                (name, len(getattr(self, name)) > 0, "one at least is needed")
+                for name in ("networks", "families", "arms")
+            ),
+            ("lrs", len(rates) == len(self.networks), "one list is needed, or one for each network"),
+            *(("lrs", len(lrs) >= 3, "three at least are needed") for lrs in rates),
+            *(("lrs", 0 < lr < math.inf, "they must be above 0") for lrs in rates for lr in lrs),
+            ("seeds", len(self.seeds) >= 3, "three at least are needed"),
+            ("rank", self.rank > 0, "it must be above 0"),
+            ("channels", self.channels >= 1, "it must be at least 1"),
+            ("images", self.images is None or self.images >= 1, "it must be at least 1"),
+            ("reference_loss", self.reference_loss > 0, "it must be above 0"),
+            *(
+                (name, len({*values}) == len(values), "each must be there once")
+                for name, values in vars(self).items()
+                if isinstance(values, tuple)
+            ),
+            *(("lrs", len({*lrs}) == len(lrs), "each must be there once") for lrs in rates),
+        ):
+            if not holds:
+                value = getattr(self, name)
+                raise ConfigError(f"{name} is {[*value] if isinstance(value, tuple) else value}, but {rule}")
+        self.config()
+
+    from_yaml = classmethod(Config.from_yaml.__func__)
+
+    def rates(self) -> list[tuple[float, ...]]:
+        """The learning rates of each network."""
+        return [lrs for lrs in self.lrs if isinstance(lrs, tuple)] or [self.lrs] * len(self.networks)
+
+    def config(self, **known: Any) -> Config:
+        """What train.Run has to know of a run."""
+        same = ("dataset", "epochs", "batch_size", "momentum", "weight_decay", "warmup", "augment", "threads")
+        return Config(**{name: getattr(self, name) for name in same}, split="validation", device="cpu", **known)
+
+    def rows(self, only: Sequence[str] = ()) -> list[Row]:
+        """Key and settings of every run whose network, family and arm are named, or none of their kind is.
+
+        Raises:
+            ConfigError: a name is unknown.
+        """
+        kinds = self.networks, self.families, self.arms
+        if strange := [name for name in only if not any(name in kind for kind in kinds)]:
+            known = ", ".join(name for kind in kinds for name in kind)
+            raise ConfigError(f"only names {strange[0]!r}, but the grid has only {known}")
+        networks, families, arms = ({*kind} & {*only} or {*kind} for kind in kinds)
+        same = {name: "" if getattr(self, name) is None else getattr(self, name) for name in SETTINGS}
+        return [
+            {"dataset": self.dataset, "network": network, "family": family, "arm": arm, "lr": lr, "seed": seed}
+            | same
+            | ({"rank": ""} if family == DENSE else {})
+            | ({} if network == "plain" else {"channels": ""})
+            for (network, lrs), family in product(zip(self.networks, self.rates(), strict=True), self.families)
+            for arm in ([DENSE_ARM] if family == DENSE else self.arms)
+            for lr, seed in product(lrs, self.seeds)
+            if network in networks and family in families and (family == DENSE or arm in arms)
+        ]
+
+
+class Plain(nn.Module):
+    """Convolutions with ReLU behind each, no normalisation, no shortcuts; then pooling and one linear layer.
+
+    Zero padding takes from the signal, much over 30 layers on images this small. One constant gives it back, the same
+    for every initialisation: rules for the variance are to be compared, and all of them leave the padding out.
+
+    Args:
+        conv: makes all convolutions but the first from nn.Conv2d's arguments.
+        channels: of every convolution's output.
+        image: channels, height and width of the images.
+    """
+
+    def __init__(self, conv: Callable[..., nn.Module], channels: int, image: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [dense_conv(image[0], channels, 3, padding=1, bias=False)]
+        moment = torch.ones(1, 1, *image[1:])
+        for depth in range(DEPTH):
+            stride = 2 if depth in STRIDED else 1
+            moment = F.conv2d(moment, torch.full((1, 1, 3, 3), 1 / 9), stride=stride, padding=1)
+            if depth:
+                layers.append(conv(channels, channels, 3, stride=stride, padding=1, bias=False))
+        self.convolutions = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
+        self.gain = moment.mean().item() ** -0.5
+        self.linear = nn.Linear(channels, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (logits) of a batch of images."""
+        logits: Tensor = self.linear(self.gain * self.convolutions(x).mean(dim=(2, 3)))
+        return logits
+
+
+def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
+    """The network of a row as its seed draws it, and the keep ratio of its convolutions, the stem aside.
+
+    Raises:
+        inits.UnavailableError, ValueError: there is no such layer.
+    """
+    kept = dense = 0
+
+    def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1, **same: Any) -> nn.Module:
+        nonlocal kept, dense
+        if row["family"] == DENSE:
+            layer: nn.Module = dense_conv(inputs, outputs, kernel_size, stride=stride, **same)
+        else:
+            layer = inits.make(row["arm"], row["family"], inputs, outputs, row["rank"], stride)
+        kept += numel(layer)
+        dense += inputs * outputs * kernel_size**2
+        return layer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(row["seed"])
+        if row["network"] == "plain":
+            model: nn.Module = Plain(conv, row["channels"], image)
+        else:
+            norm = nn.BatchNorm2d if row["network"] == "resnet" else nn.Identity
+            model = ResNet(20, conv, NUM_CLASSES, image[0], norm=norm)
+    return model, kept / dense
+
+
+def numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class Trial(Run):
+    """A run of the grid, which writes nothing, keeps every step's loss, and ends where one is no number."""
+
+    def __init__(self, config: Config, data: ImageData, model: nn.Module, images: int | None) -> None:
+        self.config, self.model, self.device = config, model, torch.device(config.device)
+        self.tested, self.data = data, data.validation()
+        self.normalise = self.data.normaliser()
+        count = min(images or len(self.data.train_labels), len(self.data.train_labels))
+        self.batch_size = min(config.batch_size, count)
+        self.steps = count // self.batch_size
+        shapes = {1: [p for p in model.parameters() if p.ndim > 1], 0: [p for p in model.parameters() if p.ndim <= 1]}
+        groups = [{"params": some, "weight_decay": decays * config.weight_decay} for decays, some in shapes.items()]
+        self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.history: list[Row] = []
+        self.losses: list[float] = []
+
+    def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
+        """Train for one epoch. For the arguments and exceptions, see Run.epoch."""
+        self.history.append({"train_loss": self._train_epoch(report)[0]})
+
+    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = super()._loss(images, logits, labels)
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            raise RunError(f"the loss is {self.losses[-1]} in step {len(self.losses)}")
+        return loss
+
+    def accuracies(self) -> Row:
+        """On the held-out images, and on the test images."""
+        heldout = self._evaluate()[1]
+        self.data = self.tested
+        return {"accuracy_heldout": round(heldout, 6), "accuracy_test": round(self._evaluate()[1], 6)}
+
+    def steps_to(self, reference: float) -> int | str:
+        """The first step at which the moving average of the loss is below a reference; empty if it never is."""
+        average = self.losses[0]
+        for step, loss in enumerate(self.losses, start=1):
+            average += SMOOTHING * (loss - average)
+            if average < reference:
+                return step
+        return ""
+
+
+cached_load = cache(load)
+
+
+def measure(grid: Grid, row: Row, data_dir: Path) -> Row:
+    """The row of a run, of which key and settings are known; without rate and seed where there is no such network."""
+    torch.set_num_threads(grid.threads)
+    data = cached_load(grid.dataset, data_dir)
+    row = {column: row.get(column, "") for column in COLUMNS}
+    try:
+        model, keep_ratio = network(row, data.train_images.shape[1:])
+    except (inits.UnavailableError, ValueError) as error:
+        return row | NOWHERE | {"note": " ".join(str(error).split())}
+    trial = Trial(grid.config(lr=row["lr"], seed=row["seed"]), data, model, grid.images)
+    row |= {"parameters": numel(model), "keep_ratio": round(keep_ratio, 4), "diverged": True}
+    start = time.perf_counter()
+    try:
+        last = trial.finish().history[-1]["train_loss"]
+        row |= {"loss_last": round(last, 6), "diverged": last > LOST, **trial.accuracies()}
+    except RunError as error:
+        row["note"] = str(error)
+    row |= {"steps": len(trial.losses), "loss_first": round(trial.losses[0], 6)}
+    return row | {
+        "steps_to": trial.steps_to(grid.reference_loss),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def measure_all(grid: Grid, rows: Sequence[Row], data_dir: Path, workers: int, keep: Callable[[Row], None]) -> None:
+    """Measure rows, in this process or in several, and pass each on as soon as it is done."""
+    if workers == 1:
+        for row in rows:
+            keep(measure(grid, row, data_dir))
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            for done in as_completed([pool.submit(measure, grid, row, data_dir) for row in rows]):
+                keep(done.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
+            raise
+
+
+def identity(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(row[column]) for column in columns)
+
+
+def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
+    """For every dataset, network, family and arm the learning rate that is best on held-out images, and what it gives.
+
+    A run that diverged has accuracy 0. The smallest of equally good rates is taken.
+
+    Returns:
+        dictionaries of these four columns, and `lr`; `accuracy` and `error`, mean and standard error over seeds on the
+        test images; `diverged`, the share of runs that did, over all rates and seeds; `steps_to`, mean over seeds, or
+        None if one of them never gets there; `note`, and then None for the rest, where there is no such network.
+    """
+
+    def accuracies(runs: Sequence[dict[str, str]], images: str) -> list[float]:
+        return [0.0 if run["diverged"] == "True" else float(run[f"accuracy_{images}"]) for run in runs]
+
+    groups: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
+    for row in rows:
+        groups.setdefault(identity(row, GROUP), {}).setdefault(row["lr"], []).append(row)
+    found = []
+    for group, rates in groups.items():
+        nowhere = rates.pop("", [{"note": ""}])
+        choice: Row = dict(zip(GROUP, group, strict=True))
+        choice |= dict.fromkeys(("lr", "accuracy", "error", "diverged", "steps_to")) | {"note": nowhere[0]["note"]}
+        if rates:
+            lr = max(rates, key=lambda rate: (statistics.fmean(accuracies(rates[rate], "heldout")), -float(rate)))
+            test, steps = accuracies(rates[lr], "test"), [run["steps_to"] for run in rates[lr]]
+            choice |= {
+                "lr": lr,
+                "accuracy": statistics.fmean(test),
+                "error": statistics.stdev(test) / math.sqrt(len(test)) if len(test) > 1 else None,
+                "diverged": statistics.fmean(run["diverged"] == "True" for runs in rates.values() for run in runs),
+                "steps_to": statistics.fmean(map(float, steps)) if all(steps) else None,
+                "note": "",
+            }
+        found.append(choice)
+    return found
+
+
+def table(choices: Sequence[Row]) -> Table:
+    """One line per network, family and arm."""
+    formats = {"accuracy": ".2%", "error": ".2%", "diverged": ".0%", "steps_to": ".0f"}
+    table = Table(*choices[0])
+    for choice in choices:
+        table.add_row(*("" if cell is None else format(cell, formats.get(name, "")) for name, cell in choice.items()))
+    return table
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train every family from every initialisation: does it train, how fast, how well."""
+
+    config: Path
+    """YAML file with the grid."""
+    data_dir: Path = Path("data")
+    """Directory with the official files of Fashion-MNIST or CIFAR-10."""
+    out: Path = REPOSITORY / "benchmarks" / "results" / "convergence.csv"
+    """CSV file; its rows of other runs stay."""
+    workers: int = 1
+    """Runs beside each other, in processes of their own."""
+    only: tuple[str, ...] = ()
+    """Names of networks, families and arms: run these of the grid alone."""
+
+
+def run(command: Command, console: Console) -> None:
+    """Measure what is not yet in the file.
+
+    Raises:
+        ConfigError, DataError: nothing can be run, or nowhere be written.
+    """
+    grid = Grid.from_yaml(command.config)
+    wanted = grid.rows(command.only)
+    if command.workers < 1:
+        raise ConfigError(f"workers is {command.workers}, but it must be at least 1")
+    if command.out.is_dir():
+        raise ConfigError(f"out is {command.out}, a directory, but a file to write is needed")
+    rows: list[Row] = [*read_csv(command.out)] if command.out.exists() else []
+    if any(tuple(row)[: len(COLUMNS)] != COLUMNS for row in rows):
+        raise ConfigError(f"out is {command.out}, which has other columns than this script writes: move it away")
+    cached_load(grid.dataset, command.data_dir)
+    torch.set_num_threads(grid.threads)
+    names = (*KEY, *SETTINGS)
+    there = {identity(row, names) for row in rows}
+    todo = [row for row in wanted if not there & {identity(row, names), identity(row | NOWHERE, names)}]
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        task = progress.add_task(grid.dataset, total=len(todo))
+
+        def keep(row: Row) -> None:
+            row = {column: str(value) for column, value in (row | provenance()).items()}
+            group, same = identity(row, GROUP), identity(row, SETTINGS)
+            rows[:] = [old for old in rows if identity(old, GROUP) != group or identity(old, SETTINGS) == same]
+            rows[:] = [old for old in rows if identity(old, KEY) != identity(row, KEY)] + [row]
+            write_csv(command.out, rows)
+            progress.advance(task)
+
+        measure_all(grid, todo, command.data_dir, command.workers, keep)
+    groups = {identity(row, GROUP) for row in wanted}
+    console.print(table(chosen([row for row in rows if identity(row, GROUP) in groups])))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = tyro.cli(Command, args=arguments)
+    try:
+        run(command, Console())
+    except (ConfigError, DataError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: what was done is in {command.out}; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
