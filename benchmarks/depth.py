@@ -30,7 +30,7 @@ from provenance import REPOSITORY, write_csv
 from tnlayers.models import dense_conv
 
 CHANNELS, SIZE, IMAGES = 64, 16, 4
-DRAWS, EVERY = 24, 5  # networks, and layers between two rows
+DRAWS, EVERY = 24, 10  # networks, and layers between two rows
 DEPTHS = (50, 100)
 BORDERS = ("zeros", "circular")
 NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {

@@ -29,7 +29,7 @@ from speed import FAMILIES
 from tnlayers.models import dense_conv
 
 RANKS = (4, 8, 16, 32)
-DRAWS = 200
+DRAWS = 100
 TAPS = 9
 OUT = REPOSITORY / "benchmarks" / "results" / "init_scale.csv"
 
