@@ -305,7 +305,8 @@ def _drift(row: Row, name: str) -> str:
     if row[f"{name}_lost"] == row["draws"]:
         return "out of range"
     lost = f", {row[f'{name}_lost']} lost" if row[f"{name}_lost"] != "0" else ""
-    return f"{float(row[name]):.1f} ± {float(row[f'{name}_sd']):.1f}{lost}"
+    spread = row[f"{name}_sd"] and f" ± {float(row[f'{name}_sd']):.1f}"
+    return f"{float(row[name]):.1f}{spread}{lost}"
 
 
 def init_scale(rows: Rows) -> str:
@@ -322,7 +323,7 @@ def init_scale(rows: Rows) -> str:
     table = [[row[0], *(cell for cell, init in zip(row[1:], SHOWN, strict=True) if init in here)] for row in table]
     wide = []
     for init in ("default", "exact", "orthogonal white", "white", "paper"):
-        runs = [row for row in rows if row["init"] == init]
+        runs = [row for row in rows if row["init"] == init and row["white"]]
         wide.append([here[init], *(span(runs, name) for name in KINDS)])
         ranks = [row["effective_rank"] for row in runs]
         wide[-1] += [f"{statistics.fmean(map(float, ranks)):.1f}", f"{max(float(r['construct_ms']) for r in runs):.1f}"]
