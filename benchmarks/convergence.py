@@ -95,24 +95,15 @@ class Grid:
         """Refuse what no run can have, and grids that could not tell a good rate from a bad one."""
         rates = self.rates()
         for name, holds, rule in (
-            *(
-                (name, len(getattr(self, name)) > 0, "one at least is needed")
-                for name in ("networks", "families", "arms")
-            ),
+            *((name, getattr(self, name), "one at least is needed") for name in ("networks", "families", "arms")),
             ("lrs", len(rates) == len(self.networks), "one list is needed, or one for each network"),
-            *(("lrs", len(lrs) >= 3, "three at least are needed") for lrs in rates),
-            *(("lrs", 0 < lr < math.inf, "they must be above 0") for lrs in rates for lr in lrs),
-            ("seeds", len(self.seeds) >= 3, "three at least are needed"),
+            ("lrs", all(len({*lrs}) >= 3 for lrs in rates), "three at least are needed"),
+            ("lrs", all(0 < lr < math.inf for lrs in rates for lr in lrs), "they must be above 0"),
+            ("seeds", len({*self.seeds}) >= 3, "three at least are needed"),
             ("rank", self.rank > 0, "it must be above 0"),
             ("channels", self.channels >= 1, "it must be at least 1"),
             ("images", self.images is None or self.images >= 1, "it must be at least 1"),
             ("reference_loss", self.reference_loss > 0, "it must be above 0"),
-            *(
-                (name, len({*values}) == len(values), "each must be there once")
-                for name, values in vars(self).items()
-                if isinstance(values, tuple)
-            ),
-            *(("lrs", len({*lrs}) == len(lrs), "each must be there once") for lrs in rates),
         ):
             if not holds:
                 value = getattr(self, name)
@@ -133,6 +124,8 @@ class Grid:
     def rows(self, only: Sequence[str] = ()) -> list[Row]:
         """Key and settings of every run whose network, family and arm are named, or none of their kind is.
 
+        The arms named are not those of `dense`, which has its own.
+
         Raises:
             ConfigError: a name is unknown.
         """
@@ -142,7 +135,7 @@ class Grid:
             raise ConfigError(f"only names {strange[0]!r}, but the grid has only {known}")
         networks, families, arms = ({*kind} & {*only} or {*kind} for kind in kinds)
         same = {name: "" if getattr(self, name) is None else getattr(self, name) for name in SETTINGS}
-        return [
+        rows = [
             {"dataset": self.dataset, "network": network, "family": family, "arm": arm, "lr": lr, "seed": seed}
             | same
             | ({"rank": ""} if family == DENSE else {})
@@ -152,6 +145,7 @@ class Grid:
             for lr, seed in product(lrs, self.seeds)
             if network in networks and family in families and (family == DENSE or arm in arms)
         ]
+        return [*{identity(row, KEY): row for row in rows}.values()]
 
 
 class Plain(nn.Module):
@@ -188,6 +182,8 @@ class Plain(nn.Module):
 def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     """The network of a row as its seed draws it, and the keep ratio of its convolutions, the stem aside.
 
+    The stem and the last layer depend on the seed alone.
+
     Raises:
         inits.UnavailableError, ValueError: there is no such layer.
     """
@@ -206,10 +202,12 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(row["seed"])
         if row["network"] == "plain":
-            model: nn.Module = Plain(conv, row["channels"], image)
+            model: Any = Plain(conv, row["channels"], image)
         else:
             norm = nn.BatchNorm2d if row["network"] == "resnet" else nn.Identity
             model = ResNet(20, conv, NUM_CLASSES, image[0], norm=norm)
+        torch.random.default_generator.manual_seed(row["seed"])
+        model.linear.reset_parameters()
     return model, kept / dense
 
 

@@ -93,7 +93,7 @@ def depth(rows: Rows) -> Figure:
         panels[1, column].set_xlabel("layer")
     panels[0, 0].set(ylabel="log E[h²] behind it", ylim=(-25, 12))
     panels[1, 0].set_ylabel("log E[g²] in front of it")
-    panels[0, -1].legend(frameon=False, fontsize=7, loc="lower left")
+    panels[1, -1].legend(frameon=False, fontsize=7, loc="lower right")
     return figure
 
 
