@@ -314,7 +314,7 @@ def init_scale(rows: Rows) -> str:
 
     def span(runs: Rows, name: str) -> str:
         low, high = ([float(row[f"{name}_{end}"]) for row in runs if row[f"{name}_{end}"]] for end in (5, 95))
-        return f"{min(low):.2g} to {max(high):.2g}" if low else ""
+        return f"{min(low):.3g} to {max(high):.3g}" if low else ""
 
     table = []
     for family, runs in _group([row for row in rows if row["family"] != "dense"], "family"):
