@@ -12,6 +12,7 @@ it again, as after installing a peer.
 """
 
 import math
+import os
 import signal
 import statistics
 import sys
@@ -21,8 +22,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 import torch
@@ -287,13 +289,21 @@ def measure(grid: Grid, row: Row, data_dir: Path) -> Row:
     }
 
 
+def attend_parent() -> None:
+    """In a worker: leave interruptions to the parent, and end when it does, however that comes about."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def measure_all(grid: Grid, rows: Sequence[Row], data_dir: Path, workers: int, keep: Callable[[Row], None]) -> None:
     """Measure rows, in this process or in several, and pass each on as soon as it is done."""
     if workers == 1:
         for row in rows:
             keep(measure(grid, row, data_dir))
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), attend_parent) as pool:
         try:
             for done in as_completed([pool.submit(measure, grid, row, data_dir) for row in rows]):
                 keep(done.result())

@@ -1,0 +1,322 @@
+"""Training every family from every initialisation: rows complete and kept, nothing run twice, an honest choice."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import convergence
+import inits
+from convergence import Grid, Plain, Trial, chosen, main
+from provenance import provenance, read_csv
+from tnlayers.models import dense_conv
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "networks": ["plain"],
+    "families": ["dense", "tr"],
+    "arms": ["default"],
+    "lrs": [0.01, 0.02, 0.03],
+    "seeds": [0, 1, 2],
+    "epochs": 2,
+    "batch_size": 16,
+    "images": 32,
+    "channels": 4,
+    "rank": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """A plain network that is not as deep."""
+    monkeypatch.setattr(convergence, "DEPTH", 6)
+    monkeypatch.setattr(convergence, "STRIDED", (2, 4))
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The keys of the runs that were measured, in order."""
+    keys, measure = [], convergence.measure
+
+    def watched(grid, row, data_dir):
+        keys.append(convergence.identity(row, convergence.KEY))
+        return measure(grid, row, data_dir)
+
+    monkeypatch.setattr(convergence, "measure", watched)
+    return keys
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the script on a tiny grid, or one that differs from it, and returns the rows of its file."""
+
+    def call(*arguments, **different):
+        config, out = tmp_path / "grid.yaml", tmp_path / "convergence.csv"
+        config.write_text(yaml.safe_dump(TINY | different))
+        main([*map(str, ("--config", config, "--out", out, *arguments))])
+        return read_csv(out)
+
+    return call
+
+
+def numbers(row):
+    """What a run measured, but for the time it took."""
+    return {name: value for name, value in row.items() if name not in ("seconds", *provenance())}
+
+
+# --------------------------------------------------------------------------------------------------------------- rows
+
+
+def test_every_run_is_a_row_and_every_row_is_complete(run, capsys):
+    rows = run()
+    keys = [convergence.identity(row, convergence.KEY) for row in rows]
+    assert keys == [
+        ("digits", "plain", family, arm, str(lr), str(seed))
+        for family, arm in (("dense", "kaiming"), ("tr", "default"))
+        for lr in TINY["lrs"]
+        for seed in TINY["seeds"]
+    ]
+    for row in rows:
+        assert tuple(row) == (*convergence.COLUMNS, *provenance())
+        assert {name for name, value in row.items() if not value} <= {"rank", "channels", "steps_to", "note"}
+        assert (row["steps"], row["diverged"]) == ("4", "False")
+        assert (row["rank"], row["channels"]) == ("" if row["family"] == "dense" else "2", "4")
+        assert (float(row["keep_ratio"]) == 1) == (row["family"] == "dense")
+        assert all(0 <= float(row[f"accuracy_{images}"]) <= 1 for images in ("heldout", "test"))
+    assert int(rows[0]["parameters"]) == 9 * 4 + 5 * 9 * 16 + 50
+    assert len({row["loss_first"] for row in rows[:3]}) == 3  # a seed each, at one rate
+    assert [row["loss_first"] for row in rows[:3]] == [row["loss_first"] for row in rows[3:6]]
+    assert "18/18" in capsys.readouterr().out
+
+
+def test_several_processes_find_the_same(run, tmp_path):
+    settings = {"networks": ["resnet"], "families": ["dense"], "epochs": 1}
+    here = run(**settings)
+    (tmp_path / "convergence.csv").unlink()
+    there = run("--workers", 2, **settings)
+    assert sorted(map(str, map(numbers, there))) == sorted(map(str, map(numbers, here)))
+
+
+def test_what_was_run_is_not_run_again(run, measured):
+    rows = run()
+    assert len(measured) == len({*measured}) == len(rows) == 18
+    assert run() == rows
+    assert len(measured) == 18
+    more = run(seeds=[0, 1, 2, 3])
+    assert len(measured) == len(more) == 24
+    assert [row for row in more if row["seed"] != "3"] == rows
+
+
+def test_rows_of_other_settings_make_way_for_their_group_alone(run, measured):
+    before = run()
+    after = run("--only", "tr", lrs=[0.04, 0.05, 0.06], batch_size=32)
+    assert len(measured) == 18 + 9
+    assert after[:9] == before[:9]
+    assert {(row["family"], row["lr"], row["batch_size"]) for row in after[9:]} == {
+        ("tr", lr, "32") for lr in ("0.04", "0.05", "0.06")
+    }
+    assert len(run(rank=3)) == 18
+    assert {key[2] for key in measured[27:]} == {"tr"}  # a dense network has no rank
+
+
+def test_parts_of_a_grid_are_run_by_name(run, measured):
+    grid = {"networks": ["plain", "resnet"], "families": ["dense", "tr", "tt"], "arms": ["default", "paper", "xavier"]}
+    groups = {key[1:4] for key in map(tuple, run("--only", "plain", "tt", "paper", "xavier", **grid)) for key in ()}
+    assert groups == set()
+    assert {key[1:4] for key in measured} == {("plain", "tt", "paper"), ("plain", "tt", "xavier")}
+
+
+def test_an_interrupted_command_leaves_a_good_file_and_goes_on(run, measured, monkeypatch, tmp_path):
+    watched = convergence.measure
+
+    def interrupted(*arguments):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return watched(*arguments)
+
+    monkeypatch.setattr(convergence, "measure", interrupted)
+    with pytest.raises(SystemExit, match=r"interrupted: what was done is in .*convergence\.csv; the same command goes"):
+        run()
+    assert len(read_csv(tmp_path / "convergence.csv")) == 2
+    monkeypatch.setattr(convergence, "measure", watched)
+    assert len(run()) == len(measured) == 18
+
+
+def test_a_run_that_diverges_stops_and_the_others_go_on(run):
+    rows = run(families=["tr"], lrs=[0.01, 0.02, 1e30])
+    assert [row["diverged"] for row in rows] == ["False"] * 6 + ["True"] * 3
+    for row in rows[6:]:
+        assert row["note"] == f"the loss is nan in step {row['steps']}"
+        assert int(row["steps"]) < 4
+        assert row["accuracy_heldout"] == row["accuracy_test"] == row["loss_last"] == ""
+    (choice,) = chosen(rows)
+    assert choice["lr"] in ("0.01", "0.02")
+    assert choice["diverged"] == pytest.approx(1 / 3)
+
+
+def test_a_loss_far_above_that_of_guessing_has_diverged(run, monkeypatch):
+    monkeypatch.setattr(convergence, "LOST", 0.0)
+    rows = run(families=["tr"])
+    assert {row["diverged"] for row in rows} == {"True"}
+    assert all(row["accuracy_test"] for row in rows)
+
+
+def test_what_cannot_be_built_has_one_row_with_a_note(run, measured):
+    rows = run(families=["tr", "btt"], arms=["default", "tltorch"], rank=0.01)
+    assert [(row["family"], row["arm"], row["lr"], row["seed"]) for row in rows if row["note"]] == [
+        (family, arm, "", "") for family in ("tr", "btt") for arm in ("default", "tltorch")
+    ]
+    assert "rank" in rows[0]["note"]
+    ran = len(measured)
+    assert len(run(families=["tr", "btt"], arms=["default", "tltorch"], rank=0.01)) == len(rows) == 4
+    assert len(measured) == ran
+    assert all(choice["note"] and choice["lr"] is None for choice in chosen(rows))
+
+
+def test_a_peer_without_such_a_layer_is_told(run):
+    rows = run(families=["tr"], arms=["default", "tltorch"])
+    assert len(rows) == 10
+    assert rows[-1]["note"] == "tltorch has no tr"
+
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+
+def test_arms_differ_in_their_tensor_convolutions_alone():
+    def network(arm):
+        row = {"family": "tr", "arm": arm, "rank": 2, "seed": 3, "channels": 8}
+        return [convergence.network(row | {"network": name}, (1, 8, 8))[0] for name in ("plain", "resnet")]
+
+    for ours, theirs in zip(network("default"), network("kaiming"), strict=True):
+        pairs = zip(ours.named_parameters(), theirs.named_parameters(), strict=True)
+        equal = {name: torch.equal(p, q) for (name, p), (_, q) in pairs}
+        assert [name for name, same in equal.items() if not same] == [name for name in equal if "cores" in name]
+
+
+@pytest.mark.parametrize(("size", "end"), [(8, 2), (28, 7), (32, 8)])
+def test_the_plain_network_halves_images_twice_and_keeps_the_signal(monkeypatch, size, end):
+    monkeypatch.undo()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x = torch.randn(1, 1, size, size)
+        outs = []
+        for _ in range(12):
+            model = Plain(dense_conv, 32, (1, size, size))
+            convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+            assert len(convolutions) == 30
+            assert all(conv.bias is None for conv in convolutions)
+            with torch.no_grad():
+                outs.append(model.gain * model.convolutions(x))
+    assert outs[0].shape == (1, 32, end, end)
+    assert 0.2 < torch.stack(outs).square().mean() < 5
+
+
+def test_the_moving_average_tells_the_step():
+    trial = Trial.__new__(Trial)
+    trial.losses = [2.0, 1.0, 1.0, 1.0]  # averages 2, 1.9, 1.81, 1.729
+    assert [trial.steps_to(reference) for reference in (2.5, 1.95, 1.9, 1.8, 1.7)] == [1, 2, 3, 4, ""]
+    trial.losses = [float("nan")]
+    assert trial.steps_to(1.0) == ""
+
+
+# ------------------------------------------------------------------------------------------------------------- choice
+
+
+def written(lr, heldout, test, **different):
+    row = dict.fromkeys(convergence.COLUMNS, "") | {"dataset": "digits", "network": "plain", "family": "tr"}
+    row |= {"arm": "paper", "lr": lr, "diverged": "False", "accuracy_heldout": heldout, "accuracy_test": test}
+    return row | {"steps_to": "10"} | different
+
+
+def test_the_rate_is_chosen_on_held_out_images():
+    rows = [
+        written("0.1", "0.8", "0.7", steps_to="20"),
+        written("0.1", "0.9", "0.8", steps_to="30"),
+        written("0.2", "0.7", "0.99"),
+        written("0.2", "0.7", "0.99"),
+        written("0.3", "0.95", "0.95"),
+        written("0.3", "", "", diverged="True", steps_to=""),
+    ]
+    (choice,) = chosen(rows)
+    assert choice == {
+        "dataset": "digits", "network": "plain", "family": "tr", "arm": "paper", "lr": "0.1",
+        "accuracy": pytest.approx(0.75), "error": pytest.approx(0.05), "diverged": pytest.approx(1 / 6),
+        "steps_to": 25, "note": "",
+    }  # fmt: skip
+
+
+def test_choices_of_groups_of_their_own():
+    rows = [
+        written("0.1", "0.5", "0.5", steps_to=""),
+        written("0.03", "0.5", "0.6", steps_to=""),
+        written("", "", "", arm="tltorch", note="tltorch has no tr"),
+        written("0.1", "0.99", "0.99", diverged="True", dataset="cifar10"),
+    ]
+    equal, missing, lost = chosen(rows)
+    assert (equal["lr"], equal["accuracy"], equal["error"], equal["steps_to"]) == ("0.03", 0.6, None, None)
+    assert (missing["arm"], missing["note"], missing["accuracy"]) == ("tltorch", "tltorch has no tr", None)
+    assert (lost["dataset"], lost["accuracy"], lost["diverged"]) == ("cifar10", 0, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("different", "sentence"),
+    [
+        ({"lr": 0.1}, r"grid\.yaml has the key 'lr', but only dataset, networks"),
+        ({"families": []}, "families is .., but one at least is needed"),
+        ({"networks": ["vgg"]}, r"networks is \['vgg'\], but tuple.* is accepted"),
+        ({"arms": ["default", "he"]}, "arms is .*'he'.*, but tuple.* is accepted"),
+        ({"lrs": [0.1, 0.2]}, r"lrs is \[0\.1, 0\.2\], but three at least are needed"),
+        ({"lrs": []}, "lrs is .., but three at least are needed"),
+        ({"lrs": [0.1, 0.2, 0]}, "lrs is .*, but they must be above 0"),
+        ({"lrs": [[0.1, 0.2, 0.3]] * 2}, "lrs is .*, but one list is needed, or one for each network"),
+        ({"seeds": [0, 0, 1]}, "seeds is .*, but three at least are needed"),
+        ({"rank": 0}, "rank is 0, but it must be above 0"),
+        ({"images": 0}, "images is 0, but it must be at least 1"),
+        ({"epochs": 0}, "epochs is 0, but it must be at least 1"),
+        ({"dataset": "mnist"}, "dataset is 'mnist', but Literal"),
+    ],
+)
+def test_a_wrong_grid_is_told_in_a_sentence(run, different, sentence):
+    with pytest.raises(SystemExit, match=rf"error: .*{sentence}") as told:
+        run(**different)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--only", "plain", "xavier"], "only names 'xavier', but the grid has only plain, dense, tr, default"),
+        (["--workers", 0], "workers is 0, but it must be at least 1"),
+        (["--out", "."], "out is ., a directory"),
+        (["--config", "none.yaml"], r"none\.yaml cannot be read: No such file"),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_sentence(run, arguments, sentence):
+    with pytest.raises(SystemExit, match=f"error: {sentence}"):
+        run(*arguments)
+
+
+def test_missing_data_are_told(run):
+    with pytest.raises(SystemExit, match=r"cifar10 needs .*, but nowhere is not a directory"):
+        run("--data-dir", "nowhere", dataset="cifar10")
+
+
+def test_a_file_with_other_columns_is_not_touched(run, tmp_path):
+    (tmp_path / "convergence.csv").write_text("dataset,network\ndigits,plain\n")
+    with pytest.raises(SystemExit, match="which has other columns than this script writes: move it away"):
+        run()
+    assert len((tmp_path / "convergence.csv").read_text()) == 29
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("convergence-*.yaml")), ids=lambda path: path.stem)
+def test_the_grids_that_are_shipped(path):
+    grid = Grid.from_yaml(path)
+    assert path.stem == f"convergence-{grid.dataset}"
+    assert {"default", "paper", "kaiming", "xavier", *inits.PEERS} <= {*grid.arms}
+    assert len(grid.rows()) == sum(len(lrs) for lrs in grid.rates()) * len(grid.seeds) * (
+        1 + (len(grid.families) - 1) * len(grid.arms)
+    )
