@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from atomic import replacing
+from convergence import chosen
 from provenance import REPOSITORY, read_csv
 
 Row = dict[str, str]
@@ -270,7 +271,7 @@ SHOWN = {
     "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
     "normal 0.02": "N(0, 0.02)", "tednet": "tednet's own", "tltorch normal": "tensorly-torch's normal_",
 }  # fmt: skip
-"""Initialisations in the order and with the names of the tables."""
+"""Initialisations in the order and with the names of the tables, but the constructor that leaves memory as it was."""
 
 
 def depth(rows: Rows) -> str:
@@ -299,6 +300,24 @@ def depth(rows: Rows) -> str:
     header = ["network", "layers", *SHOWN.values()]
     furthest = f"Furthest from dense under the default: {', '.join(notes)}."
     return f"{_markdown(header, table)}\n\n{furthest} {rows[0]['draws']} networks each. {_source(rows)}"
+
+
+def convergence(rows: Rows) -> str:
+    """Test accuracy at the rate that is best on held-out images, the steps to the reference loss, and what diverged."""
+    places: dict[tuple[str, ...], dict[str, str]] = {}
+    for choice in chosen(rows):
+        cell = "none"
+        if choice["accuracy"] is not None:
+            steps = "never" if choice["steps_to"] is None else f"{choice['steps_to']:.0f} steps"
+            lost = f", {choice['diverged']:.0%} diverged" if choice["diverged"] else ""
+            cell = f"{100 * choice['accuracy']:.1f} ± {100 * (choice['error'] or 0):.1f} %, {steps}{lost}"
+        # The dense network is drawn by He's rule, and is what the default is held against.
+        arm = "default" if choice["family"] == "dense" else choice["arm"]
+        places.setdefault((choice["dataset"], choice["network"], choice["family"]), {})[arm] = cell
+    titles = SHOWN | {"tltorch": "tensorly-torch's own"}
+    arms = [arm for arm in titles if any(arm in cells for cells in places.values())]
+    table = [[*place, *(cells.get(arm, "") for arm in arms)] for place, cells in places.items()]
+    return f"{_markdown(['images', 'network', 'family', *(titles[arm] for arm in arms)], table)}\n\n{_source(rows)}"
 
 
 def _drift(row: Row, name: str) -> str:
@@ -360,6 +379,7 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "fits": fits,
     "depth": depth,
     "init_scale": init_scale,
+    "convergence": convergence,
 }
 
 
