@@ -1,11 +1,13 @@
 """Scales for a whole model: from what its layers make of a batch, and for the branches of residual networks."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers.config import matches
@@ -13,14 +15,18 @@ from tnlayers.kinds import KINDS
 from tnlayers.layer import TensorLayer
 from tnlayers.observe import evaluating, run
 
+NEAR = 0.05
+"""By what share a rescaled layer's second moment may miss the target: rounding of half precision, and no more."""
+
 
 @torch.no_grad()
 def calibrate_(model: nn.Module, batch: Any, *, target: float = 1.0) -> dict[str, float]:
     """Rescale every convolution and linear layer, so that its outputs on a batch have one second moment.
 
-    The model runs once, in eval mode. Each layer, of tnlayers or torch, is rescaled when it is first called, and hands
-    on what it makes with its new weight: so the ones behind it see what they will get. Biases stay. A layer that the
-    batch does not reach stays as it is; so do all others where anything is refused.
+    The model runs once, uncompiled and in eval mode. Each layer, of tnlayers or torch, is rescaled when it is first
+    called, and called again: so the ones behind it see what they will get. Biases stay; frozen weights are rescaled
+    too. What the batch does not reach stays as it is, and so do weights outside of such layers: embeddings, attention's
+    joint projections, tensorly-torch's. Where anything is refused, everything stays.
 
     This is the yardstick for rules without data, and better than these at depth. It keeps the signal, not the gradient.
 
@@ -33,10 +39,11 @@ def calibrate_(model: nn.Module, batch: Any, *, target: float = 1.0) -> dict[str
         dict[str, float]: by what each layer's weight was multiplied, in the order of the first calls.
 
     Raises:
-        TypeError: ``model`` is no module, or a weight is computed from other tensors (parametrized).
+        TypeError: ``model`` is no module, or wrapped for distributed training; a weight is computed from other tensors
+            (parametrized, pruned, weight_norm).
         ValueError: ``target`` is not a positive number; there is no layer, or none that is reached; a layer is on the
-            meta device, shares its weight with another, puts out only zeros, NaN or infinity, or has a bias whose
-            square alone is above the target.
+            meta device, shares its weight with another module, puts out nothing but zeros or anything that is not
+            finite, has a bias whose square alone is above the target, or does not follow its weight.
 
     Reference:
         Mishkin and Matas, "All you need is a good init", ICLR 2016, for layer-sequential unit variance.
@@ -53,23 +60,32 @@ def calibrate_(model: nn.Module, batch: Any, *, target: float = 1.0) -> dict[str
     layers = _layers(model)
     if not layers:
         raise ValueError("model has nothing to calibrate: no convolution or linear layer")
+    _check(model, layers)
     weights = [weight for layer in layers for weight in _weights(layer)]
     before = [weight.detach().clone() for weight in weights]
     found: dict[str, float] = {}
 
-    def rescale(layer: Any, _: Any, output: Tensor) -> Tensor | None:
+    def rescale(layer: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor | None:
         name = layers[layer]
         if name in found:
             return None
-        found[name] = factor = _factor(name, layer, output, target)
-        _multiply(layer, factor)
-        bias = _bias(layer, output)
-        rescaled: Tensor = (output - bias) * factor + bias
-        return rescaled
+        if not isinstance(output, Tensor):
+            raise ValueError(f"{name} puts out {type(output).__name__}; only layers that put out a tensor have a scale")
+        found[name] = _factor(name, layer, output, target)
+        _multiply(layer, found[name])
+        torch.clear_autocast_cache()
+        again: Tensor = layer.forward(*arguments, **named)
+        moment = float(again.to(torch.promote_types(again.dtype, torch.float32)).square().mean())
+        if not abs(moment / target - 1) < NEAR:
+            raise ValueError(
+                f"{name} does not follow its weight: rescaled, the mean of its squared outputs is {moment:.3g}, not "
+                f"{target:g}"
+            )
+        return again
 
-    handles = [layer.register_forward_hook(rescale, prepend=True) for layer in layers]
+    handles = [layer.register_forward_hook(rescale, prepend=True, with_kwargs=True) for layer in layers]
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]):
+        with evaluating(model), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
             run(model, batch)
         if not found:
             raise ValueError("batch reaches no layer of the model")
@@ -87,13 +103,14 @@ def calibrate_(model: nn.Module, batch: Any, *, target: float = 1.0) -> dict[str
 def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float | None = None) -> list[str]:
     r"""Scale the last layers of residual branches, for networks without normalisation.
 
-    Where every branch adds a signal as strong as the one it is added to, the second moment doubles with each. Branches
-    scaled by :math:`1/\sqrt{L}`, of L in all, multiply it by at most :math:`(1 + 1/L)^L < e`; branches of zero leave
-    it, and every block starts as its shortcut.
+    Where every branch adds a signal of gain g to the one it is added to, the second moment grows by 1 + g with each.
+    Branches scaled by :math:`1/\sqrt{L}`, of L in all, multiply it by :math:`(1 + g/L)^L < e^g`; branches of zero
+    leave it, and every block starts as its shortcut.
 
     Args:
         model: any module.
-        last: names of the last convolution or linear layer of every branch: globs, or ``re:`` and an expression.
+        last: names of the last convolution or linear layer of every branch: globs, or ``re:`` and an expression. As in
+            ``TensorizeConfig``, a module's name covers all layers inside it.
         factor: what weight and bias are multiplied with; ``1 / sqrt(L)``, of L layers that match, where not given. By
             0, of a tensor layer the last core alone becomes zero, so that the first step moves it.
 
@@ -101,9 +118,9 @@ def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float |
         list[str]: the layers' names.
 
     Raises:
-        TypeError: as for ``calibrate_``.
-        ValueError: a pattern matches no layer, ``factor`` is not a finite number from 0, or a layer is on the meta
-            device or shares its weight with another.
+        TypeError: as for ``calibrate_``, of the layers that match; or ``last`` is no string or strings.
+        ValueError: a pattern matches no layer, ``factor`` is not a finite number from 0, or a layer that matches is on
+            the meta device or shares its weight with another module.
 
     Reference:
         Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, and De and Smith, "Batch Normalization Biases Residual
@@ -116,44 +133,64 @@ def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float |
         >>> len(scale_residual_(model, "layer*.conv2"))
         9
     """
-    if factor is not None and not (
-        isinstance(factor, int | float) and not isinstance(factor, bool) and 0 <= factor < math.inf
-    ):
+    number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if factor is not None and not (number and 0 <= factor < math.inf):
         raise ValueError(f"factor is {factor!r}; it must be a number of at least 0, or None")
-    patterns, layers = (last,) if isinstance(last, str) else tuple(last), _layers(model)
+    patterns = [last] if isinstance(last, str) else [*last] if isinstance(last, Iterable) else []
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"last is {last!r}; it must be a pattern or a sequence of patterns")
+    layers = _layers(model)
+    chosen: dict[Any, str] = {}
     for pattern in patterns:
-        if not any(matches(pattern, [name]) for name in layers.values()):
+        try:
+            here = {layer: name for layer, name in layers.items() if matches(pattern, [name])}
+        except re.error as error:
+            raise ValueError(f"last is {pattern!r}, which is no regular expression: {error}") from None
+        if not here:
             raise ValueError(f"last is {pattern!r}, which matches none of the layers {', '.join(layers.values())}")
-    chosen = {layer: name for layer, name in layers.items() if any(matches(each, [name]) for each in patterns)}
+        chosen |= here
+    _check(model, chosen)
+    scale = 1 / math.sqrt(len(chosen)) if factor is None else factor
     for layer in chosen:
-        _multiply(layer, 1 / math.sqrt(len(chosen)) if factor is None else factor)
+        _multiply(layer, scale)
         if layer.bias is not None:
-            layer.bias.mul_(1 / math.sqrt(len(chosen)) if factor is None else factor)
+            layer.bias.mul_(scale)
     return list(chosen.values())
 
 
 def _layers(model: Any) -> dict[Any, str]:
-    """Convolutions and linear layers by name, each once, with weights of their own."""
+    """Convolutions and linear layers by name, each once."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
-    found: dict[Any, str] = {}
-    owners: dict[int, str] = {}
-    module: nn.Module
-    for name, module in model.named_modules():
-        if not isinstance(module, TensorLayer) and not isinstance(module, tuple(KINDS)):
-            continue
-        if any(map(is_parametrized, (module, *module.children()))):
-            raise TypeError(f"{name}: its weight is parametrized; remove the parametrizations first")
-        for weight in _weights(module):
+    if isinstance(model, DistributedDataParallel):
+        raise TypeError("model is a DistributedDataParallel, whose processes would differ; take its module, wrap after")
+    kinds: Any = (TensorLayer, *KINDS)
+    return {
+        module: name or type(module).__name__ for name, module in model.named_modules() if isinstance(module, kinds)
+    }
+
+
+def _check(model: nn.Module, layers: dict[Any, str]) -> None:
+    """Refuse layers whose weights are not theirs alone to scale."""
+    holders: dict[int, list[tuple[str, nn.Module]]] = {}
+    for place, module in model.named_modules():
+        for parameter in module._parameters.values():
+            holders.setdefault(id(parameter), []).append((place, module))
+    for layer, name in layers.items():
+        held = layer.cores if isinstance(layer, TensorLayer) else layer
+        own = {id(parameter) for parameter in held._parameters.values()}
+        for weight in [] if is_parametrized(held) else _weights(layer):
+            if isinstance(weight, nn.UninitializedParameter):
+                raise ValueError(f"{name} is lazy and has no weight yet; run the model once first")
             if weight.is_meta:
                 raise ValueError(f"{name} is on the meta device and has no values; call to_empty and initialise first")
-            if id(weight) in owners:
-                raise ValueError(
-                    f"{name} shares its weight with {owners[id(weight)]}, and cannot have a scale of its own"
-                )
-            owners[id(weight)] = name
-        found[module] = name
-    return found
+            if id(weight) in own and len(holders[id(weight)]) > 1:
+                other = next(place for place, module in holders[id(weight)] if module is not held)
+                raise ValueError(f"{name} shares its weight with {other}; each layer must have its own")
+        if is_parametrized(held) or not own.issuperset(map(id, _weights(layer))):
+            raise TypeError(
+                f"{name}: its weight is computed from other tensors; remove parametrizations and pruning first"
+            )
 
 
 def _weights(layer: Any) -> list[nn.Parameter]:
@@ -169,19 +206,13 @@ def _multiply(layer: Any, factor: float) -> None:
         weight.mul_(factor ** (1 / len(weights)))
 
 
-def _bias(layer: Any, output: Tensor) -> Any:
-    """The bias as it was added to an output, or zero."""
-    if layer.bias is None:
-        return 0.0
-    spatial = layer.geometry.ndim if isinstance(layer, TensorLayer) else layer.weight.ndim - 2
-    return layer.bias.detach().view(-1, *[1] * spatial)
-
-
 def _factor(name: str, layer: Any, output: Tensor, target: float) -> float:
     """By what to multiply the weight: the positive root of ``mean (factor y + bias)^2 = target``."""
-    bias = _bias(layer, output)
+    spatial = layer.geometry.ndim if isinstance(layer, TensorLayer) else layer.weight.ndim - 2
+    bias = output.new_zeros(()) if layer.bias is None else layer.bias.detach().view(-1, *[1] * spatial)
     wide = torch.promote_types(output.dtype, torch.float32)
-    y, offset = (output - bias).to(wide), torch.as_tensor(bias, dtype=wide, device=output.device).expand_as(output)
+    offset = bias.to(wide).expand_as(output)
+    y = output.to(wide) - offset
     square, cross, alone = (float(value.mean()) for value in (y * y, y * offset, offset * offset))
     if not math.isfinite(square) or square == 0:
         raise ValueError(f"{name}: the mean of its squared outputs on the batch is {square}, and no scale changes that")
