@@ -53,14 +53,14 @@ def make(arm: str, family: str, in_channels: int, out_channels: int, rank: Any, 
     if arm in RULES:
         return row.layer(init=RULES[arm], **own)
     if arm in CORES:
-        layer = row.layer(**own)
+        layer = row.layer(init="paper", **own)
         with torch.no_grad():
             for core in layer.cores:
                 CORES[arm](core)
         return layer
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        layer = row.layer(**own)
+        layer = row.layer(init="paper", **own)
         try:
             peer: Any = (tednet_peer if arm == "tednet" else tltorch_peer)(row, layer)
         except Exception as error:  # a peer can raise anything

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import tnlayers
 from provenance import read_csv, write_csv
 from tnlayers import TensorLayer, testing
-from tnlayers.draw import whole
+from tnlayers.sharded import whole
 
 OUT = Path(__file__).parent / "results" / "tools.csv"
 KINDS = ("Conv2d", "ConvTranspose2d", "Linear")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tnlayers
 from cases import FAMILIES
@@ -205,7 +206,7 @@ def test_the_paper_s_rule_is_one_word():
 
 @pytest.mark.parametrize("exact", ["yes", 1, None, "True"])
 def test_bad_exact(exact):
-    with pytest.raises(ValueError, match=r"exact is .*; accepted: True, 'white', False"):
+    with pytest.raises(TypeError, match=r"exact is .*; it must be True or False or 'white'"):
         Init(exact=exact)
 
 
@@ -441,3 +442,34 @@ def test_many_input_axes_cost_no_time_and_no_dimensions():
         made = tnlayers.TRLinear(math.prod(shape), 16, in_shape=shape, rank=1, dtype=torch.float64)
         assert float(made.weight.detach().square().mean()) == pytest.approx(target(made), rel=1e-9)
     assert smooth(made.network, made.geometry) == (("i1",), ())
+
+
+def test_which_axes_an_input_may_be_constant_along():
+    network = TensorNetwork.parse("i1:4 i2:1 a:3, a h:3 w:2 b:3, b o:8")
+    for arguments, axes in (
+        ({}, (("i1",), ("h", "w"))),
+        ({"stride": (2, 1)}, (("i1",), ("h", "w"))),
+        ({"stride": (2, 1), "transposed": True}, (("i1",), ("w",))),
+        ({"stride": 2, "transposed": True}, (("i1",), ())),
+    ):
+        assert smooth(network, Geometry(4, 8, (3, 2), **arguments)) == axes
+    shared = TensorNetwork.parse("i1:4 i2:2 a:3, i1:4 a:3 o:8")  # i1 is in two cores
+    assert smooth(shared, Geometry(8, 8, ())) == (("i2",), ())
+
+
+def test_large_kernels_are_not_contracted(monkeypatch):
+    """Beyond the limit, the norm is still exact, and nothing of the kernel's size is ever made."""
+    monkeypatch.setattr(tnlayers.draw, "LARGEST", 1000)
+    monkeypatch.setattr(tnlayers.exact, "reconstruct", None)
+    torch.manual_seed(0)
+    made = tnlayers.TTConv2d(16, 16, 3, rank=3, dtype=torch.float64)
+    monkeypatch.undo()
+    assert float(made.weight.detach().square().mean()) == pytest.approx(target(made), rel=1e-5)
+    coarse = tnlayers.TTConv2d(128, 128, 3, rank=3)  # in float32 throughout
+    assert float(coarse.weight.detach().double().square().mean()) == pytest.approx(target(coarse), rel=1e-4)
+
+
+def test_fake_tensors():
+    with FakeTensorMode():
+        made = tnlayers.TRConv2d(8, 8, 3, rank=2)
+    assert [tuple(core.shape) for core in made.cores] == list(made.network.core_shapes)

@@ -2,16 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tnlayers.exact import exact, smooth, typical
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
+from tnlayers.square import squared
 from tnlayers.variance import Init, Variance
 
+FINE = 2**17
+"""Up to this many entries, kernels are made exact in float64."""
+LARGEST = 2**23
+"""Up to this many entries, kernels are contracted for it: 32 MiB. Beyond, their norm alone is set, by the network of
+the cores and their copies."""
 _TRUNCATED_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
 """Standard deviation of a standard normal distribution cut at -2 and 2."""
 
@@ -30,19 +36,24 @@ def draw(
         cores: tensors whose shapes and devices the new ones take.
 
     Returns:
-        list[Tensor]: in float32 at least; in float64, where the device has it, if the draw is exact.
+        list[Tensor]: in float32 at least; in float64, where the device has it and the kernel is small, if more than the
+        variance is set.
     """
     sides = flow(network) if init.distribution == "orthogonal" else [None] * len(cores)
     draws = [
         _entries(core, std, init.distribution, side) for core, std, side in zip(cores, variance.std, sides, strict=True)
     ]
-    if not (init.exact or init.typical) or draws[0].is_meta:
+    if not (init.exact or init.typical) or draws[0].is_meta or isinstance(draws[0], FakeTensor):
         return draws
-    # In float64, where the device has it: the product of many cores would round in less.
-    fine = torch.float32 if draws[0].device.type == "mps" else torch.float64
-    draws = [values.to(fine) for values in draws]
+    # In float64, where the device has it: the product of many cores would round in less. Of large kernels, whose
+    # entries are many to take a mean of, in the cores' own precision.
+    coarse = draws[0].device.type == "mps" or network.dense_params > FINE
+    draws = draws if coarse else [values.double() for values in draws]
+    norm = variance.weight_std * math.sqrt(network.dense_params)
+    if init.exact and network.dense_params > LARGEST:
+        scale = (norm / float(squared(network, draws).sqrt())) ** (1 / len(draws))
+        return [values * scale for values in draws]
     if init.exact:
-        norm = variance.weight_std * math.sqrt(network.dense_params)
         draws = exact(network, draws, norm, ((), ()) if init.exact == "white" else smooth(network, geometry))
     return typical(network, draws) if init.typical else draws
 
@@ -76,22 +87,6 @@ def flow(network: TensorNetwork) -> list[tuple[list[int], list[int], list[int]]]
             sides[0 if k == comes else 1 if k == goes else 2].append(dim)
         found.append(sides)
     return found
-
-
-def place(value: Tensor, target: Any) -> Tensor:
-    """A value as its target holds it: sharded as that is, all shards from the first process' value."""
-    mesh = getattr(target, "device_mesh", None)
-    if mesh is None:
-        return value
-    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  (only where it is in use anyway)
-
-    return distribute_tensor(value.to(target.dtype), mesh, target.placements)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor, gathered from its shards if it has any."""
-    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full
 
 
 def uniform(like: Tensor, bound: float) -> Tensor:

@@ -56,13 +56,13 @@ def choice(name: str, value: Any, accepted: Iterable[str]) -> str:
     return value
 
 
-def boolean(name: str, value: Any) -> bool:
-    """Return ``value`` if it is True or False.
+def boolean(name: str, value: Any, others: str = "") -> bool:
+    """Return ``value`` if it is True or False; the sentence otherwise also tells what else would do.
 
     Example:
         >>> boolean("bias", True)
         True
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; it must be True or False")
+        raise TypeError(f"{name} is {value!r}; it must be True or False{others}")
     return value

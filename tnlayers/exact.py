@@ -101,7 +101,7 @@ def root(found: Sequence[float], size: int) -> float:
     """
     *rest, last = found
     terms = [(math.log(value), p - len(rest)) for p, value in enumerate(rest) if value > 0]
-    if not terms or last <= 0 or size == 1:
+    if not terms or last <= 0:
         return 1.0
     wanted = math.log(size - 1) + math.log(last)
     # In y = log x the sum of exponentials falls, so bisection finds where it crosses; each term is within these bounds.

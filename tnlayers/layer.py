@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tnlayers import errors
 from tnlayers.contraction import reconstruct
 from tnlayers.decompose import decompose
-from tnlayers.draw import draw, place, uniform, whole
+from tnlayers.draw import draw, uniform
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
 from tnlayers.meeting import exchange
@@ -21,6 +21,7 @@ from tnlayers.modes import own_precision
 from tnlayers.planned import PlannedModule
 from tnlayers.planner import Planner
 from tnlayers.rank import Rank
+from tnlayers.sharded import place, whole
 from tnlayers.variance import Init, Variance, solve
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

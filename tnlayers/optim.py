@@ -48,9 +48,9 @@ from torch import Tensor, nn
 
 from tnlayers import errors
 from tnlayers.contraction import contract
-from tnlayers.draw import whole
 from tnlayers.layer import TensorLayer
 from tnlayers.network import TensorNetwork
+from tnlayers.sharded import whole
 from tnlayers.square import copy, squared
 
 OPTIMIZERS = ("sgd", "adam")

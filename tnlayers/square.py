@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from tnlayers.contraction import Contraction, order
-from tnlayers.draw import whole
 from tnlayers.modes import again, own_precision, plain_autograd
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
 from tnlayers.rates import CONTRACT, MOVE, WEIGHTS, rates
+from tnlayers.sharded import whole
 from tnlayers.step import unviewed
 
 

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers.contraction import contract
-from tnlayers.draw import whole
 from tnlayers.layer import TensorLayer
 from tnlayers.meeting import exchange
+from tnlayers.sharded import whole
 from tnlayers.space import Space, refine
 
 MANY = 8

@@ -10,8 +10,9 @@ and of mean zero, so the products are uncorrelated, and
 
 .. math:: \mathrm{Var}(W) = \prod_{\text{bonds } b} |b| \cdot \prod_{k=1}^{n} \sigma_k^2 \tag{1}
 
-with each bond once, also a hyperedge that many cores share. An axis of the kernel that several cores share is not
-summed, and does not count. Neither format nor order of contraction enters.
+with each bond once, also a hyperedge that many cores share. It is enough that entries of one core are uncorrelated, as
+those of a random orthogonal matrix are, of which any row or column may change its sign. An axis of the kernel that
+several cores share is not summed, and does not count. Neither format nor order of contraction enters.
 
 **Forward.** An output position sums :math:`C_{in}/g` channels and those taps of the kernel that fall on real input.
 With :math:`T_{fwd}` their mean number over output positions,
@@ -55,7 +56,6 @@ from tnlayers.network import TensorNetwork
 
 MODES = ("fan_in", "fan_out", "fan_avg")
 DISTRIBUTIONS = ("normal", "truncated_normal", "uniform", "orthogonal")
-EXACT = (True, "white", False)
 SPLITS = ("equal", "balanced")
 # What torch.nn.init.calculate_gain documents; its own ValueError decides, this list only completes the sentence.
 NONLINEARITIES = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu", "conv1d", "conv2d", "conv3d")
@@ -72,14 +72,18 @@ class Init:
         param: that function's parameter: the negative slope of 'leaky_relu'.
         distribution: 'normal', 'truncated_normal' (cut at two standard deviations, its variance corrected), 'uniform',
             or 'orthogonal': each core is a semi-orthogonal matrix, from the axes on which the signal enters it to those
-            on which it leaves, so that the kernel's spectrum is as flat as the network allows.
+            on which it leaves, so that the kernel's spectrum is as flat as the network allows (less so where ``exact``
+            then rescales its means).
         split: 'equal' gives every core the same standard deviation (Pan et al. 2022), 'balanced' the same
             expected norm.
-        exact: True: rescale the drawn cores so that this one kernel has the target gain, on white inputs and on inputs
-            that are constant over kernel positions, over channels, or rectified; see ``tnlayers.exact``. 'white': only
-            its Frobenius norm, and so the gain on white inputs, is the target's. Both up to the rounding of the layer's
-            dtype (about 1 % in half precision). False: the gain is right on average over draws; at small ranks that of
-            one draw is often off by half.
+        exact: True: rescale the drawn cores so that this one kernel has the target gain on white inputs, on inputs that
+            are constant over the kernel's positions, on those that are constant over channels too, and so on rectified
+            ones of either kind; see ``tnlayers.exact`` for what is left out (strided axes of transposed convolutions,
+            axes that several cores share, more than 6 input axes). 'white': only its Frobenius norm, and so the gain on
+            white inputs, is the target's; of a kernel beyond 2^23 entries it is always that. Away from borders; and up
+            to the rounding of the layer's dtype, one or a few per cent in bfloat16. False: the gain is right on average
+            over draws; at small ranks that of one draw is often off by half. Gradients, with 'fan_out' too, are exact
+            where they are white alone.
         typical: make the mean logarithm of the gain zero, over smooth rectified inputs, instead of the logarithm of the
             mean, which is larger. It is estimated from random inputs at each draw.
         input_size: spatial size of the layer's input, if known: taps at the border are then counted exactly.
@@ -91,9 +95,10 @@ class Init:
         >>> Init("fan_out", nonlinearity="tanh").gain
         1.6666666666666667
 
-    **The default** is what drifts least over 50 plain layers, forward and backward (``benchmarks/depth.py``): the rule
-    of Pan et al. alone is right on average, but the logarithm of a gain that fluctuates has a lower mean than its
-    logarithm, and behind rectifiers signals are neither white nor centred. ``init="paper"`` is that rule alone.
+    **The default** is what stays nearest to a dense network through 50 plain layers, forward and backward
+    (``benchmarks/depth.py``): the rule of Pan et al. alone is right on average, but the logarithm of a gain that
+    fluctuates has a lower mean than the logarithm of its mean, and behind rectifiers signals are neither white nor
+    centred. ``init="paper"`` is that rule alone.
     """
 
     mode: str = "fan_in"
@@ -109,8 +114,8 @@ class Init:
         errors.choice("mode", self.mode, MODES)
         errors.choice("distribution", self.distribution, DISTRIBUTIONS)
         errors.choice("split", self.split, SPLITS)
-        if type(self.exact) not in (bool, str) or self.exact not in EXACT:
-            raise ValueError(f"exact is {self.exact!r}; accepted: {', '.join(map(repr, EXACT))}")
+        if self.exact != "white":
+            errors.boolean("exact", self.exact, " or 'white'")
         errors.boolean("typical", self.typical)
         if not math.isfinite(self.gain) or self.gain <= 0:
             raise ValueError(f"param is {self.param!r}; the gain of {self.nonlinearity!r} would be {self.gain}")
