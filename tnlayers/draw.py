@@ -52,8 +52,8 @@ def draw(
     norm = variance.weight_std * math.sqrt(network.dense_params)
     if init.exact and network.dense_params > LARGEST:
         scale = (norm / float(squared(network, draws).sqrt())) ** (1 / len(draws))
-        return [values * scale for values in draws]
-    if init.exact:
+        draws = [values * scale for values in draws]
+    elif init.exact:
         draws = exact(network, draws, norm, ((), ()) if init.exact == "white" else smooth(network, geometry))
     return typical(network, draws) if init.typical else draws
 
