@@ -140,24 +140,16 @@ class Tuning(Run):
     """A run that goes on from a network and with data that are there, and writes nothing."""
 
     def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
-        self.config, self.data, self.device = config, data, data.test_images.device
+        # Fitted cores are far from equal in scale: at one rate for all, TR and CP lose what the fit had kept.
+        groups = tnlayers.param_groups(model.to(data.test_images.device), config.lr, weight_decay=config.weight_decay)
+        self._begin(config, data, model, config.images, groups)
+        self.normalise = normalise
         self.teacher = None if not config.distil and not config.hint else teacher
-        self.model = model.to(self.device)
         self.blocks: tuple[list[Tensor], ...] = ()
         if self.teacher is not None:
             self.teacher = deepcopy(self.teacher).to(self.device).eval()
             if config.hint:
                 self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher)))
-        self.normalise = normalise
-        images = min(config.images or len(data.train_labels), len(data.train_labels))
-        self.batch_size = min(config.batch_size, images)
-        self.steps = images // self.batch_size
-        # Fitted cores are far from equal in scale: at one rate for all, TR and CP lose what the fit had kept.
-        groups = tnlayers.param_groups(model, config.lr, weight_decay=config.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.history: list[Row] = []
 
     def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
         """Train for one epoch. For the arguments and exceptions, see Run.epoch."""

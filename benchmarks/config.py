@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -25,6 +25,9 @@ MODELS = {f"resnet{depth}": getattr(models, f"resnet{depth}") for depth in (20, 
 
 # Fields that say where and how a run is computed, not what: a checkpoint may be resumed with others.
 SURROUNDINGS = ("name", "data_dir", "download", "device", "threads", "out", "resume")
+
+
+Kind = TypeVar("Kind")
 
 
 class ConfigError(ValueError):
@@ -100,27 +103,7 @@ class Config:
         Raises:
             ConfigError: the file cannot be read, has an unknown key, or a value of a wrong type or size.
         """
-        try:
-            preset = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(preset, dict):
-            raise ConfigError(f"{path} holds {preset!r}, but lines of the form `field: value` are needed")
-        hints = get_type_hints(cls)
-        for key, value in preset.items():
-            if key not in hints:
-                raise ConfigError(f"{path} has the key {key!r}, but only {', '.join(hints)} are known")
-            try:
-                preset[key] = _fit(value, hints[key])
-            except TypeError as error:
-                accepted = inspect.formatannotation(hints[key])
-                raise ConfigError(f"{path}: {key} is {value!r}, but {accepted} is accepted") from error
-        try:
-            return cls(**preset)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+        return read_yaml(cls, path)
 
     @property
     def experiment(self) -> dict[str, Any]:
@@ -154,6 +137,31 @@ class Config:
                 return MODELS[self.model](conv=conv, in_channels=in_channels, num_classes=num_classes, **options)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{self.model} with {self.arm} convolutions cannot be built: {error}") from error
+
+
+def read_yaml(kind: type[Kind], path: Path) -> Kind:
+    """A dataclass' defaults, but for what a YAML file says. For the exceptions, see Config.from_yaml."""
+    try:
+        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(preset, dict):
+        raise ConfigError(f"{path} holds {preset!r}, but lines of the form `field: value` are needed")
+    hints = get_type_hints(kind)
+    for key, value in preset.items():
+        if key not in hints:
+            raise ConfigError(f"{path} has the key {key!r}, but only {', '.join(hints)} are known")
+        try:
+            preset[key] = _fit(value, hints[key])
+        except TypeError as error:
+            accepted = inspect.formatannotation(hints[key])
+            raise ConfigError(f"{path}: {key} is {value!r}, but {accepted} is accepted") from error
+    try:
+        return kind(**preset)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _fit(value: Any, hint: Any) -> Any:

@@ -36,12 +36,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import inits
-from config import DENSE, Config, ConfigError
+from config import DENSE, Config, ConfigError, read_yaml
 from data import DATASETS, NUM_CLASSES, DataError, ImageData, load
 from provenance import REPOSITORY, provenance, read_csv, write_csv
 from speed import FAMILIES
 from tnlayers.models import ResNet, dense_conv
-from train import Run, RunError
+from train import Run, RunError, numel
 
 NETWORKS = ("plain", "resnet", "resnet-no-norm")
 DENSE_ARM = "kaiming"
@@ -112,7 +112,10 @@ class Grid:
                 raise ConfigError(f"{name} is {[*value] if isinstance(value, tuple) else value}, but {rule}")
         self.config()
 
-    from_yaml = classmethod(Config.from_yaml.__func__)
+    @classmethod
+    def from_yaml(cls, path: Path) -> "Grid":
+        """See Config.from_yaml."""
+        return read_yaml(cls, path)
 
     def rates(self) -> list[tuple[float, ...]]:
         """The learning rates of each network."""
@@ -213,26 +216,12 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     return model, kept / dense
 
 
-def numel(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 class Trial(Run):
     """A run of the grid, which writes nothing, keeps every step's loss, and ends where one is no number."""
 
     def __init__(self, config: Config, data: ImageData, model: nn.Module, images: int | None) -> None:
-        self.config, self.model, self.device = config, model, torch.device(config.device)
-        self.tested, self.data = data, data.validation()
-        self.normalise = self.data.normaliser()
-        count = min(images or len(self.data.train_labels), len(self.data.train_labels))
-        self.batch_size = min(config.batch_size, count)
-        self.steps = count // self.batch_size
-        shapes = {1: [p for p in model.parameters() if p.ndim > 1], 0: [p for p in model.parameters() if p.ndim <= 1]}
-        groups = [{"params": some, "weight_decay": decays * config.weight_decay} for decays, some in shapes.items()]
-        self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.history: list[Row] = []
+        self._begin(config, data.validation(), model, images)
+        self.tested = data
         self.losses: list[float] = []
 
     def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:

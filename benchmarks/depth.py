@@ -32,7 +32,7 @@ from tnlayers.models import dense_conv
 CHANNELS, SIZE, IMAGES = 64, 16, 4
 DRAWS, EVERY = 24, 10  # networks, and layers between two rows
 DEPTHS = (50, 100)
-BORDERS = ("zeros", "circular")
+BORDERS = {"zeros": "constant", "circular": "circular"}  # and their modes in F.pad
 NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "dense": ("dense", None, {}),
     "CP r32": ("cp", 32, {}),
@@ -65,15 +65,11 @@ def convolution(network: str, arm: str) -> Any:
     return make(arm, family, CHANNELS, CHANNELS, rank, **options)
 
 
-def kernels(network: str, arm: str, border: str, x: Tensor) -> list[Tensor]:
-    """The kernels of the deepest network."""
-    if arm != "calibrated":
-        return [kernel(convolution(network, arm)) for _ in range(max(DEPTHS))]
-    convolutions = []
-    for _ in range(max(DEPTHS)):  # with dense stand-ins, for the border's sake
-        plain = dense_conv(CHANNELS, CHANNELS, 3, padding=1, padding_mode=border, bias=False)
-        plain.weight.copy_(kernel(convolution(network, "default")))
-        convolutions.append(plain)
+def calibrated(weights: list[Tensor], border: str, x: Tensor) -> list[Tensor]:
+    """Kernels rescaled by ``tnlayers.calibrate_``, in dense stand-ins for the border's sake."""
+    convolutions = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, padding_mode=border, bias=False) for _ in weights]
+    for plain, weight in zip(convolutions, weights, strict=True):
+        plain.weight.copy_(weight)
     model = nn.Sequential(*(part for each in convolutions for part in (each, nn.ReLU())))
     tnlayers.calibrate_(model, x, target=2 * float(x.square().mean()))
     return [each.weight.detach() for each in convolutions]
@@ -83,13 +79,16 @@ def kernels(network: str, arm: str, border: str, x: Tensor) -> list[Tensor]:
 def follow(network: str, arm: str, seed: int) -> dict[tuple[int, str], tuple[list[float], list[float]]]:
     """By depth and border: logarithms behind every layer, forward, and in front of it, backward."""
     torch.set_num_threads(1)
-    found = {}
-    for border in BORDERS:
-        torch.manual_seed(seed)
-        x = torch.randn(IMAGES, CHANNELS, SIZE, SIZE)
-        weights = kernels(network, arm, border, x)
+    torch.manual_seed(seed)
+    x = torch.randn(IMAGES, CHANNELS, SIZE, SIZE)
+    rule = "default" if arm == "calibrated" else arm
+    weights = [kernel(convolution(network, rule)) for _ in range(max(DEPTHS))]
+    drawn, found = torch.get_rng_state(), {}
+    for border, mode in BORDERS.items():
+        here = calibrated(weights, border, x) if arm == "calibrated" else weights
+        torch.set_rng_state(drawn)  # one gradient for both
         for depth in DEPTHS:
-            found[depth, border] = passes(weights[:depth], x, {"circular": "circular"}.get(border, "constant"))
+            found[depth, border] = passes(here[:depth], x, mode)
     return found
 
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from provenance import REPOSITORY, read_csv
+from report import SHOWN
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 COLOURS = {
@@ -84,9 +85,9 @@ def depth(rows: Rows) -> Figure:
     figure = Figure(figsize=(13, 5), dpi=140, layout="constrained")
     panels = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
     for column, network in enumerate(networks):
-        for (init, label), colour in zip(INITS.items(), COLOURS.values(), strict=True):
+        for init, colour in zip(INITS, COLOURS.values(), strict=True):
             lines = [row for row in chosen if row["network"] == network and row["init"] == init]
-            _lines(panels[:, column], lines, color=colour, lw=1.4, label=label)
+            _lines(panels[:, column], lines, color=colour, lw=1.4, label=SHOWN[init].strip("`"))
         _lines(panels[:, column], [row for row in chosen if row["network"] == "dense" and row["init"] == "default"],
                color="#111111", lw=1, ls=":", label="dense, He")  # fmt: skip
         panels[0, column].set_title(network, fontsize=9)
@@ -97,10 +98,7 @@ def depth(rows: Rows) -> Figure:
     return figure
 
 
-INITS = {
-    "default": "default", "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
-    "tednet": "tednet's own", "calibrated": "calibrate_",
-}  # fmt: skip
+INITS = ("default", "paper", "kaiming", "xavier", "tednet", "calibrated")
 
 
 def _lines(panels: Sequence[Axes], rows: Rows, **style: Any) -> None:

@@ -335,11 +335,10 @@ def init_scale(rows: Rows) -> str:
         low, high = ([float(row[f"{name}_{end}"]) for row in runs if row[f"{name}_{end}"]] for end in (5, 95))
         return f"{min(low):.3g} to {max(high):.3g}" if low else ""
 
+    here = {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
     table = []
     for family, runs in _group([row for row in rows if row["family"] != "dense"], "family"):
-        table.append([family, *(span([row for row in runs if row["init"] == init], "white") for init in SHOWN)])
-    here = {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
-    table = [[row[0], *(cell for cell, init in zip(row[1:], SHOWN, strict=True) if init in here)] for row in table]
+        table.append([family, *(span([row for row in runs if row["init"] == init], "white") for init in here)])
     wide = []
     for init in ("default", "exact", "orthogonal white", "white", "paper"):
         runs = [row for row in rows if row["init"] == init and row["white"]]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import tnlayers
 from atomic import replacing
 from config import Config, ConfigError
-from data import NUM_CLASSES, DataError, load
+from data import NUM_CLASSES, DataError, ImageData, load
 from provenance import provenance, write_csv
 
 REPORT_EVERY = 10  # steps; each report waits for the device
@@ -78,8 +78,8 @@ def convolutions(model: nn.Module) -> list[nn.Module]:
 
 def size(model: nn.Module) -> dict[str, float]:
     """Parameters, what they would be with dense convolutions, and the keep ratio of the convolutions together."""
-    parameters = _numel(model)
-    cores = sum(_numel(conv) for conv in convolutions(model))
+    parameters = numel(model)
+    cores = sum(numel(conv) for conv in convolutions(model))
     kernels = sum(conv.weight.numel() for conv in convolutions(model))  # no convolution has a bias
     return {
         "parameters": parameters,
@@ -88,7 +88,7 @@ def size(model: nn.Module) -> dict[str, float]:
     }
 
 
-def _numel(module: nn.Module) -> int:
+def numel(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -114,30 +114,39 @@ class Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.backends.cudnn.deterministic = True
-        self.config = config
-        self.device = _device(config.device)
+        device = _device(config.device)
         data = load(config.dataset, config.data_dir, config.download)
-        self.data = (data if config.split == "test" else data.validation()).to(self.device)
-        self.normalise = self.data.normaliser()
-        images, in_channels = self.data.train_images.shape[:2]
-        self.batch_size = min(config.batch_size, images)
-        self.steps = images // self.batch_size  # per epoch; which images are left over changes from epoch to epoch
+        data = (data if config.split == "test" else data.validation()).to(device)
+        self._begin(config, data, config.network(data.train_images.shape[1], NUM_CLASSES).to(device))
+        if config.resume and self.checkpoint.exists():
+            self._restore()
 
-        self.model = config.network(in_channels, NUM_CLASSES).to(self.device)
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim <= 1]  # normalisation and biases
-        self.optimizer = torch.optim.SGD(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-        )
+    def _begin(
+        self,
+        config: Config,
+        data: ImageData,
+        model: nn.Module,
+        images: int | None = None,
+        groups: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Everything at its beginning: so many images per epoch, all if not given, and groups for the optimizer."""
+        self.config, self.data, self.model, self.device = config, data, model, data.test_images.device
+        self.normalise = data.normaliser()
+        count = min(images or len(data.train_labels), len(data.train_labels))
+        self.batch_size = min(config.batch_size, count)
+        self.steps = count // self.batch_size  # per epoch; which images are left over changes from epoch to epoch
+        if groups is None:
+            matrices = [p for p in model.parameters() if p.ndim > 1]
+            vectors = [p for p in model.parameters() if p.ndim <= 1]  # normalisation and biases
+            groups = [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ]
+        self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         # All that is random after the initialisation: the order of the images and their augmentation.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
-        if config.resume and self.checkpoint.exists():
-            self._restore()
 
     @property
     def checkpoint(self) -> Path:

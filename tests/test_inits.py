@@ -40,7 +40,7 @@ def test_kernels_are_read_off_any_layer(kind):
 @pytest.mark.parametrize("border", depth.BORDERS)
 def test_both_passes_are_those_of_torch(border):
     torch.manual_seed(0)
-    mode = {"circular": "circular"}.get(border, "constant")
+    mode = depth.BORDERS[border]
     convs = [nn.Conv2d(6, 6, 3, padding=1, padding_mode=border, bias=False) for _ in range(3)]
     x = torch.randn(2, 6, 5, 5, requires_grad=True)
     signals, h = [], x

@@ -1,7 +1,6 @@
 """Scales for a whole model: from what its layers make of a batch, and for the branches of residual networks."""
 
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers.config import matches
+from tnlayers.config import check_pattern, matches
 from tnlayers.kinds import KINDS
 from tnlayers.layer import TensorLayer
 from tnlayers.observe import evaluating, run
@@ -142,10 +141,8 @@ def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float |
     layers = _layers(model)
     chosen: dict[Any, str] = {}
     for pattern in patterns:
-        try:
-            here = {layer: name for layer, name in layers.items() if matches(pattern, [name])}
-        except re.error as error:
-            raise ValueError(f"last is {pattern!r}, which is no regular expression: {error}") from None
+        check_pattern("last", pattern)
+        here = {layer: name for layer, name in layers.items() if matches(pattern, [name])}
         if not here:
             raise ValueError(f"last is {pattern!r}, which matches none of the layers {', '.join(layers.values())}")
         chosen |= here
@@ -178,19 +175,19 @@ def _check(model: nn.Module, layers: dict[Any, str]) -> None:
             holders.setdefault(id(parameter), []).append((place, module))
     for layer, name in layers.items():
         held = layer.cores if isinstance(layer, TensorLayer) else layer
-        own = {id(parameter) for parameter in held._parameters.values()}
-        for weight in [] if is_parametrized(held) else _weights(layer):
-            if isinstance(weight, nn.UninitializedParameter):
-                raise ValueError(f"{name} is lazy and has no weight yet; run the model once first")
-            if weight.is_meta:
-                raise ValueError(f"{name} is on the meta device and has no values; call to_empty and initialise first")
-            if id(weight) in own and len(holders[id(weight)]) > 1:
-                other = next(place for place, module in holders[id(weight)] if module is not held)
-                raise ValueError(f"{name} shares its weight with {other}; each layer must have its own")
+        own = set(map(id, held._parameters.values()))
         if is_parametrized(held) or not own.issuperset(map(id, _weights(layer))):
             raise TypeError(
                 f"{name}: its weight is computed from other tensors; remove parametrizations and pruning first"
             )
+        for weight in _weights(layer):
+            if isinstance(weight, nn.UninitializedParameter):
+                raise ValueError(f"{name} is lazy and has no weight yet; run the model once first")
+            if weight.is_meta:
+                raise ValueError(f"{name} is on the meta device and has no values; call to_empty and initialise first")
+            if len(holders[id(weight)]) > 1:
+                other = next(place for place, module in holders[id(weight)] if module is not held)
+                raise ValueError(f"{name} shares its weight with {other}; each layer must have its own")
 
 
 def _weights(layer: Any) -> list[nn.Parameter]:

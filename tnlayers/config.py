@@ -195,10 +195,11 @@ def check_patterns(config: TensorizeConfig, layers: Sequence[Sequence[str]]) -> 
 def _patterns(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"{name} is {value!r}; it must be a sequence of patterns, such as [{str(value)!r}]")
-    return tuple(_pattern(name, pattern) for pattern in value)
+    return tuple(check_pattern(name, pattern) for pattern in value)
 
 
-def _pattern(name: str, pattern: Any) -> str:
+def check_pattern(name: str, pattern: Any) -> str:
+    """Return a pattern for ``matches`` if it is one."""
     if not isinstance(pattern, str) or not pattern:
         raise TypeError(f"{name} has the pattern {pattern!r}; it must be a name, a glob, or 're:...'")
     if pattern.startswith("re:"):
@@ -216,7 +217,7 @@ def _overrides(value: Any) -> tuple[tuple[str, Mapping[str, Any] | None], ...]:
     except (TypeError, ValueError):
         raise TypeError(f"overrides is {value!r}; it must map patterns to mappings or None") from None
     return tuple(
-        (_pattern("overrides", key), None if changes is None else _changes(key, changes)) for key, changes in pairs
+        (check_pattern("overrides", key), None if changes is None else _changes(key, changes)) for key, changes in pairs
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tnlayers.models.resnet import dense_conv
+from tnlayers.models.resnet import dense_conv, projection, stage
 
 Make = Callable[..., nn.Module]
 WIDTHS = (64, 128, 256, 512)  # channels of the stages; a bottleneck puts out four times as many
@@ -48,7 +48,7 @@ class ImageNetBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = conv(width, width, 3, padding=1, bias=False)
         self.bn2 = norm(width)
-        self.downsample = _projection(in_channels, width * self.expansion, stride, conv, norm)
+        self.downsample = projection(in_channels, width * self.expansion, stride, conv, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
@@ -89,7 +89,7 @@ class Bottleneck(nn.Module):
         self.conv3 = conv(width, width * self.expansion, 1, bias=False)
         self.bn3 = norm(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _projection(in_channels, width * self.expansion, stride, conv, norm)
+        self.downsample = projection(in_channels, width * self.expansion, stride, conv, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
@@ -98,19 +98,6 @@ class Bottleneck(nn.Module):
         h = self.bn3(self.conv3(h))
         out: Tensor = self.relu(h + (x if self.downsample is None else self.downsample(x)))
         return out
-
-
-def _projection(in_channels: int, channels: int, stride: int, conv: Make, norm: Make) -> nn.Module | None:
-    """The shortcut of a block that strides or widens."""
-    if stride == 1 and in_channels == channels:
-        return None
-    return nn.Sequential(conv(in_channels, channels, 1, stride=stride, bias=False), norm(channels))
-
-
-def _stage(blocks: int, channels: int, width: int, stride: int, block: Any) -> nn.Sequential:
-    """Blocks in a row, the first of which strides and widens."""
-    first = block(channels, width, stride)
-    return nn.Sequential(first, *(block(width * block.func.expansion, width, 1) for _ in range(blocks - 1)))
 
 
 class ImageNetResNet(nn.Module):
@@ -160,7 +147,7 @@ class ImageNetResNet(nn.Module):
         channels = WIDTHS[0]
         stages: list[nn.Module] = []
         for width, count in zip(WIDTHS, blocks, strict=True):
-            stages.append(_stage(count, channels, width, 2 if stages else 1, made))
+            stages.append(stage(count, channels, width, 2 if stages else 1, made, made.func.expansion))
             channels = width * made.func.expansion
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -69,8 +69,8 @@ class BasicBlock(nn.Module):
         self.stride = stride
         self.new_channels = channels - in_channels
         self.downsample: nn.Module | None = None
-        if errors.choice("shortcut", shortcut, SHORTCUTS) == "B" and (stride > 1 or self.new_channels):
-            self.downsample = nn.Sequential(conv(in_channels, channels, 1, stride=stride, bias=False), norm(channels))
+        if errors.choice("shortcut", shortcut, SHORTCUTS) == "B":
+            self.downsample = projection(in_channels, channels, stride, conv, norm)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Option B; or A: subsample the pixels, and put half of the new, zero channels on either side of the old."""
@@ -87,16 +87,26 @@ class BasicBlock(nn.Module):
         return F.relu(h + self.shortcut(x))
 
 
+def projection(
+    in_channels: int, channels: int, stride: int, conv: Callable[..., nn.Module], norm: Callable[[int], nn.Module]
+) -> nn.Module | None:
+    """The shortcut of option B: a strided 1x1 convolution and a normalisation where a block strides or widens."""
+    if stride == 1 and in_channels == channels:
+        return None
+    return nn.Sequential(conv(in_channels, channels, 1, stride=stride, bias=False), norm(channels))
+
+
 def stage(
     blocks: int,
     in_channels: int,
-    channels: int,
+    width: int,
     stride: int,
     block: Callable[[int, int, int], nn.Module],
+    expansion: int = 1,
 ) -> nn.Sequential:
-    """Blocks in a row, the first of which strides and widens."""
-    first = block(in_channels, channels, stride)
-    return nn.Sequential(first, *(block(channels, channels, 1) for _ in range(blocks - 1)))
+    """Blocks in a row, the first of which strides and widens; each puts out ``expansion`` times its width."""
+    first = block(in_channels, width, stride)
+    return nn.Sequential(first, *(block(width * expansion, width, 1) for _ in range(blocks - 1)))
 
 
 class ResNet(nn.Module):
