@@ -266,11 +266,14 @@ def measure(grid: Grid, row: Row, data_dir: Path) -> Row:
     trial = Trial(grid.config(lr=row["lr"], seed=row["seed"]), data, model, grid.images)
     row |= {"parameters": numel(model), "keep_ratio": round(keep_ratio, 4), "diverged": True}
     start = time.perf_counter()
+    torch.set_flush_denormal(True)  # or a run whose signals vanish takes minutes
     try:
         last = trial.finish().history[-1]["train_loss"]
         row |= {"loss_last": round(last, 6), "diverged": last > LOST, **trial.accuracies()}
     except RunError as error:
         row["note"] = str(error)
+    finally:
+        torch.set_flush_denormal(False)
     row |= {"steps": len(trial.losses), "loss_first": round(trial.losses[0], 6)}
     return row | {
         "steps_to": trial.steps_to(grid.reference_loss),

@@ -66,7 +66,7 @@ def make(arm: str, family: str, in_channels: int, out_channels: int, rank: Any, 
         except Exception as error:  # a peer can raise anything
             raise UnavailableError(f"{arm} {family}: {' '.join(str(error).split())}") from error
         if peer is None:
-            raise UnavailableError(f"{arm} has no {family}")
+            raise UnavailableError(f"{arm} has no {family} of these ranks")
         if arm == "tltorch normal":
             with torch.no_grad():
                 peer.weight.normal_(0, math.sqrt(2 / (9 * in_channels)))

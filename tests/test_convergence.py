@@ -177,7 +177,7 @@ def test_what_cannot_be_built_has_one_row_with_a_note(run, measured):
 def test_a_peer_without_such_a_layer_is_told(run):
     rows = run(families=["tr"], arms=["default", "tltorch"])
     assert len(rows) == 10
-    assert rows[-1]["note"] == "tltorch has no tr"
+    assert rows[-1]["note"] == "tltorch has no tr of these ranks"
 
 
 # ----------------------------------------------------------------------------------------------------------- networks
@@ -250,12 +250,12 @@ def test_choices_of_groups_of_their_own():
     rows = [
         written("0.1", "0.5", "0.5", steps_to=""),
         written("0.03", "0.5", "0.6", steps_to=""),
-        written("", "", "", arm="tltorch", note="tltorch has no tr"),
+        written("", "", "", arm="tltorch", note="tltorch has no tr of these ranks"),
         written("0.1", "0.99", "0.99", diverged="True", dataset="cifar10"),
     ]
     equal, missing, lost = chosen(rows)
     assert (equal["lr"], equal["accuracy"], equal["error"], equal["steps_to"]) == ("0.03", 0.6, None, None)
-    assert (missing["arm"], missing["note"], missing["accuracy"]) == ("tltorch", "tltorch has no tr", None)
+    assert (missing["arm"], missing["note"], missing["accuracy"]) == ("tltorch", "tltorch has no tr of these ranks", None)
     assert (lost["dataset"], lost["accuracy"], lost["diverged"]) == ("cifar10", 0, 1)
 
 
