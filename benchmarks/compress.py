@@ -88,8 +88,6 @@ class Command(Config):
     batch_size: int = 128
     weight_decay: float = 0.0001
     warmup: float = 0.1
-    images: int | None = None
-    """Tune on so many images per epoch; all where not given."""
     peers: bool = True
     """Decompose with tensorly and tensorly-torch too, where they are installed."""
     budget: float = 2.0
@@ -102,6 +100,10 @@ class Command(Config):
     conv: Suppress[str] = DENSE
     rank: Suppress[None] = None
     init: Suppress[None] = None
+    image_size: Suppress[int] = 224
+    classes: Suppress[None] = None
+    save_every: Suppress[None] = None
+    tensorboard: Suppress[bool] = False
     resume: Suppress[bool] = False
     name: Suppress[str | None] = None
 
@@ -119,7 +121,6 @@ class Command(Config):
             ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
             ("hint", 0 <= self.hint < math.inf, "it must be at least 0"),
             ("epochs", self.epochs >= 0, "it must be at least 0"),
-            ("images", self.images is None or self.images >= 1, "it must be at least 1"),
             ("out", not self.out.is_dir(), "that is a directory, and a file to write is needed"),
         ):
             if not holds:
@@ -142,7 +143,7 @@ class Tuning(Run):
     def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
         # Fitted cores are far from equal in scale: at one rate for all, TR and CP lose what the fit had kept.
         groups = tnlayers.param_groups(model.to(data.test_images.device), config.lr, weight_decay=config.weight_decay)
-        self._begin(config, data, model, config.images, groups)
+        self._begin(config, data, model, groups)
         self.normalise = normalise
         self.teacher = None if not config.distil and not config.hint else teacher
         self.blocks: tuple[list[Tensor], ...] = ()

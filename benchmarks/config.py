@@ -13,6 +13,7 @@ from torch import nn
 
 import tnlayers
 from data import DATASETS
+from large import DATASETS as LARGE
 from tnlayers import models
 
 DENSE = "dense"
@@ -21,11 +22,21 @@ CONVOLUTIONS = {DENSE: models.dense_conv} | {
     for name, form in tnlayers.FORMATS.items()
     if name != "einsum"  # which is no family, but whatever network one writes
 }
-MODELS = {f"resnet{depth}": getattr(models, f"resnet{depth}") for depth in (20, 32, 44, 56, 110)}
+MODELS = {
+    name: getattr(models, name)
+    for name in (*(f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 18, 34, 50, 101, 152)), "wrn28_10")
+}
 
 # Fields that say where and how a run is computed, not what: a checkpoint may be resumed with others.
-SURROUNDINGS = ("name", "data_dir", "download", "device", "threads", "out", "resume")
+SURROUNDINGS = (
+    "name", "data_dir", "download", "workers", "device", "threads", "shard", "out", "save_every", "tensorboard",
+    "resume",
+)  # fmt: skip
 
+LEAST = {
+    "epochs": 1, "batch_size": 1, "images": 1, "image_size": 1, "classes": 2, "workers": 0, "save_every": 1,
+    "threads": 1, "seed": 0,
+}  # fmt: skip
 
 Kind = TypeVar("Kind")
 
@@ -36,9 +47,9 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Config:
-    """One training run: SGD with Nesterov momentum, a linear warm-up, then a cosine down to zero."""
+    """One training run."""
 
-    dataset: Literal[tuple(DATASETS)] = "digits"
+    dataset: Literal[(*DATASETS, *LARGE)] = "digits"
     model: Literal[tuple(MODELS)] = "resnet20"
     conv: Literal[tuple(CONVOLUTIONS)] = DENSE
     """The format of every convolution but the stem, which stays dense."""
@@ -48,48 +59,84 @@ class Config:
     """Mode of a tensor format's initialisation; the format's own default where not given."""
     epochs: int = 20
     batch_size: int = 64
+    """Images in a step, of all processes together."""
+    images: int | None = None
+    """Train on so many images per epoch, others in each; all where not given."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
     lr: float = 0.1
     """Largest learning rate, reached after the warm-up."""
+    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    """Up along a line, then down to zero along a cosine; or torch's OneCycleLR."""
     momentum: float = 0.9
+    """Of SGD; the first of AdamW's betas."""
     weight_decay: float = 0.0005
-    """L2, added to the gradient of everything with two axes or more: kernels, cores and the last layer's matrix."""
+    """Of all that has two axes or more: kernels, cores, the last layer's matrix. L2 in SGD, decoupled in AdamW."""
     warmup: float = 0.1
     """Share of all steps during which the learning rate rises."""
+    clip: float | None = None
+    """Largest norm of the gradient; longer ones are shortened to it."""
+    ema: float | None = None
+    """Evaluate an exponential moving average of the weights, which keeps this share of itself in each step."""
     label_smoothing: float = 0.0
     augment: bool = True
-    """Shift training images, and mirror those that may be."""
+    """Shift training images, and mirror those that may be; random crops of large ones."""
+    cutmix: float = 0.0
+    """Share of the batches in which a box of each image comes from another one, and so do its labels (Yun 2019)."""
     seed: int = 0
     """Of the initialisation, the order of the images and their augmentation."""
     split: Literal["test", "validation"] = "test"
     """What accuracy is measured on. Tune on validation: a fifth of the training images, then not trained on."""
     amp: bool = False
     """Compute in bfloat16 where that is safe (autocast)."""
+    channels_last: bool = False
+    """Keep images and dense kernels with their channels last in memory."""
+    compile: bool = False
+    """Compile the network (torch.compile)."""
+    sync_norm: bool = True
+    """With several processes, batch normalisation sees the images of all."""
 
     name: str | None = None
     """Of the arm in tables and directories; its convolutions and their rank where not given."""
     data_dir: Path = Path("data")
-    """Directory with the official files of Fashion-MNIST or CIFAR-10."""
+    """Directory with the official files of Fashion-MNIST or CIFAR-10, or with a data set of one's own."""
     download: bool = False
     """Fetch missing files from the official source, and check them."""
+    image_size: int = 224
+    """Height and width of large images, once cropped."""
+    classes: int | None = None
+    """How many labels shards have; the other data sets tell."""
+    workers: int = 4
+    """Processes that decode large images, of each process that trains."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     threads: int | None = None
     """CPU threads; all where not given."""
+    shard: bool = False
+    """Spread parameters, gradients and the optimizer's state over the processes (FSDP2), not a copy to each."""
     out: Path = Path("runs")
     """Directory in which each run makes one of its own, with metrics.csv and checkpoint.pt."""
+    save_every: int | None = None
+    """Steps between checkpoints within an epoch; at its end alone where not given."""
+    tensorboard: bool = False
+    """Write what metrics.csv has for TensorBoard too."""
     resume: bool = False
     """Go on from the run's checkpoint, if there is one."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
         for name, holds, rule in (
-            ("epochs", self.epochs >= 1, "it must be at least 1"),
-            ("batch_size", self.batch_size >= 1, "it must be at least 1"),
+            *(
+                (name, getattr(self, name) is None or getattr(self, name) >= least, f"it must be at least {least}")
+                for name, least in LEAST.items()
+            ),
             ("lr", self.lr > 0, "it must be above 0"),
             ("momentum", 0 <= self.momentum < 1, "it must be from 0 to below 1"),
             ("weight_decay", self.weight_decay >= 0, "it must be at least 0"),
             ("warmup", 0 <= self.warmup < 1, "it must be from 0 to below 1"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "it must be from 0 to below 1"),
-            ("threads", self.threads is None or self.threads >= 1, "it must be at least 1"),
+            ("clip", self.clip is None or self.clip > 0, "it must be above 0"),
+            ("ema", self.ema is None or 0 < self.ema < 1, "it must be above 0 and below 1"),
+            ("cutmix", 0 <= self.cutmix <= 1, "it must be from 0 to 1"),
             ("rank", self.rank is None or self.conv != DENSE, "dense convolutions have none"),
             ("init", self.init is None or self.conv != DENSE, "dense convolutions have none"),
         ):

@@ -104,7 +104,6 @@ class Grid:
             ("seeds", len({*self.seeds}) >= 3, "three at least are needed"),
             ("rank", self.rank > 0, "it must be above 0"),
             ("channels", self.channels >= 1, "it must be at least 1"),
-            ("images", self.images is None or self.images >= 1, "it must be at least 1"),
             ("reference_loss", self.reference_loss > 0, "it must be above 0"),
         ):
             if not holds:
@@ -123,7 +122,7 @@ class Grid:
 
     def config(self, **known: Any) -> Config:
         """What train.Run has to know of a run."""
-        same = ("dataset", "epochs", "batch_size", "momentum", "weight_decay", "warmup", "augment", "threads")
+        same = ("dataset", "epochs", "batch_size", "momentum", "weight_decay", "warmup", "augment", "images", "threads")
         return Config(**{name: getattr(self, name) for name in same}, split="validation", device="cpu", **known)
 
     def rows(self, only: Sequence[str] = ()) -> list[Row]:
@@ -219,8 +218,8 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
 class Trial(Run):
     """A run of the grid, which writes nothing, keeps every step's loss, and ends where one is no number."""
 
-    def __init__(self, config: Config, data: ImageData, model: nn.Module, images: int | None) -> None:
-        self._begin(config, data.validation(), model, images)
+    def __init__(self, config: Config, data: ImageData, model: nn.Module) -> None:
+        self._begin(config, data.validation(), model)
         self.tested = data
         self.losses: list[float] = []
 
@@ -263,7 +262,7 @@ def measure(grid: Grid, row: Row, data_dir: Path) -> Row:
         model, keep_ratio = network(row, data.train_images.shape[1:])
     except (inits.UnavailableError, ValueError) as error:
         return row | NOWHERE | {"note": " ".join(str(error).split())}
-    trial = Trial(grid.config(lr=row["lr"], seed=row["seed"]), data, model, grid.images)
+    trial = Trial(grid.config(lr=row["lr"], seed=row["seed"]), data, model)
     row |= {"parameters": numel(model), "keep_ratio": round(keep_ratio, 4), "diverged": True}
     start = time.perf_counter()
     torch.set_flush_denormal(True)  # or a run whose signals vanish takes minutes

@@ -12,7 +12,7 @@ import struct
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,53 @@ SPLIT_SEED = 0  # of the digits' test images, and of every validation split
 
 class DataError(Exception):
     """Files that are missing, or not as they should be; the message is one sentence."""
+
+
+def draws(*key: int) -> torch.Generator:
+    """A generator for one purpose, told by non-negative numbers: seed, epoch, step...
+
+    What is random in a run depends on where the run is and on nothing before. So it can go on from any step, and on
+    any number of processes.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of every batch that is one process' own.
+
+    Attributes:
+        rank: number of the process.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, items: Tensor) -> Tensor:
+        """Every ``world``-th item."""
+        return items[self.rank :: self.world]
+
+
+class Batches(NamedTuple):
+    """What is trained on in one epoch.
+
+    Attributes:
+        size: images in a batch, of all processes together.
+        start, stop: the first step, and the one after the last.
+        seed: of the run.
+        epoch: from 1.
+        augment: change the images at random.
+        part: what of it is wanted here.
+    """
+
+    size: int
+    start: int
+    stop: int
+    seed: int
+    epoch: int
+    augment: bool
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -79,18 +126,58 @@ class ImageData:
         mean, std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
         return lambda images: (images - mean) / std
 
-    def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Training images, each shifted and mirrored as the generator says."""
+    def augment(self, images: Tensor, moves: Tensor) -> Tensor:
+        """Training images, each shifted and mirrored as its row of moves says."""
         count, _, height, width = images.shape
+        row, column, mirrored = moves.to(images.device).unbind(1)
         if self.shift:
             padded = F.pad(images, (self.shift,) * 4)
             crops = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, c, row, column, height, width), a view
-            row, column = torch.randint(2 * self.shift + 1, (2, count), generator=generator).to(images.device)
             images = crops[torch.arange(count, device=images.device), :, row, column]
         if self.flip:
-            mirrored = torch.randint(2, (count, 1, 1, 1), generator=generator).to(images.device)
-            images = torch.where(mirrored == 1, images.flip(3), images)
+            images = torch.where(mirrored.view(-1, 1, 1, 1) == 1, images.flip(3), images)
         return images
+
+    def moves(self, count: int, generator: torch.Generator) -> Tensor:
+        """Where the crop of each of so many images begins, and whether it is mirrored: shape (count, 3)."""
+        starts = torch.randint(2 * self.shift + 1, (count, 2), generator=generator)
+        return torch.cat([starts, torch.randint(2, (count, 1), generator=generator)], 1)
+
+    def training(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of an epoch, in an order of its own, batch by batch."""
+        order = torch.randperm(len(self.train_labels), generator=draws(batches.seed, batches.epoch))
+        for step in range(batches.start, batches.stop):
+            batch = order[step * batches.size : (step + 1) * batches.size]
+            own = batches.part.of(batch).to(self.train_labels.device)
+            images = self.train_images[own]
+            if batches.augment:
+                moves = self.moves(len(batch), draws(batches.seed, batches.epoch, step))
+                images = self.augment(images, batches.part.of(moves))
+            yield images, self.train_labels[own]
+
+    def evaluation(self, size: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+        """Test images and labels, in batches of this size at most."""
+        yield from zip(part.of(self.test_images).split(size), part.of(self.test_labels).split(size), strict=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.train_images.device
+
+    @property
+    def count(self) -> int:
+        """Training images."""
+        return len(self.train_labels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.train_images.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return NUM_CLASSES
 
 
 def load(name: str, data_dir: Path, download: bool = False) -> ImageData:

@@ -6,29 +6,42 @@ Several presets are the arms of a comparison, and with --seeds each arm runs onc
         --results benchmarks/results/digits.csv
 
 Every other flag overrides the presets. Accuracy is that of the last epoch: none is picked by looking at test images.
+
+On several processes the same command runs under a launcher, with the same losses but for rounding:
+
+    torchrun --nproc-per-node 8 benchmarks/train.py --config configs/cifar10-tr.yaml
+
+Each takes its part of every batch; batch_size is of all together. With --shard they share the parameters out too. The
+first process writes, and reads the checkpoint for all. A run that was killed goes on from its last checkpoint with
+--resume, to the same numbers as if it had not been.
 """
 
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+import engine
+import large
 import tnlayers
 from atomic import replacing
 from config import Config, ConfigError
-from data import NUM_CLASSES, DataError, ImageData, load
+from data import Batches, DataError, ImageData, Part, draws, load
 from provenance import provenance, write_csv
 
 REPORT_EVERY = 10  # steps; each report waits for the device
@@ -80,7 +93,10 @@ def size(model: nn.Module) -> dict[str, float]:
     """Parameters, what they would be with dense convolutions, and the keep ratio of the convolutions together."""
     parameters = numel(model)
     cores = sum(numel(conv) for conv in convolutions(model))
-    kernels = sum(conv.weight.numel() for conv in convolutions(model))  # no convolution has a bias
+    kernels = sum(  # no convolution has a bias
+        conv.network.dense_params if isinstance(conv, tnlayers.TensorLayer) else conv.weight.numel()
+        for conv in convolutions(model)
+    )
     return {
         "parameters": parameters,
         "dense_parameters": parameters - cores + kernels,
@@ -100,7 +116,7 @@ def _device(name: str) -> torch.device:
 
 
 class Run:
-    """A training run, one epoch at a time, with a checkpoint after each.
+    """A training run, one epoch at a time, with checkpoints to go on from.
 
     Args:
         config: what to run.
@@ -113,40 +129,82 @@ class Run:
     def __init__(self, config: Config) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        if config.tensorboard:
+            tensorboard()
         torch.backends.cudnn.deterministic = True
         device = _device(config.device)
-        data = load(config.dataset, config.data_dir, config.download)
-        data = (data if config.split == "test" else data.validation()).to(device)
-        self._begin(config, data, config.network(data.train_images.shape[1], NUM_CLASSES).to(device))
-        if config.resume and self.checkpoint.exists():
+        processes = engine.processes(device.type == "cpu")
+        device = processes.device if processes.num_processes > 1 else device
+        data = read_data(config).to(device)
+        self._begin(config, data, config.network(data.channels, data.num_classes).to(device))
+        if config.resume:
             self._restore()
 
     def _begin(
         self,
         config: Config,
-        data: ImageData,
+        data: Any,
         model: nn.Module,
-        images: int | None = None,
         groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        """Everything at its beginning: so many images per epoch, all if not given, and groups for the optimizer."""
-        self.config, self.data, self.model, self.device = config, data, model, data.test_images.device
+        """Everything at its beginning, with groups for the optimizer: all that has two axes decays if none are told."""
+        self.config, self.data, self.device = config, data, data.device
+        self.processes = engine.processes(self.device.type == "cpu")
+        self.part = Part(self.processes.process_index, self.processes.num_processes)
         self.normalise = data.normaliser()
-        count = min(images or len(data.train_labels), len(data.train_labels))
+        count = min(config.images or data.count, data.count)
         self.batch_size = min(config.batch_size, count)
+        if self.batch_size % self.part.world:
+            raise ConfigError(
+                f"batch_size is {self.batch_size}, but {self.part.world} processes need a multiple of their number"
+            )
         self.steps = count // self.batch_size  # per epoch; which images are left over changes from epoch to epoch
+        self._place(model)
         if groups is None:
-            matrices = [p for p in model.parameters() if p.ndim > 1]
-            vectors = [p for p in model.parameters() if p.ndim <= 1]  # normalisation and biases
+            matrices = [p for p in self.model.parameters() if p.ndim > 1]
+            vectors = [p for p in self.model.parameters() if p.ndim <= 1]  # normalisation and biases
             groups = [
                 {"params": matrices, "weight_decay": config.weight_decay},
                 {"params": vectors, "weight_decay": 0.0},
             ]
-        self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        # All that is random after the initialisation: the order of the images and their augmentation.
-        self.generator = torch.Generator().manual_seed(config.seed)
+        if config.optimizer == "sgd":
+            sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
+            self.optimizer: torch.optim.Optimizer = sgd
+        else:
+            self.optimizer = torch.optim.AdamW(groups, config.lr, (config.momentum, 0.999))
+        self.scheduler = self._schedule()
+        self.scaled = self.processes.prepare_optimizer(self.optimizer)  # for half precision, if Accelerate has it on
+        self.average = engine.Average(self.model, config.ema) if config.ema else None
         self.history: list[dict[str, Any]] = []
+        self._start_epoch()
+
+    def _place(self, model: nn.Module) -> None:
+        """The model as it is, and as it is trained: with the other processes, in its layout of memory, compiled."""
+        self.image_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        for conv in model.modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.to(memory_format=self.image_format)
+        if self.part.world > 1 and self.config.sync_norm:
+            model = engine.synced(model, self.device)
+        if self.config.compile:
+            model.compile()
+        self.model = self.trained = model
+        if self.config.shard:
+            if self.part.world == 1:
+                raise ConfigError("shard is True, but there is one process: start several, as with torchrun")
+            engine.sharded(model)
+        elif self.part.world > 1:
+            self.trained = self.processes.prepare_model(model)
+
+    def _schedule(self) -> Any:
+        steps = self.config.epochs * self.steps
+        if self.config.schedule == "cosine":
+            return torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        rates, momentum = [group["lr"] for group in self.optimizer.param_groups], self.config.momentum
+        return torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, rates, steps + 1, pct_start=max(self.config.warmup, 2 / (steps + 1)),
+            base_momentum=0.85 / 0.95 * momentum, max_momentum=momentum,
+        )  # fmt: skip
 
     @property
     def checkpoint(self) -> Path:
@@ -159,12 +217,17 @@ class Run:
         return self.config.epochs * self.steps * self.batch_size
 
     @property
+    def images_done(self) -> int:
+        """Images trained on so far."""
+        return (len(self.history) * self.steps + self.step) * self.batch_size
+
+    @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
         return len(self.history) == self.config.epochs
 
     def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
-        """Train for one epoch, evaluate, write metrics.csv and the checkpoint.
+        """Train for one epoch, or for what is left of it, evaluate, write metrics.csv and the checkpoint.
 
         Args:
             report: called now and then with advance= (images), epoch=, and this epoch's training loss= and accuracy=.
@@ -172,8 +235,7 @@ class Run:
         Raises:
             RunError: the loss is no longer a number.
         """
-        start = time.perf_counter()
-        lr = self.scheduler.get_last_lr()[0]
+        lr = self.lr
         train_loss, train_accuracy = self._train_epoch(report)
         loss, accuracy = self._evaluate()
         self.history.append(
@@ -184,11 +246,16 @@ class Run:
                 "train_accuracy": train_accuracy,
                 "loss": loss,
                 "accuracy": accuracy,
-                "seconds": round(time.perf_counter() - start, 2),
+                "seconds": round(time.perf_counter() - self.started, 2),
+                "precision": "bf16" if self.config.amp else self.processes.mixed_precision,
+                "processes": self.part.world,
                 **provenance(self.config.device),
             }
         )
-        write_csv(self.config.directory / "metrics.csv", self.history)
+        if self.processes.is_main_process:
+            write_csv(self.config.directory / "metrics.csv", self.history)
+            if self.config.tensorboard:
+                self._tensorboard()
         self._save()
 
     def finish(self, report: Callable[..., Any] = lambda **_: None) -> Result:
@@ -197,46 +264,118 @@ class Run:
             self.epoch(report)
         return Result(self.config, self.model, self.history)
 
+    def _start_epoch(self) -> None:
+        self.step, self.seconds, self.lr = 0, 0.0, self.scheduler.get_last_lr()[0]
+        self.sums = torch.zeros(
+            2, dtype=torch.float64, device=self.device
+        )  # of the losses and of the right answers, in this process
+
     def _train_epoch(self, report: Callable[..., Any]) -> tuple[float, float]:
+        self.started = time.perf_counter() - self.seconds
         self.model.train()
-        epoch, reported = len(self.history) + 1, 0
-        total, correct = (torch.zeros((), device=self.device) for _ in range(2))
-        order = torch.randperm(len(self.data.train_labels), generator=self.generator)
-        batches = order.to(self.device).split(self.batch_size)[: self.steps]
-        for step, batch in enumerate(batches, start=1):
-            images, labels = self.data.train_images[batch], self.data.train_labels[batch]
-            if self.config.augment:
-                images = self.data.augment(images, self.generator)
-            logits = self._logits(images)
-            loss = self._loss(images, logits, labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+        epoch, reported, config = len(self.history) + 1, self.step, self.config
+        batches = Batches(self.batch_size, self.step, self.steps, config.seed, epoch, config.augment, self.part)
+        for images, labels in self.data.training(batches):
+            self.image_shape = images.shape[1:]
+            mixed, targets = self._mix(images, labels, epoch)
+            logits = self._logits(mixed, self.trained)
+            loss = self._loss(mixed, logits, targets)
+            self.scaled.zero_grad()
+            self.processes.backward(loss)
+            if config.clip is not None:
+                self.processes.clip_grad_norm_(self.model.parameters(), config.clip)
+            self.scaled.step()
             self.scheduler.step()
-            total += loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
-            if step % REPORT_EVERY == 0 or step == self.steps:
-                mean_loss, accuracy = total.item() / step, correct.item() / (step * self.batch_size)
+            if self.average:
+                self.average.update()
+            correct = (logits.detach().argmax(1) == labels).sum()
+            self.sums += torch.stack([loss.detach() * len(labels), correct]).to(self.sums)
+            self.step += 1
+            saving = config.save_every and self.step % config.save_every == 0 and self.step < self.steps
+            if self.step % REPORT_EVERY == 0 or self.step == self.steps or saving:
+                mean_loss, accuracy = (self._total(self.sums) / (self.step * self.batch_size)).tolist()
                 if not math.isfinite(mean_loss):
-                    raise RunError(f"{self.config.arm}: the loss is {mean_loss} in epoch {epoch}: try a smaller --lr")
-                report(advance=(step - reported) * self.batch_size, epoch=epoch, loss=mean_loss, accuracy=accuracy)
-                reported = step
+                    raise self._lost(f"the loss is {mean_loss} in epoch {epoch}")
+                done = (self.step - reported) * self.batch_size
+                report(advance=done, epoch=epoch, loss=mean_loss, accuracy=accuracy)
+                reported = self.step
+            if saving:
+                self.seconds = time.perf_counter() - self.started
+                self._save()
+        self._start_epoch()
         return mean_loss, accuracy
 
-    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+    def _lost(self, what: str) -> RunError:
+        there = "there is no checkpoint yet"
+        if self.saved:
+            there = f"the last good checkpoint is {self.checkpoint}, after {self.saved}"
+        return RunError(f"{self.config.arm}: {what}: try a smaller --lr; {there}")
 
-    @torch.inference_mode()
+    def _total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        total: Tensor = self.processes.reduce(values, "sum") if self.part.world > 1 else values
+        return total
+
+    def _mix(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Images with boxes of others (CutMix), and the shares of the labels; or both as they are."""
+        if not self.config.cutmix:
+            return images, labels
+        generator = draws(self.config.seed, epoch, self.step, 1)
+        wanted, keep, down, right = torch.rand(4, generator=generator).tolist()
+        if wanted >= self.config.cutmix:
+            return images, labels
+        sizes = [round(math.sqrt(1 - keep) * size) for size in images.shape[2:]]
+        top, left = (
+            round(a * size) - b // 2 for a, size, b in zip((down, right), images.shape[2:], sizes, strict=True)
+        )
+        box = (..., slice(max(0, top), max(0, top + sizes[0])), slice(max(0, left), max(0, left + sizes[1])))
+        images, others = images.clone(), images.roll(1, 0)  # the order of a batch is random
+        images[box] = others[box]
+        share = images[box].shape[2:].numel() / images.shape[2:].numel()
+        one, other = (F.one_hot(which, self.data.num_classes).float() for which in (labels, labels.roll(1)))
+        return images, (1 - share) * one + share * other
+
+    def _loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+
     def _evaluate(self) -> tuple[float, float]:
         self.model.eval()
-        images, labels = self.data.test_images, self.data.test_labels
-        logits = torch.cat([self._logits(batch) for batch in images.split(EVALUATION_BATCH)])
-        return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
+        size = EVALUATION_BATCH if isinstance(self.data, ImageData) else self.batch_size // self.part.world
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        inference = torch.no_grad() if self.config.shard else torch.inference_mode()
+        with self.average.applied() if self.average else nullcontext(), inference:
+            for images, labels in self._in_step(self.data.evaluation(size, self.part)):
+                logits = self._logits(images, self.model)[: len(labels)]
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels))]).to(sums)
+        loss, correct, count = self._total(sums).tolist()
+        return loss / count, correct / count
 
-    def _logits(self, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
-            logits: Tensor = self.model(self.normalise(images))
+    def _in_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches; where parameters are sharded, as many as any process has, because all must gather them."""
+        if not self.config.shard:
+            yield from batches
+            return
+        while True:
+            batch = next(batches, None)
+            if not self._total(torch.tensor(float(batch is not None), device=self.device)):
+                return
+            blank = torch.zeros(1, *self.image_shape, device=self.device)
+            yield (blank, torch.zeros(0, dtype=torch.int64, device=self.device)) if batch is None else batch
+
+    def _logits(self, images: Tensor, model: nn.Module) -> Tensor:
+        images = self.normalise(images).contiguous(memory_format=self.image_format)
+        with self._precision():
+            logits: Tensor = model(images)
         return logits.float()
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(self.processes.autocast())  # if Accelerate has it on
+            if self.config.amp:
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            yield
 
     def _lr_factor(self, step: int) -> float:
         """Share of the learning rate: up along a line, down along half a cosine."""
@@ -246,21 +385,58 @@ class Run:
             return (step + 1) / warmup
         return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
+    saved = ""  # after what the last checkpoint was made
+
     def _save(self) -> None:
-        state = {
+        """Write the checkpoint, whole or not at all; never one of a network that is lost."""
+        finite = torch.stack([engine.full(p).isfinite().all() for p in self.model.parameters()]).all()
+        if not finite:
+            raise self._lost(f"a weight is no number in epoch {len(self.history) + bool(self.step)}")
+        sums = self._total(self.sums).cpu()
+        state = engine.save(self.model, self.optimizer) | {
+            "average": self.average.state() if self.average else None,
             "config": self.config.experiment,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
             "history": self.history,
+            "step": self.step,
+            "sums": sums,
+            "seconds": self.seconds,
+            "lr": self.lr,
         }
-        with replacing(self.checkpoint) as file:
-            torch.save(state, file)
+        if self.processes.is_main_process:
+            with replacing(self.checkpoint) as file:
+                torch.save(state, file)
+        self.processes.wait_for_everyone()
+        self.saved = f"epoch {len(self.history)}" + (f" and {self.step} steps" if self.step else "")
 
     def _restore(self) -> None:
+        found: list[Any] = [None]
+        if self.processes.is_main_process:
+            try:
+                found = [self._read_checkpoint()]
+            except RunError as error:  # which all processes are to raise
+                found = [error]
+        state = broadcast_object_list(found)[0]
+        if isinstance(state, RunError):
+            raise state
+        if state is None:
+            return
+        engine.restore(self.model, self.optimizer, state)
+        if self.average:
+            self.average.restore(state["average"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.history, self.step, self.seconds, self.lr = (state[name] for name in ("history", "step", "seconds", "lr"))
+        self.sums = (state["sums"] if self.processes.is_main_process else torch.zeros(2)).to(self.sums)
+        self.saved = f"epoch {len(self.history)}"
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint, if there is one."""
+        for half in self.checkpoint.parent.glob(f".{self.checkpoint.name}.*"):
+            half.unlink()  # what a run left that was killed while it wrote
+        if not self.checkpoint.exists():
+            return None
         try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             theirs = state["config"]
         except Exception as error:  # a damaged file can raise anything
             raise RunError(f"{self.checkpoint} is not a checkpoint of this script: {error}") from error
@@ -270,11 +446,40 @@ class Run:
                     f"{self.checkpoint} was made with {name} {theirs.get(name)}, but this run has {name} {value}: "
                     f"go on with {name} {theirs.get(name)}, or start anew without --resume"
                 )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.generator.set_state(state["generator"].cpu())
-        self.history = state["history"]
+        return state
+
+    def _tensorboard(self) -> None:
+        with tensorboard().SummaryWriter(self.config.directory) as writer:
+            for name, value in self.history[-1].items():
+                if isinstance(value, int | float) and name != "epoch":
+                    writer.add_scalar(name, value, self.history[-1]["epoch"])
+
+
+def tensorboard() -> Any:
+    """The writer for TensorBoard.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module("torch.utils.tensorboard")
+    except ImportError as error:
+        raise ConfigError("tensorboard is True, but it is not installed: pip install tensorboard") from error
+
+
+def read_data(config: Config) -> Any:
+    """The data set of a run.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    if config.dataset in large.DATASETS:
+        needs = {"webdataset": ("images", "classes")}.get(config.dataset, ())
+        sizes = {name: getattr(config, name) for name in ("image_size", "workers", *needs)}
+        data: Any = large.DATASETS[config.dataset](config.data_dir, **sizes)
+    else:
+        data = load(config.dataset, config.data_dir, config.download)
+    return data if config.split == "test" else data.validation()
 
 
 def train(config: Config, report: Callable[..., Any] = lambda **_: None) -> Result:
@@ -298,7 +503,7 @@ class _Speed(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} img/s", style="progress.data.speed")
 
 
-def progress_bars(console: Console) -> Progress:
+def progress_bars(console: Console, disable: bool = False) -> Progress:
     """A bar per run, with epoch, training loss and accuracy, images per second, and the time that remains."""
     return Progress(
         TextColumn("{task.description}"),
@@ -308,13 +513,14 @@ def progress_bars(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         expand=True,
+        disable=disable,
     )
 
 
 def progress_bar(progress: Progress, run: Run) -> Callable[..., None]:
     """A new bar for a run; what is returned is to be its report function."""
-    done = run.images * len(run.history) // run.config.epochs
-    task = progress.add_task(f"{run.config.arm} seed {run.config.seed}", total=run.images, completed=done, status="")
+    name = f"{run.config.arm} seed {run.config.seed}"
+    task = progress.add_task(name, total=run.images, completed=run.images_done, status="")
 
     def report(advance: int, epoch: int, loss: float, accuracy: float) -> None:
         progress.update(task, advance=advance, status=f"epoch {epoch:2d}  loss {loss:.3f}  acc {accuracy:6.1%}")
@@ -388,18 +594,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands = parse(arguments)
         check_distinct(commands)
-        with progress_bars(console) as progress:
+        first = commands[0].run
+        main_process = engine.processes(first.device == "cpu").is_main_process
+        with progress_bars(console, disable=not main_process) as progress:
             for command in commands:
                 for seed in command.seeds or (command.run.seed,):
                     run = Run(replace(command.run, seed=seed))
                     results.append(run.finish(progress_bar(progress, run)))
-                    if command.results:
+                    if command.results and main_process:
                         write_csv(command.results, [result.row for result in results])
-        console.print(table(results))
+        if main_process:
+            console.print(table(results))
     except (ConfigError, DataError, RunError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: --resume goes on from the last complete epoch")
+        sys.exit("interrupted: --resume goes on from the last checkpoint")
+    finally:
+        engine.leave()
 
 
 if __name__ == "__main__":

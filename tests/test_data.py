@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import data
-from data import DataError, Download, ImageData, fetch, load, read_cifar10, read_idx
+from data import Batches, DataError, Download, ImageData, Part, fetch, load, read_cifar10, read_idx
 
 CIFAR_ROW = 3 * 32 * 32
 
@@ -132,16 +132,35 @@ def test_an_augmented_image_is_a_shifted_perhaps_mirrored_copy():
     padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
     shifts = [padded[row : row + 4, column : column + 4] for row in range(3) for column in range(3)]
     possible = {tuple(image.flatten().tolist()) for shift in shifts for image in (shift, shift.flip(1))}
-    augmented = ImageData(images, images, images, images, shift=1, flip=True).augment(images, torch.Generator())
+    some = ImageData(images, images, images, images, shift=1, flip=True)
+    augmented = some.augment(images, some.moves(200, torch.Generator()))
     assert {tuple(image.flatten().tolist()) for image in augmented} == possible  # each of 18, in 200 draws
 
 
-def test_augmentation_follows_its_generator():
-    images = torch.randint(256, (30, 3, 8, 8), dtype=torch.uint8)
-    some = ImageData(images, images, images, images, shift=2, flip=True)
-    draws = [some.augment(images, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
+def epoch(some, seed=3, number=1, start=0, part=Part()):  # noqa: B008 - it is frozen
+    return [*some.training(Batches(10, start, 3, seed, number, True, part))]
+
+
+def test_an_epoch_goes_on_from_any_step_and_is_shared_by_processes():
+    images = torch.randint(256, (35, 3, 8, 8), dtype=torch.uint8)
+    some = ImageData(images, torch.arange(35), images, torch.arange(35), shift=2, flip=True)
+    whole = epoch(some)
+    assert {len(labels) for _, labels in whole} == {10}
+    assert len(torch.cat([labels for _, labels in whole]).unique()) == 30
+    for ours, theirs in zip(epoch(some, start=1), whole[1:], strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    for rank in range(2):
+        for ours, theirs in zip(epoch(some, part=Part(rank, 2)), whole, strict=True):
+            assert all(torch.equal(own, every[rank::2]) for own, every in zip(ours, theirs, strict=True))
+    for other in (epoch(some, seed=4), epoch(some, number=2)):
+        assert not torch.equal(other[0][1], whole[0][1])
+
+
+def test_every_test_image_is_evaluated_by_one_process():
+    images = torch.randint(256, (35, 3, 8, 8), dtype=torch.uint8)
+    some = ImageData(images, torch.arange(35), images, torch.arange(35), shift=2, flip=True)
+    seen = torch.cat([labels for rank in range(3) for _, labels in some.evaluation(5, Part(rank, 3))])
+    assert seen.sort()[0].tolist() == [*range(35)]
 
 
 # ----------------------------------------------------------------------------------------------------- Fashion-MNIST

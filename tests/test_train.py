@@ -1,7 +1,9 @@
 """The training job: repeatable, resumable to the same numbers, honest files, one sentence per mistake."""
 
 import csv
+import itertools
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,12 +58,39 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(("conv", "rank"), [("dense", None), ("tr", 0.2)])
-def test_a_resumed_run_ends_with_the_same_numbers(config, conv, rank):
-    config = replace(config, conv=conv, rank=rank)
+def stop(run, step):
+    """Break a run off in its so many-th step from now."""
+    steps = itertools.count(1)
+    loss = run._loss
+
+    def broken(*args):
+        if next(steps) == step:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    run._loss = broken
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+
+
+@pytest.mark.parametrize("step", [3, 4, 8, 10])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"conv": "tr", "rank": 0.2, "amp": True, "ema": 0.9, "channels_last": True},
+        {"optimizer": "adamw", "schedule": "one-cycle", "cutmix": 0.5, "clip": 1.0, "label_smoothing": 0.1},
+    ],
+    ids=["plain", "average", "adamw"],
+)
+def test_a_resumed_run_ends_with_the_same_numbers(config, options, step):
+    config = replace(config, batch_size=9, **options)  # 4 steps per epoch
     whole = train.train(config)
-    Run(replace(config, out=config.out / "stopped")).epoch()
-    resumed = train.train(replace(config, out=config.out / "stopped", resume=True))
+    stopped = replace(config, out=config.out / "stopped", save_every=2)
+    stop(Run(stopped), step)
+    resumed = Run(replace(stopped, resume=True))
+    assert resumed.images_done == 9 * ((step - 1) // 2 * 2)
+    resumed = resumed.finish()
     assert numbers(resumed) == numbers(whole)
     weights = resumed.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in whole.model.state_dict().items())
@@ -125,9 +154,28 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(config, monkeypatch):
 def test_a_loss_that_is_no_number_stops_the_run(config):
     run = Run(config)
     run.model.linear.bias.data[0] = float("nan")
-    with pytest.raises(RunError, match=r"dense: the loss is nan in epoch 1: try a smaller --lr"):
+    with pytest.raises(
+        RunError, match=r"dense: the loss is nan in epoch 1: try a smaller --lr; there is no checkpoint"
+    ):
         run.epoch()
     assert not run.checkpoint.exists()
+
+
+def test_a_lost_network_is_never_saved(config):
+    run = Run(config)
+    run.epoch()
+    good = run.checkpoint.read_bytes()
+    evaluate = run._evaluate
+
+    def poison():  # what the last step of an epoch may do, behind the last loss
+        run.model.linear.bias.data[0] = float("inf")
+        return evaluate()
+
+    run._evaluate = poison
+    sentence = r"dense: a weight is no number in epoch 2: .*last good checkpoint is .*checkpoint\.pt, after epoch 1"
+    with pytest.raises(RunError, match=sentence):
+        run.epoch()
+    assert run.checkpoint.read_bytes() == good
 
 
 def test_the_learning_rate_rises_along_a_line_and_falls_along_a_cosine(config):
@@ -138,6 +186,103 @@ def test_the_learning_rate_rises_along_a_line_and_falls_along_a_cosine(config):
     assert factors[12] == pytest.approx(0.5)
     assert factors[20] == pytest.approx(0, abs=1e-15)
     assert run.scheduler.get_last_lr() == [0.5, 0.5]
+
+
+def test_one_cycle_rises_to_the_rate_and_falls_below_where_it_began(config):
+    run = Run(replace(config, schedule="one-cycle", epochs=10, warmup=0.3, lr=2.0))
+    rates = [run.scheduler.get_last_lr()[0]]
+    for _ in range(20):
+        run.optimizer.step()
+        run.scheduler.step()
+        rates.append(run.scheduler.get_last_lr()[0])
+    peak = max(range(21), key=lambda step: rates[step])
+    assert peak in (5, 6)  # 0.3 x 20 steps, rounded by torch
+    assert rates[peak] == pytest.approx(2, rel=0.02)
+    assert rates[0] == pytest.approx(2 / 25)
+    assert rates[-1] < rates[0] / 1000
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_clipped_step_is_no_longer_than_allowed(config, optimizer):
+    run = Run(replace(config, clip=1e-3, momentum=0.0, weight_decay=0.0, warmup=0.0, optimizer=optimizer, epochs=1))
+    norms = []
+    run.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.stack([p.grad.norm() for p in run.model.parameters()]).norm().item())
+    )
+    run.epoch()
+    assert norms == pytest.approx([1e-3] * run.steps, rel=1e-3)
+
+
+def test_the_average_is_what_is_evaluated_and_not_what_is_trained(config):
+    averaged, plain = (Run(replace(config, ema=ema, out=config.out / str(ema))) for ema in (0.5, None))
+    expected = {name: p.detach().clone() for name, p in plain.model.named_parameters()}
+
+    def follow(*_):
+        for name, p in plain.model.named_parameters():
+            expected[name] = (expected[name] + p.detach()) / 2
+
+    plain.optimizer.register_step_post_hook(follow)
+    for run in (averaged, plain):
+        run.epoch()
+    for (name, ours), theirs in zip(averaged.model.named_parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(averaged.average.values[name], expected[name])
+    assert averaged.history[0]["loss"] != plain.history[0]["loss"]
+    assert averaged.history[0]["train_loss"] == plain.history[0]["train_loss"]
+
+
+def test_cutmix_takes_a_box_and_as_much_of_the_label_from_the_image_before(config):
+    run = Run(replace(config, cutmix=1.0))
+    images = torch.arange(6).view(6, 1, 1, 1).expand(6, 1, 8, 8).to(torch.uint8)
+    labels = torch.arange(6)
+    shares = set()
+    for run.step in range(30):
+        mixed, targets = run._mix(images, labels, 1)
+        taken = mixed != images
+        assert torch.equal(mixed[taken], images.roll(1, 0)[taken])
+        share = taken[1].float().mean().item()
+        for label, target in enumerate(targets):
+            assert target[label].item() == pytest.approx(1 - share)
+            assert target[(label - 1) % 6].item() == pytest.approx(share)
+            assert target.sum().item() == pytest.approx(1)
+        rows, columns = (taken[0, 0].any(dim).sum().item() for dim in (1, 0))
+        assert taken[0].sum().item() == rows * columns
+        shares.add(share)
+    assert len(shares) > 10
+    assert torch.equal(images[:, 0, 0, 0], labels)
+
+
+def test_cutmix_mixes_the_share_of_the_batches_that_is_asked_for(config):
+    run = Run(replace(config, cutmix=0.25))
+    images, labels = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    mixed = 0
+    for run.step in range(400):
+        mixed += run._mix(images, labels, 1)[1].ndim == 2
+    assert abs(mixed - 100) < 4.4 * (400 * 0.25 * 0.75) ** 0.5  # one in 10^5
+
+
+@pytest.mark.parametrize(
+    "options", [{"channels_last": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)], ids=str
+)
+def test_how_it_is_computed_changes_no_more_than_rounding(config, options):
+    config = replace(config, conv="tucker", epochs=1, lr=0.001)
+    plain, other = (train.train(replace(config, out=config.out / str(o), **o)).history[0] for o in ({}, options))
+    assert other["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
+
+
+def test_tensorboard_gets_the_metrics_or_is_told_missing(config, monkeypatch):
+    event_file = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    train.train(replace(config, tensorboard=True, epochs=2))
+    found = [
+        (value.tag, event.step)
+        for path in sorted(config.directory.glob("events.*"))
+        for event in event_file.EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    ]
+    assert {("train_loss", 1), ("accuracy", 2)} <= {*found}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="tensorboard is True, but it is not installed: pip install tensorboard"):
+        Run(replace(config, tensorboard=True))
 
 
 def test_only_what_has_two_axes_or_more_decays(config):
@@ -247,7 +392,7 @@ def test_every_preset_states_only_what_differs(path):
         ("epochs: 1.5", "epochs is 1.5, but int is accepted"),
         ("epochs: true", "epochs is True, but int is accepted"),
         ("augment: 1", "augment is 1, but bool is accepted"),
-        ("dataset: mnist", r"dataset is 'mnist', but Literal\['digits', 'fashion-mnist', 'cifar10'\] is accepted"),
+        ("dataset: mnist", r"dataset is 'mnist', but Literal\['digits', 'fashion-mnist', 'cifar10', 'image"),
         ("rank: [4, x]", r"rank is \[4, 'x'\], but int \| float \| tuple\[int, \.\.\.\] \| None is accepted"),
         ("epochs: 0", "epochs is 0, but it must be at least 1"),
         ("lr: .nan", "lr is nan, but it must be above 0"),

@@ -1,0 +1,121 @@
+"""One script on one process, on several, and killed at any time: the same numbers."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+# A rate at which rounding is not amplified: at 0.2 the losses of the second epoch differ by 0.5 %.
+FLAGS = [
+    "--conv", "tr", "--rank", "0.2", "--lr", "0.01", "--epochs", "2", "--images", "160", "--batch-size", "32",
+    "--device", "cpu", "--threads", "1",
+]  # fmt: skip
+NUMBERS = ("epoch", "lr", "train_loss", "train_accuracy", "loss", "accuracy")
+KILLED = """
+import os, signal, sys
+import torch, train
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def in_step(run, *args):
+    in_step.left -= 1
+    if not in_step.left:
+        kill()
+    return loss(run, *args)
+
+def in_write(state, file):
+    in_write.left -= 1
+    if not in_write.left:
+        save(state, "half")
+        content = open("half", "rb").read()
+        file.write(content[: len(content) // 2])
+        file.flush()
+        kill()
+    save(state, file)
+
+loss, save = train.Run._loss, torch.save
+in_step.left, in_write.left = int(sys.argv[1]), int(sys.argv[2])
+train.Run._loss, torch.save = in_step, in_write
+train.main(sys.argv[3:])
+"""
+
+
+def environment():
+    """Variables of a launcher would make a process wait for others."""
+    keep = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    return keep | {"PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"}
+
+
+def run(*command, cwd, code=0):
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def launch(*flags, cwd, code=0):
+    """On two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return run(*launcher, str(BENCHMARKS / "train.py"), *FLAGS, *flags, cwd=cwd, code=code)
+
+
+def metrics(root):
+    (path,) = root.glob("runs/*/metrics.csv")
+    with path.open(newline="") as file:
+        return [{name: float(row[name]) for name in NUMBERS} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What one process that nobody stops comes to."""
+    root = tmp_path_factory.mktemp("whole")
+    run(str(BENCHMARKS / "train.py"), *FLAGS, cwd=root)
+    return metrics(root)
+
+
+@pytest.mark.parametrize("flags", [(), ("--shard",)], ids=["copies", "shards"])
+def test_two_processes_come_to_the_same_losses_as_one(tmp_path, whole, flags):
+    out = launch(*flags, cwd=tmp_path)
+    assert out.count("accuracy on the test images") == 1  # the first process alone tells
+    assert len(whole) == 2
+    for ours, theirs in zip(metrics(tmp_path), whole, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_told(tmp_path):
+    out = launch("--batch-size", "31", cwd=tmp_path, code=1)
+    assert "error: batch_size is 31, but 2 processes need a multiple of their number" in out
+
+
+@pytest.mark.parametrize(("step", "write"), [(4, 99), (9, 99), (99, 1), (99, 2), (99, 3)])
+def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, whole, step, write):
+    """Five steps an epoch, and a checkpoint after 2, 4, 5, 7, 9 and 10: the writes."""
+    flags = [*FLAGS, "--save-every", "2"]
+    run("-c", KILLED, str(step), str(write), *flags, cwd=tmp_path, code=-signal.SIGKILL)
+    (directory,) = tmp_path.glob("runs/*")
+    halves = [path for path in directory.iterdir() if path.name.startswith(".checkpoint.pt.")]
+    assert len(halves) == (write < 99)
+    run(str(BENCHMARKS / "train.py"), *flags, "--resume", cwd=tmp_path)
+    assert metrics(tmp_path) == whole
+    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "metrics.csv"]
+
+
+def test_what_many_processes_saved_one_goes_on_from(tmp_path, whole):
+    """And the other way round."""
+    for first, then in (("many", "one"), ("one", "many")):
+        root = tmp_path / first
+        root.mkdir()
+        for who, flags in ((first, ("--epochs", "2")), (then, ("--resume",))):
+            if who == "many":
+                launch(*flags, "--shard", cwd=root)
+            else:
+                run(str(BENCHMARKS / "train.py"), *FLAGS, *flags, cwd=root)
+        for ours, theirs in zip(metrics(root), whole, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
