@@ -14,6 +14,7 @@ from torch import nn
 import tnlayers
 from data import DATASETS
 from large import DATASETS as LARGE
+from tednets import PRESETS, tednet_network
 from tnlayers import models
 
 DENSE = "dense"
@@ -26,7 +27,6 @@ MODELS = {
     name: getattr(models, name)
     for name in (*(f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 18, 34, 50, 101, 152)), "wrn28_10")
 }
-
 # Fields that say where and how a run is computed, not what: a checkpoint may be resumed with others.
 SURROUNDINGS = (
     "name", "data_dir", "download", "workers", "device", "threads", "shard", "out", "save_every", "tensorboard",
@@ -50,13 +50,15 @@ class Config:
     """One training run."""
 
     dataset: Literal[(*DATASETS, *LARGE)] = "digits"
-    model: Literal[tuple(MODELS)] = "resnet20"
+    model: Literal[(*MODELS, *PRESETS)] = "resnet20"
     conv: Literal[tuple(CONVOLUTIONS)] = DENSE
     """The format of every convolution but the stem, which stays dense."""
     rank: int | float | tuple[int, ...] | None = None
-    """Rank of a tensor format: every bond, a keep ratio, or each bond; the format's own default where not given."""
+    """Rank of a tensor format: every bond, a keep ratio, or each bond; the format's own default where not given. Of
+    tednet's networks: one for all layers, or seven."""
     init: str | None = None
-    """Mode of a tensor format's initialisation; the format's own default where not given."""
+    """Mode of a tensor format's initialisation; the format's own default where not given. Of tednet's networks also
+    `tednet`: as tednet draws them."""
     epochs: int = 20
     batch_size: int = 64
     """Images in a step, of all processes together."""
@@ -180,6 +182,10 @@ class Config:
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.seed)
             try:
+                if self.model in PRESETS:
+                    return tednet_network(
+                        PRESETS[self.model], self.conv, self.rank, self.init, num_classes, in_channels
+                    )
                 conv = partial(CONVOLUTIONS[self.conv], **own)
                 return MODELS[self.model](conv=conv, in_channels=in_channels, num_classes=num_classes, **options)
             except (TypeError, ValueError) as error:

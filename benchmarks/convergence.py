@@ -12,19 +12,14 @@ it again, as after installing a peer.
 """
 
 import math
-import os
-import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
 import torch
@@ -38,6 +33,7 @@ from torch import Tensor, nn
 import inits
 from config import DENSE, Config, ConfigError, read_yaml
 from data import DATASETS, NUM_CLASSES, DataError, ImageData, load
+from pool import measure_all
 from provenance import REPOSITORY, provenance, read_csv, write_csv
 from speed import FAMILIES
 from tnlayers.models import ResNet, dense_conv
@@ -253,7 +249,7 @@ class Trial(Run):
 cached_load = cache(load)
 
 
-def measure(grid: Grid, row: Row, data_dir: Path) -> Row:
+def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
     """The row of a run, of which key and settings are known; without rate and seed where there is no such network."""
     torch.set_num_threads(grid.threads)
     data = cached_load(grid.dataset, data_dir)
@@ -278,31 +274,6 @@ def measure(grid: Grid, row: Row, data_dir: Path) -> Row:
         "steps_to": trial.steps_to(grid.reference_loss),
         "seconds": round(time.perf_counter() - start, 2),
     }
-
-
-def attend_parent() -> None:
-    """In a worker: leave interruptions to the parent, and end when it does, however that comes about."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def measure_all(grid: Grid, rows: Sequence[Row], data_dir: Path, workers: int, keep: Callable[[Row], None]) -> None:
-    """Measure rows, in this process or in several, and pass each on as soon as it is done."""
-    if workers == 1:
-        for row in rows:
-            keep(measure(grid, row, data_dir))
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), attend_parent) as pool:
-        try:
-            for done in as_completed([pool.submit(measure, grid, row, data_dir) for row in rows]):
-                keep(done.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():
-                worker.terminate()
-            raise
 
 
 def identity(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
@@ -402,7 +373,7 @@ def run(command: Command, console: Console) -> None:
             write_csv(command.out, rows)
             progress.advance(task)
 
-        measure_all(grid, todo, command.data_dir, command.workers, keep)
+        measure_all(partial(measure, grid, command.data_dir), todo, command.workers, keep)
     groups = {identity(row, GROUP) for row in wanted}
     console.print(table(chosen([row for row in rows if identity(row, GROUP) in groups])))
 

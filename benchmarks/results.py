@@ -1,0 +1,191 @@
+"""Train compressed ResNets at equal sizes, all by one recipe.
+
+    python benchmarks/results.py --config configs/results-cifar10.yaml --data-dir DIR --workers 2
+
+A row is a network, the format of its convolutions, a compression and a seed, trained and evaluated as train.py does it.
+Compression is that of the whole network: dense parameters over its own. Networks of tednet's, named under `presets`,
+run twice: drawn by our solver and as tednet draws them. What cannot be built, or is lost on the way, has a row with a
+note.
+
+Rows that are there with the same settings are not run again: the same command goes on where it was stopped.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+
+from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError, read_yaml
+from data import DATASETS, DataError
+from pool import measure_all
+from provenance import REPOSITORY, provenance, read_csv, write_csv
+from tednets import PRESETS
+from train import Run, RunError, convolutions, numel, read_data
+
+Row = dict[str, Any]
+TEDNET = {"tr": 10, "tt": 10, "tucker": 10, "cp": 100, "btt": 4}
+"""Ranks of tednet's networks at which they are about as large as each other."""
+IDENTITY = ("ratio", *Config().experiment)
+MEASURED = (
+    "parameters", "dense_parameters", "keep_ratio", "train_loss", "train_accuracy", "loss", "accuracy", "precision",
+    "seconds", "note",
+)  # fmt: skip
+COLUMNS = ("arm", *IDENTITY, *MEASURED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Config):
+    """What is run: all networks, families, compressions and seeds with each other, and the recipe of all."""
+
+    dataset: Literal[tuple(DATASETS)] = "cifar10"
+    networks: tuple[Literal[tuple(MODELS)], ...] = ()
+    families: tuple[Literal[tuple(CONVOLUTIONS)], ...] = ()
+    ratios: tuple[float, ...] = ()
+    """Parameters of the dense network over those of the compressed one."""
+    presets: tuple[Literal[tuple(PRESETS)], ...] = ()
+    """Networks of tednet's."""
+    seeds: tuple[int, ...] = (0,)
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        for name, holds, rule in (
+            ("families", self.families or not self.networks, "one at least is needed"),
+            ("ratios", self.ratios or {*self.families} <= {DENSE}, "one at least is needed"),
+            ("ratios", all(ratio > 1 for ratio in self.ratios), "they must be above 1"),
+            ("networks", self.networks or self.presets, "one at least is needed, or one of presets"),
+            ("seeds", len({*self.seeds}) == len(self.seeds) > 0, "one at least is needed, and none twice"),
+        ):
+            if not holds:
+                raise ConfigError(f"{name} is {[*getattr(self, name)]}, but {rule}")
+        super().__post_init__()
+
+    def arms(self) -> Iterator[tuple[float | str, Config]]:
+        """Compressions and configurations; the rank of those with a compression is not known yet."""
+        same = {field.name: getattr(self, field.name) for field in fields(Config)}
+        for seed, model in product(self.seeds, self.networks):
+            for family in self.families:
+                for ratio in [1.0] if family == DENSE else self.ratios:
+                    yield ratio, Config(**same | {"model": model, "conv": family, "seed": seed})
+        for seed, model, (form, rank), init in product(self.seeds, self.presets, TEDNET.items(), (None, "tednet")):
+            arm = {"name": f"{form}-{rank}" + (f"-{init}" if init else ""), "rank": rank, "init": init}
+            yield "", Config(**same | {"model": model, "conv": form, "seed": seed} | arm)
+
+
+cached_data = cache(read_data)
+
+
+def sized(ratio: float | str, config: Config, channels: int, num_classes: int) -> Config:
+    """The configuration whose network is compressed so much: with that keep ratio in every convolution but the stem."""
+    if config.conv == DENSE or ratio == "":
+        return config
+    with torch.device("meta"):
+        dense = replace(config, conv=DENSE).network(channels, num_classes)
+    convs = sum(conv.weight.numel() for conv in convolutions(dense)[1:])
+    total = numel(dense)
+    keep = (total / float(ratio) - (total - convs)) / convs
+    if not 0 < keep <= 1:
+        raise ConfigError(f"{config.model} cannot be compressed {ratio} times by its convolutions alone")
+    return replace(config, rank=round(keep, 5), name=f"{config.conv}-{ratio:g}x")
+
+
+def measure(arm: tuple[float | str, Config]) -> Row:
+    """The row of a run."""
+    ratio, config = arm
+    row = dict.fromkeys(COLUMNS, "") | {"arm": config.arm, "ratio": ratio} | config.experiment
+    try:
+        data = cached_data(replace(config, seed=0, model="resnet20", conv=DENSE, rank=None, init=None, name=None))
+        config = sized(ratio, config, data.channels, data.num_classes)
+        row |= {"arm": config.arm}
+        found = Run(config).finish().row
+    except (ConfigError, RunError) as error:
+        return row | {"note": " ".join(str(error).split()), "threads": config.threads}
+    return row | {name: found[name] for name in MEASURED if name in found} | {"rank": found["rank"]}
+
+
+def identity(row: Row) -> tuple[str, ...]:
+    """What makes a run another one; the rank follows from the compression where there is one."""
+    return tuple(
+        str("" if row[name] is None or (name == "rank" and row["ratio"] != "") else row[name]) for name in IDENTITY
+    )
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train compressed ResNets at equal sizes, all by one recipe."""
+
+    config: Path
+    """YAML file with the grid."""
+    data_dir: Path = Path("data")
+    """Directory with the official files of Fashion-MNIST or CIFAR-10."""
+    out: Path = REPOSITORY / "benchmarks" / "results" / "results.csv"
+    """CSV file; its rows of other runs stay."""
+    workers: int = 1
+    """Runs beside each other, in processes of their own."""
+
+
+def run(command: Command, console: Console) -> None:
+    """Measure what is not yet in the file.
+
+    Raises:
+        ConfigError, DataError: nothing can be run, or nowhere be written.
+    """
+    grid = read_yaml(Grid, command.config)
+    if command.workers < 1:
+        raise ConfigError(f"workers is {command.workers}, but it must be at least 1")
+    if command.out.is_dir():
+        raise ConfigError(f"out is {command.out}, a directory, but a file to write is needed")
+    runs = Path("runs") / "results"
+    arms = [(ratio, replace(arm, data_dir=command.data_dir, out=runs)) for ratio, arm in grid.arms()]
+    cached_data(arms[0][1])
+    rows: list[Row] = [*read_csv(command.out)] if command.out.exists() else []
+    if any(tuple(row)[: len(COLUMNS)] != COLUMNS for row in rows):
+        raise ConfigError(f"out is {command.out}, which has other columns than this script writes: move it away")
+    there = {identity(row) for row in rows}
+    wanted = [identity({"ratio": ratio, **arm.experiment}) for ratio, arm in arms]
+    torch.set_num_threads(grid.threads or torch.get_num_threads())
+    todo = [arm for arm, name in zip(arms, wanted, strict=True) if name not in there]
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        task = progress.add_task(grid.dataset, total=len(todo))
+
+        def keep(row: Row) -> None:
+            rows.append(
+                {name: "" if row[name] is None else str(row[name]) for name in COLUMNS} | provenance(grid.device)
+            )
+            write_csv(command.out, rows, grid.device)
+            progress.advance(task)
+
+        measure_all(measure, todo, command.workers, keep)
+    console.print(table([row for row in rows if identity(row) in {*wanted}]))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line per run."""
+    names = ("model", "arm", "seed", "parameters", "train_loss", "accuracy", "seconds", "note")
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in names))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = tyro.cli(Command, args=arguments)
+    try:
+        run(command, Console())
+    except (ConfigError, DataError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: what was done is in {command.out}; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
