@@ -1,11 +1,12 @@
 # make demo   sets up and trains a dense and a tensor-ring ResNet side by side on real images
 # make test   sets up and runs the tests
+# make results-smoke   the pipeline of the results, training to tables, in two minutes on small images
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow results-smoke lint clean
 
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,15 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
+
+SMOKE := runs/smoke
+results-smoke: $(VENV)/ready
+	rm -rf $(SMOKE)
+	$(PY) benchmarks/results.py --config configs/results-smoke.yaml --workers 2 --out $(SMOKE)/results.csv
+	$(PY) benchmarks/throughput.py --network resnet20 --keeps 0.2 --batch 16 --seconds 5 --out $(SMOKE)/throughput.csv
+	$(PY) -W ignore benchmarks/scale.py --network resnet18 --convs dense tr --size 64 --out $(SMOKE)/scale.csv
+	$(PY) benchmarks/report.py --show results $(SMOKE)/results.csv --show presets $(SMOKE)/results.csv \
+		--show throughput $(SMOKE)/throughput.csv --show scale $(SMOKE)/scale.csv
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,8 @@
 """Rewrite the tables in README.md from benchmarks/results: python benchmarks/report.py [--check].
 
 What stands between `<!-- table: NAME -->` and `<!-- /table -->` is made from benchmarks/results/NAME.csv by the
-function registered here under that name, so no number in the README is typed by hand.
+function registered here under that name, so no number in the README is typed by hand. `--show results FILE` prints
+such a table of another file, and changes nothing.
 """
 
 import argparse
@@ -320,6 +321,102 @@ def convergence(rows: Rows) -> str:
     return f"{_markdown(['images', 'network', 'family', *(titles[arm] for arm in arms)], table)}\n\n{_source(rows)}"
 
 
+PUBLISHED = {
+    ("resnet20", 2.5): "90.8 at 2.3x (PSTRN)",
+    ("resnet20", 5.0): "88.5 at 6.1x (PSTRN)",
+    ("resnet32", 2.5): "91.44 at 2.5x (PSTRN); from a trained net 93.05 at 3x (ADMM-TT), 93.29 at 3x (ADMM-Tucker)",
+    ("resnet32", 5.0): "90.6 at 5x (Tensor Ring Nets; PSTRN at 5.2x)",
+    ("resnet32", 13.0): "90.24 at 10.5x, 87.65 at 19x (T-Basis); 80.8 at 15x (Tensor Ring Nets)",
+    ("resnet32", 1.0): "92.5 (Tensor Ring Nets)",
+}
+"""Test accuracies on CIFAR-10 that others came to, hundreds of epochs long, near such compressions, in per cent."""
+
+
+def results(rows: Rows) -> str:
+    """Test accuracy of every family by compression, with its parameters, and what others published."""
+    for row in rows:
+        if row["split"] != "test":
+            raise ReportError(f"results.csv holds accuracies on {row['split']} images, but the table is of test images")
+    chosen_rows = [row for row in rows if row["ratio"]]
+    ratios = sorted({float(row["ratio"]) for row in chosen_rows} - {1.0})
+    table: list[list[str]] = []
+    for (dataset, model), group in _groups(chosen_rows, "dataset", "model"):
+        for conv, runs in _group(group, "conv"):
+            cells = [_trained([run for run in runs if float(run["ratio"]) == ratio]) for ratio in ratios]
+            if conv == "dense":
+                cells = [_trained(runs), *[""] * (len(ratios) - 1)]
+            table.append([dataset, model, conv, *cells])
+        if dataset == "cifar10":
+            found = [PUBLISHED.get((model, ratio), "") for ratio in ratios]
+            table.append([dataset, model, "*published, long training*", *found])
+    recipes = [
+        f"{row['dataset']}: {row['epochs']} epochs of {row['images'] or 'all'} images, batch {row['batch_size']}"
+        for row in rows
+    ]
+    header = ["images", "network", "convolutions", *(f"{ratio:g}x smaller" for ratio in ratios)]
+    seeds = len({row["seed"] for row in rows})
+    recipe = "; ".join(dict.fromkeys(recipes))
+    return f"{_markdown(header, table)}\n\n{recipe}; {seeds} seed{'s' * (seeds > 1)}. {_source(rows)}"
+
+
+def presets(rows: Rows) -> str:
+    """Tednet's networks drawn by our solver and as tednet draws them, side by side."""
+    table = []
+    for (model, conv, rank), runs in _groups([row for row in rows if not row["ratio"]], "model", "conv", "rank"):
+        ours, theirs = ([run for run in runs if run["init"] == init] for init in ("", "tednet"))
+        losses = [" ± ".join(_span(arm, "train_loss")) for arm in (ours, theirs)]
+        table.append([model, f"{conv}, rank {rank}", f"{int(runs[0]['parameters']):,}", _trained(ours, False)])
+        table[-1] += [_trained(theirs, False), *losses]
+    header = ["network", "format", "parameters", "ours", "tednet's", "training loss, ours", "tednet's"]
+    return f"{_markdown(header, table)}\n\n{_source([row for row in rows if not row['ratio']])}"
+
+
+def _trained(runs: Rows, size: bool = True) -> str:
+    """Mean accuracy over seeds, and the parameters; or why there is none."""
+    if not runs:
+        return ""
+    if any(run["note"] for run in runs):
+        return "cannot be built" if "cannot be" in runs[0]["note"] else "lost"
+    accuracy = _mean_and_error([100 * float(run["accuracy"]) for run in runs], " %")
+    return f"{accuracy} ({int(runs[0]['parameters']):,})" if size else accuracy
+
+
+def _span(runs: Rows, name: str) -> list[str]:
+    values = [float(run[name]) for run in runs if run[name]]
+    if not values:
+        return ["lost"]
+    error = [f"{statistics.stdev(values) / math.sqrt(len(values)):.3f}"] if len(values) > 1 else []
+    return [f"{statistics.fmean(values):.3f}", *error]
+
+
+def throughput(rows: Rows) -> str:
+    """Images per second of training, over the dense network's."""
+    table = []
+    for (network, conv), runs in _groups([row for row in rows if row["rank"]], "network", "conv"):
+        cells = ["none" if run["note"] else f"{float(run['over_dense']):.2f}" for run in runs]
+        table.append([network, conv, *cells])
+    plain = [row for row in rows if not row["rank"]]
+    dense = [f"{float(r['images_per_second']):.0f} ({r['precision']})" for r in plain if r["conv"] == "dense"]
+    again = [f"{float(row['over_dense']):.2f}" for row in plain if row["conv"] != "dense"]
+    first = next(iter(_group([row for row in rows if row["rank"]], "conv")))[1]
+    header = ["network", "convolutions", *(f"{row['precision']}, keep {row['rank']}" for row in first)]
+    note = (
+        f"Dense: {', '.join(dense)} images per second, batch {rows[0]['batch']}; its twin's ratio: {', '.join(again)}."
+    )
+    return f"{_markdown(header, table)}\n\n{note} {_source(rows)}"
+
+
+def scale(rows: Rows) -> str:
+    """What a process sends and holds, by number of processes and way."""
+    table = []
+    for row in rows:
+        sent, state, flops = (float(row[name]) for name in ("sent", "state", "flops_per_image"))
+        table.append([row["conv"], f"{int(row['parameters']):,}", row["processes"], row["way"], row["collectives"]])
+        table[-1] += [f"{sent / 1e6:,.1f}", f"{state / 1e6:,.1f}", f"{flops / 1e9:.1f}"]
+    header = ["convolutions", "parameters", "processes", "way", "collectives", "MB sent", "MB of state"]
+    return f"{_markdown([*header, 'GFLOP per image'], table)}\n\n{rows[0]['network']}. {_source(rows)}"
+
+
 def _drift(row: Row, name: str) -> str:
     if row[f"{name}_lost"] == row["draws"]:
         return "out of range"
@@ -379,10 +476,14 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "depth": depth,
     "init_scale": init_scale,
     "convergence": convergence,
+    "results": results,
+    "presets": presets,
+    "throughput": throughput,
+    "scale": scale,
 }
 
 
-FILES = {"promises": "speed", "compiled": "speed-compile"}
+FILES = {"promises": "speed", "compiled": "speed-compile", "presets": "results"}
 """Where a table is not made from the file of its name."""
 
 
@@ -407,9 +508,14 @@ def rewrite(text: str, results: Path) -> str:
 
 def _group(rows: Rows, key: str) -> Iterable[tuple[str, Rows]]:
     """Rows by the value of a column, in order of appearance."""
-    groups: dict[str, Rows] = {}
+    return [(value, found) for (value,), found in _groups(rows, key)]
+
+
+def _groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
+    """Rows by the values of columns, in order of appearance."""
+    groups: dict[tuple[str, ...], Rows] = {}
     for row in rows:
-        groups.setdefault(row[key], []).append(row)
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return groups.items()
 
 
@@ -434,7 +540,16 @@ def _source(rows: Rows) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if README.md is stale")
-    check = parser.parse_args(arguments).check
+    show = "print a table of a CSV file, and change nothing"
+    parser.add_argument("--show", nargs=2, action="append", default=[], metavar=("TABLE", "FILE"), help=show)
+    options = parser.parse_args(arguments)
+    if options.show:
+        for name, path in options.show:
+            if name not in FORMATTERS:
+                parser.error(f"there is no table {name!r}, only {', '.join(FORMATTERS)}")
+            print(f"{FORMATTERS[name](read_csv(Path(path)))}\n")
+        return 0
+    check = options.check
     readme = REPOSITORY / "README.md"
     before = readme.read_text(encoding="utf-8")
     try:

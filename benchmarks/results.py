@@ -108,7 +108,7 @@ def measure(arm: tuple[float | str, Config]) -> Row:
         row |= {"arm": config.arm}
         found = Run(config).finish().row
     except (ConfigError, RunError) as error:
-        return row | {"note": " ".join(str(error).split()), "threads": config.threads}
+        return row | {"note": " ".join(str(error).split())}
     return row | {name: found[name] for name in MEASURED if name in found} | {"rank": found["rank"]}
 
 

@@ -1,0 +1,113 @@
+"""Time a step of training of compressed ResNets against the dense one: python benchmarks/throughput.py.
+
+A step is forward, backward and SGD on one batch of 32x32 images that is there. All networks of a precision run
+interleaved, round after round, each once, in random order; a row has the median. `bf16` is autocast with channels last
+in memory.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from config import CONVOLUTIONS, DENSE, Config, ConfigError
+from provenance import REPOSITORY, write_csv
+from speed import rounds
+from train import numel
+
+PRECISIONS = ("float32", "bf16")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Time a step of training of compressed ResNets against the dense one."""
+
+    network: str = "resnet32"
+    convs: tuple[str, ...] = ("cp", "tucker", "tt", "tr", "btt")
+    keeps: tuple[float, ...] = (0.4, 0.2, 0.1)
+    """Keep ratios of the convolutions, the stem aside."""
+    precisions: tuple[str, ...] = PRECISIONS
+    batch: int = 128
+    threads: int | None = None
+    """CPU threads; all where not given."""
+    seconds: float = 120.0
+    """Of each precision, but at least 5 rounds."""
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    out: Path = REPOSITORY / "benchmarks" / "results" / "throughput.csv"
+    """CSV file."""
+
+
+def step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
+    """One step of training."""
+    if precision == "bf16":
+        images = images.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
+
+    def train() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(images)
+        optimizer.zero_grad()
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        if images.is_cuda:
+            torch.cuda.synchronize()
+
+    return train
+
+
+def measure(command: Command, precision: str) -> list[Row]:
+    """The rows of a precision."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(command.batch, 3, 32, 32, generator=generator).to(command.device)
+    labels = torch.randint(10, (command.batch,), generator=generator).to(command.device)
+    arms: dict[str, tuple[Row, nn.Module]] = {}
+    refused: list[Row] = []
+    for conv in (DENSE, "dense again", *command.convs):
+        for keep in command.keeps if conv in CONVOLUTIONS and conv != DENSE else (None,):
+            row = {"network": command.network, "conv": conv, "rank": keep or "", "precision": precision}
+            row |= {"batch": command.batch, "parameters": "", "images_per_second": "", "over_dense": "", "note": ""}
+            try:
+                model = Config(model=command.network, conv=DENSE if keep is None else conv, rank=keep).network(3, 10)
+            except ConfigError as error:
+                refused.append(row | {"note": str(error)})
+                continue
+            arms[f"{conv} {keep}"] = row | {"parameters": numel(model)}, model.to(command.device)
+    steps = {name: step(model, images, labels, precision) for name, (_, model) in arms.items()}
+    for warm_up in (*steps.values(), *steps.values()):
+        warm_up()
+    medians = {name: statistics.median(times) for name, times in rounds(steps, command.seconds, twins=()).items()}
+    for name, seconds in medians.items():
+        row = arms[name][0]
+        row |= {"images_per_second": round(command.batch / seconds, 1)}
+        row |= {"over_dense": round(medians[f"{DENSE} None"] / seconds, 4)}
+    return [row for row, _ in arms.values()] + refused
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    command = tyro.cli(Command, args=arguments)
+    if strange := {*command.convs} - {*CONVOLUTIONS}:
+        sys.exit(f"error: convs has {min(strange)!r}, but there are only {', '.join(CONVOLUTIONS)}")
+    if strange := {*command.precisions} - {*PRECISIONS}:
+        sys.exit(f"error: precisions has {min(strange)!r}, but there are only {', '.join(PRECISIONS)}")
+    if command.threads is not None:
+        torch.set_num_threads(command.threads)
+    rows = [row for precision in command.precisions for row in measure(command, precision)]
+    write_csv(command.out, rows, command.device)
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

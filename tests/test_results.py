@@ -1,0 +1,199 @@
+"""The scripts behind the table of results: complete grids, rows that go on, honest sizes, collectives that add up."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import report
+import results
+import throughput
+from config import Config, ConfigError, read_yaml
+from data import ImageData
+from provenance import provenance, read_csv
+from results import Grid
+from tednets import tednet_draw_, tednet_peer
+from tnlayers.models import tednet_resnet
+from train import numel
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("results-*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    """Twenty colour images."""
+    images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 10
+    monkeypatch.setattr(results, "cached_data", lambda _: ImageData(images, labels, images, labels, 1, True))
+    monkeypatch.setattr("train.load", lambda *_: ImageData(images, labels, images, labels, 1, True))
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def write(tmp_path, **lines):
+    path = tmp_path / "grid.yaml"
+    lines = {"dataset": "cifar10", "epochs": 1, "batch_size": 10, "device": "cpu"} | lines
+    path.write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
+    return path
+
+
+def run(path, monkeypatch, workers=1):
+    monkeypatch.chdir(path.parent)
+    results.main(["--config", str(path), "--out", str(path.parent / "out.csv"), "--workers", str(workers)])
+    return read_csv(path.parent / "out.csv")
+
+
+def test_a_grid_is_run_whole_once_and_shown(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path, networks="[resnet20]", families="[dense, tr, btt]", ratios="[5.0, 13.0]", seeds="[0, 1]")
+    rows = run(path, monkeypatch)
+    assert [(row["arm"], row["ratio"], row["seed"]) for row in rows] == [
+        (arm, ratio, seed)
+        for seed in ("0", "1")
+        for arm, ratio in (
+            ("dense", "1.0"), ("tr-5x", "5.0"), ("tr-13x", "13.0"), ("btt-5x", "5.0"), ("btt-13x", "13.0"),
+        )
+    ]  # fmt: skip
+    for row in rows:
+        assert {*provenance()} <= {*row}
+        if row["arm"] == "btt-13x":
+            assert "cannot be built" in row["note"]
+            assert row["accuracy"] == ""
+        else:
+            assert row["note"] == ""
+            assert 0 <= float(row["accuracy"]) <= 1
+            # A keep ratio is the most that the layers' whole ranks may have.
+            assert 0.85 / float(row["ratio"]) < int(row["parameters"]) / 269_722 <= 1 / float(row["ratio"]) + 1e-9
+    monkeypatch.setattr(results, "measure", None)  # nothing is run again
+    assert run(path, monkeypatch) == rows
+    table = report.results(rows)
+    assert "| cifar10 | resnet20 | btt |" in table
+    assert "cannot be built" in table
+    assert "| cifar10 | resnet20 | *published, long training* | 88.5 at 6.1x (PSTRN) |" in table
+    assert "batch 10; 2 seeds." in table
+    assert "btt-13x" in capsys.readouterr().out
+
+
+def test_other_settings_are_other_runs(tmp_path, monkeypatch):
+    path = write(tmp_path, networks="[resnet20]", families="[dense]")
+    assert len(run(path, monkeypatch)) == 1
+    path = write(tmp_path, networks="[resnet20]", families="[dense]", lr=0.5)
+    assert [row["lr"] for row in run(path, monkeypatch)] == ["0.1", "0.5"]
+
+
+def test_tednet_s_networks_run_twice(tmp_path, monkeypatch):
+    pytest.importorskip("tednet")
+    path = write(tmp_path, presets="[tednet-resnet20]", lr=0.001)
+    rows = run(path, monkeypatch)
+    assert [row["arm"] for row in rows] == [
+        f"{form}-{rank}{init}" for form, rank in results.TEDNET.items() for init in ("", "-tednet")
+    ]
+    counts = {row["arm"]: int(row["parameters"]) for row in rows}
+    assert [counts[arm] for arm in ("tr-10", "tt-10-tednet", "tucker-10", "cp-100-tednet", "btt-4")] == [
+        57_386, 56_316, 33_376, 146_686, 46_906,
+    ]  # fmt: skip
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        assert ours["train_loss"] != theirs["train_loss"]
+    assert "| tednet-resnet20 | btt, rank 4 | 46,906 |" in report.presets(rows)
+
+
+@pytest.mark.parametrize(("form", "rank"), [("tr", 3), ("tt", 3), ("tucker", 3), ("cp", 3), ("btt", 2)])
+def test_cores_are_drawn_as_tednet_draws_them(form, rank):
+    pytest.importorskip("tednet")
+    torch.manual_seed(0)
+    model, peer = tednet_resnet(20, form, rank), tednet_peer(20, form, rank, 10)
+    tednet_draw_(model, peer)
+    ours = [torch.cat([core.flatten() for core in layer.cores]) for layer in model.modules() if hasattr(layer, "cores")]
+    theirs = [
+        torch.cat([p.flatten() for name, p in layer.named_parameters() if name != "bias"])
+        for layer in peer.modules()
+        if hasattr(layer, "tn_info")
+    ]
+    assert len(ours) == 20
+    assert all(map(torch.equal, ours, theirs))
+    with pytest.raises(ConfigError, match="rank is None; tednet's networks need one, or seven"):
+        Config(model="tednet-resnet20", conv=form).network(3, 10)
+    with pytest.raises(ConfigError, match="its networks take images with 3 channels, but these have 1"):
+        Config(model="tednet-resnet20", conv=form, rank=2, init="tednet").network(1, 10)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ({}, r"networks is \[\], but one at least is needed, or one of presets"),
+        ({"networks": "[resnet20]"}, r"families is \[\], but one at least is needed"),
+        ({"networks": "[resnet20]", "families": "[tr]"}, r"ratios is \[\], but one at least is needed"),
+        ({"networks": "[resnet20]", "families": "[tr]", "ratios": "[0.5]"}, r"ratios is \[0.5\], but they must be ab"),
+        ({"networks": "[resnet20]", "families": "[dense]", "seeds": "[1, 1]"}, "seeds is .*none twice"),
+        ({"networks": "[vgg]"}, "networks is"),
+        ({"networks": "[resnet20]", "families": "[dense]", "lr": 0}, "lr is 0.0, but it must be above 0"),
+    ],
+)
+def test_grids_that_cannot_be_run_are_told(tmp_path, lines, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        read_yaml(Grid, write(tmp_path, **lines))
+
+
+def test_a_compression_below_what_the_convolutions_can_give_is_a_row(tmp_path, monkeypatch):
+    path = write(tmp_path, networks="[resnet20]", families="[tr]", ratios="[500.0]")
+    (row,) = run(path, monkeypatch)
+    assert row["note"] == "resnet20 cannot be compressed 500.0 times by its convolutions alone"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_grids_that_are_shipped(path):
+    grid, default = read_yaml(Grid, path), Grid(networks=("resnet20",), families=("dense",))
+    assert {"dense", "cp", "tucker", "tt", "tr", "btt"} == {*grid.families}
+    stated = [line.partition(":")[0] for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    names = [name for name in stated if name not in ("networks", "families")]
+    assert [name for name in names if getattr(grid, name) == getattr(default, name)] == []
+    assert len([*grid.arms()]) == len({results.identity({"ratio": r, **arm.experiment}) for r, arm in grid.arms()})
+
+
+# ------------------------------------------------------------------------------------------------- speed, collectives
+
+
+def test_throughput_of_every_network_is_over_the_dense_one_s(tmp_path):
+    out = tmp_path / "out.csv"
+    flags = ["--network", "resnet20", "--convs", "tr", "btt", "--keeps", "0.2", "0.01", "--batch", "2"]
+    throughput.main([*flags, "--threads", "1", "--seconds", "0", "--device", "cpu", "--out", str(out)])
+    rows = read_csv(out)
+    assert [(row["conv"], row["rank"]) for row in rows if row["precision"] == "bf16"] == [
+        ("dense", ""), ("dense again", ""), ("tr", "0.2"), ("btt", "0.2"), ("tr", "0.01"), ("btt", "0.01"),
+    ]  # fmt: skip
+    for row in rows:
+        dense = next(r for r in rows if (r["conv"], r["precision"]) == ("dense", row["precision"]))
+        if row["rank"] == "0.01":
+            assert "cannot be built" in row["note"]
+        else:
+            ratio = float(row["images_per_second"]) / float(dense["images_per_second"])
+            assert float(row["over_dense"]) == pytest.approx(ratio, rel=0.02)  # of figures rounded to 0.1 image
+    assert "| resnet20 | tr |" in report.throughput(rows)
+
+
+def test_what_processes_send_adds_up(tmp_path):
+    """In a process of its own, because process groups are global."""
+    out = tmp_path / "out.csv"
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "scale.py"), "--network", "resnet18"]
+    command += ["--convs", "dense", "tr", "--processes", "4", "--size", "32", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    norms = 2 * 2 * 4 * sum([64] * 5 + [128] * 5 + [256] * 5 + [512] * 5)  # mean and variance, there and back, float32
+    for conv in ("dense", "tr"):
+        copies, shards = (row for row in rows if row["conv"] == conv)
+        parameters = int(copies["parameters"])
+        model = Config(model="resnet18", conv=conv, rank=None if conv == "dense" else 0.1).network(3, 1000)
+        assert parameters == numel(model)
+        assert int(copies["reduced"]) == 4 * parameters + norms
+        assert int(copies["sent"]) == round(3 / 4 * 2 * int(copies["reduced"]))
+        assert int(shards["reduced"]) == norms
+        assert int(shards["scattered"]) >= 4 * parameters  # every gradient, padded to whole rows for each process
+        assert int(shards["gathered"]) >= int(shards["scattered"])
+        assert int(copies["state"]) == 12 * parameters
+        assert int(shards["state"]) >= 3 * parameters
+    assert "| tr | " in report.scale(rows)
