@@ -38,9 +38,9 @@ def measured(monkeypatch):
     """The keys of the runs that were measured, in order."""
     keys, measure = [], convergence.measure
 
-    def watched(grid, row, data_dir):
+    def watched(grid, data_dir, row):
         keys.append(convergence.identity(row, convergence.KEY))
-        return measure(grid, row, data_dir)
+        return measure(grid, data_dir, row)
 
     monkeypatch.setattr(convergence, "measure", watched)
     return keys
