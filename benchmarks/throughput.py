@@ -2,12 +2,13 @@
 
 A step is forward, backward and SGD on one batch of 32x32 images that is there. All networks of a precision run
 interleaved, round after round, each once, in random order; a row has the median. `bf16` is autocast with channels last
-in memory.
+in memory. Each compressed network is there twice: with the planner's estimates, and after `tnlayers.autotune`.
 """
 
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import tnlayers
 from config import CONVOLUTIONS, DENSE, Config, ConfigError
 from provenance import REPOSITORY, write_csv
 from speed import rounds
@@ -75,7 +77,8 @@ def measure(command: Command, precision: str) -> list[Row]:
     for conv in (DENSE, "dense again", *command.convs):
         for keep in command.keeps if conv in CONVOLUTIONS and conv != DENSE else (None,):
             row = {"network": command.network, "conv": conv, "rank": keep or "", "precision": precision}
-            row |= {"batch": command.batch, "parameters": "", "images_per_second": "", "over_dense": "", "note": ""}
+            row |= {"batch": command.batch, "parameters": "", "images_per_second": "", "over_dense": ""}
+            row |= {"autotuned_over_dense": "", "note": ""}
             try:
                 model = Config(model=command.network, conv=DENSE if keep is None else conv, rank=keep).network(3, 10)
             except ConfigError as error:
@@ -83,13 +86,22 @@ def measure(command: Command, precision: str) -> list[Row]:
                 continue
             arms[f"{conv} {keep}"] = row | {"parameters": numel(model)}, model.to(command.device)
     steps = {name: step(model, images, labels, precision) for name, (_, model) in arms.items()}
+    for name, (row, model) in arms.items():
+        if row["rank"]:
+            tuned = deepcopy(model)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                tnlayers.autotune(tuned, images)
+            steps[f"{name} tuned"] = step(tuned, images, labels, precision)
     for warm_up in (*steps.values(), *steps.values()):
         warm_up()
     medians = {name: statistics.median(times) for name, times in rounds(steps, command.seconds, twins=()).items()}
-    for name, seconds in medians.items():
-        row = arms[name][0]
+    dense = medians[f"{DENSE} None"]
+    for name, (row, _) in arms.items():
+        seconds = medians[name]
         row |= {"images_per_second": round(command.batch / seconds, 1)}
-        row |= {"over_dense": round(medians[f"{DENSE} None"] / seconds, 4)}
+        row |= {"over_dense": round(dense / seconds, 4)}
+        if row["rank"]:
+            row |= {"autotuned_over_dense": round(dense / medians[f"{name} tuned"], 4)}
     return [row for row, _ in arms.values()] + refused
 
 

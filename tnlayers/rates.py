@@ -130,7 +130,54 @@ _CPU = Rates(
     """),
 )
 
-TABLES: Mapping[tuple[str, str], Rates] = MappingProxyType({("cpu", "float32"): _CPU})
+# The same machine, bfloat16 (AVX512-bf16), another run.
+_CPU_BF16 = Rates(
+    lanes=8,
+    large=1 << 25,
+    fault=3.3e-10,
+    train=_table("""
+        conv first 324 10.4 405
+        conv last 227 8.54 242
+        point first 332 6.47 384
+        point last 220 7.79 78.7
+        group first 298 25.6 265
+        group last 253 11.9 345
+        depth first 285 28.2 319
+        depth last 202 19.2 73.1
+        conv single 305 8.91 284
+        point single 290 0 453
+        matmul first first 161 3.87 327
+        matmul first last 145 8.41 174
+        matmul last first 141 6.46 188
+        matmul last last 118 6.52 145
+        matmul group 65.9 6.52 1.56e+03
+        weights 113 8.42 421
+        contract 145 0 0
+        move 29.9 0 59.4
+    """),
+    infer=_table("""
+        conv first 100 3.28 88.2
+        conv last 72.8 2.78 41.2
+        point first 123 2.22 97.7
+        point last 64.2 2.43 22.5
+        group first 110 3.76 102
+        group last 79.4 4.06 56.8
+        depth first 102 5.86 84
+        depth last 63.4 5.03 18.2
+        conv single 107 2.91 0
+        point single 104 0 131
+        matmul first first 57.8 2.06 89.7
+        matmul first last 65.8 4.03 41.6
+        matmul last first 53.5 2.24 47.3
+        matmul last last 51.6 2.16 32.8
+        matmul group 68.1 2.16 356
+        weights 36.1 2.57 177
+        contract 13.5 0 0
+        move 17.8 0 26.2
+    """),
+)
+
+TABLES: Mapping[tuple[str, str], Rates] = MappingProxyType({("cpu", "float32"): _CPU, ("cpu", "bfloat16"): _CPU_BF16})
 """By kind of device and dtype."""
 
 
