@@ -1,7 +1,7 @@
 """The initialisations that the benchmarks compare: tnlayers' own rules, torch's on each core, and the peers' own.
 
-Every one makes a 3x3 convolution of one format, channels and rank; all else about it is the same. Peers come with
-`pip install .[peers]`.
+Every one makes a 3x3 convolution of one format, channels and rank; all else about it is the same. Tednet's are our
+layers with the numbers that tednet draws. Peers come with `pip install .[peers]`.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import tnlayers
 from speed import Row, tednet_peer, tltorch_peer
+from tednets import pour_
 
 RULES = {
     "default": tnlayers.Init(),
@@ -67,6 +68,9 @@ def make(arm: str, family: str, in_channels: int, out_channels: int, rank: Any, 
             raise UnavailableError(f"{arm} {family}: {' '.join(str(error).split())}") from error
         if peer is None:
             raise UnavailableError(f"{arm} has no {family} of these ranks")
+        if arm == "tednet":
+            pour_(layer, peer)
+            return layer
         if arm == "tltorch normal":
             with torch.no_grad():
                 peer.weight.normal_(0, math.sqrt(2 / (9 * in_channels)))

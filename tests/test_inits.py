@@ -142,3 +142,20 @@ class Here:
     def submit(self, function, *arguments):
         value = function(*arguments)
         return type("Done", (), {"result": lambda _: value})()
+
+
+@pytest.mark.parametrize("family", ["cp", "tucker", "tt", "tr"])
+def test_tednet_s_numbers_are_in_our_layers(family):
+    """One distribution in all cores of a layer, as large as tednet's own."""
+    pytest.importorskip("tednet")
+    layers = [inits.make("tednet", family, 16, 32, 0.25) for _ in range(20)]
+    drawn = [torch.cat([core.detach().flatten() for core in layer.cores]) for layer in layers]
+    assert isinstance(layers[0], tnlayers.TensorLayer)
+    ours = inits.make("paper", family, 16, 32, 0.25)
+    with torch.no_grad():
+        peer = inits.tednet_peer(inits.Row(family, (16, 32, 0, 1), 0.25, 0, ""), ours)
+    own = torch.cat([p.detach().flatten() for name, p in peer.named_parameters() if name != "bias"])
+    spread = torch.stack([numbers.std() for numbers in drawn])
+    # The standard error of a standard deviation is 0.71 of it over the root of the count, for normal numbers.
+    error = 0.71 * own.std() / len(own) ** 0.5
+    assert abs(spread.mean() - own.std()) < 5 * error * (1 + 1 / 20) ** 0.5
