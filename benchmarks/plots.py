@@ -4,11 +4,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from torch.utils.flop_counter import FlopCounterMode
 
+from config import Config
 from provenance import REPOSITORY, read_csv
-from report import SHOWN
+from report import SHOWN, groups
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 COLOURS = {
@@ -77,6 +81,37 @@ def compress(rows: Rows) -> Figure:
     return figure
 
 
+def results(rows: Rows) -> Figure:
+    """Test accuracy on CIFAR-10 against parameters and FLOPs; colours are formats, a line for each network."""
+    trained = [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
+    figure = Figure(figsize=(11, 4.2), dpi=140, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for (_, conv), runs in groups(trained, "model", "conv"):
+        style = {"color": (COLOURS | OTHERS)[conv], "marker": "o", "ms": 5, "lw": 1.2, "alpha": 0.85, "label": conv}
+        for axes, x in zip(panels, ([int(row["parameters"]) for row in runs], [*map(flops, runs)]), strict=True):
+            line = sorted(zip(x, (100 * float(row["accuracy"]) for row in runs), strict=True))
+            axes.plot(*zip(*line, strict=True), **style)
+    for axes, label in zip(panels, ("parameters", "FLOPs of one image, as the plan runs them"), strict=True):
+        axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        plain(axes)
+    panels[0].set_ylabel("test accuracy, %")
+    panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def flops(row: dict[str, str]) -> int:
+    """Of a forward pass in training, of one image in a batch of as many as were trained on together."""
+    rank = float(row["rank"]) if row["rank"] else None
+    model = Config(model=row["model"], conv=row["conv"], rank=rank).network(3, 10)
+    batch = int(row["batch_size"])
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(batch, 3, 32, 32))
+    return int(counter.get_total_flops() // batch)
+
+
 def depth(rows: Rows) -> Figure:
     """Signal and gradient through the deepest networks, zero-padded: a panel per format, a line per initialisation."""
     deepest = max(int(row["depth"]) for row in rows if row["depth"])
@@ -108,7 +143,7 @@ def _lines(panels: Sequence[Axes], rows: Rows, **style: Any) -> None:
         plain(axes)
 
 
-FIGURES = {"speed": speed, "compress": compress, "depth": depth}
+FIGURES = {"speed": speed, "compress": compress, "depth": depth, "results": results}
 
 
 def main() -> None:

@@ -340,7 +340,7 @@ def results(rows: Rows) -> str:
     chosen_rows = [row for row in rows if row["ratio"]]
     ratios = sorted({float(row["ratio"]) for row in chosen_rows} - {1.0})
     table: list[list[str]] = []
-    for (dataset, model), group in _groups(chosen_rows, "dataset", "model"):
+    for (dataset, model), group in groups(chosen_rows, "dataset", "model"):
         for conv, runs in _group(group, "conv"):
             cells = [_trained([run for run in runs if float(run["ratio"]) == ratio]) for ratio in ratios]
             if conv == "dense":
@@ -362,7 +362,7 @@ def results(rows: Rows) -> str:
 def presets(rows: Rows) -> str:
     """Tednet's networks drawn by our solver and as tednet draws them, side by side."""
     table = []
-    for (model, conv, rank), runs in _groups([row for row in rows if not row["ratio"]], "model", "conv", "rank"):
+    for (model, conv, rank), runs in groups([row for row in rows if not row["ratio"]], "model", "conv", "rank"):
         ours, theirs = ([run for run in runs if run["init"] == init] for init in ("", "tednet"))
         losses = [" ± ".join(_span(arm, "train_loss")) for arm in (ours, theirs)]
         table.append([model, f"{conv}, rank {rank}", f"{int(runs[0]['parameters']):,}", _trained(ours, False)])
@@ -392,7 +392,7 @@ def _span(runs: Rows, name: str) -> list[str]:
 def throughput(rows: Rows) -> str:
     """Images per second of training, over the dense network's."""
     table = []
-    for (network, conv), runs in _groups([row for row in rows if row["rank"]], "network", "conv"):
+    for (network, conv), runs in groups([row for row in rows if row["rank"]], "network", "conv"):
         cells = ["none" if run["note"] else f"{float(run['over_dense']):.2f}" for run in runs]
         table.append([network, conv, *cells])
     plain = [row for row in rows if not row["rank"]]
@@ -508,10 +508,10 @@ def rewrite(text: str, results: Path) -> str:
 
 def _group(rows: Rows, key: str) -> Iterable[tuple[str, Rows]]:
     """Rows by the value of a column, in order of appearance."""
-    return [(value, found) for (value,), found in _groups(rows, key)]
+    return [(value, found) for (value,), found in groups(rows, key)]
 
 
-def _groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
+def groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
     """Rows by the values of columns, in order of appearance."""
     groups: dict[tuple[str, ...], Rows] = {}
     for row in rows:

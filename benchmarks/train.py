@@ -266,9 +266,8 @@ class Run:
 
     def _start_epoch(self) -> None:
         self.step, self.seconds, self.lr = 0, 0.0, self.scheduler.get_last_lr()[0]
-        self.sums = torch.zeros(
-            2, dtype=torch.float64, device=self.device
-        )  # of the losses and of the right answers, in this process
+        # Of the losses and of the right answers, in this process.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def _train_epoch(self, report: Callable[..., Any]) -> tuple[float, float]:
         self.started = time.perf_counter() - self.seconds

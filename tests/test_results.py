@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import plots
 import report
 import results
 import throughput
@@ -75,6 +76,11 @@ def test_a_grid_is_run_whole_once_and_shown(tmp_path, monkeypatch, capsys):
     assert "cannot be built" in table
     assert "| cifar10 | resnet20 | *published, long training* | 88.5 at 6.1x (PSTRN) |" in table
     assert "batch 10; 2 seeds." in table
+    picture = plots.results(rows)
+    dense, tensor = picture.axes[0].get_lines()[0], picture.axes[0].get_lines()[1]
+    assert ([*dense.get_xdata()], len(tensor.get_xdata())) == ([269_722] * 2, 4)
+    flops = [line.get_xdata() for line in picture.axes[1].get_lines()[:2]]
+    assert 0 < max(flops[1]) <= 1.01 * min(flops[0])
     assert "btt-13x" in capsys.readouterr().out
 
 
