@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import tyro
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -173,7 +174,8 @@ class Run:
         else:
             self.optimizer = torch.optim.AdamW(groups, config.lr, (config.momentum, 0.999))
         self.scheduler = self._schedule()
-        self.scaled = self.processes.prepare_optimizer(self.optimizer)  # for half precision, if Accelerate has it on
+        # For half precision, if Accelerate has it on. Prepared by Accelerate, it would be kept after the run.
+        self.scaled = AcceleratedOptimizer(self.optimizer, device_placement=False, scaler=self.processes.scaler)
         self.average = engine.Average(self.model, config.ema) if config.ema else None
         self.history: list[dict[str, Any]] = []
         self._start_epoch()
@@ -282,7 +284,8 @@ class Run:
             self.scaled.zero_grad()
             self.processes.backward(loss)
             if config.clip is not None:
-                self.processes.clip_grad_norm_(self.model.parameters(), config.clip)
+                self.processes.unscale_gradients(self.scaled)
+                nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
             self.scaled.step()
             self.scheduler.step()
             if self.average:

@@ -372,7 +372,9 @@ def test_mistakes_end_the_command_with_one_sentence(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------------ presets
 
 
-PRESETS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith("convergence-")]
+PRESETS = [
+    path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith(("convergence-", "results-"))
+]
 """Those of other scripts have tests of their own."""
 
 
