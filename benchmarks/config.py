@@ -79,12 +79,14 @@ class Config:
     clip: float | None = None
     """Largest norm of the gradient; longer ones are shortened to it."""
     ema: float | None = None
-    """Evaluate an exponential moving average of the weights, which keeps this share of itself in each step."""
+    """Evaluate an exponential moving average of the weights, which keeps this share of itself in each step. It is in
+    the checkpoint, beside the weights as they are trained."""
     label_smoothing: float = 0.0
     augment: bool = True
     """Shift training images, and mirror those that may be; random crops of large ones."""
     cutmix: float = 0.0
-    """Share of the batches in which a box of each image comes from another one, and so do its labels (Yun 2019)."""
+    """Share of the batches in which a box of each image comes from another one of the same process, and so do its
+    labels (Yun 2019)."""
     seed: int = 0
     """Of the initialisation, the order of the images and their augmentation."""
     split: Literal["test", "validation"] = "test"
@@ -188,7 +190,7 @@ class Config:
                     )
                 conv = partial(CONVOLUTIONS[self.conv], **own)
                 return MODELS[self.model](conv=conv, in_channels=in_channels, num_classes=num_classes, **options)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # the last two: it is too large
                 raise ConfigError(f"{self.model} with {self.arm} convolutions cannot be built: {error}") from error
 
 

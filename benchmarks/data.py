@@ -12,7 +12,7 @@ import struct
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -35,12 +36,12 @@ class DataError(Exception):
 
 
 def draws(*key: int) -> torch.Generator:
-    """A generator for one purpose, told by non-negative numbers: seed, epoch, step...
+    """A generator for one purpose, told by numbers: seed, epoch, step...
 
     What is random in a run depends on where the run is and on nothing before. So it can go on from any step, and on
     any number of processes.
     """
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big"))
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ class ImageData:
     def validation(self, fraction: float = 0.2) -> "ImageData":
         """The data to tune on: part of the training images, chosen class by class, in place of the test images."""
         images, labels = self.train_images, self.train_labels
-        train, held_out = train_test_split(
-            torch.arange(len(labels)), test_size=fraction, stratify=labels, random_state=SPLIT_SEED
-        )
+        train, held_out = map(torch.from_numpy, hold_out(labels.cpu().numpy(), fraction))
         return ImageData(images[train], labels[train], images[held_out], labels[held_out], self.shift, self.flip)
 
     def normaliser(self) -> Callable[[Tensor], Tensor]:
@@ -180,6 +179,21 @@ class ImageData:
         return NUM_CLASSES
 
 
+def hold_out(labels: Sequence[int] | NDArray[np.int64], fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the items that stay, and of a share that is held out, chosen class by class.
+
+    Raises:
+        DataError: a class has too few.
+    """
+    try:
+        train, held_out = train_test_split(
+            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=SPLIT_SEED
+        )
+    except ValueError as error:
+        raise DataError(f"split is validation, but the training images cannot be split: {error}") from error
+    return train, held_out
+
+
 def load(name: str, data_dir: Path, download: bool = False) -> ImageData:
     """The data set of this name.
 
@@ -227,6 +241,10 @@ def _fashion_mnist(data_dir: Path, download: bool) -> ImageData:
             tensors.append(_checked_labels(path, read_idx(path, dims=1), images=len(tensors[-1])))
         else:
             tensors.append(read_idx(path, dims=3).unsqueeze(1))
+            if not tensors[-1].numel() or tensors[-1].shape[1:] != tensors[0].shape[1:]:
+                raise DataError(
+                    f"{path} has images of shape {tuple(tensors[-1].shape)}, but some are needed, and all of one size"
+                )
     return ImageData(*tensors, shift=2, flip=True)
 
 

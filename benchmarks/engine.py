@@ -5,7 +5,7 @@ each (DistributedDataParallel), or sharded over them (FSDP2). States are read an
 checkpoint of many processes goes on in one, and the other way round.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from config import ConfigError
@@ -90,6 +91,20 @@ def sharded(model: nn.Module) -> nn.Module:
             for block in stage:
                 fully_shard(block)
     return fully_shard(model)
+
+
+def copies(model: nn.Module, device: torch.device) -> nn.Module:
+    """A model of which each process has a copy, with gradients that are averaged."""
+    return DistributedDataParallel(model, device_ids=None if device.index is None else [device.index])
+
+
+@torch.no_grad()
+def share_(buffers: Iterable[Tensor]) -> None:
+    """Replace running statistics by their mean over the processes, where each has its own."""
+    for buffer in buffers:
+        if buffer.is_floating_point() and not isinstance(buffer, DTensor):
+            dist.all_reduce(buffer)
+            buffer.div_(dist.get_world_size())
 
 
 def full(value: Any) -> Any:

@@ -13,7 +13,8 @@ import io
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
@@ -21,11 +22,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from data import SPLIT_SEED, Batches, DataError, Part, draws
+from data import Batches, DataError, Part, draws, hold_out
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -87,8 +87,8 @@ class Folder(Large):
 
     def validation(self, fraction: float = 0.2) -> "Folder":
         """The data to tune on: part of the training images, chosen class by class, in place of the test images."""
-        labels = [label for _, label in self.train]
-        train, test = train_test_split(self.train, test_size=fraction, stratify=labels, random_state=SPLIT_SEED)
+        indices = hold_out([label for _, label in self.train], fraction)
+        train, test = ([self.train[index] for index in some] for some in indices)
         return replace(self, train=train, test=test, count=len(train))
 
     def training(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -155,7 +155,7 @@ class _Files(Dataset[Item]):
         path, label = self.files[key[0]]
         try:
             return decode(path.read_bytes(), self.size, *key[1:]), label
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file can raise anything
             return DataError(f"{path} is not a whole image: {error}")
 
 
@@ -177,10 +177,9 @@ class _Samples(IterableDataset[Item]):
         worker = step % workers
         order = torch.randperm(len(self.shards), generator=draws(*where)).tolist()
         own = [self.shards[index] for index in order][self.part.rank :: self.part.world][worker::workers]
-        endless = (sample for _ in count() for sample in _samples(own))
         key = *where, self.part.rank, worker
         done = step // workers * (self.batches.size // self.part.world)
-        for number, sample in islice(enumerate(_shuffled(endless, key)), done, None):
+        for number, sample in islice(enumerate(_endless(own, key)), done, None):
             yield self._item(sample, *((*key, number) if self.batches.augment else ()))
 
     def _item(self, sample: dict[str, Any] | DataError, *key: int) -> Item:
@@ -198,26 +197,44 @@ class _Samples(IterableDataset[Item]):
             return DataError(f"{name} has the label {label}, but labels run from 0 to {self.like.num_classes - 1}")
         try:
             return decode(image, self.like.size, *key), label
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file can raise anything
             return DataError(f"{name} is not a whole image: {error}")
 
 
 def _samples(shards: Sequence[Path]) -> Iterator[dict[str, Any] | DataError]:
-    from webdataset.tariterators import group_by_keys, tar_file_expander  # noqa: PLC0415 - an extra
+    """All samples of tar files, once."""
+    from webdataset.tariterators import group_by_keys  # noqa: PLC0415 - an extra
 
     for shard in shards:
-        with shard.open("rb") as stream:
-            try:
-                yield from group_by_keys(tar_file_expander([{"url": os.fspath(shard), "stream": stream}]))
-            except Exception as error:  # a damaged file can raise anything
-                yield DataError(f"{shard} is not a whole tar file: {' '.join(str(error).split())[:200]}")
+        try:
+            yield from group_by_keys(_files(shard))
+        except Exception as error:  # a damaged file can raise anything
+            yield DataError(f"{shard} is not a whole tar file: {' '.join(str(error).split())[:200]}")
 
 
-def _shuffled(samples: Iterable[Any], key: Sequence[int]) -> Iterator[Any]:
-    import webdataset as wds  # noqa: PLC0415 - an extra
+def _files(shard: Path) -> Iterator[dict[str, Any]]:
+    """The files in a tar file, as webdataset groups them."""
+    with shard.open("rb") as stream, tarfile.open(fileobj=stream) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None:
+                yield {"fname": member.name, "data": file.read(), "__url__": os.fspath(shard)}
+        stream.seek(tar.offset)  # a damaged header looks like the end
+        if stream.read().strip(b"\0"):
+            raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged")
 
-    shuffled: Iterator[Any] = wds.shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(str(key)))(samples)
-    return shuffled
+
+def _endless(shards: Sequence[Path], key: Sequence[int]) -> Iterator[dict[str, Any] | DataError]:
+    """All samples of tar files, over and over, each time shuffled in another way."""
+    from webdataset.filters import shuffle  # noqa: PLC0415 - an extra
+
+    for times in count():
+        found = False
+        for sample in shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(str((*key, times))))(_samples(shards)):
+            found = True
+            yield sample
+        if not found:
+            yield DataError(f"{', '.join(shard.name for shard in shards)}: there is no sample in these shards")
 
 
 def _collate(items: Sequence[Item]) -> tuple[Tensor, Tensor] | DataError:
@@ -232,12 +249,14 @@ def decode(content: bytes, size: int, *key: int) -> Tensor:
     """An image file as bytes of shape (3, size, size): a random crop if there is a key, else the middle.
 
     Raises:
-        OSError, ValueError: it is no image, or not the whole of it.
+        Exception: it is no image, or not the whole of it.
     """
     from PIL import Image  # noqa: PLC0415 - an extra
 
     rng = np.random.default_rng(key) if key else None
     with Image.open(io.BytesIO(content)) as file:
+        if file.mode.startswith(("I", "F")):  # which PIL would clip
+            raise ValueError(f"its pixels are of mode {file.mode}, but 8 bits a channel are needed")
         box = _middle(*file.size) if rng is None else _random_box(*file.size, rng)
         image = file.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box)
     pixels = np.array(image)
@@ -281,8 +300,10 @@ def folder(data_dir: Path, *, image_size: int, workers: int, **_: Any) -> Folder
             raise DataError(f"image-folder needs {directory}, with a folder per class, but there is no such directory")
         found = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
         classes = classes or found
-        if not found or found != classes:
-            odd = next(iter(sorted({*found} ^ {*classes})), "no class at all")
+        if len(found) < 2:
+            raise DataError(f"{directory} has {len(found)} classes, but two at least are needed, a folder for each")
+        if found != classes:
+            odd = min({*found} ^ {*classes})
             raise DataError(f"{directory} must have the classes of train, but they differ in {odd}")
         splits.append([(path, label) for label, name in enumerate(classes) for path in _images(directory / name)])
     return Folder(len(classes), len(splits[0]), image_size, workers, torch.device("cpu"), *splits)
@@ -293,7 +314,11 @@ def _images(directory: Path) -> list[Path]:
     if not files:
         raise DataError(f"the class {directory} is empty: it has no {', '.join(SUFFIXES)}")
     for file in files:
-        if not file.stat().st_size:
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise DataError(f"{file.path} cannot be read: {error.strerror}") from error
+        if not size:
             raise DataError(f"{file.path} is empty, but an image is needed")
     return sorted(Path(file.path) for file in files)
 

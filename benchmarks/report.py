@@ -391,15 +391,21 @@ def _span(runs: Rows, name: str) -> list[str]:
 
 def throughput(rows: Rows) -> str:
     """Images per second of training, over the dense network's."""
+    compressed = [row for row in rows if row["rank"]]
+    columns = [name for name, _ in groups(compressed, "precision", "rank")]
     table = []
-    for (network, conv), runs in groups([row for row in rows if row["rank"]], "network", "conv"):
-        cells = ["none" if run["note"] else f"{float(run['over_dense']):.2f}" for run in runs]
-        table.append([network, conv, *cells])
+    for (network, conv), runs in groups(compressed, "network", "conv"):
+        cells = {
+            (run["precision"], run["rank"]): "none"
+            if run["note"]
+            else f"{float(run['over_dense']):.2f} ({float(run['autotuned_over_dense']):.2f})"
+            for run in runs
+        }
+        table.append([network, conv, *(cells[column] for column in columns)])
     plain = [row for row in rows if not row["rank"]]
     dense = [f"{float(r['images_per_second']):.0f} ({r['precision']})" for r in plain if r["conv"] == "dense"]
     again = [f"{float(row['over_dense']):.2f}" for row in plain if row["conv"] != "dense"]
-    first = next(iter(_group([row for row in rows if row["rank"]], "conv")))[1]
-    header = ["network", "convolutions", *(f"{row['precision']}, keep {row['rank']}" for row in first)]
+    header = ["network", "convolutions", *(f"{precision}, keep {rank}" for precision, rank in columns)]
     note = (
         f"Dense: {', '.join(dense)} images per second, batch {rows[0]['batch']}; its twin's ratio: {', '.join(again)}."
     )

@@ -63,10 +63,14 @@ class Grid(Config):
             ("ratios", self.ratios or {*self.families} <= {DENSE}, "one at least is needed"),
             ("ratios", all(ratio > 1 for ratio in self.ratios), "they must be above 1"),
             ("networks", self.networks or self.presets, "one at least is needed, or one of presets"),
+            ("ratios", len({*self.ratios}) == len(self.ratios), "none may be there twice"),
             ("seeds", len({*self.seeds}) == len(self.seeds) > 0, "one at least is needed, and none twice"),
         ):
             if not holds:
                 raise ConfigError(f"{name} is {[*getattr(self, name)]}, but {rule}")
+        for name in ("model", "conv", "rank", "init", "name", "seed", "split"):
+            if getattr(self, name) != getattr(Config, name):
+                raise ConfigError(f"{name} is {getattr(self, name)}, but the grid sets it")
         super().__post_init__()
 
     def arms(self) -> Iterator[tuple[float | str, Config]]:

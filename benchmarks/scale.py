@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import engine
-from config import CONVOLUTIONS, DENSE, Config
+from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
 from provenance import REPOSITORY, write_csv
 from train import numel
 
@@ -88,6 +88,9 @@ def measure(config: Config, world: int, way: str, size: int) -> Row:
         else:
             wrapped = DistributedDataParallel(wrapped)
             wrapped.register_comm_hook(found, _note_bucket)
+        wrapped(image).sum().backward()  # after which the copies' gradients are put together anew
+        found.calls.clear()
+        found.bytes.clear()
         with found:
             wrapped(image).sum().backward()
         held = sum(engine.local(parameter).numel() for parameter in model.parameters())
@@ -112,8 +115,8 @@ def _note_bucket(found: Collectives, bucket: dist.GradBucket) -> torch.futures.F
 class Command:
     """Count what many processes would say to each other in a step of training."""
 
-    network: str = "resnet50"
-    convs: tuple[str, ...] = (DENSE, "cp", "tucker", "tt", "tr", "btt")
+    network: Literal[tuple(MODELS)] = "resnet50"
+    convs: tuple[Literal[tuple(CONVOLUTIONS)], ...] = (DENSE, "cp", "tucker", "tt", "tr", "btt")
     keep: float = 0.1
     """Keep ratio of every convolution but the stem; the last layer is dense."""
     processes: tuple[int, ...] = (8, 1000)
@@ -125,13 +128,14 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.cli(Command, args=arguments)
-    if strange := {*command.convs} - {*CONVOLUTIONS}:
-        sys.exit(f"error: convs has {min(strange)!r}, but there are only {', '.join(CONVOLUTIONS)}")
     runs = [(conv, world, way) for conv in command.convs for world in command.processes for way in WAYS]
     rows = []
     for conv, world, way in track(runs, "counting"):
         config = Config(model=command.network, conv=conv, rank=None if conv == DENSE else command.keep)
-        rows.append(measure(config, world, way, command.size))
+        try:
+            rows.append(measure(config, world, way, command.size))
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
     write_csv(command.out, rows)
 
 

@@ -6,12 +6,11 @@ in memory. Each compressed network is there twice: with the planner's estimates,
 """
 
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import tnlayers
-from config import CONVOLUTIONS, DENSE, Config, ConfigError
+from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
 from provenance import REPOSITORY, write_csv
 from speed import rounds
 from train import numel
@@ -34,11 +33,11 @@ Row = dict[str, Any]
 class Command:
     """Time a step of training of compressed ResNets against the dense one."""
 
-    network: str = "resnet32"
-    convs: tuple[str, ...] = ("cp", "tucker", "tt", "tr", "btt")
+    network: Literal[tuple(MODELS)] = "resnet32"
+    convs: tuple[Literal[tuple(CONVOLUTIONS)], ...] = ("cp", "tucker", "tt", "tr", "btt")
     keeps: tuple[float, ...] = (0.4, 0.2, 0.1)
     """Keep ratios of the convolutions, the stem aside."""
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[Literal[PRECISIONS], ...] = PRECISIONS
     batch: int = 128
     threads: int | None = None
     """CPU threads; all where not given."""
@@ -107,10 +106,6 @@ def measure(command: Command, precision: str) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.cli(Command, args=arguments)
-    if strange := {*command.convs} - {*CONVOLUTIONS}:
-        sys.exit(f"error: convs has {min(strange)!r}, but there are only {', '.join(CONVOLUTIONS)}")
-    if strange := {*command.precisions} - {*PRECISIONS}:
-        sys.exit(f"error: precisions has {min(strange)!r}, but there are only {', '.join(PRECISIONS)}")
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     rows = [row for precision in command.precisions for row in measure(command, precision)]

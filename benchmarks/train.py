@@ -111,6 +111,8 @@ def numel(module: nn.Module) -> int:
 
 def _device(name: str) -> torch.device:
     try:
+        if name == "meta":
+            raise RuntimeError("it holds no numbers")
         return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:  # AssertionError: this build of torch has no CUDA
         raise ConfigError(f"device is {name!r}, which cannot be used here: {str(error).splitlines()[0]}") from error
@@ -136,7 +138,12 @@ class Run:
         device = _device(config.device)
         processes = engine.processes(device.type == "cpu")
         device = processes.device if processes.num_processes > 1 else device
-        data = read_data(config).to(device)
+        try:
+            config.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out is {config.out}, where {config.directory} cannot be made: {error}") from error
+        with processes.local_main_process_first():  # which may download
+            data = read_data(config).to(device)
         self._begin(config, data, config.network(data.channels, data.num_classes).to(device))
         if config.resume:
             self._restore()
@@ -154,10 +161,13 @@ class Run:
         self.part = Part(self.processes.process_index, self.processes.num_processes)
         self.normalise = data.normaliser()
         count = min(config.images or data.count, data.count)
+        if not count:
+            raise DataError(f"{config.dataset} has no training images")
         self.batch_size = min(config.batch_size, count)
         if self.batch_size % self.part.world:
             raise ConfigError(
-                f"batch_size is {self.batch_size}, but {self.part.world} processes need a multiple of their number"
+                f"batch_size is {self.batch_size}, of {count} images, but {self.part.world} processes need a multiple "
+                "of their number"
             )
         self.steps = count // self.batch_size  # per epoch; which images are left over changes from epoch to epoch
         self._place(model)
@@ -184,7 +194,7 @@ class Run:
         """The model as it is, and as it is trained: with the other processes, in its layout of memory, compiled."""
         self.image_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         for conv in model.modules():
-            if isinstance(conv, nn.Conv2d):
+            if isinstance(conv, nn.Conv2d) and not self.config.shard:  # FSDP2 cuts contiguous tensors alone
                 conv.to(memory_format=self.image_format)
         if self.part.world > 1 and self.config.sync_norm:
             model = engine.synced(model, self.device)
@@ -196,7 +206,7 @@ class Run:
                 raise ConfigError("shard is True, but there is one process: start several, as with torchrun")
             engine.sharded(model)
         elif self.part.world > 1:
-            self.trained = self.processes.prepare_model(model)
+            self.trained = engine.copies(model, self.device)
 
     def _schedule(self) -> Any:
         steps = self.config.epochs * self.steps
@@ -240,6 +250,9 @@ class Run:
         lr = self.lr
         train_loss, train_accuracy = self._train_epoch(report)
         loss, accuracy = self._evaluate()
+        if not math.isfinite(loss):
+            raise self._lost(f"the loss on images not trained on is {loss} after epoch {len(self.history) + 1}")
+        self._check_weights(len(self.history) + 1)
         self.history.append(
             {
                 "epoch": len(self.history) + 1,
@@ -342,6 +355,7 @@ class Run:
 
     def _evaluate(self) -> tuple[float, float]:
         self.model.eval()
+        self._share_statistics()
         size = EVALUATION_BATCH if isinstance(self.data, ImageData) else self.batch_size // self.part.world
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         inference = torch.no_grad() if self.config.shard else torch.inference_mode()
@@ -349,8 +363,10 @@ class Run:
             for images, labels in self._in_step(self.data.evaluation(size, self.part)):
                 logits = self._logits(images, self.model)[: len(labels)]
                 loss = F.cross_entropy(logits, labels, reduction="sum")
-                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels))]).to(sums)
+                sums += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))]).to(sums)
         loss, correct, count = self._total(sums).tolist()
+        if not count:
+            raise RunError(f"{self.config.dataset} has no images to evaluate on")
         return loss / count, correct / count
 
     def _in_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -389,11 +405,24 @@ class Run:
 
     saved = ""  # after what the last checkpoint was made
 
+    def _share_statistics(self) -> None:
+        """Where processes have running statistics of their own, one for all: what is evaluated and saved."""
+        if self.part.world > 1 and not self.config.sync_norm:
+            engine.share_(self.model.buffers())
+            if self.average:
+                names = {name for name, _ in self.model.named_buffers()}
+                engine.share_(value for name, value in self.average.values.items() if name in names)
+
+    def _check_weights(self, epoch: int) -> None:
+        values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        if not torch.stack([engine.full(value).isfinite().all() for value in values]).all():
+            raise self._lost(f"a weight is no number in epoch {epoch}")
+
     def _save(self) -> None:
         """Write the checkpoint, whole or not at all; never one of a network that is lost."""
-        finite = torch.stack([engine.full(p).isfinite().all() for p in self.model.parameters()]).all()
-        if not finite:
-            raise self._lost(f"a weight is no number in epoch {len(self.history) + bool(self.step)}")
+        self._share_statistics()
+        if self.step:
+            self._check_weights(len(self.history) + 1)
         sums = self._total(self.sums).cpu()
         state = engine.save(self.model, self.optimizer) | {
             "average": self.average.state() if self.average else None,
@@ -404,12 +433,21 @@ class Run:
             "sums": sums,
             "seconds": self.seconds,
             "lr": self.lr,
+            "streams": self._streams,
         }
         if self.processes.is_main_process:
             with replacing(self.checkpoint) as file:
                 torch.save(state, file)
         self.processes.wait_for_everyone()
+        self._note_saved()
+
+    def _note_saved(self) -> None:
         self.saved = f"epoch {len(self.history)}" + (f" and {self.step} steps" if self.step else "")
+
+    @property
+    def _streams(self) -> list[int] | None:
+        """Processes and workers, where the order of the images depends on them."""
+        return [self.part.world, self.data.workers] if isinstance(self.data, large.Shards) else None
 
     def _restore(self) -> None:
         found: list[Any] = [None]
@@ -429,19 +467,25 @@ class Run:
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.step, self.seconds, self.lr = (state[name] for name in ("history", "step", "seconds", "lr"))
         self.sums = (state["sums"] if self.processes.is_main_process else torch.zeros(2)).to(self.sums)
-        self.saved = f"epoch {len(self.history)}"
+        self._note_saved()
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint, if there is one."""
-        for half in self.checkpoint.parent.glob(f".{self.checkpoint.name}.*"):
+        for half in (half for name in ("checkpoint.pt", "metrics.csv") for half in self._halves(name)):
             half.unlink()  # what a run left that was killed while it wrote
         if not self.checkpoint.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            theirs = state["config"]
+            theirs, streams = state["config"], state["streams"]
         except Exception as error:  # a damaged file can raise anything
-            raise RunError(f"{self.checkpoint} is not a checkpoint of this script: {error}") from error
+            reason = next(iter(str(error).splitlines()), "")
+            raise RunError(f"{self.checkpoint} is not a checkpoint of this script, or damaged: {reason}") from error
+        if state["step"] and streams != self._streams:
+            raise RunError(
+                f"{self.checkpoint} is from the middle of an epoch with {streams} processes and workers, but this run "
+                f"has {self._streams}: with others, shards give other batches"
+            )
         for name, value in self.config.experiment.items():
             if theirs.get(name) != value:
                 raise RunError(
@@ -449,6 +493,9 @@ class Run:
                     f"go on with {name} {theirs.get(name)}, or start anew without --resume"
                 )
         return state
+
+    def _halves(self, name: str) -> Iterator[Path]:
+        return self.config.directory.glob(f".{name}.*")
 
     def _tensorboard(self) -> None:
         with tensorboard().SummaryWriter(self.config.directory) as writer:
@@ -596,6 +643,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands = parse(arguments)
         check_distinct(commands)
+        for command in commands:  # all of them, before the first is trained
+            data = read_data(command.run)
+            with torch.device("meta"):
+                command.run.network(data.channels, data.num_classes)
         first = commands[0].run
         main_process = engine.processes(first.device == "cpu").is_main_process
         with progress_bars(console, disable=not main_process) as progress:
@@ -607,6 +658,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         write_csv(command.results, [result.row for result in results])
         if main_process:
             console.print(table(results))
+        engine.processes(first.device == "cpu").wait_for_everyone()
     except (ConfigError, DataError, RunError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

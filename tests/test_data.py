@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import data
-from data import Batches, DataError, Download, ImageData, Part, fetch, load, read_cifar10, read_idx
+from data import Batches, DataError, Download, ImageData, Part, draws, fetch, load, read_cifar10, read_idx
 
 CIFAR_ROW = 3 * 32 * 32
 
@@ -156,6 +156,19 @@ def test_an_epoch_goes_on_from_any_step_and_is_shared_by_processes():
         assert not torch.equal(other[0][1], whole[0][1])
 
 
+def test_generators_for_different_purposes_differ():
+    keys = [(1, 1), (1, 1, 0), (1, 1, 1), (2**32 + 1, 1), (1, 2**32 + 1), (11,)]
+    first = [torch.randint(2**60, (1,), generator=draws(*key)).item() for key in keys]
+    assert len({*first}) == len(keys)
+    assert torch.equal(torch.rand(3, generator=draws(1, 2)), torch.rand(3, generator=draws(1, 2)))
+
+
+def test_too_few_images_to_hold_out_are_told():
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(DataError, match="split is validation, but the training images cannot be split: "):
+        ImageData(images, torch.arange(2), images, torch.arange(2), shift=2, flip=True).validation()
+
+
 def test_every_test_image_is_evaluated_by_one_process():
     images = torch.randint(256, (35, 3, 8, 8), dtype=torch.uint8)
     some = ImageData(images, torch.arange(35), images, torch.arange(35), shift=2, flip=True)
@@ -190,6 +203,8 @@ IMAGES = idx(random_bytes(20, 28, 28))
         ("train-images-idx3-ubyte", b"", r"starts with the bytes \(none\), but .* starts with 00 00 08 03"),
         ("train-images-idx3-ubyte", b"\x89PNG....", r"starts with the bytes 89 50 4e 47"),
         ("t10k-labels-idx1-ubyte", idx(np.full(20, 11, np.uint8)), r"has the label 11, but labels run from 0 to 9"),
+        ("t10k-images-idx3-ubyte", idx(random_bytes(20, 14, 9)), r"has images of shape \(20, 1, 14, 9\), but some are"),
+        ("train-images-idx3-ubyte", idx(random_bytes(0, 28, 28)), r"has images of shape \(0, 1, 28, 28\), but some"),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(19, np.uint8)), r"has 19 labels, but there are 20 images"),
     ],
 )

@@ -91,7 +91,7 @@ def test_two_processes_come_to_the_same_losses_as_one(tmp_path, whole, flags):
 
 def test_a_batch_that_cannot_be_shared_out_is_told(tmp_path):
     out = launch("--batch-size", "31", cwd=tmp_path, code=1)
-    assert "error: batch_size is 31, but 2 processes need a multiple of their number" in out
+    assert "error: batch_size is 31, of 160 images, but 2 processes need a multiple of their number" in out
 
 
 @pytest.mark.parametrize(("step", "write"), [(4, 99), (9, 99), (99, 1), (99, 2), (99, 3)])
@@ -119,3 +119,17 @@ def test_what_many_processes_saved_one_goes_on_from(tmp_path, whole):
                 run(str(BENCHMARKS / "train.py"), *FLAGS, *flags, cwd=root)
         for ours, theirs in zip(metrics(root), whole, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--shard",), ()], ids=["shards", "copies"])
+def test_processes_with_statistics_of_their_own_go_on_to_the_same_numbers(tmp_path, flags):
+    flags = [*FLAGS, *flags, "--no-sync-norm", "--ema", "0.8", "--save-every", "2"]
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for root, kill in ((tmp_path / "whole", "99"), (tmp_path / "killed", "8")):
+        root.mkdir()
+        run(*launcher, str(script), kill, "99", *flags, cwd=root, code=int(kill != "99"))
+    run(*launcher, str(BENCHMARKS / "train.py"), *flags, "--resume", cwd=tmp_path / "killed")
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")

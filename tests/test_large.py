@@ -3,6 +3,7 @@
 import io
 import tarfile
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -126,6 +127,18 @@ def test_processes_and_workers_share_shards_out(tmp_path):
     assert not same(epoch(data), epoch(data, number=2))
 
 
+def test_shards_are_shuffled_within_each_pass(tmp_path):
+    """Every image once before any comes again, in another order."""
+    write_shards(tmp_path)
+    data = read_shards(tmp_path)
+    labels = [labels.tolist() for _, labels in epoch(data, stop=6, augment=False)]
+    colours = [images[:, 0, 0, 0].tolist() for images, _ in epoch(data, stop=6, augment=False)]
+    first, second = ([*chain.from_iterable(part)] for part in (colours[:3], colours[3:]))
+    assert sorted(first) == sorted(second) == sorted([0, 81, 162, 80, 161, 2, 160, 1, 82, 0, 81, 162])
+    assert first != second
+    assert [colour // 80 for colour in first] == [*chain.from_iterable(labels[:3])]
+
+
 def test_what_is_random_moves_no_other_state(folder):
     before = torch.get_rng_state()
     epoch(folder)
@@ -215,6 +228,54 @@ def test_shards_that_are_not_as_they_should_be_are_told(tmp_path):
         path.write_bytes(b"no tar file" * 100 + bytes(1024))
     with pytest.raises(DataError, match=r"train-00.\.tar is not a whole tar file"):
         epoch(read_shards(tmp_path))
+
+
+def test_damage_that_looks_like_an_end_is_told(tmp_path):
+    write_shards(tmp_path)
+    shard = tmp_path / "val-001.tar"
+    content = bytearray(shard.read_bytes())
+    second = content.index(b"1-1.png")
+    content[second] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=rf"val-001\.tar is not a whole tar file: the header at byte {second} is dam"):
+        [*read_shards(tmp_path).evaluation(4, Part())]
+    for path in tmp_path.glob("train-*.tar"):
+        write_shard(path, [])
+    with pytest.raises(DataError, match="there is no sample in these shards"):
+        epoch(read_shards(tmp_path))
+
+
+def test_images_that_would_be_misread_are_told(folder):
+    path, _ = folder.train[0]
+    Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"0\.png is not a whole image: its pixels are of mode I"):
+        epoch(folder)
+
+
+def test_folders_that_cannot_be_learnt_from_are_told(folder, tmp_path):
+    few = replace(folder, train=folder.train[::EACH])
+    with pytest.raises(DataError, match="split is validation, but the training images cannot be split: "):
+        few.validation()
+    for split in ("train", "val"):
+        for label in (1, 2):
+            (tmp_path / split / f"class{label}").rename(tmp_path / f"{split}{label}")
+    with pytest.raises(DataError, match="train has 1 classes, but two at least are needed"):
+        large.folder(tmp_path, image_size=SIZE, workers=0)
+
+
+def test_other_streams_do_not_go_on_in_the_middle_of_an_epoch(tmp_path):
+    write_shards(tmp_path)
+    config = Config(
+        dataset="webdataset", epochs=1, batch_size=4, lr=0.01, images=12, image_size=8, classes=CLASSES, workers=0,
+        data_dir=tmp_path, out=tmp_path / "runs", device="cpu", threads=1, save_every=2,
+    )  # fmt: skip
+    run = train.Run(config)
+    run._evaluate = None  # stops it there
+    with pytest.raises(TypeError):
+        run.epoch()
+    assert train.Run(replace(config, resume=True)).step == 2
+    with pytest.raises(train.RunError, match=r"middle of an epoch with \[1, 0\] .*, but this run has \[1, 2\]"):
+        train.Run(replace(config, resume=True, workers=2))
 
 
 def test_a_missing_library_is_told(monkeypatch):

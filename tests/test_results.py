@@ -135,6 +135,8 @@ def test_cores_are_drawn_as_tednet_draws_them(form, rank):
         ({"networks": "[resnet20]", "families": "[tr]"}, r"ratios is \[\], but one at least is needed"),
         ({"networks": "[resnet20]", "families": "[tr]", "ratios": "[0.5]"}, r"ratios is \[0.5\], but they must be ab"),
         ({"networks": "[resnet20]", "families": "[dense]", "seeds": "[1, 1]"}, "seeds is .*none twice"),
+        ({"networks": "[resnet20]", "families": "[tr]", "ratios": "[5.0, 5]"}, "ratios is .*none may be there twice"),
+        ({"networks": "[resnet20]", "families": "[dense]", "seed": 3}, "seed is 3, but the grid sets it"),
         ({"networks": "[vgg]"}, "networks is"),
         ({"networks": "[resnet20]", "families": "[dense]", "lr": 0}, "lr is 0.0, but it must be above 0"),
     ],

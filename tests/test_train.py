@@ -165,17 +165,28 @@ def test_a_lost_network_is_never_saved(config):
     run = Run(config)
     run.epoch()
     good = run.checkpoint.read_bytes()
-    evaluate = run._evaluate
+    metrics = read(config.directory / "metrics.csv")
 
-    def poison():  # what the last step of an epoch may do, behind the last loss
-        run.model.linear.bias.data[0] = float("inf")
-        return evaluate()
+    def poison(first, then):  # what the last step of an epoch may do, behind the last loss
+        def poisoned():
+            if first:
+                run.model.linear.bias.data[0], run.model.linear.bias.data[1] = 1e38, -1e38
+                run.model.linear.weight.data.fill_(3e38)
+            found = evaluate()
+            if then:
+                run.model.bn1.running_mean[0] = float("nan")
+            return found
 
-    run._evaluate = poison
-    sentence = r"dense: a weight is no number in epoch 2: .*last good checkpoint is .*checkpoint\.pt, after epoch 1"
-    with pytest.raises(RunError, match=sentence):
-        run.epoch()
-    assert run.checkpoint.read_bytes() == good
+        return poisoned
+
+    for poisons, what in (((False, True), "a weight is no number in"), ((True, False), "the loss on images not .* is")):
+        run = Run(replace(config, resume=True))
+        evaluate = run._evaluate
+        run._evaluate = poison(*poisons)
+        with pytest.raises(RunError, match=rf"dense: {what} .*last good checkpoint is .*checkpoint\.pt, after epoch 1"):
+            run.epoch()
+        assert run.checkpoint.read_bytes() == good
+        assert read(config.directory / "metrics.csv") == metrics
 
 
 def test_the_learning_rate_rises_along_a_line_and_falls_along_a_cosine(config):
@@ -340,6 +351,15 @@ def test_one_command_runs_every_arm_with_every_seed(tmp_path, capsys):
     assert "digits-resnet20-tr-0.2-seed3" in capsys.readouterr().out
 
 
+def test_every_arm_is_checked_before_the_first_is_trained(tmp_path):
+    presets = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    presets[0].write_text("epochs: 1\n")
+    presets[1].write_text("conv: tr\nrank: 1000000000\n")
+    with pytest.raises(SystemExit, match="resnet20 with tr-1000000000 convolutions cannot be built"):
+        train.main(["--config", *map(str, presets), "--out", str(tmp_path), "--device", "cpu"])
+    assert not [*tmp_path.glob("digits-*")]
+
+
 def test_flags_override_presets_and_presets_override_defaults(tmp_path):
     path = tmp_path / "tr.yaml"
     path.write_text("conv: tr\nrank: 0.2\nlr: 0.3")
@@ -354,12 +374,15 @@ def test_flags_override_presets_and_presets_override_defaults(tmp_path):
 def test_mistakes_end_the_command_with_one_sentence(tmp_path, capsys):
     def sentence(*flags):
         with pytest.raises(SystemExit) as stop:
-            train.main([*flags, "--out", str(tmp_path)])
+            train.main(["--out", str(tmp_path), *flags])
         text = str(stop.value.code) if isinstance(stop.value.code, str) else "".join(capsys.readouterr())
         return " ".join(text.replace("│", " ").split())
 
     assert "rank is 0.2, but dense convolutions have none" in sentence("--rank", "0.2")
     assert sentence("--device", "abacus").startswith("error: device is 'abacus', which cannot be used here: ")
+    assert "device is 'meta', which cannot be used here: it holds no numbers" in sentence("--device", "meta")
+    (tmp_path / "file").touch()
+    assert "error: out is " in sentence("--out", str(tmp_path / "file"))
     assert "momentum is 2.0, but it must be from 0 to below 1" in sentence("--momentum", "2")
     assert re.match(
         r"error: resnet20 with tr-0 convolutions cannot be built: .*rank", sentence("--conv", "tr", "--rank", "0")
