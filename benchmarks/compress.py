@@ -41,7 +41,8 @@ import tnlayers
 from config import DENSE, Config, ConfigError
 from data import DataError, ImageData, load
 from penalty import FAMILIES
-from provenance import REPOSITORY, provenance, read_csv, write_csv
+from pool import read_rows
+from provenance import REPOSITORY, provenance, write_csv
 from speed import rounds
 from tnlayers.models import ResNet
 from train import Run, RunError, convolutions, progress_bar, progress_bars, size
@@ -121,7 +122,6 @@ class Command(Config):
             ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
             ("hint", 0 <= self.hint < math.inf, "it must be at least 0"),
             ("epochs", self.epochs >= 0, "it must be at least 0"),
-            ("out", not self.out.is_dir(), "that is a directory, and a file to write is needed"),
         ):
             if not holds:
                 value = getattr(self, name)
@@ -387,9 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command = tyro.cli(Command, args=arguments)
         command.check()
-        rows, done = {key(row): row for row in read_csv(command.out)} if command.out.exists() else {}, []
-        if any([*row][: len(COLUMNS)] != [*COLUMNS] for row in rows.values()):
-            raise ConfigError(f"out is {command.out}, which has other columns than this script writes: move it away")
+        rows, done = {key(row): row for row in read_rows(command.out, COLUMNS, workers=1)}, []
         with progress_bars(console) as progress:
             for row in compress(command, progress):
                 done.append(row)

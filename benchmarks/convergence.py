@@ -26,15 +26,14 @@ import torch
 import torch.nn.functional as F
 import tyro
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from torch import Tensor, nn
 
 import inits
 from config import DENSE, Config, ConfigError, read_yaml
 from data import DATASETS, NUM_CLASSES, DataError, ImageData, load
-from pool import measure_all
-from provenance import REPOSITORY, provenance, read_csv, write_csv
+from pool import measure_all, read_rows
+from provenance import REPOSITORY, provenance, write_csv
 from speed import FAMILIES
 from tnlayers.models import ResNet, dense_conv
 from train import Run, RunError, numel
@@ -350,30 +349,21 @@ def run(command: Command, console: Console) -> None:
     """
     grid = Grid.from_yaml(command.config)
     wanted = grid.rows(command.only)
-    if command.workers < 1:
-        raise ConfigError(f"workers is {command.workers}, but it must be at least 1")
-    if command.out.is_dir():
-        raise ConfigError(f"out is {command.out}, a directory, but a file to write is needed")
-    rows: list[Row] = [*read_csv(command.out)] if command.out.exists() else []
-    if any(tuple(row)[: len(COLUMNS)] != COLUMNS for row in rows):
-        raise ConfigError(f"out is {command.out}, which has other columns than this script writes: move it away")
+    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
     cached_load(grid.dataset, command.data_dir)
     torch.set_num_threads(grid.threads)
     names = (*KEY, *SETTINGS)
     there = {identity(row, names) for row in rows}
     todo = [row for row in wanted if not there & {identity(row, names), identity(row | NOWHERE, names)}]
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        task = progress.add_task(grid.dataset, total=len(todo))
 
-        def keep(row: Row) -> None:
-            row = {column: str(value) for column, value in (row | provenance()).items()}
-            group, same = identity(row, GROUP), identity(row, SETTINGS)
-            rows[:] = [old for old in rows if identity(old, GROUP) != group or identity(old, SETTINGS) == same]
-            rows[:] = [old for old in rows if identity(old, KEY) != identity(row, KEY)] + [row]
-            write_csv(command.out, rows)
-            progress.advance(task)
+    def keep(row: Row) -> None:
+        row = {column: str(value) for column, value in (row | provenance()).items()}
+        group, same = identity(row, GROUP), identity(row, SETTINGS)
+        rows[:] = [old for old in rows if identity(old, GROUP) != group or identity(old, SETTINGS) == same]
+        rows[:] = [old for old in rows if identity(old, KEY) != identity(row, KEY)] + [row]
+        write_csv(command.out, rows)
 
-        measure_all(partial(measure, grid, command.data_dir), todo, command.workers, keep)
+    measure_all(partial(measure, grid, command.data_dir), todo, command.workers, keep, console)
     groups = {identity(row, GROUP) for row in wanted}
     console.print(table(chosen([row for row in rows if identity(row, GROUP) in groups])))
 

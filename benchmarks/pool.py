@@ -1,12 +1,19 @@
-"""Many runs beside each other, in processes of their own."""
+"""Many runs beside each other, in processes of their own, and the file that their rows go to."""
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
 from threading import Thread
 from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from config import ConfigError
+from provenance import read_csv
 
 Run = TypeVar("Run")
 Found = TypeVar("Found")
@@ -20,18 +27,41 @@ def attend_parent() -> None:
         Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def read_rows(out: Path, columns: Sequence[str], workers: int) -> list[dict[str, str]]:
+    """What a file of rows has so far.
+
+    Raises:
+        ConfigError: it cannot take more, or there are no workers.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}, but it must be at least 1")
+    if out.is_dir():
+        raise ConfigError(f"out is {out}, a directory, but a file to write is needed")
+    rows = read_csv(out) if out.exists() else []
+    if any([*row][: len(columns)] != [*columns] for row in rows):
+        raise ConfigError(f"out is {out}, which has other columns than this script writes: move it away")
+    return rows
+
+
 def measure_all(
-    measure: Callable[[Run], Found], runs: Sequence[Run], workers: int, keep: Callable[[Found], None]
+    measure: Callable[[Run], Found], runs: Sequence[Run], workers: int, keep: Callable[[Found], None], console: Console
 ) -> None:
-    """Measure runs, in this process or in several, and pass each on as soon as it is done."""
+    """Measure runs, in this process or in several, and pass each on as soon as it is done, with a bar."""
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        task = progress.add_task("runs", total=len(runs))
+        for found in _measured(measure, runs, workers):
+            keep(found)
+            progress.advance(task)
+
+
+def _measured(measure: Callable[[Run], Found], runs: Sequence[Run], workers: int) -> Iterator[Found]:
     if workers == 1:
-        for run in runs:
-            keep(measure(run))
+        yield from map(measure, runs)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), attend_parent) as pool:
         try:
             for done in as_completed([pool.submit(measure, run) for run in runs]):
-                keep(done.result())
+                yield done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in active_children():

@@ -21,13 +21,12 @@ from typing import Any, Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError, read_yaml
 from data import DATASETS, DataError
-from pool import measure_all
-from provenance import REPOSITORY, provenance, read_csv, write_csv
+from pool import measure_all, read_rows
+from provenance import REPOSITORY, provenance, write_csv
 from tednets import PRESETS
 from train import Run, RunError, convolutions, numel, read_data
 
@@ -144,31 +143,20 @@ def run(command: Command, console: Console) -> None:
         ConfigError, DataError: nothing can be run, or nowhere be written.
     """
     grid = read_yaml(Grid, command.config)
-    if command.workers < 1:
-        raise ConfigError(f"workers is {command.workers}, but it must be at least 1")
-    if command.out.is_dir():
-        raise ConfigError(f"out is {command.out}, a directory, but a file to write is needed")
+    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
     runs = Path("runs") / "results"
     arms = [(ratio, replace(arm, data_dir=command.data_dir, out=runs)) for ratio, arm in grid.arms()]
     cached_data(arms[0][1])
-    rows: list[Row] = [*read_csv(command.out)] if command.out.exists() else []
-    if any(tuple(row)[: len(COLUMNS)] != COLUMNS for row in rows):
-        raise ConfigError(f"out is {command.out}, which has other columns than this script writes: move it away")
     there = {identity(row) for row in rows}
     wanted = [identity({"ratio": ratio, **arm.experiment}) for ratio, arm in arms]
     torch.set_num_threads(grid.threads or torch.get_num_threads())
     todo = [arm for arm, name in zip(arms, wanted, strict=True) if name not in there]
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        task = progress.add_task(grid.dataset, total=len(todo))
 
-        def keep(row: Row) -> None:
-            rows.append(
-                {name: "" if row[name] is None else str(row[name]) for name in COLUMNS} | provenance(grid.device)
-            )
-            write_csv(command.out, rows, grid.device)
-            progress.advance(task)
+    def keep(row: Row) -> None:
+        rows.append({name: "" if row[name] is None else str(row[name]) for name in COLUMNS} | provenance(grid.device))
+        write_csv(command.out, rows, grid.device)
 
-        measure_all(measure, todo, command.workers, keep)
+    measure_all(measure, todo, command.workers, keep, console)
     console.print(table([row for row in rows if identity(row) in {*wanted}]))
 
 
