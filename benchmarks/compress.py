@@ -40,6 +40,7 @@ from tyro.conf import Suppress
 import tnlayers
 from config import DENSE, Config, ConfigError
 from data import DataError, ImageData, load
+from large import normalise
 from penalty import FAMILIES
 from pool import read_rows
 from provenance import REPOSITORY, provenance, write_csv
@@ -47,7 +48,6 @@ from speed import rounds
 from tnlayers.models import ResNet
 from train import Run, RunError, convolutions, progress_bar, progress_bars, size
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 BATCHES = (1, 32)  # whose latency is measured
 KEY = ("weights", "format", "keep", "split")
 TEMPERATURE = 4.0  # of the softmax that is distilled
@@ -129,12 +129,6 @@ class Command(Config):
                     f"{name} is {' '.join(map(str, value)) if type(value) is tuple else value}, but {rule}"
                 )
         Config.__post_init__(replace(self, epochs=max(1, self.epochs)))
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Bytes as the networks were trained on them."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    return (images / 255 - mean) / std
 
 
 class Tuning(Run):

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import inits
 from config import DENSE, Config, ConfigError, read_yaml
-from data import DATASETS, NUM_CLASSES, DataError, ImageData, load
+from data import DATASETS, NUM_CLASSES, DataError, ImageData, cached_load
 from pool import measure_all, read_rows
 from provenance import REPOSITORY, provenance, write_csv
 from speed import FAMILIES
@@ -243,9 +243,6 @@ class Trial(Run):
             if average < reference:
                 return step
         return ""
-
-
-cached_load = cache(load)
 
 
 def measure(grid: Grid, data_dir: Path, row: Row) -> Row:

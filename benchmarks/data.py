@@ -14,6 +14,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -420,5 +421,7 @@ def _checked_labels(path: Path, labels: Tensor, images: int) -> Tensor:
         raise DataError(f"{path} has the label {wrong}, but labels run from 0 to {NUM_CLASSES - 1}")
     return labels.long()
 
+
+cached_load = cache(load)
 
 DATASETS = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}

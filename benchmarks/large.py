@@ -36,6 +36,12 @@ Item = tuple[Tensor, int] | DataError
 File = tuple[Path, int]
 
 
+def normalise(images: Tensor) -> Tensor:
+    """Bytes with ImageNet's mean and standard deviation taken out."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
 @dataclass(frozen=True)
 class Large:
     """What the two kinds have in common.
@@ -61,8 +67,7 @@ class Large:
 
     def normaliser(self) -> Callable[[Tensor], Tensor]:
         """The function from bytes to numbers, with ImageNet's mean and standard deviation."""
-        mean, std = (255 * torch.tensor(values, device=self.device).view(3, 1, 1) for values in (MEAN, STD))
-        return lambda images: (images - mean) / std
+        return normalise
 
     def _load(self, source: Dataset[Item], **batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
         pinned = self.device.type == "cuda"

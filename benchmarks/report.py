@@ -364,7 +364,12 @@ def presets(rows: Rows) -> str:
     table = []
     for (model, conv, rank), runs in groups([row for row in rows if not row["ratio"]], "model", "conv", "rank"):
         ours, theirs = ([run for run in runs if run["init"] == init] for init in ("", "tednet"))
-        losses = [" ± ".join(_span(arm, "train_loss")) for arm in (ours, theirs)]
+        losses = [
+            "lost"
+            if any(run["note"] for run in arm)
+            else _mean_and_error([float(run["train_loss"]) for run in arm], "", 3)
+            for arm in (ours, theirs)
+        ]
         table.append([model, f"{conv}, rank {rank}", f"{int(runs[0]['parameters']):,}", _trained(ours, False)])
         table[-1] += [_trained(theirs, False), *losses]
     header = ["network", "format", "parameters", "ours", "tednet's", "training loss, ours", "tednet's"]
@@ -379,14 +384,6 @@ def _trained(runs: Rows, size: bool = True) -> str:
         return "cannot be built" if "cannot be" in runs[0]["note"] else "lost"
     accuracy = _mean_and_error([100 * float(run["accuracy"]) for run in runs], " %")
     return f"{accuracy} ({int(runs[0]['parameters']):,})" if size else accuracy
-
-
-def _span(runs: Rows, name: str) -> list[str]:
-    values = [float(run[name]) for run in runs if run[name]]
-    if not values:
-        return ["lost"]
-    error = [f"{statistics.stdev(values) / math.sqrt(len(values)):.3f}"] if len(values) > 1 else []
-    return [f"{statistics.fmean(values):.3f}", *error]
 
 
 def throughput(rows: Rows) -> str:
@@ -525,12 +522,12 @@ def groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
     return groups.items()
 
 
-def _mean_and_error(values: Sequence[float], unit: str) -> str:
+def _mean_and_error(values: Sequence[float], unit: str, digits: int = 2) -> str:
     """Mean and its standard error; of one value, no error is known."""
     if len(values) == 1:
-        return f"{values[0]:.2f}{unit}"
+        return f"{values[0]:.{digits}f}{unit}"
     error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.2f} ± {error:.2f}{unit}"
+    return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}{unit}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,6 @@ Rows that are there with the same settings are not run again: the same command g
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +22,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError, read_yaml
-from data import DATASETS, DataError
+from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
+from data import DATASETS, DataError, cached_load
 from pool import measure_all, read_rows
 from provenance import REPOSITORY, provenance, write_csv
 from tednets import PRESETS
-from train import Run, RunError, convolutions, numel, read_data
+from train import Run, RunError, convolutions, numel
 
 Row = dict[str, Any]
 TEDNET = {"tr": 10, "tt": 10, "tucker": 10, "cp": 100, "btt": 4}
@@ -84,9 +83,6 @@ class Grid(Config):
             yield "", Config(**same | {"model": model, "conv": form, "seed": seed} | arm)
 
 
-cached_data = cache(read_data)
-
-
 def sized(ratio: float | str, config: Config, channels: int, num_classes: int) -> Config:
     """The configuration whose network is compressed so much: with that keep ratio in every convolution but the stem."""
     if config.conv == DENSE or ratio == "":
@@ -106,10 +102,10 @@ def measure(arm: tuple[float | str, Config]) -> Row:
     ratio, config = arm
     row = dict.fromkeys(COLUMNS, "") | {"arm": config.arm, "ratio": ratio} | config.experiment
     try:
-        data = cached_data(replace(config, seed=0, model="resnet20", conv=DENSE, rank=None, init=None, name=None))
+        data = cached_load(config.dataset, config.data_dir, config.download)
         config = sized(ratio, config, data.channels, data.num_classes)
         row |= {"arm": config.arm}
-        found = Run(config).finish().row
+        found = Run(config, data).finish().row
     except (ConfigError, RunError) as error:
         return row | {"note": " ".join(str(error).split())}
     return row | {name: found[name] for name in MEASURED if name in found} | {"rank": found["rank"]}
@@ -142,11 +138,11 @@ def run(command: Command, console: Console) -> None:
     Raises:
         ConfigError, DataError: nothing can be run, or nowhere be written.
     """
-    grid = read_yaml(Grid, command.config)
+    grid = Grid.from_yaml(command.config)
     rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
     runs = Path("runs") / "results"
     arms = [(ratio, replace(arm, data_dir=command.data_dir, out=runs)) for ratio, arm in grid.arms()]
-    cached_data(arms[0][1])
+    cached_load(grid.dataset, command.data_dir, grid.download)
     there = {identity(row) for row in rows}
     wanted = [identity({"ratio": ratio, **arm.experiment}) for ratio, arm in arms]
     torch.set_num_threads(grid.threads or torch.get_num_threads())

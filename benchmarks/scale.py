@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,6 @@ import torch.distributed as dist
 import tyro
 from rich.progress import track
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore  # what torch tests its own wrappers with
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,6 +69,15 @@ def _tensors(given: Any) -> list[Tensor]:
     return [tensor for item in given for tensor in _tensors(item)] if isinstance(given, list | tuple) else []
 
 
+@cache
+def flops_per_image(config: Config, size: int) -> int:
+    """Of a step, forward and backward."""
+    image = torch.zeros(2, 3, size, size)
+    with FlopCounterMode(display=False) as counter:
+        config.network(3, 1000)(image).sum().backward()
+    return int(counter.get_total_flops() // len(image))
+
+
 def measure(config: Config, world: int, way: str, size: int) -> Row:
     """The row of a network."""
     cpu = torch.device("cpu")
@@ -76,17 +85,13 @@ def measure(config: Config, world: int, way: str, size: int) -> Row:
     row = {"network": config.model, "conv": config.conv, "rank": config.rank or "", "processes": world, "way": way}
     row |= {"parameters": numel(model)}
     image = torch.zeros(2, 3, size, size)
-    flops = FlopCounterMode(display=False)
-    with flops:
-        model(image).sum().backward()
-    model.zero_grad()
     dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     try:
         found, wrapped = Collectives(), engine.synced(model, cpu)
         if way == "shards":
             engine.sharded(wrapped)
         else:
-            wrapped = DistributedDataParallel(wrapped)
+            wrapped = engine.copies(wrapped, cpu)
             wrapped.register_comm_hook(found, _note_bucket)
         wrapped(image).sum().backward()  # after which the copies' gradients are put together anew
         found.calls.clear()
@@ -99,7 +104,7 @@ def measure(config: Config, world: int, way: str, size: int) -> Row:
     return row | {
         "collectives": found.calls.total(), "reduced": found.bytes["reduced"], "gathered": found.bytes["gathered"],
         "scattered": found.bytes["scattered"], "sent": round(found.sent(world)), "state": STATE * held,
-        "flops_per_image": flops.get_total_flops() // len(image), "image_size": size,
+        "flops_per_image": flops_per_image(config, size), "image_size": size,
     }  # fmt: skip
 
 

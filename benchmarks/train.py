@@ -20,7 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import tyro
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
@@ -118,32 +119,35 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device is {name!r}, which cannot be used here: {str(error).splitlines()[0]}") from error
 
 
+def _processes(config: Config) -> Accelerator:
+    return engine.processes(_device(config.device).type == "cpu")
+
+
 class Run:
     """A training run, one epoch at a time, with checkpoints to go on from.
 
     Args:
         config: what to run.
+        data: its data set, where that was read before.
 
     Raises:
         ConfigError, DataError: the network, the data or the device cannot be had.
         RunError: the checkpoint to resume from is of another run.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, data: Any = None) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if config.tensorboard:
             tensorboard()
         torch.backends.cudnn.deterministic = True
-        device = _device(config.device)
-        processes = engine.processes(device.type == "cpu")
-        device = processes.device if processes.num_processes > 1 else device
+        processes = _processes(config)
+        device = processes.device if processes.num_processes > 1 else _device(config.device)
         try:
             config.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"out is {config.out}, where {config.directory} cannot be made: {error}") from error
-        with processes.local_main_process_first():  # which may download
-            data = read_data(config).to(device)
+        data = (read_data(config) if data is None else data).to(device)
         self._begin(config, data, config.network(data.channels, data.num_classes).to(device))
         if config.resume:
             self._restore()
@@ -383,17 +387,10 @@ class Run:
 
     def _logits(self, images: Tensor, model: nn.Module) -> Tensor:
         images = self.normalise(images).contiguous(memory_format=self.image_format)
-        with self._precision():
+        ours = torch.autocast(self.device.type, torch.bfloat16) if self.config.amp else nullcontext()
+        with self.processes.autocast(), ours:  # the first does something if Accelerate has it on
             logits: Tensor = model(images)
         return logits.float()
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(self.processes.autocast())  # if Accelerate has it on
-            if self.config.amp:
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-            yield
 
     def _lr_factor(self, step: int) -> float:
         """Share of the learning rate: up along a line, down along half a cosine."""
@@ -420,8 +417,8 @@ class Run:
 
     def _save(self) -> None:
         """Write the checkpoint, whole or not at all; never one of a network that is lost."""
-        self._share_statistics()
-        if self.step:
+        if self.step:  # at the end of an epoch, both were done when it was evaluated
+            self._share_statistics()
             self._check_weights(len(self.history) + 1)
         sums = self._total(self.sums).cpu()
         state = engine.save(self.model, self.optimizer) | {
@@ -471,8 +468,9 @@ class Run:
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint, if there is one."""
-        for half in (half for name in ("checkpoint.pt", "metrics.csv") for half in self._halves(name)):
-            half.unlink()  # what a run left that was killed while it wrote
+        for name in ("checkpoint.pt", "metrics.csv"):
+            for half in self.config.directory.glob(f".{name}.*"):
+                half.unlink()  # what a run left that was killed while it wrote
         if not self.checkpoint.exists():
             return None
         try:
@@ -493,9 +491,6 @@ class Run:
                     f"go on with {name} {theirs.get(name)}, or start anew without --resume"
                 )
         return state
-
-    def _halves(self, name: str) -> Iterator[Path]:
-        return self.config.directory.glob(f".{name}.*")
 
     def _tensorboard(self) -> None:
         with tensorboard().SummaryWriter(self.config.directory) as writer:
@@ -522,12 +517,12 @@ def read_data(config: Config) -> Any:
     Raises:
         DataError: it cannot be had.
     """
-    if config.dataset in large.DATASETS:
-        needs = {"webdataset": ("images", "classes")}.get(config.dataset, ())
-        sizes = {name: getattr(config, name) for name in ("image_size", "workers", *needs)}
-        data: Any = large.DATASETS[config.dataset](config.data_dir, **sizes)
-    else:
-        data = load(config.dataset, config.data_dir, config.download)
+    with _processes(config).local_main_process_first():  # which may download
+        if config.dataset in large.DATASETS:
+            sizes = {name: getattr(config, name) for name in ("image_size", "workers", "images", "classes")}
+            data: Any = large.DATASETS[config.dataset](config.data_dir, **sizes)
+        else:
+            data = load(config.dataset, config.data_dir, config.download)
     return data if config.split == "test" else data.validation()
 
 
@@ -643,22 +638,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands = parse(arguments)
         check_distinct(commands)
-        for command in commands:  # all of them, before the first is trained
-            data = read_data(command.run)
+        sets = [read_data(command.run) for command in commands]
+        for command, data in zip(commands, sets, strict=True):  # all of them, before the first is trained
             with torch.device("meta"):
                 command.run.network(data.channels, data.num_classes)
-        first = commands[0].run
-        main_process = engine.processes(first.device == "cpu").is_main_process
+        processes = _processes(commands[0].run)
+        main_process = processes.is_main_process
         with progress_bars(console, disable=not main_process) as progress:
-            for command in commands:
+            for command, data in zip(commands, sets, strict=True):
                 for seed in command.seeds or (command.run.seed,):
-                    run = Run(replace(command.run, seed=seed))
+                    run = Run(replace(command.run, seed=seed), data)
                     results.append(run.finish(progress_bar(progress, run)))
                     if command.results and main_process:
                         write_csv(command.results, [result.row for result in results])
         if main_process:
             console.print(table(results))
-        engine.processes(first.device == "cpu").wait_for_everyone()
+        processes.wait_for_everyone()
     except (ConfigError, DataError, RunError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ def tiny_data(monkeypatch):
     """Twenty colour images."""
     images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20) % 10
-    monkeypatch.setattr(results, "cached_data", lambda _: ImageData(images, labels, images, labels, 1, True))
+    monkeypatch.setattr(results, "cached_load", lambda *_: ImageData(images, labels, images, labels, 1, True))
     monkeypatch.setattr("train.load", lambda *_: ImageData(images, labels, images, labels, 1, True))
     before = torch.get_num_threads()
     yield
