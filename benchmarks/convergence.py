@@ -13,7 +13,6 @@ it again, as after installing a peer.
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,15 +23,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import inits
+import pool
 from config import DENSE, Config, ConfigError, read_yaml
-from data import DATASETS, NUM_CLASSES, DataError, ImageData, cached_load
-from pool import measure_all, read_rows
+from data import DATASETS, NUM_CLASSES, ImageData, cached_load
 from provenance import REPOSITORY, provenance, write_csv
 from speed import FAMILIES
 from tnlayers.models import ResNet, dense_conv
@@ -322,18 +320,11 @@ def table(choices: Sequence[Row]) -> Table:
     return table
 
 
-@dataclass(frozen=True)
-class Command:
+@dataclass(frozen=True, kw_only=True)
+class Command(pool.Command):
     """Train every family from every initialisation: does it train, how fast, how well."""
 
-    config: Path
-    """YAML file with the grid."""
-    data_dir: Path = Path("data")
-    """Directory with the official files of Fashion-MNIST or CIFAR-10."""
     out: Path = REPOSITORY / "benchmarks" / "results" / "convergence.csv"
-    """CSV file; its rows of other runs stay."""
-    workers: int = 1
-    """Runs beside each other, in processes of their own."""
     only: tuple[str, ...] = ()
     """Names of networks, families and arms: run these of the grid alone."""
 
@@ -346,7 +337,7 @@ def run(command: Command, console: Console) -> None:
     """
     grid = Grid.from_yaml(command.config)
     wanted = grid.rows(command.only)
-    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
+    rows: list[Row] = [*pool.read_rows(command.out, COLUMNS, command.workers)]
     cached_load(grid.dataset, command.data_dir)
     torch.set_num_threads(grid.threads)
     names = (*KEY, *SETTINGS)
@@ -360,19 +351,13 @@ def run(command: Command, console: Console) -> None:
         rows[:] = [old for old in rows if identity(old, KEY) != identity(row, KEY)] + [row]
         write_csv(command.out, rows)
 
-    measure_all(partial(measure, grid, command.data_dir), todo, command.workers, keep, console)
+    pool.measure_all(partial(measure, grid, command.data_dir), todo, command.workers, keep, console)
     groups = {identity(row, GROUP) for row in wanted}
     console.print(table(chosen([row for row in rows if identity(row, GROUP) in groups])))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = tyro.cli(Command, args=arguments)
-    try:
-        run(command, Console())
-    except (ConfigError, DataError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted: what was done is in {command.out}; the same command goes on")
+    pool.obey(Command, run, arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ note.
 Rows that are there with the same settings are not run again: the same command goes on where it was stopped.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -18,13 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+import pool
 from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
-from data import DATASETS, DataError, cached_load
-from pool import measure_all, read_rows
+from data import DATASETS, cached_load
 from provenance import REPOSITORY, provenance, write_csv
 from tednets import PRESETS
 from train import Run, RunError, convolutions, numel
@@ -118,18 +116,11 @@ def identity(row: Row) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Command:
+@dataclass(frozen=True, kw_only=True)
+class Command(pool.Command):
     """Train compressed ResNets at equal sizes, all by one recipe."""
 
-    config: Path
-    """YAML file with the grid."""
-    data_dir: Path = Path("data")
-    """Directory with the official files of Fashion-MNIST or CIFAR-10."""
     out: Path = REPOSITORY / "benchmarks" / "results" / "results.csv"
-    """CSV file; its rows of other runs stay."""
-    workers: int = 1
-    """Runs beside each other, in processes of their own."""
 
 
 def run(command: Command, console: Console) -> None:
@@ -139,7 +130,7 @@ def run(command: Command, console: Console) -> None:
         ConfigError, DataError: nothing can be run, or nowhere be written.
     """
     grid = Grid.from_yaml(command.config)
-    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
+    rows: list[Row] = [*pool.read_rows(command.out, COLUMNS, command.workers)]
     runs = Path("runs") / "results"
     arms = [(ratio, replace(arm, data_dir=command.data_dir, out=runs)) for ratio, arm in grid.arms()]
     cached_load(grid.dataset, command.data_dir, grid.download)
@@ -152,7 +143,7 @@ def run(command: Command, console: Console) -> None:
         rows.append({name: "" if row[name] is None else str(row[name]) for name in COLUMNS} | provenance(grid.device))
         write_csv(command.out, rows, grid.device)
 
-    measure_all(measure, todo, command.workers, keep, console)
+    pool.measure_all(measure, todo, command.workers, keep, console)
     console.print(table([row for row in rows if identity(row) in {*wanted}]))
 
 
@@ -166,13 +157,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = tyro.cli(Command, args=arguments)
-    try:
-        run(command, Console())
-    except (ConfigError, DataError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted: what was done is in {command.out}; the same command goes on")
+    pool.obey(Command, run, arguments)
 
 
 if __name__ == "__main__":

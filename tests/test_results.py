@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import plots
 import report
@@ -204,4 +205,7 @@ def test_what_processes_send_adds_up(tmp_path):
         assert int(shards["gathered"]) >= int(shards["scattered"])
         assert int(copies["state"]) == 12 * parameters
         assert int(shards["state"]) >= 3 * parameters
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(2, 3, 32, 32)).sum().backward()
+        assert int(copies["flops_per_image"]) == int(shards["flops_per_image"]) == counter.get_total_flops() // 2
     assert "| tr | " in report.scale(rows)
