@@ -28,7 +28,7 @@ from tnlayers.contraction import Contraction
 from tnlayers.meeting import reorder
 from tnlayers.plan import plan
 from tnlayers.product import FIRST, LAST
-from tnlayers.rates import CONTRACT, MOVE, TABLES, WEIGHTS, Rate, Rates
+from tnlayers.rates import CONTRACT, MOVE, TABLES, WEIGHTS, Rate, Rates, rates
 from tnlayers.search import Search
 from tnlayers.space import space
 from tnlayers.trail import Option, Setting, Trail
@@ -62,7 +62,7 @@ def unit(kind: str, **rate: float) -> Rates:
     table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
         kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
     }
-    return Rates(TABLES["cpu", "float32"].lanes, 1 << 62, 0.0, table, table)
+    return Rates(rates("cpu", "float32").lanes, 1 << 62, 0.0, table, table)
 
 
 def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -208,11 +208,11 @@ def main() -> None:
         print(f'    {name}=_table("""')
         plain = fit(found["matmul last last"])[0][1]
         for kind in KINDS:
-            rates, error = fit(found[kind])
+            numbers, error = fit(found[kind])
             if kind == "matmul group":  # so few channels a group that memory hides what a FLOP takes
-                rates[1] = max(rates[1], plain)
-            numbers = " ".join(f"{rate:.3g}" for rate in rates)
-            print(f"        {kind} {numbers}".ljust(60) + f"# {len(found[kind])} samples, median error {error:.0%}")
+                numbers[1] = max(numbers[1], plain)
+            text = " ".join(f"{number:.3g}" for number in numbers)
+            print(f"        {kind} {text}".ljust(60) + f"# {len(found[kind])} samples, median error {error:.0%}")
         print('    """),')
 
 

@@ -14,7 +14,7 @@ from networks import networks
 from tnlayers import Geometry, TensorNetwork, testing
 from tnlayers import plan as planning
 from tnlayers.plan import LIMIT, candidates, plan
-from tnlayers.rates import MODES, rates
+from tnlayers.rates import MODES, TABLES, rates
 from tnlayers.run import run
 from tnlayers.search import Search
 from tnlayers.space import refine, space
@@ -306,3 +306,12 @@ def test_networks_of_many_cores():
     for strategy in ("auto", "reconstruct", "factorized"):
         layer.strategy = strategy
         testing.assert_same_function(layer, testing.example_input(layer))
+
+
+@pytest.mark.parametrize(("dtype", "own"), [("float32", True), ("float64", True), ("bfloat16", False)])
+def test_rates_are_those_of_the_cpus_instructions_where_there_are_any(monkeypatch, dtype, own):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert (rates("cpu", dtype) is TABLES["cpu avx512", "float32"]) is own
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert rates("cpu", dtype) is TABLES["cpu", "bfloat16" if dtype == "bfloat16" else "float32"]
+    assert rates("cuda", dtype) is TABLES["cpu", "float32"]

@@ -14,7 +14,7 @@ from tnlayers.assemble import Plan, assemble
 from tnlayers.footprint import Footprint
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
-from tnlayers.rates import rates
+from tnlayers.rates import MOVE, rates
 from tnlayers.search import Search
 from tnlayers.space import space
 from tnlayers.trail import Setting, Trail
@@ -134,6 +134,9 @@ def _within(search: Search, trail: Trail, limit: float) -> Thrift | None:
             kept[number] = False
         if parts := found.parts(kept, limit, search.parts):
             seconds = sum(itertools.compress(again, map(operator.not_, kept))) + (parts - 1) * another
+            if parts > 1:  # the parts of the input's gradient are put together, and so may be those of the output
+                joined = found.tensors[0] + (0 if any(kept) else found.tensors[-1])
+                seconds += search.infer[MOVE].seconds(0, 2 * joined)
             best = min(best or Thrift(math.inf), Thrift(seconds, tuple(kept), parts))
         if parts == 1:
             break

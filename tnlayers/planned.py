@@ -63,7 +63,7 @@ class PlannedModule(nn.Module):
               matmul x[i:64] with ri:16 i:64                           67,108,864   10,489,856   ...%
               conv x[ri:16] with ro:16 ri:16 h:3 w:3                  150,994,944    4,203,520   ...%
               matmul x[ro:16] with o:64 ro:16                          67,108,864   10,489,856   ...%
-            runner-up: factorized, 0 > 1 > 2 (matmul first last, conv last, ...
+            runner-up: factorized, 0 > 1 > 2 (matmul first last, conv ...
         """
         first, *rest = islice(self._planner.candidates(self._setting(input_shape)), 2)
         return first.explain(*rest)

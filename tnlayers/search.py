@@ -253,10 +253,11 @@ class Search:
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, where.outputs) is None)
             if op == CONV:
-                kind, lanes = "conv" if not pointwise else "point", self.rates.lanes
+                kind, laid = "conv" if not pointwise else "point", SINGLE if tiny else source
+                lanes = self.rates.lanes[laid]
                 kind = kind if g == 1 else "depth" if s == n == 1 else "group"
                 work = flops if kind == "depth" else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
-                kind = f"{kind} {SINGLE if tiny else source}"
+                kind = f"{kind} {laid}"
             elif source == target == LAST:
                 kind, work = "matmul last last" if g == 1 else "matmul group", flops
             else:
