@@ -5,14 +5,13 @@ is computed from it, not sampled, for inputs that are white, rectified white, wh
 taps, and the rectified of those; and for the gradient of the input behind a white one of the output. Given are means
 and 5th and 95th percentiles over draws, of the largest singular value over a dense He kernel's, and of the effective
 rank: the exponential of the entropy of the squared singular values of the kernel as a matrix, outputs by inputs and
-taps; and the median time of the construction. tensorly-torch's constructor leaves memory as it was: its rows are what
+taps. tensorly-torch's constructor leaves memory as it was: its rows are what
 that happened to hold.
 """
 
 import argparse
 import math
 import statistics
-import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.progress import track
 from torch import Tensor
 
 from depth import CHANNELS, kernel
-from inits import ARMS, RULES, UnavailableError, make
+from inits import ARMS, UnavailableError, make
 from provenance import REPOSITORY, write_csv
 from speed import FAMILIES, Row
 from tnlayers.models import dense_conv
@@ -62,11 +61,10 @@ def row(family: str, rank: int, arm: str, draws: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     known = {"family": family, "rank": rank, "init": arm, "draws": draws}
-    note, found, seconds = "", [], []
+    note, found = "", []
     if family != "dense" and (times := Row(family, SHAPE, rank, 0, "").layer(device="meta").keep_ratio) > LARGEST:
         note, draws = f"it would have {times:.0f} times the parameters of the dense layer", 0
     for _ in range(draws):
-        start = time.perf_counter()
         try:
             layer = (
                 dense_conv(CHANNELS, CHANNELS, 3) if family == "dense" else make(arm, family, CHANNELS, CHANNELS, rank)
@@ -74,7 +72,6 @@ def row(family: str, rank: int, arm: str, draws: int) -> dict[str, Any]:
         except UnavailableError as error:
             note = str(error)
             break
-        seconds.append(time.perf_counter() - start)
         found.append(measures(kernel(layer)))
     for name in ("white", "rectified", "smooth", "smooth_rectified", "backward", "singular", "effective_rank"):
         values = [each[name] for each in found if math.isfinite(each[name])]
@@ -83,10 +80,8 @@ def row(family: str, rank: int, arm: str, draws: int) -> dict[str, Any]:
             (name, statistics.fmean(values) if values else math.nan), (f"{name}_5", cuts[0]), (f"{name}_95", cuts[-1]),
         ):  # fmt: skip
             known[column] = "" if math.isnan(value) else f"{value:.5g}"
-    # What peers and rules for each core make is made of another layer of ours, whose time would count.
-    timed = round(1e3 * statistics.median(seconds), 3) if seconds and arm in ("he", *RULES) else ""
     lost = sum(not math.isfinite(each["white"]) for each in found)
-    return known | {"construct_ms": timed, "lost": lost, "note": note}
+    return known | {"lost": lost, "note": note}
 
 
 def main() -> None:

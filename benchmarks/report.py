@@ -444,12 +444,28 @@ def init_scale(rows: Rows) -> str:
         runs = [row for row in rows if row["init"] == init and row["white"]]
         wide.append([here[init], *(span(runs, name) for name in KINDS)])
         ranks = [row["effective_rank"] for row in runs]
-        wide[-1] += [f"{statistics.fmean(map(float, ranks)):.1f}", f"{max(float(r['construct_ms']) for r in runs):.1f}"]
-    header = ["over all formats and ranks", *KINDS.values(), "mean effective rank", "longest construction, ms"]
+        wide[-1].append(f"{statistics.fmean(map(float, ranks)):.1f}")
+    header = ["over all formats and ranks", *KINDS.values(), "mean effective rank"]
     ranks = ", ".join(dict.fromkeys(row["rank"] for row in rows if row["rank"]))
     return (
         f"{_markdown(['format', *here.values()], table)}\n\n{_markdown(header, wide)}\n\n"
         f"Ranks {ranks}; {rows[0]['draws']} draws each. {_source(rows)}"
+    )
+
+
+def construct(rows: Rows) -> str:
+    """Milliseconds of a layer's construction, and over those of nn.Conv2d, by format and number of channels."""
+    sizes = list(dict.fromkeys(row["channels"] for row in rows))
+    dense = [statistics.median(float(row["dense"]) for row in rows if row["channels"] == size) for size in sizes]
+    table = [["nn.Conv2d", *(f"{median:.1f}" for median in dense)]]
+    for family, runs in _group(rows, "family"):
+        cells = {run["channels"]: f"{float(run['default']):.1f} ({float(run['paper']):.1f})" for run in runs}
+        table.append([family, *(cells.get(size, "") for size in sizes)])
+    worst = max(rows, key=lambda row: float(row["over_limit"]))
+    return (
+        f"{_markdown(['format', *(f'{size} channels' for size in sizes)], table)}\n\n"
+        f"The nearest to the larger of 20 ms and 5 times nn.Conv2d: {worst['family']} of {worst['channels']} channels, "
+        f"{float(worst['over_limit']):.2f} of it. {_source(rows)}"
     )
 
 
@@ -478,6 +494,7 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "fits": fits,
     "depth": depth,
     "init_scale": init_scale,
+    "construct": construct,
     "convergence": convergence,
     "results": results,
     "presets": presets,

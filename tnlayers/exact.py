@@ -28,6 +28,7 @@ Derived here; the layers that these draws make are measured in ``benchmarks/dept
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -65,23 +66,35 @@ def smooth(network: TensorNetwork, geometry: Geometry) -> tuple[Axes, Axes]:
     return inputs if len(inputs) <= MOST else (), tuple(axis for axis in wide if axis in network.kernel)
 
 
+def reflect(tensor: Tensor, dim: int) -> Tensor:
+    """A tensor, reflected along a dim so that what was constant along it is at index 0, and nowhere else (Householder).
+
+    Example:
+        >>> reflect(torch.tensor([2.0, 2.0, 2.0, 2.0]), 0).tolist()
+        [4.0, 0.0, 0.0, 0.0]
+    """
+    size = tensor.shape[dim] ** 0.5
+    first, rest = tensor.narrow(dim, 0, 1), tensor.narrow(dim, 1, tensor.shape[dim] - 1)
+    turned = tensor.sum(dim, keepdim=True) / size
+    return torch.cat([turned, rest + (first - turned) / (size - 1)], dim)
+
+
 def parts(kernel: Tensor, inputs: Sequence[int], taps: Sequence[int]) -> list[list[float]]:
-    """Squared norms of a kernel's parts that are constant along exactly p of the dims ``inputs`` and q of ``taps``.
+    """Squared norms of a kernel's parts that have index 0 along exactly p of the dims ``inputs`` and q of ``taps``.
 
     Returns:
         list[list[float]]: entry [p][q]; they sum to the squared norm.
 
     Example:
-        >>> kernel = torch.tensor([[3.0, 1.0], [3.0, 1.0]])  # the mean is 2, the rest 1 and -1 along one dim
-        >>> parts(kernel, [0], [1])
-        [[0.0, 0.0], [4.0, 16.0]]
+        >>> parts(torch.tensor([[4.0, 2.0], [1.0, 0.0]]), [0], [1])
+        [[0.0, 1.0], [4.0, 16.0]]
     """
-    means = {frozenset[int](): kernel}
+    firsts = {frozenset[int](): kernel}
     for dim in (*inputs, *taps):
-        means |= {dims | {dim}: mean.mean(dim, keepdim=True) for dims, mean in means.items()}
-    norms = torch.stack([mean.square().sum() * (kernel.numel() // mean.numel()) for mean in means.values()])
-    squares = dict(zip(means, norms.tolist(), strict=True))
-    # So far of what is constant along at least these dims; without what is along one more, dim by dim:
+        firsts |= {dims | {dim}: part.narrow(dim, 0, 1) for dims, part in firsts.items()}
+    flat = (part.reshape(-1) for part in firsts.values())
+    squares = dict(zip(firsts, torch.stack([part @ part for part in flat]).tolist(), strict=True))
+    # So far of what has index 0 along at least these dims; without what has it along one more, dim by dim:
     for dim in (*inputs, *taps):
         for dims in squares:
             if dim not in dims:
@@ -132,7 +145,12 @@ def exact(network: TensorNetwork, cores: Sequence[Tensor], norm: float, along: t
         [2.0, 2.0, 2.0]
     """
     axes = [axis for axis in network.dense_axes if network.sizes[axis] > 1]
-    kernel = reconstruct(network, cores).reshape(network.shape(axes))
+    turned, homes = list(cores), {}
+    for axis in chain(*along):
+        (k,) = (k for k, core in enumerate(network.cores) if axis in core)
+        homes[axis] = k, network.cores[k].index(axis)
+        turned[k] = reflect(turned[k], homes[axis][1])
+    kernel = reconstruct(network, turned).reshape(network.shape(axes))
     inputs, taps = ([axes.index(axis) for axis in names] for names in along)
     found = parts(kernel, inputs, taps)
     u = root([row[-1] for row in found], math.prod(network.shape(along[0])))
@@ -141,9 +159,8 @@ def exact(network: TensorNetwork, cores: Sequence[Tensor], norm: float, along: t
     scaled = list(cores)
     for names, square in zip(along, (u, v), strict=True):
         for axis in names:
-            (home,) = [k for k, core in enumerate(network.cores) if axis in core]
-            dim = network.cores[home].index(axis)
-            scaled[home] = scaled[home] + (math.sqrt(square) - 1) * scaled[home].mean(dim, keepdim=True)
+            k, dim = homes[axis]
+            scaled[k] = scaled[k] + (math.sqrt(square) - 1) * scaled[k].mean(dim, keepdim=True)
     total = sum(column * v**q for q, column in enumerate(columns))
     scale = (norm / math.sqrt(total)) ** (1 / len(scaled))
     return [core * scale for core in scaled]

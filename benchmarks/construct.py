@@ -1,0 +1,53 @@
+"""Time the construction of layers against that of nn.Conv2d: python benchmarks/construct.py.
+
+A row is a 3x3 layer of some format and number of channels, at one keep ratio. Its columns run interleaved, in one
+process and thread: round after round, each once, in random order; a row holds medians in milliseconds. `default` is a
+layer as it comes, `paper` one drawn by the paper's rule alone, whose draws are not made exact.
+"""
+
+import argparse
+import statistics
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import nn
+
+from inits import RULES
+from penalty import CHANNELS, Row
+from provenance import REPOSITORY, write_csv
+from speed import FAMILIES, rounds
+
+KEEP = 0.1
+PROMISED, AT_LEAST = 5, 20.0  # a layer is to take at most so many times the dense one's time, or so many milliseconds
+OUT = REPOSITORY / "benchmarks" / "results" / "construct.csv"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each row, but at least 7 rounds")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = []
+    for family, channels in track([*product(FAMILIES, CHANNELS)], description="construct"):
+        steps = {"dense": partial(nn.Conv2d, channels, channels, 3)} | {
+            rule: partial(Row(family, channels, KEEP).layer, init=RULES[rule]) for rule in ("default", "paper")
+        }
+        for step in (*steps.values(), *steps.values()):
+            step()
+        times = rounds(steps, arguments.seconds, (7, 100), twins=())
+        medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+        limit = max(AT_LEAST, PROMISED * medians["dense"])
+        found.append(
+            {"family": family, "channels": channels, "keep": KEEP}
+            | {name: round(median, 3) for name, median in medians.items()}
+            | {"over_limit": round(medians["default"] / limit, 4), "rounds": len(times["dense"])}
+        )
+    write_csv(arguments.out, found)
+
+
+if __name__ == "__main__":
+    main()
