@@ -253,11 +253,10 @@ class Search:
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, where.outputs) is None)
             if op == CONV:
-                kind, laid = "conv" if not pointwise else "point", SINGLE if tiny else source
+                laid, deep = SINGLE if tiny else source, s == n == 1 < g
+                kind = f"{'depth' if deep else 'group' if g > 1 else 'point' if pointwise else 'conv'} {laid}"
                 lanes = self.rates.lanes[laid]
-                kind = kind if g == 1 else "depth" if s == n == 1 else "group"
-                work = flops if kind == "depth" else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
-                kind = f"{kind} {laid}"
+                work = flops if deep else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
             elif source == target == LAST:
                 kind, work = "matmul last last" if g == 1 else "matmul group", flops
             else:
