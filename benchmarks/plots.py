@@ -1,6 +1,7 @@
 """Draw the pictures of README.md from the CSV files beside them in benchmarks/results: python benchmarks/plots.py."""
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,24 +83,43 @@ def compress(rows: Rows) -> Figure:
 
 
 def results(rows: Rows) -> Figure:
-    """Test accuracy on CIFAR-10 against parameters and FLOPs; colours are formats, a line for each network."""
+    """Test accuracy on CIFAR-10 against parameters, FLOPs and latency; colours are formats, markers networks."""
     trained = [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
-    figure = Figure(figsize=(11, 4.2), dpi=140, layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for (_, conv), runs in groups(trained, "model", "conv"):
-        style = {"color": (COLOURS | OTHERS)[conv], "marker": "o", "ms": 5, "lw": 1.2, "alpha": 0.85, "label": conv}
-        for axes, x in zip(panels, ([int(row["parameters"]) for row in runs], [*map(flops, runs)]), strict=True):
-            line = sorted(zip(x, (100 * float(row["accuracy"]) for row in runs), strict=True))
-            axes.plot(*zip(*line, strict=True), **style)
-    for axes, label in zip(panels, ("parameters", "FLOPs of one image, as the plan runs them"), strict=True):
+    times = {
+        (row["model"], row["conv"], row["rank"]): float(row["ms"])
+        for row in read_csv(RESULTS / "latency.csv")
+        if row["batch"] == "32"
+    }
+    markers = dict(zip(dict.fromkeys(row["model"] for row in trained), MARKERS, strict=False))
+    figure = Figure(figsize=(14, 4.2), dpi=140, layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    labels = "parameters", "FLOPs of one image, as the plan runs them", "milliseconds for 32 images"
+    for (model, conv), runs in groups(trained, "model", "conv"):
+        style = {"color": (COLOURS | OTHERS)[conv], "marker": markers[model], "ms": 5, "lw": 1.2, "alpha": 0.85}
+        sizes, counts = [float(row["parameters"]) for row in runs], [float(flops(row)) for row in runs]
+        for axes, x in zip(panels, (sizes, counts, [times[model, conv, row["rank"]] for row in runs]), strict=True):
+            axes.plot(*zip(*sorted(_means(x, runs).items()), strict=True), **style)
+    for axes, label in zip(panels, labels, strict=True):
         axes.set(xscale="log", xlabel=label)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.xaxis.set_minor_formatter(NullFormatter())
         plain(axes)
     panels[0].set_ylabel("test accuracy, %")
-    panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for conv in dict.fromkeys(row["conv"] for row in trained):
+        panels[2].plot([], [], color=(COLOURS | OTHERS)[conv], lw=1.2, label=conv)
+    for model, marker in markers.items():
+        panels[2].plot([], [], color="#aaaaaa", marker=marker, ms=5, lw=0, label=model)
+    panels[2].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _means(x: Sequence[float], runs: Rows) -> dict[float, float]:
+    """Accuracy in percent by what it is drawn against, a mean over seeds."""
+    found: dict[float, list[float]] = {}
+    for value, row in zip(x, runs, strict=True):
+        found.setdefault(value, []).append(100 * float(row["accuracy"]))
+    return {value: statistics.fmean(accuracies) for value, accuracies in found.items()}
 
 
 def flops(row: dict[str, str]) -> int:

@@ -147,7 +147,6 @@ class Here:
 @pytest.mark.parametrize("family", ["cp", "tucker", "tt", "tr"])
 def test_tednet_s_numbers_are_in_our_layers(family):
     """One distribution in all cores of a layer, as large as tednet's own."""
-    pytest.importorskip("tednet")
     layers = [inits.make("tednet", family, 16, 32, 0.25) for _ in range(20)]
     drawn = [torch.cat([core.detach().flatten() for core in layer.cores]) for layer in layers]
     assert isinstance(layers[0], tnlayers.TensorLayer)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import latency
 import plots
 import report
 import results
@@ -77,11 +78,29 @@ def test_a_grid_is_run_whole_once_and_shown(tmp_path, monkeypatch, capsys):
     assert "cannot be built" in table
     assert "| cifar10 | resnet20 | *published, long training* | 88.5 at 6.1x (PSTRN) |" in table
     assert "batch 10; 2 seeds." in table
-    picture = plots.results(rows)
-    dense, tensor = picture.axes[0].get_lines()[0], picture.axes[0].get_lines()[1]
-    assert ([*dense.get_xdata()], len(tensor.get_xdata())) == ([269_722] * 2, 4)
-    flops = [line.get_xdata() for line in picture.axes[1].get_lines()[:2]]
-    assert 0 < max(flops[1]) <= 1.01 * min(flops[0])
+    out = tmp_path / "latency.csv"
+    monkeypatch.setattr(
+        "sys.argv", ["latency.py", "--results", str(tmp_path / "out.csv"), "--seconds", "0", "--out", str(out)]
+    )
+    latency.main()
+    timed = read_csv(out)
+    assert [(row["batch"], row["conv"]) for row in timed] == [
+        (batch, conv) for batch in ("1", "32") for conv in ("dense", "tr", "tr", "btt")
+    ]
+    monkeypatch.setattr(plots, "RESULTS", tmp_path)
+    for axes in plots.results(rows).axes:
+        dense, tr, btt = axes.get_lines()[:3]
+        assert [len(line.get_xdata()) for line in (dense, tr, btt)] == [1, 2, 1]  # a point is a mean over seeds
+        assert dense.get_ydata()[0] == pytest.approx(
+            50 * sum(float(row["accuracy"]) for row in rows if row["arm"] == "dense")
+        )
+        x = [float(dense.get_xdata()[0]), float(max(tr.get_xdata()))]
+        if axes.get_xlabel() == "parameters":
+            assert x[0] == 269_722
+        if axes.get_xlabel().startswith("milliseconds"):
+            assert x == [float(timed[4]["ms"]), max(float(row["ms"]) for row in timed[5:7])]
+        else:
+            assert 0 < x[1] <= 1.01 * x[0]
     assert "btt-13x" in capsys.readouterr().out
 
 
@@ -93,7 +112,6 @@ def test_other_settings_are_other_runs(tmp_path, monkeypatch):
 
 
 def test_tednet_s_networks_run_twice(tmp_path, monkeypatch):
-    pytest.importorskip("tednet")
     path = write(tmp_path, presets="[tednet-resnet20]", lr=0.001)
     rows = run(path, monkeypatch)
     assert [row["arm"] for row in rows] == [
@@ -110,7 +128,6 @@ def test_tednet_s_networks_run_twice(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("form", "rank"), [("tr", 3), ("tt", 3), ("tucker", 3), ("cp", 3), ("btt", 2)])
 def test_cores_are_drawn_as_tednet_draws_them(form, rank):
-    pytest.importorskip("tednet")
     torch.manual_seed(0)
     model, peer = tednet_resnet(20, form, rank), tednet_peer(20, form, rank, 10)
     tednet_draw_(model, peer)
