@@ -30,10 +30,14 @@ class Contraction:
     source: tuple[int, ...]
     order: tuple[int, ...]
     in_order: bool = field(init=False, repr=False)
+    turned: tuple[int, ...] = field(init=False, repr=False)
+    undo: tuple[int, ...] = field(init=False, repr=False)
     consumers: tuple[Side, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_order", self.order == tuple(range(len(self.order))))
+        object.__setattr__(self, "turned", tuple(self.source[k] for k in self.order))
+        object.__setattr__(self, "undo", inverse(self.order))
         sides = {side.operand: side for step in self.steps for side in (step.left, step.right)}
         consumers = tuple(sides[number] for number in sorted(sides)[len(self.steps) + 1 :])
         object.__setattr__(self, "consumers", consumers)
@@ -99,13 +103,13 @@ class Contraction:
         """Of the operands, from what ``run`` returned, but for the last two, and the result's gradient."""
         count = len(wanted)
         waiting: list[Tensor | None] = [None] * (count + len(self.steps))
-        last = gradient.reshape([self.source[k] for k in self.order])
-        waiting[-1] = last if self.in_order else last.permute(inverse(self.order))
+        last = view(gradient, self.turned)
+        waiting[-1] = last if self.in_order else last.permute(self.undo)
         for step in reversed(self.steps):
             found = waiting.pop()
             assert found is not None
             left, right = step.left.operand, step.right.operand
-            last = found.reshape(step.shape)  # the copy, if it takes one, serves both
+            last = view(found, step.shape)  # the copy, if it takes one, serves both
             del found
             if left >= count or wanted[left]:
                 waiting[left] = step.left_gradient(tensors[right], last)

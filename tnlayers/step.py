@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -33,18 +33,24 @@ class Side:
     order: tuple[int, ...] | None
     shape: tuple[int, int, int]
     summed_first: bool
+    turned: tuple[int, ...] = field(init=False, repr=False)
+    undo: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        order = tuple(range(len(self.source))) if self.order is None else self.order
+        object.__setattr__(self, "turned", tuple(self.source[k] for k in order))
+        object.__setattr__(self, "undo", inverse(order))
 
     def matrices(self, tensor: Tensor) -> Tensor:
         """A view of the operand where there is one, else a copy, of ``shape``."""
-        if self.order is not None:
-            tensor = tensor.reshape(self.source).permute(self.order)
-        return tensor.reshape(self.shape)
+        if self.order is None:
+            return view(tensor, self.shape)
+        return view(tensor, self.source).permute(self.order).reshape(self.shape)
 
     def back(self, gradient: Tensor) -> Tensor:
         """From ``shape`` to ``source``."""
-        if self.order is None:
-            return gradient.reshape(self.source)
-        return gradient.reshape([self.source[k] for k in self.order]).permute(inverse(self.order))
+        gradient = view(gradient, self.turned)
+        return gradient if self.order is None else gradient.permute(self.undo)
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,17 @@ class Step:
         left, right: the operands; the left one's free axes come before the right one's in the result.
         axes: the axes of the left operand, of the right one, and of the result.
         shape: of the result, (batch, free of the left, free of the right).
+        summed: how many products an entry of the result sums.
     """
 
     left: Side
     right: Side
     axes: tuple[Axes, Axes, Axes]
     shape: tuple[int, int, int]
+    summed: int = field(init=False, repr=False)
 
-    @property
-    def summed(self) -> int:
-        """How many products an entry of the result sums."""
-        return self.left.shape[1 if self.left.summed_first else 2]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "summed", self.left.shape[1 if self.left.summed_first else 2])
 
     @property
     def flops(self) -> int:
