@@ -212,3 +212,134 @@ def test_a_budget_goes_by_the_outputs_of_calibrated_layers():
     ]
     assert 0.5 < entries[0][0] / entries[0][1] < 2  # what is left over goes to one of them
     assert entries[1][0] / entries[1][1] < 0.5
+
+
+# ------------------------------------------------------------------ models as they are
+
+
+def calibrated(model, batches, **options):
+    model = copy.deepcopy(model).eval()
+    config = tnlayers.TensorizeConfig("tucker", **{"rank": 3} | options)
+    return model, tnlayers.tensorize_(model, config, calibration=batches)
+
+
+def cores(model):
+    return torch.cat([p.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(1, 16, 3), (32, 1, 12, 12)),
+        (nn.Linear(10, 16), (64, 10)),
+        (nn.Conv1d(3, 16, 3), (16, 3, 20)),
+        (nn.Conv2d(12, 12, 3, groups=2), (8, 12, 6, 6)),
+    ],
+)
+def test_float32_moments_are_symmetric(layer, shape):
+    geometry = Geometry(layer.weight.shape[1] * getattr(layer, "groups", 1), 16 if shape[1] != 12 else 12,
+                        tuple(layer.weight.shape[2:]), groups=getattr(layer, "groups", 1))  # fmt: skip
+    for _ in range(20):
+        x = torch.rand(shape)
+        own, _ = second_moments([(x, x)], geometry)
+        assert torch.equal(own, own.mT)
+    _, report = calibrated(nn.Sequential(layer), [torch.rand(shape)])
+    assert report["0"].reason == "fitted, to what it gets"
+
+
+PLAIN = nn.Sequential(
+    nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1)
+)
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("inner", [False, True])
+def test_compiled_models_are_fitted_as_they_are_written(used, inner):
+    batch = torch.randn(16, 8, 6, 6).cumsum(-1)
+    wanted, _ = calibrated(PLAIN, [batch])
+    model = copy.deepcopy(PLAIN).eval()
+    model = nn.Sequential(torch.compile(model, backend="eager")) if inner else torch.compile(model, backend="eager")
+    if used:
+        with torch.no_grad():
+            model(batch)
+    report = tnlayers.tensorize_(
+        model, tnlayers.TensorizeConfig("tucker", rank=3), calibration=[batch], example_input=batch
+    )
+    assert {row.reason for row in report.layers} == {"fitted, to what it gets"}
+    assert all(row.flops for row in report.layers)
+    torch.testing.assert_close(cores(model), cores(wanted))
+    torch._dynamo.reset()
+
+
+class Overwrites(nn.Module):
+    """Changes its input first and what lies between its layers last."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.inplace = inplace
+
+    def forward(self, x):
+        x = x.sub_(0.5) if self.inplace else x - 0.5
+        between = self.first(x)
+        y = self.last(between)
+        return y + (between.fill_(float("inf")) if self.inplace else between).clamp(0, 1)
+
+
+def test_what_a_model_writes_in_place_changes_nothing():
+    torch.manual_seed(0)
+    batch = torch.randn(16, 8, 6, 6)
+    kept, found = batch.clone(), []
+    for inplace in (False, True):
+        torch.manual_seed(1)
+        found.append(cores(calibrated(Overwrites(inplace), [batch, batch])[0]))
+    assert torch.equal(batch, kept)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": None, "budget": {"params": 0.5}}])
+def test_autocast_does_not_reach_the_moments(options):
+    """In bfloat16 they would be wrong in the third digit, as is the plain layer whose outputs are to be met."""
+    batch = torch.randn(16, 8, 6, 6).cumsum(-1)
+    geometry = Geometry(8, 8, (3, 3), padding=1)
+    wanted = second_moments([(batch, batch)], geometry)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = second_moments([(batch, batch)], geometry)
+        _, report = calibrated(PLAIN, [batch], **options)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert "fitted, to what it gets" in {row.reason for row in report.layers}
+
+
+def test_transformers_that_leave_out_what_is_masked():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    mask = torch.zeros(4, 5, dtype=torch.bool)
+    mask[0, 3:] = True
+    example = {"src": torch.randn(4, 5, 16), "src_key_padding_mask": mask}
+    report = tnlayers.tensorize_(
+        encoder, tnlayers.TensorizeConfig("tucker", rank=4, include=["*linear*"]), calibration=[example],
+        example_input=example,
+    )  # fmt: skip
+    first = report["layers.0.linear1"]
+    assert first.reason == "fitted, to what it gets"
+    assert first.flops[0] == 2 * 16 * 32 * 4 * 5
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_calibration_without_a_fit_is_refused():
+    with pytest.raises(ValueError, match=r"calibration is given, but decompose is False"):
+        calibrated(PLAIN, [torch.randn(1, 8, 6, 6)], decompose=False)
+
+
+def test_the_models_own_error_says_on_which_input():
+    batch = torch.randn(1, 8, 6, 6)
+    with pytest.raises(TypeError) as caught:
+        calibrated(PLAIN, [batch, [batch, batch]])
+    assert "raised this on input 1, a list" in caught.value.__notes__[0]
+
+
+def test_moments_are_kept_only_where_ranks_are_chosen_by_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr("tnlayers.prepare.channels", lambda *_: seen.append(1))
+    calibrated(PLAIN, [torch.randn(2, 8, 6, 6)])
+    assert not seen

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tnlayers.geometry import Geometry
 from tnlayers.metric import damped
+from tnlayers.modes import own_precision
 from tnlayers.observe import observe
 
 LARGEST_PATCH = 2304
@@ -59,6 +60,12 @@ def columns(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
         yield found[(slice(None),) * (2 + ndim) + steps].movedim(1, 1 + ndim).reshape(-1, groups, patch).transpose(0, 1)
 
 
+def products(left: Tensor, right: Tensor) -> Tensor:
+    """Sums of outer products of rows, (groups, entries, entries) in float64; multiplied in the rows' dtype, always."""
+    with own_precision(left):
+        return left.mT.matmul(right).to("cpu", torch.float64)
+
+
 def second_moments(pairs: Iterable[tuple[Tensor, Tensor]], geometry: Geometry) -> tuple[Tensor, Tensor] | None:
     """Sums over batch and positions of ``x x^T`` and ``x0 x^T``, each (groups, entries, entries); None of no inputs.
 
@@ -69,10 +76,11 @@ def second_moments(pairs: Iterable[tuple[Tensor, Tensor]], geometry: Geometry) -
     own = cross = None
     for before, now in pairs:
         for old, new in zip(columns(before, geometry), columns(now, geometry), strict=True):
-            squares, products = (each.mT.matmul(new).to("cpu", torch.float64) for each in (new, old))
+            squares, others = products(new, new), products(old, new)
             own = squares if own is None else own + squares
-            cross = products if cross is None else cross + products
-    return None if own is None or cross is None else (own, cross)
+            cross = others if cross is None else cross + others
+    # A product with itself is symmetric only up to rounding.
+    return None if own is None or cross is None else ((own + own.mT) / 2, cross)
 
 
 def follow(kernel: Tensor, own: Tensor, cross: Tensor) -> Tensor:
@@ -121,5 +129,6 @@ def pairs(
 
 def _inputs(model: nn.Module, layer: nn.Module, example: Any, stand_ins: Mapping[nn.Module, nn.Module]) -> list[Tensor]:
     found: list[Tensor] = []
-    observe(model, [layer], [example], lambda _, x: found.append(x), stand_ins)
+    # Copies, since what comes behind may write into them.
+    observe(model, [layer], [example], lambda _, x: found.append(x.clone()), stand_ins)
     return found

@@ -1,12 +1,14 @@
 """What goes into a model's layers, seen by hooks while it runs, and what it costs them."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from tnlayers.geometry import Geometry
 from tnlayers.layer import TensorLayer
@@ -36,8 +38,8 @@ def observe(
 ) -> None:
     """Run a model in eval mode without gradients, and see what its layers get.
 
-    Training flags, parameters and torch's random state on the CPU stay as they were; what the model's own forward
-    changes (counters, lazy layers, an input in place) it changes here too.
+    Training flags, parameters, the examples and torch's random state on the CPU stay as they were; what the model's own
+    forward changes (counters, lazy layers) it changes here too. Compiled models run as they are written.
 
     Args:
         model: any module.
@@ -47,7 +49,7 @@ def observe(
         stand_ins: for layers of the model, what gives their outputs instead.
 
     Raises:
-        TypeError, ValueError: what the model raises.
+        Exception: what the model raises, with a note.
     """
 
     def note(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -65,9 +67,16 @@ def observe(
         old.register_forward_hook(put(new), prepend=True, with_kwargs=True) for old, new in (stand_ins or {}).items()
     ]
     try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for example in examples:
-                run(model, example)
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]), _plainly():
+            for number, example in enumerate(examples):
+                try:
+                    run(model, tree_map_only(Tensor, Tensor.clone, example))
+                except Exception as error:
+                    error.add_note(
+                        f"The model raised this on input {number}, a {type(example).__name__}. A tuple is taken as "
+                        "arguments, a mapping as named ones, anything else as the only one."
+                    )
+                    raise
     finally:
         for handle in handles:
             handle.remove()
@@ -97,6 +106,18 @@ def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]]) -> int:
         planners.append(Planner(layer.network, layer.geometry, "factorized", layer.memory))
     settings = map(layer._setting, shapes)
     return sum(min(planner.plan(setting).flops for planner in planners) for setting in settings)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Nothing runs compiled, which might pass by hooks, and torch's transformers make no nested tensors."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:  # where dynamo has not been imported, nothing is compiled
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The new layers of a model, made before the first is put in its place: inputs seen, ranks chosen, kernels fitted."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,17 @@ from tnlayers.allocate import Candidate, by_energy, spread
 from tnlayers.config import TensorizeConfig
 from tnlayers.meeting import exchange
 from tnlayers.metric import damped
-from tnlayers.moments import channels, follow, pairs, second_moments
+from tnlayers.moments import channels, follow, pairs, products, second_moments
 from tnlayers.observe import dense_flops, fewest_flops, observe
 from tnlayers.spots import Spot
 
 logger = logging.getLogger("tnlayers")
 
 
-def watch(model: nn.Module, spots: list[Spot], examples: Iterable[Any], *, moments: bool = False) -> list[Spot]:
-    """Note for every layer the shapes of its inputs, or their second moments over channels.
+def watch(
+    model: nn.Module, spots: list[Spot], examples: Iterable[Any], note: Callable[[Spot, Tensor], None]
+) -> list[Spot]:
+    """Note something of every input of every layer.
 
     Returns:
         list[Spot]: in the order of their first calls; those without a call last.
@@ -32,14 +34,8 @@ def watch(model: nn.Module, spots: list[Spot], examples: Iterable[Any], *, momen
     order: dict[nn.Module, int] = {}
 
     def see(layer: nn.Module, x: Tensor) -> None:
-        spot = usable[layer]
         order.setdefault(layer, len(order))
-        if not moments:
-            spot.shapes.append(tuple(x.shape))
-            return
-        rows = channels(x, spot.geometry)
-        new = rows.mT.matmul(rows).sum(0).to("cpu", torch.float64)
-        spot.moments = new if spot.moments is None else spot.moments + new
+        note(usable[layer], x)
 
     observe(model, usable, examples, see)
     spots = sorted(spots, key=lambda spot: order.get(spot.module, len(order)))
@@ -47,6 +43,19 @@ def watch(model: nn.Module, spots: list[Spot], examples: Iterable[Any], *, momen
         if spot.moments is not None:
             _check_finite(spot, spot.moments)
     return spots
+
+
+def note_shape(spot: Spot, x: Tensor) -> None:
+    """Note the shape of an input."""
+    spot.shapes.append(tuple(x.shape))
+
+
+def note_moments(spot: Spot, x: Tensor) -> None:
+    """Add to the second moments over channels, where a rank is to be chosen by them."""
+    if spot.settings["rank"] is None and spot.settings["decompose"]:
+        rows = channels(x, spot.geometry)
+        new = products(rows, rows).sum(0)
+        spot.moments = new if spot.moments is None else spot.moments + new
 
 
 def choose_ranks(chosen: list[Spot], config: TensorizeConfig) -> None:

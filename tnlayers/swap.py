@@ -15,7 +15,7 @@ from tnlayers.config import TensorizeConfig, check_patterns, matches
 from tnlayers.kinds import KINDS
 from tnlayers.layer import TensorLayer
 from tnlayers.observe import dense_flops, fewest_flops
-from tnlayers.prepare import choose_ranks, make, watch
+from tnlayers.prepare import choose_ranks, make, note_moments, note_shape, watch
 from tnlayers.report import LayerReport, Replaced, TensorizeReport, holders
 from tnlayers.spots import STATE_HOOKS, Spot, find, left_alone, unwrapped
 from tnlayers.unfold import unfold
@@ -46,8 +46,11 @@ def tensorize_(
         example_input: a tensor, a tuple of arguments or a mapping of named ones; the model then runs on it once, in
             eval mode without gradients, and FLOPs are reported. A budget of FLOPs needs it.
         calibration: a list of such inputs. In the order in which layers are called, each is then fitted so that its
-            outputs, behind the fitted layers before it, come nearest to the original ones; the model runs on all of the
-            list twice for every layer, in eval mode without gradients.
+            outputs, behind the fitted layers before it, come near to the original ones. How near, is judged by the
+            second moments of patches of its inputs; of patches with more than 2,304 entries and in transposed layers by
+            those of channels alone. The model runs on all of the list once, then twice for every layer, in eval mode
+            without gradients. Takes memory for the patches of a few images, and some float64 matrices of a row and a
+            column per entry of a patch; with an energy or a budget, one per channel for every layer.
         dry_run: only report. Nothing is fitted, so there are no errors to report.
 
     Returns:
@@ -83,12 +86,14 @@ def tensorize_(
         left = "; ".join(f"{spot.names[0]}: {spot.reason}" for spot in spots[:3])
         raise ValueError(f"model has no layer to swap ({left}{', ...' if len(spots) > 3 else ''})")
     if example_input is not None:
-        watch(model, spots, [example_input])
+        watch(model, spots, [example_input], note_shape)
     elif config.budget and "flops" in config.budget:
         raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
     batches = [] if calibration is None else _batches(calibration)
     if batches:
-        chosen = watch(model, chosen, batches, moments=True)
+        if not any(spot.settings["decompose"] for spot in chosen):
+            raise ValueError("calibration is given, but decompose is False; only fits use it")
+        chosen = watch(model, chosen, batches, note_moments)
     with torch.inference_mode(False), torch.no_grad():
         choose_ranks(chosen, config)
         make(model, chosen, dry_run, batches)
@@ -101,10 +106,11 @@ def tensorize_(
 def _batches(calibration: Any) -> list[Any]:
     if isinstance(calibration, torch.Tensor | str | Mapping) or not isinstance(calibration, Iterable):
         raise TypeError(
-            f"calibration is {type(calibration).__name__}; it must be a list of inputs, as example_input each"
+            f"calibration is of type {type(calibration).__name__}; it must be a list of inputs, as example_input each, "
+            "such as [batch]"
         )
     if not (batches := list(calibration)):
-        raise ValueError("calibration has no batches")
+        raise ValueError("calibration is empty; it must hold an input at least (a generator gives its own but once)")
     return batches
 
 
