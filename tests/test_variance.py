@@ -14,7 +14,7 @@ from cases import FAMILIES
 from networks import geometries, networks
 from tnlayers import Geometry, Init, TensorNetwork, solve
 from tnlayers.contraction import contract, reconstruct
-from tnlayers.draw import draw, flow
+from tnlayers.draw import FINE, draw, flow
 from tnlayers.exact import smooth
 from tnlayers.variance import DISTRIBUTIONS, MODES
 
@@ -473,3 +473,14 @@ def test_fake_tensors():
     with FakeTensorMode():
         made = tnlayers.TRConv2d(8, 8, 3, rank=2)
     assert [tuple(core.shape) for core in made.cores] == list(made.network.core_shapes)
+
+
+@pytest.mark.parametrize("channels", [8, 128])  # made exact in float64, and in float32
+def test_layers_are_the_same_under_autocast(channels):
+    assert 9 * 8**2 <= FINE < 9 * 128**2
+    weights = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            weights.append(tnlayers.TRConv2d(channels, channels, 3, rank=4).weight)
+    assert torch.equal(*weights)

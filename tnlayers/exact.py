@@ -93,7 +93,8 @@ def parts(kernel: Tensor, inputs: Sequence[int], taps: Sequence[int]) -> list[li
     for dim in (*inputs, *taps):
         firsts |= {dims | {dim}: part.narrow(dim, 0, 1) for dims, part in firsts.items()}
     flat = (part.reshape(-1) for part in firsts.values())
-    squares = dict(zip(firsts, torch.stack([part @ part for part in flat]).tolist(), strict=True))
+    norms = torch.stack([torch.dot(part, part) for part in flat])  # which autocast leaves alone
+    squares = dict(zip(firsts, norms.tolist(), strict=True))
     # So far of what has index 0 along at least these dims; without what has it along one more, dim by dim:
     for dim in (*inputs, *taps):
         for dims in squares:
