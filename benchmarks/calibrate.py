@@ -57,12 +57,12 @@ class Sample:
     both: Callable[[Tensor], object]
 
 
-def unit(kind: str, **rate: float) -> Rates:
-    """Rates with which a plan's seconds are the FLOPs or bytes of one kind."""
+def unit(kind: str, device: str = "cpu", dtype: str = "float32", **rate: float) -> Rates:
+    """Rates with which a plan's seconds are the FLOPs or bytes of one kind; with the lanes of a device and dtype."""
     table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
         kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
     }
-    return Rates(rates("cpu", "float32").lanes, 1 << 62, 0.0, table, table)
+    return Rates(rates(device, dtype).lanes, 1 << 62, 0.0, table, table)
 
 
 def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -79,9 +79,13 @@ def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[S
     )  # fmt: skip
     where = space(layer.network, layer.geometry)
 
+    name = str(dtype).removeprefix("torch.")
+
     def feature(option: Option, **rate: float) -> float:
         setting = Setting(batch, (size, size), option.target, "infer", device, dtype)
-        options = Search(where, setting, unit(option.kind, **rate))._options(0, where.all, option.source, where.inputs)
+        options = Search(where, setting, unit(option.kind, device, name, **rate))._options(
+            0, where.all, option.source, where.inputs
+        )
         return next(o.cost.seconds for o in options if o[1:6] == option[1:6])
 
     for source, target in itertools.product((FIRST, LAST), repeat=2):
@@ -204,6 +208,7 @@ def main() -> None:
             forward, both = measure(sample, arguments.device)
             infer[sample.kind].append((sample.flops, sample.bytes, forward))
             train[sample.kind].append((sample.flops, sample.bytes, both))
+    print("    lanes=lanes({first}, {last}, {single}),".format(**rates(arguments.device, arguments.dtype).lanes))
     for name, found in (("train", train), ("infer", infer)):
         print(f'    {name}=_table("""')
         plain = fit(found["matmul last last"])[0][1]

@@ -1,7 +1,8 @@
 """Time the networks of results.csv at inference, against their dense one: python benchmarks/latency.py.
 
 A row is one of its networks, as drawn, and a batch of 32x32 images; the median of a forward in eval mode without
-gradients. All sizes of a network run interleaved, round after round, each once, in random order.
+gradients, in float32, channels first. All that results.csv has of a network runs interleaved, round after round, each
+once, in random order.
 """
 
 import argparse
@@ -50,12 +51,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "results.csv")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each network and batch, but at least 7 rounds")
     parser.add_argument("--out", type=Path, default=RESULTS / "latency.csv")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
     rows = read_csv(arguments.results)
     trained = [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
     cells = [*product(groups(trained, "model"), BATCHES)]
     found = [measure(rows, batch, arguments.seconds) for (_, rows), batch in track(cells, description="latency")]
-    write_csv(arguments.out, [row for rows in found for row in rows])
+    write_csv(arguments.out, [row for cell in found for row in cell])
 
 
 if __name__ == "__main__":

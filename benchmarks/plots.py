@@ -1,6 +1,7 @@
 """Draw the pictures of README.md from the CSV files beside them in benchmarks/results: python benchmarks/plots.py."""
 
 import argparse
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -87,7 +88,7 @@ def results(rows: Rows) -> Figure:
     trained = [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
     times = {
         (row["model"], row["conv"], row["rank"]): float(row["ms"])
-        for row in read_csv(RESULTS / "latency.csv")
+        for row in (read_csv(RESULTS / "latency.csv") if (RESULTS / "latency.csv").exists() else ())
         if row["batch"] == "32"
     }
     markers = dict(zip(dict.fromkeys(row["model"] for row in trained), MARKERS, strict=False))
@@ -97,7 +98,8 @@ def results(rows: Rows) -> Figure:
     for (model, conv), runs in groups(trained, "model", "conv"):
         style = {"color": (COLOURS | OTHERS)[conv], "marker": markers[model], "ms": 5, "lw": 1.2, "alpha": 0.85}
         sizes, counts = [float(row["parameters"]) for row in runs], [float(flops(row)) for row in runs]
-        for axes, x in zip(panels, (sizes, counts, [times[model, conv, row["rank"]] for row in runs]), strict=True):
+        waits = [times.get((model, conv, row["rank"]), math.nan) for row in runs]  # not drawn where not measured
+        for axes, x in zip(panels, (sizes, counts, waits), strict=True):
             axes.plot(*zip(*sorted(_means(x, runs).items()), strict=True), **style)
     for axes, label in zip(panels, labels, strict=True):
         axes.set(xscale="log", xlabel=label)

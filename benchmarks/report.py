@@ -454,7 +454,7 @@ def init_scale(rows: Rows) -> str:
 
 
 def construct(rows: Rows) -> str:
-    """Milliseconds of a layer's construction, and over those of nn.Conv2d, by format and number of channels."""
+    """Milliseconds of a layer's construction, and in brackets by the paper's rule, by format and channels."""
     sizes = list(dict.fromkeys(row["channels"] for row in rows))
     dense = [statistics.median(float(row["dense"]) for row in rows if row["channels"] == size) for size in sizes]
     table = [["nn.Conv2d", *(f"{median:.1f}" for median in dense)]]
@@ -464,8 +464,8 @@ def construct(rows: Rows) -> str:
     worst = max(rows, key=lambda row: float(row["over_limit"]))
     return (
         f"{_markdown(['format', *(f'{size} channels' for size in sizes)], table)}\n\n"
-        f"The nearest to the larger of 20 ms and 5 times nn.Conv2d: {worst['family']} of {worst['channels']} channels, "
-        f"{float(worst['over_limit']):.2f} of it. {_source(rows)}"
+        f"The nearest to its limit is {worst['family']} of {worst['channels']} channels, with "
+        f"{float(worst['over_limit']):.1%} of it. {_source(rows)}"
     )
 
 

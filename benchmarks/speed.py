@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import tnlayers
 from provenance import REPOSITORY, write_csv
 from tnlayers.formats import factorize
-from tnlayers.rates import Rate, Rates
+from tnlayers.rates import Rate, Rates, lanes
 from tnlayers.rates import rates as layer_rates
 from tnlayers.search import Search
 from tnlayers.space import space
@@ -171,7 +171,9 @@ def least_flops(layer: Any, setting: Setting) -> int:
     """Floating-point operations of the order that needs the fewest."""
     kinds = layer_rates("cpu", "float32").infer
     table = dict.fromkeys(kinds, Rate(0.0, 1.0, 0.0))
-    trail = next(iter(Search(space(layer.network, layer.geometry), setting, Rates(1, 1 << 62, 0.0, table, table))))
+    trail = next(
+        iter(Search(space(layer.network, layer.geometry), setting, Rates(lanes(1, 1, 1), 1 << 62, 0.0, table, table)))
+    )
     return round(trail.seconds)
 
 

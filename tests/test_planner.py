@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import speed
 import tnlayers
 from cases import FAMILIES
 from networks import networks
@@ -315,3 +316,11 @@ def test_rates_are_those_of_the_cpus_instructions_where_there_are_any(monkeypatc
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert rates("cpu", dtype) is TABLES["cpu", "bfloat16" if dtype == "bfloat16" else "float32"]
     assert rates("cuda", dtype) is TABLES["cpu", "float32"]
+
+
+def test_the_benchmark_s_fewest_flops_are_no_more_than_the_planner_s():
+    layer = tnlayers.CPConv2d(16, 16, 3, padding=1, rank=8)
+    setting = Setting(4, (8, 8))
+    least = speed.least_flops(layer, setting)
+    assert 0 < least <= plan(layer.network, layer.geometry, setting).flops
+    assert least == min(each.flops for each in candidates(layer.network, layer.geometry, setting))

@@ -475,12 +475,13 @@ def test_fake_tensors():
     assert [tuple(core.shape) for core in made.cores] == list(made.network.core_shapes)
 
 
+@pytest.mark.parametrize("typical", [False, True])
 @pytest.mark.parametrize("channels", [8, 128])  # made exact in float64, and in float32
-def test_layers_are_the_same_under_autocast(channels):
+def test_layers_are_the_same_under_autocast(channels, typical):
     assert 9 * 8**2 <= FINE < 9 * 128**2
     weights = []
     for enabled in (False, True):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            weights.append(tnlayers.TRConv2d(channels, channels, 3, rank=4).weight)
+            weights.append(tnlayers.TRConv2d(channels, channels, 3, rank=4, init=Init(typical=typical)).weight)
     assert torch.equal(*weights)

@@ -84,7 +84,7 @@ def calibrate_(model: nn.Module, batch: Any, *, target: float = 1.0) -> dict[str
 
     handles = [layer.register_forward_hook(rescale, prepend=True, with_kwargs=True) for layer in layers]
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        with evaluating(model), torch.random.fork_rng(devices=[]):
             run(model, batch)
         if not found:
             raise ValueError("batch reaches no layer of the model")

@@ -20,6 +20,8 @@ from tnlayers.step import Side, Step, inverse, meet, permutation, unviewed, view
 class Contraction:
     """How some operands contract: steps, and the permutation of the last result's axes, of the sizes ``source``.
 
+    ``turned`` are these sizes in their last order, ``undo`` is the permutation back.
+
     Example:
         >>> pair = Contraction.of((("a", "b"), ("b", "c")), ((0, 1),), ("c", "a"), {"a": 2, "b": 3, "c": 4})
         >>> pair([torch.ones(2, 3), torch.ones(3, 4)]).shape, pair.flops
@@ -30,8 +32,8 @@ class Contraction:
     source: tuple[int, ...]
     order: tuple[int, ...]
     in_order: bool = field(init=False, repr=False)
-    turned: tuple[int, ...] = field(init=False, repr=False)
-    undo: tuple[int, ...] = field(init=False, repr=False)
+    turned: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    undo: tuple[int, ...] = field(init=False, repr=False, compare=False)
     consumers: tuple[Side, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

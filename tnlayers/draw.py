@@ -45,8 +45,8 @@ def draw(
     ]
     if not (init.exact or init.typical) or draws[0].is_meta or isinstance(draws[0], FakeTensor):
         return draws
-    # In float64, where the device has it: the product of many cores would round in less. Of large kernels, whose
-    # entries are many to take a mean of, in the cores' own precision.
+    # In float64, where the device has it: the product of many cores would round in less. Of large kernels, which
+    # take long, in the cores' own precision.
     coarse = draws[0].device.type == "mps" or network.dense_params > FINE
     draws = draws if coarse else [values.double() for values in draws]
     norm = variance.weight_std * math.sqrt(network.dense_params)

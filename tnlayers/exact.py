@@ -20,7 +20,8 @@ input axes of product N and k kernel axes of product K, :math:`S = M` and :math:
 .. math:: (N - 1) \, E_{m,k} = \sum_{p<m} E_{p,k} \, u^{2(p-m)}, \qquad
           (K - 1) \sum_p E_{p,k} u^{2p} = \sum_{q<k} \sum_p E_{p,q} u^{2p} \, v^{2(q-k)}.
 
-Each right side falls from infinity to zero, so each has one root. What is left is one factor for all cores.
+Each right side falls from infinity to zero, so each has one root. What is left is one factor for all cores. The parts
+lie apart in the kernel of cores that are reflected: what was constant along an axis is then at its index 0.
 
 Derived here; the layers that these draws make are measured in ``benchmarks/depth.py``.
 """
@@ -35,11 +36,12 @@ from torch import Tensor
 
 from tnlayers.contraction import reconstruct
 from tnlayers.geometry import Geometry
+from tnlayers.modes import own_precision
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
 
 MOST = 6
-"""Input axes that are looked at: for each set of them there is a mean of the kernel."""
+"""Input axes that are looked at: for each set of them there is a part of the kernel."""
 PROBES = 256
 """Inputs from which ``typical`` estimates."""
 
@@ -73,10 +75,10 @@ def reflect(tensor: Tensor, dim: int) -> Tensor:
         >>> reflect(torch.tensor([2.0, 2.0, 2.0, 2.0]), 0).tolist()
         [4.0, 0.0, 0.0, 0.0]
     """
-    size = tensor.shape[dim] ** 0.5
+    root = tensor.shape[dim] ** 0.5
     first, rest = tensor.narrow(dim, 0, 1), tensor.narrow(dim, 1, tensor.shape[dim] - 1)
-    turned = tensor.sum(dim, keepdim=True) / size
-    return torch.cat([turned, rest + (first - turned) / (size - 1)], dim)
+    turned = tensor.sum(dim, keepdim=True) / root
+    return torch.cat([turned, rest + (first - turned) / (root - 1)], dim)
 
 
 def parts(kernel: Tensor, inputs: Sequence[int], taps: Sequence[int]) -> list[list[float]]:
@@ -183,7 +185,8 @@ def typical(network: TensorNetwork, cores: Sequence[Tensor]) -> list[Tensor]:
     outputs, inputs = kernel.shape[:2]
     probes = kernel.new_empty(inputs, PROBES).normal_().relu()
     probes = probes[:, probes.square().sum(0) > 0]
-    gains = (kernel.reshape(outputs, inputs, -1).sum(2) @ probes).square().sum(0) / probes.square().sum(0)
+    with own_precision(kernel):
+        gains = (kernel.reshape(outputs, inputs, -1).sum(2) @ probes).square().sum(0) / probes.square().sum(0)
     gains = gains[gains > 0]
     lack = float(gains.mean().log() - gains.log().mean()) if len(gains) else 0.0
     return [core * math.exp(lack / (2 * len(cores))) for core in cores]

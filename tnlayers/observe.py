@@ -67,13 +67,13 @@ def observe(
         old.register_forward_hook(put(new), prepend=True, with_kwargs=True) for old, new in (stand_ins or {}).items()
     ]
     try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]), _plainly():
-            for number, example in enumerate(examples):
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for example in examples:
                 try:
-                    run(model, tree_map_only(Tensor, Tensor.clone, example))
+                    run(model, tree_map_only(Tensor, Tensor.clone, _plain(example)))
                 except Exception as error:
                     error.add_note(
-                        f"The model raised this on input {number}, a {type(example).__name__}. A tuple is taken as "
+                        f"This was raised while the model ran on a {type(example).__name__}. A tuple is taken as "
                         "arguments, a mapping as named ones, anything else as the only one."
                     )
                     raise
@@ -108,26 +108,26 @@ def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]]) -> int:
     return sum(min(planner.plan(setting).flops for planner in planners) for setting in settings)
 
 
+def _plain(example: Any) -> Any:
+    """Mappings as dictionaries, whose values are found to be copied."""
+    return dict(example) if isinstance(example, Mapping) else example
+
+
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """Nothing runs compiled, which might pass by hooks, and torch's transformers make no nested tensors."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and the training flags as they were behind it.
+
+    Meanwhile nothing runs compiled, which might pass by hooks, and torch's transformers make no nested tensors.
+    """
+    flags = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
     try:  # where dynamo has not been imported, nothing is compiled
         with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and the training flags as they were behind it."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
         for module, training in flags:  # what a module does in train() beside, it does there and back
             if module.training != training:
                 module.train(training)

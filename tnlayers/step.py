@@ -25,6 +25,7 @@ class Side:
         order: the permutation after which the axes of a role lie side by side, or None if they do.
         shape: (batch, summed, free), or (batch, free, summed).
         summed_first: which of the two.
+        turned, undo: the sizes ``source`` in the order ``order``, and the permutation back.
     """
 
     operand: int
@@ -33,8 +34,8 @@ class Side:
     order: tuple[int, ...] | None
     shape: tuple[int, int, int]
     summed_first: bool
-    turned: tuple[int, ...] = field(init=False, repr=False)
-    undo: tuple[int, ...] = field(init=False, repr=False)
+    turned: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    undo: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         order = tuple(range(len(self.source))) if self.order is None else self.order
@@ -68,7 +69,7 @@ class Step:
     right: Side
     axes: tuple[Axes, Axes, Axes]
     shape: tuple[int, int, int]
-    summed: int = field(init=False, repr=False)
+    summed: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "summed", self.left.shape[1 if self.left.summed_first else 2])

@@ -48,19 +48,20 @@ def tensorize_(
         calibration: a list of such inputs. In the order in which layers are called, each is then fitted so that its
             outputs, behind the fitted layers before it, come near to the original ones. How near, is judged by the
             second moments of patches of its inputs; of patches with more than 2,304 entries and in transposed layers by
-            those of channels alone. The model runs on all of the list once, then twice for every layer, in eval mode
-            without gradients. Takes memory for the patches of a few images, and some float64 matrices of a row and a
-            column per entry of a patch; with an energy or a budget, one per channel for every layer.
+            those of channels alone. The model runs on all of the list once, then twice for every layer that is fitted,
+            in eval mode without gradients. Takes memory for one input, all that a layer gets on it, 2**25 entries of
+            patches (but one image's at least), each of these twice, and some float64 matrices with a row and a column
+            per entry of a patch; with an energy or a budget, one per channel for every layer.
         dry_run: only report. Nothing is fitted, so there are no errors to report.
 
     Returns:
         TensorizeReport: every such layer, replaced or not, and why.
 
     Raises:
-        TypeError, ValueError: a pattern covers no layer, the model has no layer to swap, every chosen layer refuses its
-            rank, a budget cannot be met, weights to be fitted are on the meta device, or the model is wrapped for
-            distributed data parallelism; what the model raises on an input. A layer alone that cannot become a tensor
-            layer is left alone, and the report says why.
+        TypeError, ValueError: calibration is no list, empty or of no use, a pattern covers no layer, the model has no
+            layer to swap, every chosen layer refuses its rank, a budget cannot be met, weights to be fitted are on the
+            meta device, or the model is wrapped for distributed data parallelism; what the model raises on an input. A
+            layer alone that cannot become a tensor layer is left alone, and the report says why.
 
     Warns:
         UserWarning: an optimizer holds parameters that left the model; ``remap_optimizer_`` exchanges them.
@@ -92,7 +93,10 @@ def tensorize_(
     batches = [] if calibration is None else _batches(calibration)
     if batches:
         if not any(spot.settings["decompose"] for spot in chosen):
-            raise ValueError("calibration is given, but decompose is False; only fits use it")
+            raise ValueError(
+                "calibration is given, but decompose is False for every chosen layer, and only fits use it; leave it "
+                "out, or say decompose=True"
+            )
         chosen = watch(model, chosen, batches, note_moments)
     with torch.inference_mode(False), torch.no_grad():
         choose_ranks(chosen, config)
@@ -110,7 +114,7 @@ def _batches(calibration: Any) -> list[Any]:
             "such as [batch]"
         )
     if not (batches := list(calibration)):
-        raise ValueError("calibration is empty; it must hold an input at least (a generator gives its own but once)")
+        raise ValueError("calibration is empty; it must hold an input at least (a used generator holds none)")
     return batches
 
 
