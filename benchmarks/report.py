@@ -221,15 +221,16 @@ def compress(rows: Rows) -> str:
         share = row["parameters"] and f"{int(row['parameters']) / int(row['dense_parameters']):.1%}"
         errors = [cell(row[column]) for column in ("error", "tensorly_error", "tltorch_error")]
         befores = [cell(row[f"{who}_before"], ".2%") for who in ("accuracy", "tensorly", "tltorch")]
-        after = cell(row["accuracy_after"], ".2%")
+        seen = row["accuracy_after"] and f"{int(row['epochs']) * int(row['images']):,}"
         times = [cell(row[column], ".2f") for column in ("latency_1", "latency_32", "unfolded_1", "unfolded_32")]
         layers = f"{row['swapped']} of {count}" if count else ""
-        table.append([*named, layers, parameters, share, *errors, *befores, after, cell(row["drop"], "+.2f"), *times])
+        table.append([*named, layers, parameters, share, *errors, *befores, seen])
+        table[-1] += [cell(row["accuracy_after"], ".2%"), cell(row["drop"], "+.2f"), *times]
         if row["note"] and not row["drop"]:
             notes.append(f"{' '.join(named)}: {row['note']}.")
     peers = ["tensorly's", "tensorly-torch's"]
     header = ["network", "format", "keep", "layers swapped", "parameters", "of dense", "error", *peers]
-    header += ["accuracy before", *peers, "after", "points lost"]
+    header += ["accuracy before", *peers, "images of the fine-tune", "after", "points lost"]
     header += ["time / dense, 1 image", "batch 32", "unfolded, 1 image", "batch 32"]
     return "\n\n".join([_markdown(header, table), *notes, _source(rows)])
 

@@ -85,7 +85,7 @@ def test_rows_are_complete_replaced_and_kept(run, tmp_path, monkeypatch):
     assert "that keep ratio leaves" in btt["note"]
 
     lines = report.compress(rows).splitlines()
-    assert [line.count("|") for line in lines[:5]] == [19] * 5
+    assert [line.count("|") for line in lines[:5]] == [20] * 5
     monkeypatch.setattr(plots, "RESULTS", tmp_path)
     monkeypatch.setattr("sys.argv", ["plots.py"])
     plots.main()
