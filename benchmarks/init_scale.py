@@ -5,8 +5,7 @@ is computed from it, not sampled, for inputs that are white, rectified white, wh
 taps, and the rectified of those; and for the gradient of the input behind a white one of the output. Given are means
 and 5th and 95th percentiles over draws, of the largest singular value over a dense He kernel's, and of the effective
 rank: the exponential of the entropy of the squared singular values of the kernel as a matrix, outputs by inputs and
-taps. tensorly-torch's constructor leaves memory as it was: its rows are what
-that happened to hold.
+taps. tensorly-torch's constructor leaves memory as it was: its rows are what that happened to hold.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.progress import track
+from torch import nn
 
 from config import DENSE, Config
 from provenance import REPOSITORY, read_csv, write_csv
@@ -26,14 +27,23 @@ CHANNELS, CLASSES, SIZE = 3, 10, 32
 LIMITS = (7, 100)  # rounds, at least and at most
 
 
+def trained(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of results.csv of a CIFAR-10 network that was compressed to a size, or is its dense one, and trained."""
+    return [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
+
+
+def drawn(row: dict[str, str]) -> nn.Module:
+    """The network of such a row, as drawn."""
+    rank = float(row["rank"]) if row["rank"] else None
+    return Config(model=row["model"], conv=row["conv"], rank=rank).network(CHANNELS, CLASSES)
+
+
 def measure(rows: list[dict[str, str]], batch: int, seconds: float) -> list[dict[str, Any]]:
     """The rows of one network: its dense one is among them."""
     images = torch.randn(batch, CHANNELS, SIZE, SIZE)
     steps = {}
     for row in rows:
-        rank = float(row["rank"]) if row["rank"] else None
-        model = Config(model=row["model"], conv=row["conv"], rank=rank).network(CHANNELS, CLASSES).eval()
-        steps[row["conv"], row["rank"]] = partial(model, images)
+        steps[row["conv"], row["rank"]] = partial(drawn(row).eval(), images)
     with torch.no_grad():
         for step in (*steps.values(), *steps.values()):  # the first call of all searches, the second fills caches
             step()
@@ -55,9 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    rows = read_csv(arguments.results)
-    trained = [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
-    cells = [*product(groups(trained, "model"), BATCHES)]
+    cells = [*product(groups(trained(read_csv(arguments.results)), "model"), BATCHES)]
     found = [measure(rows, batch, arguments.seconds) for (_, rows), batch in track(cells, description="latency")]
     write_csv(arguments.out, [row for cell in found for row in cell])
 

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import Config
-from provenance import REPOSITORY, read_csv
+from latency import CHANNELS, RESULTS, SIZE, drawn, trained
+from provenance import read_csv
 from report import SHOWN, groups
 
-RESULTS = REPOSITORY / "benchmarks" / "results"
 COLOURS = {
     "cp": "#3b6fb6", "tucker": "#d9822b", "tt": "#8a5fb0", "tt-chain": "#4f9d69", "tr": "#c0504d", "btt": "#7f7f7f",
 }  # fmt: skip
@@ -85,17 +84,17 @@ def compress(rows: Rows) -> Figure:
 
 def results(rows: Rows) -> Figure:
     """Test accuracy on CIFAR-10 against parameters, FLOPs and latency; colours are formats, markers networks."""
-    trained = [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
+    shown = trained(rows)
     times = {
         (row["model"], row["conv"], row["rank"]): float(row["ms"])
         for row in (read_csv(RESULTS / "latency.csv") if (RESULTS / "latency.csv").exists() else ())
         if row["batch"] == "32"
     }
-    markers = dict(zip(dict.fromkeys(row["model"] for row in trained), MARKERS, strict=False))
+    markers = dict(zip(dict.fromkeys(row["model"] for row in shown), MARKERS, strict=False))
     figure = Figure(figsize=(14, 4.2), dpi=140, layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     labels = "parameters", "FLOPs of one image, as the plan runs them", "milliseconds for 32 images"
-    for (model, conv), runs in groups(trained, "model", "conv"):
+    for (model, conv), runs in groups(shown, "model", "conv"):
         style = {"color": (COLOURS | OTHERS)[conv], "marker": markers[model], "ms": 5, "lw": 1.2, "alpha": 0.85}
         sizes, counts = [float(row["parameters"]) for row in runs], [float(flops(row)) for row in runs]
         waits = [times.get((model, conv, row["rank"]), math.nan) for row in runs]  # not drawn where not measured
@@ -108,7 +107,7 @@ def results(rows: Rows) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
         plain(axes)
     panels[0].set_ylabel("test accuracy, %")
-    for conv in dict.fromkeys(row["conv"] for row in trained):
+    for conv in dict.fromkeys(row["conv"] for row in shown):
         panels[2].plot([], [], color=(COLOURS | OTHERS)[conv], lw=1.2, label=conv)
     for model, marker in markers.items():
         panels[2].plot([], [], color="#aaaaaa", marker=marker, ms=5, lw=0, label=model)
@@ -126,11 +125,9 @@ def _means(x: Sequence[float], runs: Rows) -> dict[float, float]:
 
 def flops(row: dict[str, str]) -> int:
     """Of a forward pass in training, of one image in a batch of as many as were trained on together."""
-    rank = float(row["rank"]) if row["rank"] else None
-    model = Config(model=row["model"], conv=row["conv"], rank=rank).network(3, 10)
-    batch = int(row["batch_size"])
+    model, batch = drawn(row), int(row["batch_size"])
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(batch, 3, 32, 32))
+        model(torch.zeros(batch, CHANNELS, SIZE, SIZE))
     return int(counter.get_total_flops() // batch)
 
 

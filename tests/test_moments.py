@@ -231,17 +231,15 @@ def cores(model):
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape"),
+    ("layer", "geometry", "shape"),
     [
-        (nn.Conv2d(1, 16, 3), (32, 1, 12, 12)),
-        (nn.Linear(10, 16), (64, 10)),
-        (nn.Conv1d(3, 16, 3), (16, 3, 20)),
-        (nn.Conv2d(12, 12, 3, groups=2), (8, 12, 6, 6)),
+        (nn.Conv2d(1, 16, 3), Geometry(1, 16, (3, 3)), (32, 1, 12, 12)),
+        (nn.Linear(10, 16), Geometry(10, 16, ()), (64, 10)),
+        (nn.Conv1d(3, 16, 3), Geometry(3, 16, (3,)), (16, 3, 20)),
+        (nn.Conv2d(12, 12, 3, groups=2), Geometry(12, 12, (3, 3), groups=2), (8, 12, 6, 6)),
     ],
 )
-def test_float32_moments_are_symmetric(layer, shape):
-    geometry = Geometry(layer.weight.shape[1] * getattr(layer, "groups", 1), 16 if shape[1] != 12 else 12,
-                        tuple(layer.weight.shape[2:]), groups=getattr(layer, "groups", 1))  # fmt: skip
+def test_float32_moments_are_symmetric(layer, geometry, shape):
     for _ in range(20):
         x = torch.rand(shape)
         own, _ = second_moments([(x, x)], geometry)

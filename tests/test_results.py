@@ -185,11 +185,11 @@ def test_the_grids_that_are_shipped(path):
 
 def test_throughput_of_every_network_is_over_the_dense_one_s(tmp_path):
     out = tmp_path / "out.csv"
-    flags = ["--network", "resnet20", "--convs", "tr", "--keeps", "0.2", "0.01", "--batch", "2"]
+    flags = ["--network", "resnet20", "--convs", "tr", "btt", "--keeps", "0.2", "0.01", "--batch", "2"]
     throughput.main([*flags, "--threads", "1", "--seconds", "0", "--device", "cpu", "--out", str(out)])
     rows = read_csv(out)
     assert [(row["conv"], row["rank"]) for row in rows if row["precision"] == "bf16"] == [
-        ("dense", ""), ("dense again", ""), ("tr", "0.2"), ("tr", "0.01"),
+        ("dense", ""), ("dense again", ""), ("tr", "0.2"), ("btt", "0.2"), ("tr", "0.01"), ("btt", "0.01"),
     ]  # fmt: skip
     for row in rows:
         dense = next(r for r in rows if (r["conv"], r["precision"]) == ("dense", row["precision"]))

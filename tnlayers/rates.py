@@ -10,6 +10,8 @@ from types import MappingProxyType
 
 import torch
 
+from tnlayers.product import FIRST, LAST
+
 MODES = ("train", "infer", "cached")
 """Forward and backward; forward alone; forward with the weights' part kept from an earlier call."""
 
@@ -85,17 +87,20 @@ def _table(text: str) -> Mapping[str, Rate]:
 
 def lanes(first: int, last: int, single: int) -> Mapping[str, int]:
     """Of what multiples of channels convolutions pay for, by where those lie in memory, and of one small image."""
-    return MappingProxyType({"first": first, "last": last, SINGLE: single})
+    return MappingProxyType({FIRST: first, LAST: last, SINGLE: single})
+
+
+LARGE, FAULT = 1 << 25, 3.3e-10
+"""Of glibc: copies of 34 MiB beside copies of 30 MiB."""
 
 
 # AMD EPYC (AVX2), 2 threads, torch 2.13, float32; one run of calibrate.py, 550 samples. The median relative error of
 # the fit, 4 to 39 %, is added to it: of two operations as fast, the one that is easier to foresee is chosen. 'contract'
-# is a contraction of 2 x 2 matrices through autograd, its one step included. `fault` is from copies of 34 MiB beside
-# copies of 30 MiB (glibc).
+# is a contraction of 2 x 2 matrices through autograd, its one step included.
 _CPU = Rates(
     lanes=lanes(8, 8, 8),
-    large=1 << 25,
-    fault=3.3e-10,
+    large=LARGE,
+    fault=FAULT,
     train=_table("""
         conv first 351 23 234
         conv last 270 21.4 96.8
@@ -141,11 +146,10 @@ _CPU = Rates(
 # Another AMD EPYC (AVX512), 2 threads, torch 2.13, float32; one run, 1,127 samples, median errors 5 to 39 %. oneDNN
 # lays channels out in blocks of 16 where they come first: with multiples of 8, the fit foresees convolutions of few
 # channels as 20 to 25 % faster than they are. Single images go another way, and the fit is nearest without multiples.
-# What large tensors take was not measured again.
 _CPU_AVX512 = Rates(
     lanes=lanes(16, 8, 1),
-    large=1 << 25,
-    fault=3.3e-10,
+    large=LARGE,
+    fault=FAULT,
     train=_table("""
         conv first 253 15.8 196
         conv last 199 16.4 189
@@ -191,8 +195,8 @@ _CPU_AVX512 = Rates(
 # The latter, bfloat16 (AVX512-bf16), another run.
 _CPU_BF16 = Rates(
     lanes=lanes(8, 8, 8),
-    large=1 << 25,
-    fault=3.3e-10,
+    large=LARGE,
+    fault=FAULT,
     train=_table("""
         conv first 324 10.4 405
         conv last 227 8.54 242
