@@ -62,7 +62,7 @@ def unit(kind: str, device: str = "cpu", dtype: str = "float32", **rate: float) 
     table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
         kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
     }
-    return Rates(rates(device, dtype).lanes, 1 << 62, 0.0, table, table)
+    return Rates(rates(device, dtype).lanes, 1 << 62, 0.0, 0.0, table, table)
 
 
 def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -108,14 +108,15 @@ def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[S
 
 
 def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
-    """The contractions of cores of a random layer."""
+    """The contractions of cores of a random layer; in half precision of float32 cores, as under autocast."""
+    held = dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32
     kind = draw.choice(
         (tnlayers.CPConv2d, tnlayers.TTConv2d, tnlayers.TRConv2d, tnlayers.BTTConv2d, tnlayers.TuckerConv2d)
     )
     channels, rank = draw.choice((64, 128, 256, 512)), draw.choice((0.05, 0.1, 0.25))
-    layer = kind(channels, channels, 3, rank=rank, bias=False, device="meta", dtype=dtype)
+    layer = kind(channels, channels, 3, rank=rank, bias=False, device="meta", dtype=held)
     contraction = plan(layer.network, layer.geometry, Setting(1, (8, 8)), "reconstruct").weights[0].contraction
-    tensors = contraction.run([torch.randn(shape, dtype=dtype, device=device) for shape in layer.network.core_shapes])
+    tensors = contraction.run([torch.randn(shape, dtype=held, device=device) for shape in layer.network.core_shapes])
     for step in contraction.steps:
         left, right, out = step.axes
         sizes = dict(zip(left, step.left.source, strict=True)) | dict(zip(right, step.right.source, strict=True))
@@ -128,7 +129,7 @@ def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterat
         forward = partial(last_of, alone, operands)
         yield Sample(WEIGHTS, step.flops, step.entries * dtype.itemsize, forward, both)
     tiny = Contraction.of((("a", "b"), ("b", "c")), ((0, 1),), ("a", "c"), {"a": 2, "b": 2, "c": 2})
-    leaves = [torch.randn(2, 2, dtype=dtype, device=device, requires_grad=True) for _ in range(2)]
+    leaves = [torch.randn(2, 2, dtype=held, device=device, requires_grad=True) for _ in range(2)]
     yield Sample(CONTRACT, 0.0, 0.0, partial(last_of, tiny, leaves), partial(through_autograd, tiny, leaves))
 
 

@@ -2,7 +2,8 @@
 
 A step is forward, backward and SGD on one batch of 32x32 images that is there. All networks of a precision run
 interleaved, round after round, each once, in random order; a row has the median. `bf16` is autocast with channels last
-in memory. Each compressed network is there twice: with the planner's estimates, and after `tnlayers.autotune`.
+in memory. The allocator keeps what is freed, see `speed.keep_freed_memory`. Each compressed network is there twice:
+with the planner's estimates, and after `tnlayers.autotune`.
 """
 
 import statistics
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 import tnlayers
 from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
 from provenance import REPOSITORY, write_csv
-from speed import rounds
+from speed import keep_freed_memory, rounds
 from train import numel
 
 PRECISIONS = ("float32", "bf16")
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.cli(Command, args=arguments)
     if command.threads is not None:
         torch.set_num_threads(command.threads)
+    keep_freed_memory()
     rows = [row for precision in command.precisions for row in measure(command, precision)]
     write_csv(command.out, rows, command.device)
     table = Table(*rows[0])

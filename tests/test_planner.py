@@ -14,7 +14,7 @@ from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork, testing
 from tnlayers import plan as planning
-from tnlayers.plan import LIMIT, candidates, plan
+from tnlayers.plan import LIMIT, MEMORY, candidates, plan
 from tnlayers.rates import MODES, TABLES, rates
 from tnlayers.run import run
 from tnlayers.search import Search
@@ -162,6 +162,25 @@ def test_plans_keep_to_the_memory_of_the_dense_layer():
     assert found.peak <= LIMIT * 4 * (2 * layer.network.dense_params + 4 * x)
     assert found.parts > 1
     assert plan(layer.network, layer.geometry, Setting(32, (32, 32), mode="infer")).parts == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("mode", MODES)
+def test_in_doubt_the_kernel_is_built(dtype, memory, mode):
+    """Over ranks from where cores win to where the kernel does, past those where no estimate can tell."""
+    setting = Setting(32, (16, 16), mode=mode, dtype=dtype)
+    doubt = rates("cpu", str(dtype).removeprefix("torch.")).doubt
+    chosen = []
+    for rank in range(8, 400, 8):
+        layer = tnlayers.CPConv2d(64, 64, 3, padding=1, rank=rank, device="meta")
+        arguments = layer.network, layer.geometry, setting
+        found = [*itertools.islice(candidates(*arguments, memory=memory), 8)]
+        dense = plan(*arguments, "reconstruct", memory)
+        best = min((each.seconds for each in found if each.strategy == "factorized"), default=float("inf"))
+        chosen.append(found[0].strategy)
+        assert chosen[-1] == ("reconstruct" if dense.seconds <= best * (1 + doubt) else "factorized")
+    assert {*chosen} == {"reconstruct", "factorized"}
 
 
 class TestKeptWeights:

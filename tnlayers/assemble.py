@@ -56,7 +56,8 @@ class Plan:
         tail: sizes and permutation of the channel axes that must be reordered at the end, or None.
         seconds: the estimate of all of it.
         peak: estimated bytes of a training step at its peak.
-        own_backward: whether the backward is not left to autograd, whose own is as good for one image, and costs less.
+        own_backward: whether the backward is not left to autograd, whose own is as good for one image or one operation,
+            and costs less.
         prepad: the geometry's.
         direct: the only meeting, if it is one convolution and all there is to do.
         signature: equal for plans that build the same tensors.
@@ -84,11 +85,12 @@ class Plan:
     signature: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        many = self.setting.batch * max(meeting.folded for meeting in self.meetings)
-        object.__setattr__(self, "own_backward", self.rebuild or many > 1)
         object.__setattr__(self, "prepad", self.geometry.prepad)
         alone = len(self.meetings) == 1 and self.meetings[0].plain and not self.prepad and self.tail is None
         object.__setattr__(self, "direct", self.meetings[0] if alone else None)
+        many = self.setting.batch * max(meeting.folded for meeting in self.meetings)
+        simple = many == 1 or (alone and self.parts == 1 and not self.meetings[0].unsafe)
+        object.__setattr__(self, "own_backward", self.rebuild or not simple)
         shapes = (f"{' '.join(meeting.right)} {meeting.weight_shape}" for meeting in self.meetings)
         object.__setattr__(self, "signature", f"{self.order}: {', '.join(shapes)}")
 
@@ -137,6 +139,8 @@ class Plan:
             ratio = other.seconds / total
             kinds = ", ".join(meeting.kind for meeting in other.meetings)
             lines.append(f"runner-up: {other.strategy}, {other.order} ({kinds}), {ratio:.2f} times the estimated time")
+            if ratio < 1:
+                lines[-1] += ", in which estimates are not to be trusted"
         return "\n".join(lines)
 
     @property

@@ -42,6 +42,7 @@ class Meeting:
         transposed: whether it is a transposed convolution.
         left, right, out: the axes of ``x``, of the weight and of the result, for people to read.
         plain: whether it is one function of torch's and nothing else.
+        unsafe: whether torch's own backward may write behind the gradient of the weight.
         weight_shape: the weight's shape as its axes lie in memory; before channels last, a convolution's has them last.
     """
 
@@ -65,6 +66,7 @@ class Meeting:
     out: tuple[str, ...]
 
     plain: bool = field(init=False, repr=False)
+    unsafe: bool = field(init=False, repr=False)
     weight_shape: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,8 @@ class Meeting:
         object.__setattr__(self, "weight_shape", shape)
         whole = self.folded == 1 and not self.move
         object.__setattr__(self, "plain", whole and (self.op == CONV or (not self.taps and self.groups == 1)))
+        # With channels last and few of them, oneDNN writes behind the gradient of such a weight (torch 2.13).
+        object.__setattr__(self, "unsafe", self.op == CONV and max(self.taps) == 1 < max(self.stride))
 
     def take(self, weight: Tensor) -> Tensor:
         """A weight with the axes ``right``, as the operation takes it."""
@@ -122,8 +126,7 @@ class Meeting:
         for_x = for_weight = None
         if self.op == CONV:
             sides: tuple[Tensor, ...] = (self._folded(gradient), self._folded(x), weight)
-            if wanted[1] and max(self.taps) == 1 < max(self.stride):
-                # With channels last and few of them, oneDNN writes behind the gradient of such a weight (torch 2.13).
+            if wanted[1] and self.unsafe:
                 # Strides of axes of size 1 count too, which contiguous() leaves.
                 sides = tuple(side.flatten().view(side.shape) for side in sides)
             for_x, for_weight, _ = torch.ops.aten.convolution_backward(

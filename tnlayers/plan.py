@@ -55,7 +55,7 @@ def candidates(
     strategy: str = "auto",
     memory: str = "auto",
 ) -> Iterator[Plan]:
-    """Plans by estimated time, the fastest first.
+    """Plans by estimated time, the fastest first, but for the table's doubt.
 
     Args:
         network: the kernel's network.
@@ -67,7 +67,8 @@ def candidates(
             between forward and backward but the input.
 
     Yields:
-        Plan: in the order of ``seconds``.
+        Plan: in the order of ``seconds``; under 'auto', those of plans other than the dense kernel's are taken to be
+            more by the ``doubt`` of ``tnlayers.rates``.
 
     Raises:
         TypeError, ValueError: the strategy is refused, see ``parse``; or the kernel is larger than the padded input.
@@ -77,42 +78,45 @@ def candidates(
     thrifty = memory == "low" and setting.mode == "train"
     table = rates(setting.device, str(setting.dtype).removeprefix("torch."))
     search = Search(where, setting, table, named, thrifty)
-    if thrifty:
-        yield from (_plan(search, trail, Thrift(parts=search.parts, rebuild=True)) for trail in search)
-        return
     limit = LIMIT * _dense(network, geometry, setting)
-    later: list[tuple[float, int, Thrift, Trail]] = []  # to save memory, once nothing cheaper can come
+    waiting: list[tuple[float, int, Thrift, Trail]] = []  # until nothing can come that goes first
     some = False
     for number, trail in enumerate(search):
-        if number >= TRAILS and (some or later):
+        while waiting and waiting[0][0] <= trail.seconds:
+            some = True
+            yield _plan(search, *heapq.heappop(waiting)[-2:])
+        if number >= TRAILS and (some or waiting):
             break
-        while later and later[0][0] <= trail.seconds:
-            some = True
-            yield _plan(search, *reversed(heapq.heappop(later)[-2:]))
-        thrift = _within(search, trail, limit) if setting.mode == "train" else Thrift()
-        if thrift is not None and thrift.seconds:
-            heapq.heappush(later, (trail.seconds + thrift.seconds, number, thrift, trail))
-        # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
-        elif thrift is not None or len(trail.options) == 1 or strategy not in ("auto", "reconstruct"):
-            some = True
-            yield assemble(search, trail)
-    while later:
-        yield _plan(search, *reversed(heapq.heappop(later)[-2:]))
+        dense = len(trail.options) == 1
+        thrift: Thrift | None = Thrift()
+        if thrifty:
+            thrift = Thrift(kept=(False,) * (len(trail.options) - 1), parts=search.parts, rebuild=True)
+        elif setting.mode == "train":
+            thrift = _within(search, trail, limit)
+            # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
+            if thrift is None and (dense or strategy not in ("auto", "reconstruct")):
+                thrift = Thrift()
+        if thrift is not None:
+            doubt = table.doubt if strategy == "auto" and not dense else 0.0
+            heapq.heappush(waiting, ((trail.seconds + thrift.seconds) * (1 + doubt), number, thrift, trail))
+    while waiting:
+        yield _plan(search, *heapq.heappop(waiting)[-2:])
 
 
 class Thrift(NamedTuple):
-    """What a plan does to save memory: the seconds that it takes, what it still keeps, and as for ``Plan``."""
+    """What a plan does to save memory: the seconds that it takes, what it keeps (all, if None), and as for ``Plan``."""
 
     seconds: float = 0.0
-    kept: tuple[bool, ...] = ()
+    kept: tuple[bool, ...] | None = None
     parts: int = 1
     rebuild: bool = False
 
 
-def _plan(search: Search, trail: Trail, thrift: Thrift) -> Plan:
-    kept = thrift.kept or (False,) * (len(trail.options) - 1)
+def _plan(search: Search, thrift: Thrift, trail: Trail) -> Plan:
+    found = assemble(search, trail)
+    kept = found.kept if thrift.kept is None else thrift.kept
     return replace(
-        assemble(search, trail),
+        found,
         seconds=trail.seconds + thrift.seconds,
         peak=Footprint.of(search, trail).peak(kept, thrift.parts),
         kept=kept,
