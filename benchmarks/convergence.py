@@ -45,7 +45,7 @@ GROUP = ("dataset", "network", "family", "arm")
 KEY = (*GROUP, "lr", "seed")
 SETTINGS = (
     "epochs", "batch_size", "rank", "channels", "momentum", "weight_decay", "warmup", "augment", "images",
-    "reference_loss",
+    "evaluated", "reference_loss",
 )  # fmt: skip
 COLUMNS = (
     *KEY, *SETTINGS, "steps", "parameters", "keep_ratio", "diverged", "loss_first", "loss_last", "steps_to",
@@ -81,6 +81,8 @@ class Grid:
     """Shift training images, and mirror those that may be."""
     images: int | None = None
     """Train on so many images per epoch, others in each; all where not given."""
+    evaluated: int | None = None
+    """Evaluate on so many held-out and as many test images; on all where not given."""
     reference_loss: float = 1.0
     """steps_to counts the steps until the moving average of the training loss is below."""
     threads: int = 1
@@ -96,7 +98,10 @@ class Grid:
             ("lrs", all(0 < lr < math.inf for lrs in rates for lr in lrs), "they must be above 0"),
             ("seeds", len({*self.seeds}) >= 3, "three at least are needed"),
             ("rank", self.rank > 0, "it must be above 0"),
-            ("channels", self.channels >= 1, "it must be at least 1"),
+            *(
+                (name, getattr(self, name) is None or getattr(self, name) >= 1, "it must be at least 1")
+                for name in ("channels", "evaluated")
+            ),
             ("reference_loss", self.reference_loss > 0, "it must be above 0"),
         ):
             if not holds:
@@ -211,9 +216,11 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
 class Trial(Run):
     """A run of the grid, which writes nothing, keeps every step's loss, and ends where one is no number."""
 
-    def __init__(self, config: Config, data: ImageData, model: nn.Module) -> None:
-        self._begin(config, data.validation(), model)
-        self.tested = data
+    def __init__(self, config: Config, data: ImageData, model: nn.Module, evaluated: int | None = None) -> None:
+        held_out, self.tested = (
+            each if evaluated is None else each.fewer_test_images(evaluated) for each in (data.validation(), data)
+        )
+        self._begin(config, held_out, model)
         self.losses: list[float] = []
 
     def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
@@ -252,7 +259,7 @@ def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
         model, keep_ratio = network(row, data.train_images.shape[1:])
     except (inits.UnavailableError, ValueError) as error:
         return row | NOWHERE | {"note": " ".join(str(error).split())}
-    trial = Trial(grid.config(lr=row["lr"], seed=row["seed"]), data, model)
+    trial = Trial(grid.config(lr=row["lr"], seed=row["seed"]), data, model, grid.evaluated)
     row |= {"parameters": numel(model), "keep_ratio": round(keep_ratio, 4), "diverged": True}
     start = time.perf_counter()
     torch.set_flush_denormal(True)  # or a run whose signals vanish takes minutes

@@ -402,10 +402,11 @@ def throughput(rows: Rows) -> str:
         table.append([network, conv, *(cells[column] for column in columns)])
     plain = [row for row in rows if not row["rank"]]
     dense = [f"{float(r['images_per_second']):.0f} ({r['precision']})" for r in plain if r["conv"] == "dense"]
-    again = [f"{float(row['over_dense']):.2f}" for row in plain if row["conv"] != "dense"]
+    twins = [f"{float(row['over_dense']):.3f}" for row in plain]
     header = ["network", "convolutions", *(f"{precision}, keep {rank}" for precision, rank in columns)]
     note = (
-        f"Dense: {', '.join(dense)} images per second, batch {rows[0]['batch']}; its twin's ratio: {', '.join(again)}."
+        f"Dense: {', '.join(dense)} images per second, batch {rows[0]['batch']}; its two copies over their mean: "
+        f"{', '.join(twins)}."
     )
     return f"{_markdown(header, table)}\n\n{note} {_source(rows)}"
 

@@ -1,9 +1,10 @@
 """Time a step of training of compressed ResNets against the dense one: python benchmarks/throughput.py.
 
 A step is forward, backward and SGD on one batch of 32x32 images that is there. All networks of a precision run
-interleaved, round after round, each once, in random order; a row has the median. `bf16` is autocast with channels last
-in memory. The allocator keeps what is freed, see `speed.keep_freed_memory`. Each compressed network is there twice:
-with the planner's estimates, and after `tnlayers.autotune`.
+interleaved, round after round, each once, in random order: a row has the median over rounds, and that of the ratio to
+the dense network, which runs twice a round. `bf16` is autocast with channels last in memory. The allocator keeps what
+is freed, see `speed.keep_freed_memory`. Each compressed network is there twice: with the planner's estimates, and after
+`tnlayers.autotune`.
 """
 
 import statistics
@@ -27,6 +28,7 @@ from speed import keep_freed_memory, rounds
 from train import numel
 
 PRECISIONS = ("float32", "bf16")
+DENSE_AGAIN = f"{DENSE} again"
 Row = dict[str, Any]
 
 
@@ -74,7 +76,7 @@ def measure(command: Command, precision: str) -> list[Row]:
     labels = torch.randint(10, (command.batch,), generator=generator).to(command.device)
     arms: dict[str, tuple[Row, nn.Module]] = {}
     refused: list[Row] = []
-    for conv in (DENSE, "dense again", *command.convs):
+    for conv in (DENSE, DENSE_AGAIN, *command.convs):
         for keep in command.keeps if conv in CONVOLUTIONS and conv != DENSE else (None,):
             row = {"network": command.network, "conv": conv, "rank": keep or "", "precision": precision}
             row |= {"batch": command.batch, "parameters": "", "images_per_second": "", "over_dense": ""}
@@ -94,14 +96,17 @@ def measure(command: Command, precision: str) -> list[Row]:
             steps[f"{name} tuned"] = step(tuned, images, labels, precision)
     for warm_up in (*steps.values(), *steps.values()):
         warm_up()
-    medians = {name: statistics.median(times) for name, times in rounds(steps, command.seconds, twins=()).items()}
-    dense = medians[f"{DENSE} None"]
+    times = rounds(steps, command.seconds, twins=())
+    dense = [*map(statistics.fmean, zip(*(times[f"{name} None"] for name in (DENSE, DENSE_AGAIN)), strict=True))]
+
+    def over_dense(name: str) -> float:
+        return round(statistics.median(d / t for d, t in zip(dense, times[name], strict=True)), 4)
+
     for name, (row, _) in arms.items():
-        seconds = medians[name]
-        row |= {"images_per_second": round(command.batch / seconds, 1)}
-        row |= {"over_dense": round(dense / seconds, 4)}
+        row |= {"images_per_second": round(command.batch / statistics.median(times[name]), 1)}
+        row |= {"over_dense": over_dense(name)}
         if row["rank"]:
-            row |= {"autotuned_over_dense": round(dense / medians[f"{name} tuned"], 4)}
+            row |= {"autotuned_over_dense": over_dense(f"{name} tuned")}
     return [row for row, _ in arms.values()] + refused
 
 
