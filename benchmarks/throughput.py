@@ -3,11 +3,13 @@
 A step is forward, backward and SGD on one batch of 32x32 images that is there. All networks of a precision run
 interleaved, round after round, each once, in random order: a row has the median over rounds, and that of the ratio to
 the dense network, which runs twice a round. `bf16` is autocast with channels last in memory. The allocator keeps what
-is freed, see `speed.keep_freed_memory`. Each compressed network is there twice: with the planner's estimates, and after
+is freed, see `speed.keep_freed_memory`, and the networks are made anew a few times, since where they come to lie is
+good for a per cent or two. Each compressed network is there twice: with the planner's estimates, and after
 `tnlayers.autotune`.
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -44,8 +46,10 @@ class Command:
     batch: int = 128
     threads: int | None = None
     """CPU threads; all where not given."""
-    seconds: float = 120.0
-    """Of each precision, but at least 5 rounds."""
+    repeats: int = 3
+    """How often all networks are made anew."""
+    seconds: float = 60.0
+    """Of each precision and repeat, but at least 5 rounds."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     out: Path = REPOSITORY / "benchmarks" / "results" / "throughput.csv"
     """CSV file."""
@@ -74,40 +78,48 @@ def measure(command: Command, precision: str) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(command.batch, 3, 32, 32, generator=generator).to(command.device)
     labels = torch.randint(10, (command.batch,), generator=generator).to(command.device)
-    arms: dict[str, tuple[Row, nn.Module]] = {}
+    rows: dict[str, Row] = {}
     refused: list[Row] = []
+    configs: dict[str, Config] = {}
     for conv in (DENSE, DENSE_AGAIN, *command.convs):
         for keep in command.keeps if conv in CONVOLUTIONS and conv != DENSE else (None,):
             row = {"network": command.network, "conv": conv, "rank": keep or "", "precision": precision}
             row |= {"batch": command.batch, "parameters": "", "images_per_second": "", "over_dense": ""}
             row |= {"autotuned_over_dense": "", "note": ""}
             try:
-                model = Config(model=command.network, conv=DENSE if keep is None else conv, rank=keep).network(3, 10)
+                config = Config(model=command.network, conv=DENSE if keep is None else conv, rank=keep)
+                rows[f"{conv} {keep}"] = row | {"parameters": numel(config.network(3, 10))}
             except ConfigError as error:
                 refused.append(row | {"note": str(error)})
                 continue
-            arms[f"{conv} {keep}"] = row | {"parameters": numel(model)}, model.to(command.device)
-    steps = {name: step(model, images, labels, precision) for name, (_, model) in arms.items()}
-    for name, (row, model) in arms.items():
-        if row["rank"]:
-            tuned = deepcopy(model)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                tnlayers.autotune(tuned, images)
-            steps[f"{name} tuned"] = step(tuned, images, labels, precision)
-    for warm_up in (*steps.values(), *steps.values()):
-        warm_up()
-    times = rounds(steps, command.seconds, twins=())
+            configs[f"{conv} {keep}"] = config
+    times: dict[str, list[float]] = defaultdict(list)
+    orders: dict[str, dict[str, str]] = {}
+    for _ in range(command.repeats):
+        models = {name: config.network(3, 10).to(command.device) for name, config in configs.items()}
+        for name in [name for name, row in rows.items() if row["rank"]]:
+            tuned = models[f"{name} tuned"] = deepcopy(models[name])
+            if name not in orders:
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    orders[name] = tnlayers.autotune(tuned, images)
+            for layer, order in orders[name].items():
+                tuned.get_submodule(layer).strategy = order
+        steps = {name: step(model, images, labels, precision) for name, model in models.items()}
+        for warm_up in (*steps.values(), *steps.values()):
+            warm_up()
+        for name, found in rounds(steps, command.seconds, twins=()).items():
+            times[name] += found
     dense = [*map(statistics.fmean, zip(*(times[f"{name} None"] for name in (DENSE, DENSE_AGAIN)), strict=True))]
 
     def over_dense(name: str) -> float:
         return round(statistics.median(d / t for d, t in zip(dense, times[name], strict=True)), 4)
 
-    for name, (row, _) in arms.items():
+    for name, row in rows.items():
         row |= {"images_per_second": round(command.batch / statistics.median(times[name]), 1)}
         row |= {"over_dense": over_dense(name)}
         if row["rank"]:
             row |= {"autotuned_over_dense": over_dense(f"{name} tuned")}
-    return [row for row, _ in arms.values()] + refused
+    return [*rows.values(), *refused]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

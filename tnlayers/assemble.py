@@ -140,7 +140,7 @@ class Plan:
             kinds = ", ".join(meeting.kind for meeting in other.meetings)
             lines.append(f"runner-up: {other.strategy}, {other.order} ({kinds}), {ratio:.2f} times the estimated time")
             if ratio < 1:
-                lines[-1] += ", in which estimates are not to be trusted"
+                lines[-1] += ", too near to be trusted"
         return "\n".join(lines)
 
     @property
