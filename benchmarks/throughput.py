@@ -9,6 +9,7 @@ good for a per cent or two. Each compressed network is there twice: with the pla
 """
 
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -124,6 +125,9 @@ def measure(command: Command, precision: str) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.cli(Command, args=arguments)
+    for name in ("repeats", "batch"):
+        if getattr(command, name) < 1:
+            sys.exit(f"error: {name} is {getattr(command, name)}, but it must be at least 1")
     if command.threads is not None:
         torch.set_num_threads(command.threads)
     keep_freed_memory()

@@ -133,15 +133,41 @@ def test_a_shape_that_is_none(shape):
         tnlayers.CPConv2d(8, 8, 3).flops(shape)
 
 
-def test_strided_pointwise_convolutions_stay_within_their_memory():
+@pytest.mark.parametrize(
+    ("layer", "shape", "twice"),
+    [("TuckerConv2d(16, 32, 1, 2, rank=(4, 5))", (2, 16, 8, 8), False)]
+    + [(f"CPConv2d(3, 3, 1, 2, rank=2{name})", (batch, 3, 200, 200), twice)
+       for batch, twice, name in [(1, False, ""), (2, True, ', strategy="reconstruct"'), (2, True, ', memory="low"')]],
+)  # fmt: skip
+def test_strided_pointwise_convolutions_stay_within_their_memory(layer, shape, twice):
     """Torch 2.13's gradient of such a weight, channels last and few of them, is written beyond its end."""
-    code = """if True:
+    code = f"""if True:
         import torch, tnlayers
         torch.set_num_threads(1)
-        layer = tnlayers.TuckerConv2d(16, 32, 1, 2, rank=(4, 5))
-        for _ in range(40):
-            y = layer(torch.randn(2, 16, 8, 8, requires_grad=True))
-            y.backward(torch.randn_like(y))
+        layer = tnlayers.{layer}
+        for _ in range(40 if {shape[-1]} < 100 else 5):
+            layout = torch.contiguous_format if {shape[-1]} < 100 else torch.channels_last
+            x = torch.randn{shape}.contiguous(memory_format=layout).requires_grad_()
+            y = layer(x)
+            assert y.is_contiguous(memory_format=layout)
+            if {twice}:
+                y, = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            y.square().sum().backward()
             others = [torch.randn(size) for size in torch.randint(1, 3000, (200,)).tolist()]"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("strategy", ["reconstruct", "factorized"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_cores_and_bias_may_have_dtypes_of_their_own(strategy, batch):
+    """A convolution of torch's, to which one plan of several leaves the backward, takes one dtype alone."""
+    layer = tnlayers.CPConv2d(8, 8, 3, rank=2, strategy=strategy, dtype=torch.bfloat16)
+    layer.bias.data = layer.bias.data.float()
+    x = torch.randn(batch, 8, 6, 6, dtype=torch.bfloat16)
+    layer(x).sum().backward()
+    assert {p.grad.dtype for p in layer.cores} == {torch.bfloat16}
+    assert layer.bias.grad.dtype == torch.float32
+    layer = layer.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x.float()).sum().backward()

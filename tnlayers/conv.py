@@ -30,8 +30,9 @@ class TensorConv(TensorLayer):
         in_shape, out_shape: factors of in_channels / groups and of out_channels, most significant first; None: the
             format's own split.
         init: the name of a mode, 'fan_in', 'fan_out' or 'fan_avg', or a ``tnlayers.Init``.
-        strategy: 'auto' takes the plan of least estimated time; 'reconstruct' builds the dense kernel; 'factorized'
-            lets the input meet the cores one by one; an order such as '0 > 1*2' names what it meets, core by core.
+        strategy: 'auto' takes the plan of least estimated time, in doubt the dense kernel; 'reconstruct' builds that;
+            'factorized' lets the input meet the cores one by one; an order such as '0 > 1*2' names what it meets, core
+            by core.
         memory: 'auto' keeps the peak of a training step within about 1.25 times the dense layer's, by estimate and
             where any plan does; 'low' keeps nothing between forward and backward but the input, and runs the forward
             again.

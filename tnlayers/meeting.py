@@ -42,7 +42,7 @@ class Meeting:
         transposed: whether it is a transposed convolution.
         left, right, out: the axes of ``x``, of the weight and of the result, for people to read.
         plain: whether it is one function of torch's and nothing else.
-        unsafe: whether torch's own backward may write behind the gradient of the weight.
+        unsafe: whether torch's own backward, channels last, may write behind the gradient of the weight.
         weight_shape: the weight's shape as its axes lie in memory; before channels last, a convolution's has them last.
     """
 
@@ -171,6 +171,12 @@ class Meeting:
         return for_x, for_weight
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.unsafe and self.source == LAST and torch.is_grad_enabled():  # the backward may be torch's
+            x, weight = (tensor.flatten().view(tensor.shape) for tensor in (x, weight))
+            return self._convolution(x, weight, bias).movedim(1, -1).contiguous().movedim(-1, 1)
+        return self._convolution(x, weight, bias)
+
+    def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.transposed:
             return _TRANSPOSED[len(self.taps)](
                 x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation

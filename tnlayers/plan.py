@@ -1,4 +1,4 @@
-"""The choice of a plan: the fastest one by estimate, under a limit on memory."""
+"""The choice of a plan: the fastest one by estimate, or in doubt the dense kernel, under a limit on memory."""
 
 import heapq
 import itertools
@@ -37,7 +37,7 @@ def plan(
     strategy: str = "auto",
     memory: str = "auto",
 ) -> Plan:
-    """The plan of least estimated time; see ``candidates`` for the arguments.
+    """The plan of least estimated time, in doubt the dense kernel; see ``candidates`` for the arguments.
 
     Example:
         >>> cp = TensorNetwork.parse("i:64 r:16, o:64 r, h:3 r, w:3 r")
@@ -82,9 +82,6 @@ def candidates(
     waiting: list[tuple[float, int, Thrift, Trail]] = []  # until nothing can come that goes first
     some = False
     for number, trail in enumerate(search):
-        while waiting and waiting[0][0] <= trail.seconds:
-            some = True
-            yield _plan(search, *heapq.heappop(waiting)[-2:])
         if number >= TRAILS and (some or waiting):
             break
         dense = len(trail.options) == 1
@@ -99,6 +96,9 @@ def candidates(
         if thrift is not None:
             doubt = table.doubt if strategy == "auto" and not dense else 0.0
             heapq.heappush(waiting, ((trail.seconds + thrift.seconds) * (1 + doubt), number, thrift, trail))
+        while waiting and waiting[0][0] <= trail.seconds:
+            some = True
+            yield _plan(search, *heapq.heappop(waiting)[-2:])
     while waiting:
         yield _plan(search, *heapq.heappop(waiting)[-2:])
 

@@ -59,7 +59,7 @@ class Planner:
         return Planner, (self.network, self.geometry, self.strategy, self.memory)
 
     def candidates(self, setting: Setting) -> Iterator[Plan]:
-        """Plans for a setting, the fastest first."""
+        """Plans for a setting, as ``tnlayers.plan.candidates`` orders them."""
         return candidates(self.network, self.geometry, setting, self.strategy, self.memory)
 
     def plan(

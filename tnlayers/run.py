@@ -28,7 +28,9 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
         Tensor: shape (batch, out_channels, *spatial').
     """
     x = pad(plan, x)
-    if plan.own_backward and torch.is_grad_enabled() and plain_autograd():
+    # Torch's own functions take one dtype, which may be another than the cores' here.
+    mixed = (bias is not None and bias.dtype != cores[0].dtype) or cores[0].dtype == torch.float64 != x.dtype
+    if (plan.own_backward or mixed) and torch.is_grad_enabled() and plain_autograd():
         others = cores if bias is None else (bias, *cores)
         if x.requires_grad or any(tensor.requires_grad for tensor in others):
             dtype = autocast_dtype(x.device.type) if x.is_floating_point() and x.dtype != torch.float64 else None
