@@ -171,3 +171,22 @@ def test_cores_and_bias_may_have_dtypes_of_their_own(strategy, batch):
     layer = layer.double()
     with torch.autocast("cpu", torch.bfloat16):
         layer(x.float()).sum().backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_terms_that_cancel_survive_autocast_where_the_kernel_is_built(training):
+    """Two terms a thousand times as large as their sum, as fits may have them: bfloat16 alone keeps nothing of that."""
+    layer = tnlayers.CPConv2d(8, 8, 3, rank=2, strategy="reconstruct", bias=False).train(training)
+    with torch.no_grad():
+        for core in layer.cores:
+            core[:, 1] = core[:, 0]
+        layer.cores[1][:, 1].neg_()
+        layer.cores[0][:, 1] *= 1 + 1e-3 * torch.randn(8)
+        x = torch.randn(4, 8, 6, 6)
+        wanted = torch.nn.functional.conv2d(x, layer.weight)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+        found = layer(x)
+    assert (found - wanted).norm() < 4 * torch.finfo(torch.bfloat16).eps * wanted.norm()
+    layer.strategy = "factorized"
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+        assert (layer(x) - wanted).norm() > 0.1 * wanted.norm()
