@@ -78,7 +78,9 @@ def test_every_run_is_a_row_and_every_row_is_complete(run, capsys):
     ]
     for row in rows:
         assert tuple(row) == (*convergence.COLUMNS, *provenance())
-        assert {name for name, value in row.items() if not value} <= {"rank", "channels", "steps_to", "note"}
+        assert {name for name, value in row.items() if not value} <= {
+            "rank", "channels", "evaluated", "steps_to", "note",
+        }  # fmt: skip
         assert (row["steps"], row["diverged"]) == ("4", "False")
         assert (row["rank"], row["channels"]) == ("" if row["family"] == "dense" else "2", "4")
         assert (float(row["keep_ratio"]) == 1) == (row["family"] == "dense")

@@ -172,7 +172,7 @@ def test_in_doubt_the_kernel_is_built(dtype, memory, mode):
     setting = Setting(32, (16, 16), mode=mode, dtype=dtype)
     doubt = rates("cpu", str(dtype).removeprefix("torch.")).doubt
     chosen = []
-    for rank in range(8, 400, 8):
+    for rank in range(8, 400, 28):
         layer = tnlayers.CPConv2d(64, 64, 3, padding=1, rank=rank, device="meta")
         arguments = layer.network, layer.geometry, setting
         found = [*itertools.islice(candidates(*arguments, memory=memory), 8)]

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -99,12 +100,15 @@ def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
     return total
 
 
-def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]]) -> int:
-    """As ``dense_flops``, of a tensor layer: of its own plan, or that of strategy 'factorized' if that has fewer."""
+def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: str) -> int:
+    """As ``dense_flops``, of a tensor layer: of its own plan, or that of strategy 'factorized' if that has fewer.
+
+    Plans are for the kind of device that the layer is to be on; it may be on the meta device yet.
+    """
     planners = [layer._planner]
     with suppress(ValueError):  # of groups that cut through a factor
         planners.append(Planner(layer.network, layer.geometry, "factorized", layer.memory))
-    settings = map(layer._setting, shapes)
+    settings = [replace(layer._setting(shape), device=device) for shape in shapes]
     return sum(min(planner.plan(setting).flops for planner in planners) for setting in settings)
 
 

@@ -165,7 +165,8 @@ def _candidate(spot: Spot, what: str) -> Candidate:
     if what == "params":
         return Candidate(spot.make, lambda layer: layer.network.num_params, spot.module.weight.numel(), kernel)
     dense = dense_flops(spot.geometry, spot.shapes)
-    return Candidate(spot.make, lambda layer: fewest_flops(layer, spot.shapes), dense, kernel)
+    device = spot.module.weight.device.type
+    return Candidate(spot.make, lambda layer: fewest_flops(layer, spot.shapes, device), dense, kernel)
 
 
 def _check_finite(spot: Spot, *moments: Tensor) -> None:

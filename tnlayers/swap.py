@@ -221,7 +221,7 @@ def _row(spot: Spot) -> LayerReport:
     flops = None
     if spot.shapes:
         dense = dense_flops(spot.geometry, spot.shapes)
-        flops = dense, dense if tensor is None else fewest_flops(tensor, spot.shapes)
+        flops = dense, dense if tensor is None else fewest_flops(tensor, spot.shapes, spot.module.weight.device.type)
     return LayerReport(
         name=spot.names[0],
         aliases=spot.names[1:],
