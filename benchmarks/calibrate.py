@@ -23,6 +23,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import tnlayers
+from speed import keep_freed_memory
 from tnlayers.assemble import assemble
 from tnlayers.contraction import Contraction
 from tnlayers.meeting import reorder
@@ -62,7 +63,7 @@ def unit(kind: str, device: str = "cpu", dtype: str = "float32", **rate: float) 
     table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
         kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
     }
-    return Rates(rates(device, dtype).lanes, 1 << 62, 0.0, 0.0, table, table)
+    return Rates.counting(table, rates(device, dtype).lanes)
 
 
 def meetings(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     dtype, draw = getattr(torch, arguments.dtype), random.Random(0)
     infer, train = defaultdict(list), defaultdict(list)
     for number in range(arguments.samples):

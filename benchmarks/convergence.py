@@ -98,10 +98,8 @@ class Grid:
             ("lrs", all(0 < lr < math.inf for lrs in rates for lr in lrs), "they must be above 0"),
             ("seeds", len({*self.seeds}) >= 3, "three at least are needed"),
             ("rank", self.rank > 0, "it must be above 0"),
-            *(
-                (name, getattr(self, name) is None or getattr(self, name) >= 1, "it must be at least 1")
-                for name in ("channels", "evaluated")
-            ),
+            ("channels", self.channels >= 1, "it must be at least 1"),
+            ("evaluated", self.evaluated is None or self.evaluated >= 1, "it must be at least 1"),
             ("reference_loss", self.reference_loss > 0, "it must be above 0"),
         ):
             if not holds:
@@ -217,10 +215,8 @@ class Trial(Run):
     """A run of the grid, which writes nothing, keeps every step's loss, and ends where one is no number."""
 
     def __init__(self, config: Config, data: ImageData, model: nn.Module, evaluated: int | None = None) -> None:
-        held_out, self.tested = (
-            each if evaluated is None else each.fewer_test_images(evaluated) for each in (data.validation(), data)
-        )
-        self._begin(config, held_out, model)
+        self._begin(config, data.validation().fewer_test_images(evaluated), model)
+        self.tested = data.fewer_test_images(evaluated)
         self.losses: list[float] = []
 
     def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:

@@ -113,10 +113,12 @@ class ImageData:
         train, held_out = map(torch.from_numpy, hold_out(labels.cpu().numpy(), fraction))
         return ImageData(images[train], labels[train], images[held_out], labels[held_out], self.shift, self.flip)
 
-    def fewer_test_images(self, count: int) -> "ImageData":
-        """The same data with so many test images, at even distances; with all of them where there are no more."""
+    def fewer_test_images(self, count: int | None) -> "ImageData":
+        """The same data with so many test images, at even distances; with all, if it is None or there are no more."""
         images = len(self.test_labels)
-        chosen = torch.arange(min(count, images)) * images // min(count, images)
+        if count is None or count >= images:
+            return self
+        chosen = torch.arange(count) * images // count
         return replace(self, test_images=self.test_images[chosen], test_labels=self.test_labels[chosen])
 
     def normaliser(self) -> Callable[[Tensor], Tensor]:

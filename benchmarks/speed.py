@@ -172,7 +172,7 @@ def least_flops(layer: Any, setting: Setting) -> int:
     """Floating-point operations of the order that needs the fewest."""
     kinds = layer_rates("cpu", "float32").infer
     table = dict.fromkeys(kinds, Rate(0.0, 1.0, 0.0))
-    counted = Rates(lanes(1, 1, 1), 1 << 62, 0.0, 0.0, table, table)
+    counted = Rates.counting(table, lanes(1, 1, 1))
     trail = next(iter(Search(space(layer.network, layer.geometry), setting, counted)))
     return round(trail.seconds)
 

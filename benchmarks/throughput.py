@@ -98,7 +98,9 @@ def measure(command: Command, precision: str) -> list[Row]:
     orders: dict[str, dict[str, str]] = {}
     for _ in range(command.repeats):
         models = {name: config.network(3, 10).to(command.device) for name, config in configs.items()}
-        for name in [name for name, row in rows.items() if row["rank"]]:
+        for name, row in rows.items():
+            if not row["rank"]:
+                continue
             tuned = models[f"{name} tuned"] = deepcopy(models[name])
             if name not in orders:
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):

@@ -213,6 +213,15 @@ def test_the_plain_network_halves_images_twice_and_keeps_the_signal(monkeypatch,
     assert 0.2 < torch.stack(outs).square().mean() < 5
 
 
+def test_as_many_images_are_evaluated_as_the_grid_says(run):
+    """Of 7 images, a share is a number of sevenths."""
+    for row in run(evaluated=7, families=["dense"]):
+        assert row["evaluated"] == "7"
+        for images in ("heldout", "test"):
+            share = 7 * float(row[f"accuracy_{images}"])
+            assert share == pytest.approx(round(share), abs=1e-4)
+
+
 def test_the_moving_average_tells_the_step():
     trial = Trial.__new__(Trial)
     trial.losses = [2.0, 1.0, 1.0, 1.0]  # averages 2, 1.9, 1.81, 1.729
@@ -278,6 +287,7 @@ def test_choices_of_groups_of_their_own():
         ({"seeds": [0, 0, 1]}, "seeds is .*, but three at least are needed"),
         ({"rank": 0}, "rank is 0, but it must be above 0"),
         ({"images": 0}, "images is 0, but it must be at least 1"),
+        ({"evaluated": 0}, "evaluated is 0, but it must be at least 1"),
         ({"epochs": 0}, "epochs is 0, but it must be at least 1"),
         ({"dataset": "mnist"}, "dataset is 'mnist', but Literal"),
     ],

@@ -112,6 +112,17 @@ def test_validation_images_come_from_the_training_images(tmp_path):
     assert bag(tuning.train_images, tuning.test_images) == bag(digits.train_images)
 
 
+def test_fewer_test_images_are_at_even_distances(tmp_path):
+    digits = load("digits", tmp_path)
+    count = len(digits.test_labels)
+    few = digits.fewer_test_images(10)
+    assert torch.equal(few.test_images, digits.test_images[[k * count // 10 for k in range(10)]])
+    assert torch.equal(few.test_labels, digits.test_labels[[k * count // 10 for k in range(10)]])
+    assert few.train_images is digits.train_images
+    for everything in (None, count, count + 1):
+        assert digits.fewer_test_images(everything) is digits
+
+
 def test_normalised_training_images_have_mean_0_and_variance_1_per_channel():
     images = torch.stack([torch.randint(high, (50, 8, 8), dtype=torch.uint8) for high in (256, 17, 3)], dim=1)
     normalised = ImageData(images, torch.zeros(50), images, torch.zeros(50), 0, False).normaliser()(images)

@@ -153,6 +153,11 @@ def test_strided_pointwise_convolutions_stay_within_their_memory():
                 if twice:
                     y, = torch.autograd.grad(y.square().sum(), x, create_graph=True)
                 y.square().sum().backward()
+                others = [torch.randn(size) for size in torch.randint(1, 3000, (200,)).tolist()]
+        for batch in 1, 2:  # some channels of an image with channels last have no layout of their own
+            for _ in range(5):
+                x = torch.randn(batch, 6, 200, 200).contiguous(memory_format=wide)[:, :3].requires_grad_()
+                CPConv2d(3, 3, 1, 2, rank=2)(x).sum().backward()
                 others = [torch.randn(size) for size in torch.randint(1, 3000, (200,)).tolist()]"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -169,8 +174,10 @@ def test_cores_and_bias_may_have_dtypes_of_their_own(strategy, batch):
     assert {p.grad.dtype for p in layer.cores} == {torch.bfloat16}
     assert layer.bias.grad.dtype == torch.float32
     layer = layer.double()
+    layer.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         layer(x.float()).sum().backward()
+    assert {p.grad.dtype for p in layer.parameters()} == {torch.float64}
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import itertools
 import pickle
 
@@ -181,6 +182,15 @@ def test_in_doubt_the_kernel_is_built(dtype, memory, mode):
         chosen.append(found[0].strategy)
         assert chosen[-1] == ("reconstruct" if dense.seconds <= best * (1 + doubt) else "factorized")
     assert {*chosen} == {"reconstruct", "factorized"}
+
+
+def test_explain_says_where_the_runner_up_is_too_near():
+    layer = tnlayers.CPConv2d(64, 64, 3, padding=1, rank=16)
+    found = plan(layer.network, layer.geometry, Setting(32, (16, 16)))
+    for ratio, doubted in ((0.97, True), (1.2, False)):
+        last = found.explain(dataclasses.replace(found, seconds=ratio * found.seconds)).splitlines()[-1]
+        assert f"{ratio:.2f} times the estimated time" in last
+        assert last.endswith("too near to be trusted") is doubted
 
 
 class TestKeptWeights:

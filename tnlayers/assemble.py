@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -153,7 +154,16 @@ def _shown(axes: Axes, sizes: dict[str, int]) -> str:
     return " ".join(f"{axis}:{sizes[axis]}" for axis in axes)
 
 
-def assemble(search: Search, trail: Trail) -> Plan:
+class Thrift(NamedTuple):
+    """What a plan does to save memory: the seconds that it takes, what it keeps (all, if None), and as for ``Plan``."""
+
+    seconds: float = 0.0
+    kept: tuple[bool, ...] | None = None
+    parts: int = 1
+    rebuild: bool = False
+
+
+def assemble(search: Search, trail: Trail, thrift: Thrift = Thrift()) -> Plan:  # noqa: B008  (it is immutable)
     """A trail as a plan. From the last step back to the first, the order of every tensor's axes is settled."""
     where, geometry, setting = search.space, search.space.geometry, search.setting
     sizes = dict(zip(where.names, where.sizes, strict=True))
@@ -216,11 +226,10 @@ def assemble(search: Search, trail: Trail) -> Plan:
     weights.reverse()
     meetings.reverse()
     costs = tuple(option.cost for option in trail.options)
-    found = Footprint.of(search, trail)
-    everything = (True,) * (len(costs) - 1)
+    kept = (True,) * (len(costs) - 1) if thrift.kept is None else thrift.kept
     return Plan(
-        where.network, geometry, setting, tuple(weights), tuple(meetings), costs, tail, trail.seconds,
-        found.peak(everything, 1), tuple(sizes.items()), everything,
+        where.network, geometry, setting, tuple(weights), tuple(meetings), costs, tail, trail.seconds + thrift.seconds,
+        Footprint.of(search, trail).peak(kept, thrift.parts), tuple(sizes.items()), kept, thrift.parts, thrift.rebuild,
     )  # fmt: skip
 
 

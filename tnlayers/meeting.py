@@ -127,8 +127,7 @@ class Meeting:
         if self.op == CONV:
             sides: tuple[Tensor, ...] = (self._folded(gradient), self._folded(x), weight)
             if wanted[1] and self.unsafe:
-                # Strides of axes of size 1 count too, which contiguous() leaves.
-                sides = tuple(side.flatten().view(side.shape) for side in sides)
+                sides = tuple(map(_packed, sides))
             for_x, for_weight, _ = torch.ops.aten.convolution_backward(
                 *sides, None, self.stride, self.padding, self.dilation,
                 self.transposed, self.output_padding, self.groups, (*wanted, False),
@@ -171,10 +170,10 @@ class Meeting:
         return for_x, for_weight
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.unsafe and self.source == LAST and torch.is_grad_enabled():  # the backward may be torch's
-            x, weight = (tensor.flatten().view(tensor.shape) for tensor in (x, weight))
-            return self._convolution(x, weight, bias).movedim(1, -1).contiguous().movedim(-1, 1)
-        return self._convolution(x, weight, bias)
+        if not (self.unsafe and torch.is_grad_enabled()):
+            return self._convolution(x, weight, bias)
+        y = self._convolution(_packed(x), _packed(weight), bias)  # its backward may be torch's own
+        return _channels_last(y) if self.source == LAST else y
 
     def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.transposed:
@@ -234,4 +233,13 @@ def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: boo
     spatial = range(1 + len(sizes), 1 + len(sizes) + len(places))
     x = x.reshape(batch, *sizes, *places).permute(0, *(1 + k for k in order), *spatial)
     x = x.reshape(batch, math.prod(sizes), *places)
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x.contiguous()
+    return _channels_last(x) if last else x.contiguous()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """With the strides of a contiguous tensor, those of axes of size 1 among them, which ``contiguous()`` leaves."""
+    return tensor.flatten().view(tensor.shape)

@@ -5,12 +5,10 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
 
 from tnlayers import errors
-from tnlayers.assemble import Plan, assemble
+from tnlayers.assemble import Plan, Thrift, assemble
 from tnlayers.footprint import Footprint
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
@@ -79,7 +77,7 @@ def candidates(
     table = rates(setting.device, str(setting.dtype).removeprefix("torch."))
     search = Search(where, setting, table, named, thrifty)
     limit = LIMIT * _dense(network, geometry, setting)
-    waiting: list[tuple[float, int, Thrift, Trail]] = []  # until nothing can come that goes first
+    waiting: list[tuple[float, int, Trail, Thrift]] = []  # until nothing can come that goes first
     some = False
     for number, trail in enumerate(search):
         if number >= TRAILS and (some or waiting):
@@ -95,34 +93,12 @@ def candidates(
                 thrift = Thrift()
         if thrift is not None:
             doubt = table.doubt if strategy == "auto" and not dense else 0.0
-            heapq.heappush(waiting, ((trail.seconds + thrift.seconds) * (1 + doubt), number, thrift, trail))
+            heapq.heappush(waiting, ((trail.seconds + thrift.seconds) * (1 + doubt), number, trail, thrift))
         while waiting and waiting[0][0] <= trail.seconds:
             some = True
-            yield _plan(search, *heapq.heappop(waiting)[-2:])
+            yield assemble(search, *heapq.heappop(waiting)[-2:])
     while waiting:
-        yield _plan(search, *heapq.heappop(waiting)[-2:])
-
-
-class Thrift(NamedTuple):
-    """What a plan does to save memory: the seconds that it takes, what it keeps (all, if None), and as for ``Plan``."""
-
-    seconds: float = 0.0
-    kept: tuple[bool, ...] | None = None
-    parts: int = 1
-    rebuild: bool = False
-
-
-def _plan(search: Search, thrift: Thrift, trail: Trail) -> Plan:
-    found = assemble(search, trail)
-    kept = found.kept if thrift.kept is None else thrift.kept
-    return replace(
-        found,
-        seconds=trail.seconds + thrift.seconds,
-        peak=Footprint.of(search, trail).peak(kept, thrift.parts),
-        kept=kept,
-        parts=thrift.parts,
-        rebuild=thrift.rebuild,
-    )
+        yield assemble(search, *heapq.heappop(waiting)[-2:])
 
 
 def _within(search: Search, trail: Trail, limit: float) -> Thrift | None:
