@@ -45,7 +45,7 @@ GROUP = ("dataset", "network", "family", "arm")
 KEY = (*GROUP, "lr", "seed")
 SETTINGS = (
     "epochs", "batch_size", "rank", "channels", "momentum", "weight_decay", "warmup", "augment", "images",
-    "evaluated", "reference_loss",
+    "evaluated", "shrink", "reference_loss",
 )  # fmt: skip
 COLUMNS = (
     *KEY, *SETTINGS, "steps", "parameters", "keep_ratio", "diverged", "loss_first", "loss_last", "steps_to",
@@ -83,6 +83,8 @@ class Grid:
     """Train on so many images per epoch, others in each; all where not given."""
     evaluated: int | None = None
     """Evaluate on so many held-out and as many test images; on all where not given."""
+    shrink: int = 1
+    """Side of the square of pixels whose mean is one pixel: 2 halves the images."""
     reference_loss: float = 1.0
     """steps_to counts the steps until the moving average of the training loss is below."""
     threads: int = 1
@@ -100,6 +102,7 @@ class Grid:
             ("rank", self.rank > 0, "it must be above 0"),
             ("channels", self.channels >= 1, "it must be at least 1"),
             ("evaluated", self.evaluated is None or self.evaluated >= 1, "it must be at least 1"),
+            ("shrink", self.shrink >= 1, "it must be at least 1"),
             ("reference_loss", self.reference_loss > 0, "it must be above 0"),
         ):
             if not holds:
@@ -249,7 +252,7 @@ class Trial(Run):
 def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
     """The row of a run, of which key and settings are known; without rate and seed where there is no such network."""
     torch.set_num_threads(grid.threads)
-    data = cached_load(grid.dataset, data_dir)
+    data = cached_load(grid.dataset, data_dir, shrink=grid.shrink)
     row = {column: row.get(column, "") for column in COLUMNS}
     try:
         model, keep_ratio = network(row, data.train_images.shape[1:])
@@ -341,7 +344,7 @@ def run(command: Command, console: Console) -> None:
     grid = Grid.from_yaml(command.config)
     wanted = grid.rows(command.only)
     rows: list[Row] = [*pool.read_rows(command.out, COLUMNS, command.workers)]
-    cached_load(grid.dataset, command.data_dir)
+    cached_load(grid.dataset, command.data_dir, shrink=grid.shrink)
     torch.set_num_threads(grid.threads)
     names = (*KEY, *SETTINGS)
     there = {identity(row, names) for row in rows}

@@ -113,6 +113,25 @@ class ImageData:
         train, held_out = map(torch.from_numpy, hold_out(labels.cpu().numpy(), fraction))
         return ImageData(images[train], labels[train], images[held_out], labels[held_out], self.shift, self.flip)
 
+    def smaller(self, factor: int) -> "ImageData":
+        """The same data with the mean of so many by so many pixels in place of each; shifts shrink along, to one pixel.
+
+        Raises:
+            DataError: the images' height or width is no multiple of it.
+        """
+        if factor == 1:
+            return self
+        height, width = self.train_images.shape[2:]
+        if height % factor or width % factor:
+            raise DataError(f"shrink is {factor}, but images of {height} x {width} pixels cannot be divided by it")
+
+        def mean(images: Tensor) -> Tensor:
+            parts = (F.avg_pool2d(part.float(), factor).round().byte() for part in images.split(1000))
+            return torch.cat([*parts])
+
+        shift = max(1, self.shift // factor)
+        return replace(self, train_images=mean(self.train_images), test_images=mean(self.test_images), shift=shift)
+
     def fewer_test_images(self, count: int | None) -> "ImageData":
         """The same data with so many test images, at even distances; with all, if it is None or there are no more."""
         images = len(self.test_labels)
@@ -430,6 +449,11 @@ def _checked_labels(path: Path, labels: Tensor, images: int) -> Tensor:
     return labels.long()
 
 
-cached_load = cache(load)
+@cache
+def cached_load(name: str, data_dir: Path, download: bool = False, shrink: int = 1) -> ImageData:
+    """``load(name, data_dir, download).smaller(shrink)``, once in a process."""
+    return load(name, data_dir, download).smaller(shrink)
+
+
 
 DATASETS = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}

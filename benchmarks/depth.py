@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import tnlayers
-from inits import ARMS, UnavailableError, make
+from inits import KERNELS, UnavailableError, make
 from provenance import REPOSITORY, write_csv
 from tnlayers.models import dense_conv
 
@@ -147,7 +147,7 @@ def rows(network: str, arm: str, draws: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--inits", nargs="+", choices=(*ARMS, "calibrated"), default=[*ARMS, "calibrated"])
+    parser.add_argument("--inits", nargs="+", choices=(*KERNELS, "calibrated"), default=[*KERNELS, "calibrated"])
     parser.add_argument("--draws", type=int, default=DRAWS, help="networks per row")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=OUT)

@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 from depth import CHANNELS, kernel
-from inits import ARMS, UnavailableError, make
+from inits import KERNELS, UnavailableError, make
 from provenance import REPOSITORY, write_csv
 from speed import FAMILIES, Row
 from tnlayers.models import dense_conv
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--ranks", nargs="+", type=int, default=RANKS)
-    parser.add_argument("--inits", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--inits", nargs="+", choices=KERNELS, default=KERNELS)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=OUT)

@@ -20,7 +20,8 @@ from tednets import pour_
 
 RULES = {
     "default": tnlayers.Init(),
-    "paper": tnlayers.Init(distribution="normal", exact=False),
+    "equal split": tnlayers.Init(split="equal"),
+    "paper": tnlayers.Init.of("paper"),
     "white": tnlayers.Init(distribution="normal", exact="white"),
     "exact": tnlayers.Init(distribution="normal"),
     "orthogonal": tnlayers.Init(distribution="orthogonal"),
@@ -38,6 +39,8 @@ CORES: dict[str, Callable[[Tensor], object]] = {
 
 PEERS = ("tednet", "tltorch", "tltorch normal")
 ARMS = (*RULES, *CORES, *PEERS)
+KERNELS = tuple(arm for arm in ARMS if arm != "equal split")
+"""Those whose kernels differ; the split alone decides how they are trained."""
 
 
 class UnavailableError(Exception):

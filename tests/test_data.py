@@ -123,6 +123,20 @@ def test_fewer_test_images_are_at_even_distances(tmp_path):
         assert digits.fewer_test_images(everything) is digits
 
 
+def test_smaller_images_are_means(tmp_path):
+    digits = load("digits", tmp_path)
+    small = data.cached_load("digits", tmp_path, shrink=2)
+    assert small.train_images.shape == (digits.count, 1, 4, 4)
+    for images, means in ((digits.train_images, small.train_images), (digits.test_images, small.test_images)):
+        exact = images.double().unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+        assert float((means - exact).abs().max()) <= 0.5
+    assert small.train_labels is digits.train_labels
+    assert (small.shift, small.flip) == (1, False)
+    assert digits.smaller(1) is digits
+    with pytest.raises(DataError, match="shrink is 3, but images of 8 x 8 pixels cannot be divided by it"):
+        digits.smaller(3)
+
+
 def test_normalised_training_images_have_mean_0_and_variance_1_per_channel():
     images = torch.stack([torch.randint(high, (50, 8, 8), dtype=torch.uint8) for high in (256, 17, 3)], dim=1)
     normalised = ImageData(images, torch.zeros(50), images, torch.zeros(50), 0, False).normaliser()(images)

@@ -263,7 +263,7 @@ def test_every_parameter_is_in_one_group(optimizer, match, scale):
 
 def test_equal_layers_share_groups_where_rates_are_expected():
     model = nn.Sequential(*(TRConv2d(16, 16, 3, rank=2) for _ in range(4)), TRConv2d(16, 16, 1, rank=2))
-    assert len(param_groups(model, 0.1, scale="expected")) == 3  # biases, 12 cores, 3 cores
+    assert len(param_groups(model, 0.1, scale="expected")) == 1 + 2 + 2  # biases; channels' cores and kernels'
     assert len(param_groups(model, 0.1)) == 1 + 15
     assert sum(group["lr"] for group in param_groups(model, 0.0)) == 0
 
@@ -386,9 +386,9 @@ def agrees(values: torch.Tensor, expected: float = 1.0) -> bool:
 @pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
 @pytest.mark.parametrize(("family", "options"), THREE)
 def test_the_first_step_gains_what_a_dense_layer_does(family, options, optimizer):
-    """And several times less at equal rates."""
+    """And several times less at equal rates, where the split is equal too."""
     torch.manual_seed(0)
-    layer = family(32, 32, 3, rank=0.1, dtype=torch.float64, **options)
+    layer = family(32, 32, 3, rank=0.1, init=Init(split="equal"), dtype=torch.float64, **options)
     ours, equal = simulate(layer, optimizer, 40)
     assert agrees(ours)
     assert float(ours.std()) / math.sqrt(40) < 0.05  # so the test says something
@@ -407,9 +407,9 @@ def test_the_mean_step_over_draws_is_the_dense_layers(family, options):
 
 @pytest.mark.parametrize(("family", "options"), THREE)
 def test_the_norm_of_adams_first_step(family, options):
-    """The dense layer's for random signs; a little more for a white gradient's, several times less at equal rates."""
+    """The dense layer's for random signs; a little more for a white gradient's; less at equal rates and equal split."""
     torch.manual_seed(0)
-    layer = family(32, 32, 3, rank=0.1, dtype=torch.float64, **options)
+    layer = family(32, 32, 3, rank=0.1, init=Init(split="equal"), dtype=torch.float64, **options)
     groups = param_groups(layer, LR, optimizer="adam", match="norm")
     weight, squares = layer.weight.detach(), torch.empty(60, dtype=torch.float64)
     before = [core.detach().clone() for core in layer.cores]
@@ -489,5 +489,6 @@ def test_errors_name_argument_value_and_what_is_accepted(call, error, parts):
 
 
 def test_zero_cores_and_meta_layers_have_expected_rates():
-    assert len(param_groups(zeroed(), 0.1, scale="expected")) == 2
-    assert len(param_groups(TRConv2d(8, 8, 3, rank=2, device="meta"), 0.1, scale="expected")) == 2
+    biases_channels_kernel = 3
+    assert len(param_groups(zeroed(), 0.1, scale="expected")) == biases_channels_kernel
+    assert len(param_groups(TRConv2d(8, 8, 3, rank=2, device="meta"), 0.1, scale="expected")) == biases_channels_kernel

@@ -201,7 +201,7 @@ def test_orthogonal_trees_are_partial_isometries():
 
 def test_the_paper_s_rule_is_one_word():
     made = tnlayers.TRConv2d(8, 8, 3, rank=2, init="paper")
-    assert made.init == Init(distribution="normal", exact=False)
+    assert made.init == Init(distribution="normal", split="equal", exact=False)
 
 
 @pytest.mark.parametrize("exact", ["yes", 1, None, "True"])

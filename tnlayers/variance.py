@@ -74,8 +74,9 @@ class Init:
             or 'orthogonal': each core is a semi-orthogonal matrix, from the axes on which the signal enters it to those
             on which it leaves, so that the kernel's spectrum is as flat as the network allows (less so where ``exact``
             then rescales its means).
-        split: 'equal' gives every core the same standard deviation (Pan et al. 2022), 'balanced' the same
-            expected norm.
+        split: which share of the kernel's scale each core has. The kernel is the same, but not how fast it learns.
+            'balanced' gives all cores the same expected norm, the fixed point of gradient flow (Arora, Cohen, Hazan,
+            ICML 2018, arXiv 1802.06509) and the least sum of squares; 'equal' the same standard deviation (Pan et al.).
         exact: True: rescale the drawn cores so that this one kernel has the target gain on white inputs, on inputs that
             are constant over the kernel's positions, on those that are constant over channels too, and so on rectified
             ones of either kind; see ``tnlayers.exact`` for what is left out (strided axes of transposed convolutions,
@@ -98,14 +99,15 @@ class Init:
     **The default** is what stays nearest to a dense network through 50 plain layers, forward and backward
     (``benchmarks/depth.py``): the rule of Pan et al. alone is right on average, but the logarithm of a gain that
     fluctuates has a lower mean than the logarithm of its mean, and behind rectifiers signals are neither white nor
-    centred. ``init="paper"`` is that rule alone.
+    centred. Of the two splits it has the one that trains in fewer steps (``benchmarks/convergence.py``).
+    ``init="paper"`` is that rule alone.
     """
 
     mode: str = "fan_in"
     nonlinearity: str = "relu"
     param: float | None = None
     distribution: str = "orthogonal"
-    split: str = "equal"
+    split: str = "balanced"
     exact: bool | str = True
     typical: bool = False
     input_size: tuple[int, ...] | None = None
@@ -153,7 +155,7 @@ class Init:
             raise ValueError(f"nonlinearity is {self.nonlinearity!r}; accepted: {accepted}") from None
 
 
-PRESETS = {"paper": Init(distribution="normal", exact=False)}
+PRESETS = {"paper": Init(distribution="normal", split="equal", exact=False)}
 """Names for more than a mode: the rule of Pan et al. 2022 as it is."""
 
 
@@ -196,7 +198,7 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
 
     Example:
         >>> ring = TensorNetwork.parse("z:4 i:64 a:4, a h:3 w:3 b:4, b o:64 z")
-        >>> answer = solve(ring, Geometry(64, 64, (3, 3), padding=1))
+        >>> answer = solve(ring, Geometry(64, 64, (3, 3), padding=1), Init(split="equal"))
         >>> [round(s, 4) for s in answer.std], round(answer.weight_std ** 2 * 576, 6)
         ([0.1946, 0.1946, 0.1946], 2.0)
     """
