@@ -455,5 +455,4 @@ def cached_load(name: str, data_dir: Path, download: bool = False, shrink: int =
     return load(name, data_dir, download).smaller(shrink)
 
 
-
 DATASETS = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}

@@ -130,7 +130,7 @@ def test_smaller_images_are_means(tmp_path):
     for images, means in ((digits.train_images, small.train_images), (digits.test_images, small.test_images)):
         exact = images.double().unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
         assert float((means - exact).abs().max()) <= 0.5
-    assert small.train_labels is digits.train_labels
+    assert torch.equal(small.train_labels, digits.train_labels)
     assert (small.shift, small.flip) == (1, False)
     assert digits.smaller(1) is digits
     with pytest.raises(DataError, match="shrink is 3, but images of 8 x 8 pixels cannot be divided by it"):
