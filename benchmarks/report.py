@@ -268,8 +268,8 @@ def _float(value: str) -> float | None:
 
 
 SHOWN = {
-    "default": "default", "calibrated": "`calibrate_`", "typical": "typical", "exact": "normal, exact",
-    "orthogonal white": "orthogonal, white", "white": "normal, white",
+    "default": "default", "equal split": "equal split", "calibrated": "`calibrate_`", "typical": "typical",
+    "exact": "normal, exact", "orthogonal white": "orthogonal, white", "white": "normal, white",
     "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
     "normal 0.02": "N(0, 0.02)", "tednet": "tednet's own", "tltorch normal": "tensorly-torch's normal_",
 }  # fmt: skip
@@ -278,6 +278,7 @@ SHOWN = {
 
 def depth(rows: Rows) -> str:
     """Drift through all layers, forward; backward: mean and standard deviation over networks, with zero padding."""
+    titles = {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
     table, notes = [], []
     for layers, some in _group([row for row in rows if row["border"] == "zeros"], "depth"):
         # The signal has passed all layers behind the last, the gradient in front of the first.
@@ -286,7 +287,7 @@ def depth(rows: Rows) -> str:
                  for name, layer in ends.items() for row in some if row["layer"] == layer}  # fmt: skip
         networks = dict.fromkeys(row["network"] for row in some)
         for network in networks:
-            cells = [[found.get((network, init, name)) for name in ends] for init in SHOWN]
+            cells = [[found.get((network, init, name)) for name in ends] for init in titles]
             shown = [
                 "; ".join(_drift(row, name) for row, name in zip(pair, ends, strict=True) if row) for pair in cells
             ]
@@ -299,7 +300,7 @@ def depth(rows: Rows) -> str:
                 if network != "dense"
             )
             notes.append(f"{name} behind {layers} layers {gap:.2f} ({network})")
-    header = ["network", "layers", *SHOWN.values()]
+    header = ["network", "layers", *titles.values()]
     furthest = f"Furthest from dense under the default: {', '.join(notes)}."
     return f"{_markdown(header, table)}\n\n{furthest} {rows[0]['draws']} networks each. {_source(rows)}"
 
@@ -319,7 +320,39 @@ def convergence(rows: Rows) -> str:
     titles = SHOWN | {"tltorch": "tensorly-torch's own"}
     arms = [arm for arm in titles if any(arm in cells for cells in places.values())]
     table = [[*place, *(cells.get(arm, "") for arm in arms)] for place, cells in places.items()]
-    return f"{_markdown(['images', 'network', 'family', *(titles[arm] for arm in arms)], table)}\n\n{_source(rows)}"
+    header = ["images", "network", "family", *(titles[arm] for arm in arms)]
+    return "\n\n".join(filter(None, (_markdown(header, table), _steps(rows), _source(rows))))
+
+
+def _steps(rows: Rows) -> str:
+    """With batch normalisation: the default's steps to the reference loss, against the rival that needs the fewest.
+
+    Both at the rate that is best on held-out images; a run that does not get there counts as one that does a step after
+    its last. Runs of one seed see the same batches, so it is differences within seeds that have a standard error; up to
+    two of them are a tie.
+    """
+    normalised = [row for row in rows if row["network"] == "resnet" and row["steps"]]
+    table = []
+    for (dataset, family), runs in groups([row for row in normalised if row["family"] != "dense"], "dataset", "family"):
+        last = max(int(run["steps"]) for run in runs)
+        rates = {choice["arm"]: choice["lr"] for choice in chosen(runs)}
+        arms = {
+            arm: [float(run["steps_to"] or last + 1) for run in some if run["lr"] == rates[arm]]
+            for arm, some in _group(sorted(runs, key=lambda run: int(run["seed"])), "arm")
+        }
+        ours = arms.pop("default", [])
+        arms = {arm: steps for arm, steps in arms.items() if len(steps) == len(ours)}
+        if not arms:  # the grid is not complete
+            continue
+        rival = min(arms, key=lambda arm: statistics.fmean(arms[arm]))
+        apart = [one - other for one, other in zip(ours, arms[rival], strict=True)]
+        mean, error = statistics.fmean(apart), _standard_error(apart)
+        verdict = "as many" if abs(mean) <= 2 * error else "fewer" if mean < 0 else "more"
+        fewest = f"{_mean_and_error(arms[rival], '', 1)} ({SHOWN[rival]})"
+        cells = [_mean_and_error(ours, "", 1), fewest, _mean_and_error(apart, "", 1), verdict]
+        table.append([dataset, family, *cells])
+    header = ["images", "family", "steps of the default", "fewest of any other", "difference", "the default needs"]
+    return _markdown(header, table) if table else ""
 
 
 PUBLISHED = {
@@ -541,11 +574,15 @@ def groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
     return groups.items()
 
 
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
 def _mean_and_error(values: Sequence[float], unit: str, digits: int = 2) -> str:
     """Mean and its standard error; of one value, no error is known."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}{unit}"
-    error = statistics.stdev(values) / math.sqrt(len(values))
+    error = _standard_error(values)
     return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}{unit}"
 
 

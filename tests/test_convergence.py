@@ -7,6 +7,7 @@ import torch
 import yaml
 
 import convergence
+import report
 from convergence import Grid, Plain, Trial, chosen, main
 from provenance import provenance, read_csv
 from tnlayers.models import dense_conv
@@ -270,6 +271,36 @@ def test_choices_of_groups_of_their_own():
     assert (lost["dataset"], lost["accuracy"], lost["diverged"]) == ("cifar10", 0, 1)
 
 
+def test_steps_are_compared_within_seeds():
+    def runs(family, arm, *steps, lr="0.1", heldout="0.9", seeds="012"):
+        return [
+            written(lr, heldout, "0.5", network="resnet", steps="50", family=family, arm=arm, seed=seed, steps_to=step)
+            for seed, step in zip(seeds, steps, strict=True)
+        ]
+
+    rows = [
+        *runs("dense", "kaiming", "1", "1", "1"),
+        *runs("tr", "default", "12", "30", "20"),
+        *runs("tr", "default", "1", "1", "1", lr="0.2", heldout="0.8"),
+        *runs("tr", "xavier", "19", "11", "29", seeds="201"),
+        *runs("tt", "paper", "20", "30", ""),
+        *runs("tt", "default", "10", "25", "40"),
+        *runs("cp", "paper", "20", "30", "40"),
+        *runs("cp", "default", "22", "28", "41"),
+        *runs("btt", "default", "22", "28", "41"),
+        *runs("btt", "paper", "22", "28", seeds="01"),
+        written("", "", "", network="resnet", family="tr", arm="tednet", note="none"),
+    ]
+    assert report._steps(rows).splitlines()[2:] == [
+        "| digits | tr | 20.7 ± 5.2 | 19.7 ± 5.2 (Xavier per core) | 1.0 ± 0.0 | more |",
+        "| digits | tt | 25.0 ± 8.7 | 33.7 ± 9.1 (the paper's rule) | -8.7 ± 1.9 | fewer |",
+        "| digits | cp | 30.3 ± 5.6 | 30.0 ± 5.8 (the paper's rule) | 0.3 ± 1.2 | as many |",
+    ]
+    for row in rows:
+        row |= {"network": "plain"}
+    assert report._steps(rows) == ""
+
+
 # ----------------------------------------------------------------------------------------------------------- mistakes
 
 
@@ -287,6 +318,8 @@ def test_choices_of_groups_of_their_own():
         ({"seeds": [0, 0, 1]}, "seeds is .*, but three at least are needed"),
         ({"rank": 0}, "rank is 0, but it must be above 0"),
         ({"images": 0}, "images is 0, but it must be at least 1"),
+        ({"shrink": 0}, "shrink is 0, but it must be at least 1"),
+        ({"shrink": 3}, "shrink is 3, but images of 8 x 8 pixels cannot be divided by it"),
         ({"evaluated": 0}, "evaluated is 0, but it must be at least 1"),
         ({"epochs": 0}, "epochs is 0, but it must be at least 1"),
         ({"dataset": "mnist"}, "dataset is 'mnist', but Literal"),
