@@ -94,7 +94,7 @@ def test_a_batch_that_cannot_be_shared_out_is_told(tmp_path):
     assert "error: batch_size is 31, of 160 images, but 2 processes need a multiple of their number" in out
 
 
-@pytest.mark.parametrize(("step", "write"), [(4, 99), (99, 1), (99, 3)])
+@pytest.mark.parametrize(("step", "write"), [(4, 99), pytest.param(99, 1, marks=pytest.mark.slow), (99, 3)])
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, whole, step, write):
     """Five steps an epoch, and a checkpoint after 2, 4, 5, 7, 9 and 10: the writes."""
     flags = [*FLAGS, "--save-every", "2"]

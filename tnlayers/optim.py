@@ -170,7 +170,8 @@ def param_groups(
         ...     print(group["name"], len(group["params"]), round(group["lr"], 3), group["weight_decay"])
         weights 1 0.1 0.0001
         others 4 0.1 0.0
-        0.cores.0 3 0.363 0.0
+        0.cores.0 2 0.189 0.0
+        0.cores.1 1 1.344 0.0
         >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
     """
     _number("lr", lr)
