@@ -114,7 +114,7 @@ class ImageData:
         return ImageData(images[train], labels[train], images[held_out], labels[held_out], self.shift, self.flip)
 
     def smaller(self, factor: int) -> "ImageData":
-        """The same data with the mean of so many by so many pixels in place of each; shifts shrink along, to one pixel.
+        """The same data with the mean of so many by so many pixels in place of each; shifts shrink along, rounded up.
 
         Raises:
             DataError: the images' height or width is no multiple of it.
@@ -129,8 +129,8 @@ class ImageData:
             parts = (F.avg_pool2d(part.float(), factor).round().byte() for part in images.split(1000))
             return torch.cat([*parts])
 
-        shift = max(1, self.shift // factor)
-        return replace(self, train_images=mean(self.train_images), test_images=mean(self.test_images), shift=shift)
+        images = {"train_images": mean(self.train_images), "test_images": mean(self.test_images)}
+        return replace(self, **images, shift=math.ceil(self.shift / factor))
 
     def fewer_test_images(self, count: int | None) -> "ImageData":
         """The same data with so many test images, at even distances; with all, if it is None or there are no more."""
