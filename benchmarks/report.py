@@ -328,37 +328,36 @@ def _steps(rows: Rows) -> str:
     """With batch normalisation: the default's steps to the reference loss, against the rival that needs the fewest.
 
     At the rate that is best on held-out images, and at each initialisation's fastest. A run that does not get there
-    counts as one that does a step after its last.
+    counts as one that does a step after its last. Of a family whose grid is not complete there is no row.
     """
     normalised = [row for row in rows if row["network"] == "resnet" and row["family"] != "dense" and row["steps"]]
     table = []
     for (dataset, family), runs in groups(normalised, "dataset", "family"):
         last = max(int(run["steps"]) for run in runs)
         heldout = {choice["arm"]: choice["lr"] for choice in chosen(runs)}
-        picked, fastest = {}, {}
+        picked, fastest, run_of = {}, {}, {}
         for arm, some in _group(sorted(runs, key=lambda run: int(run["seed"])), "arm"):
             steps = {lr: [float(run["steps_to"] or last + 1) for run in same] for lr, same in _group(some, "lr")}
             picked[arm], fastest[arm] = steps[heldout[arm]], min(steps.values(), key=statistics.fmean)
-        if any(len(steps) != len(picked.get("default", ())) for arms in (picked, fastest) for steps in arms.values()):
-            continue  # the grid is not complete
-        table.append([dataset, family, *_against_rivals(picked), *_against_rivals(fastest)])
-    one = ["steps of the default", "fewest of any other", "difference"]
+            run_of[arm] = {(run["lr"], run["seed"]) for run in some}
+        whole = all(one == run_of.get("default") for one in run_of.values())
+        if whole and len(run_of) > 1:
+            table.append([dataset, family, *_against_rivals(picked), *_against_rivals(fastest)])
+    one = ["steps of the default", "fewest of any other", "difference (by seed)"]
     header = ["images", "family", *one, *(f"{title}, at its fastest rate" for title in one)]
     return _markdown(header, table) if table else ""
 
 
 def _against_rivals(arms: dict[str, list[float]]) -> list[str]:
-    """Steps of the default, of the rival with the fewest, and the difference.
+    """Mean steps of the default, of the rival with the fewest, and the difference, for each seed too.
 
-    Runs of one seed see the same batches, so it is differences within seeds that have a standard error; up to two of
-    them are a tie.
+    Runs of one seed see the same batches.
     """
     rival = min(arms.keys() - {"default"}, key=lambda arm: (statistics.fmean(arms[arm]), arm))
     apart = [one - other for one, other in zip(arms["default"], arms[rival], strict=True)]
-    mean, error = statistics.fmean(apart), _standard_error(apart)
-    verdict = "tie" if abs(mean) <= 2 * error else "fewer" if mean < 0 else "more"
-    cells = [_mean_and_error(steps, "", 1) for steps in (arms["default"], arms[rival], apart)]
-    return [cells[0], f"{cells[1]} ({SHOWN[rival]})", f"{cells[2]}: {verdict}"]
+    ours, theirs, difference = (statistics.fmean(steps) for steps in (arms["default"], arms[rival], apart))
+    by_seed = ", ".join(f"{each:+.0f}" for each in apart)
+    return [f"{ours:.1f}", f"{theirs:.1f} ({SHOWN[rival]})", f"{difference:+.1f} ({by_seed})"]
 
 
 PUBLISHED = {
@@ -580,15 +579,11 @@ def groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
     return groups.items()
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values))
-
-
 def _mean_and_error(values: Sequence[float], unit: str, digits: int = 2) -> str:
     """Mean and its standard error; of one value, no error is known."""
     if len(values) == 1:
         return f"{values[0]:.{digits}f}{unit}"
-    error = _standard_error(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
     return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}{unit}"
 
 

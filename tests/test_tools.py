@@ -8,7 +8,7 @@ import tnlayers
 from tools import KINDS, TOOLS, layers
 
 SLOW = ("compile, inductor, batch open", "compile, inductor, batch, height, width open")
-"""Each layer takes many seconds; the slow tests have them, and tracing with open sizes is in what is not slow."""
+"""Each layer takes many seconds; the slow tests have them. Tracing with open sizes, and inductor without, are not slow."""
 
 
 def some() -> dict[str, tnlayers.TensorLayer]:
@@ -26,6 +26,22 @@ def check(name: str, chosen: dict[str, tnlayers.TensorLayer]) -> None:
 @pytest.mark.parametrize("name", [name for name in TOOLS if name not in SLOW])
 def test_tool(name):
     check(name, some())
+
+
+@pytest.mark.filterwarnings("ignore")  # of inductor's first import
+def test_inductor():
+    """Values and gradients of a compiled layer."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = tnlayers.TRConv2d(8, 12, 3, padding=1, rank=2)
+    x = torch.randn(4, 8, 9, 9)
+    found = []
+    for run in (layer, torch.compile(layer, fullgraph=True)):
+        layer.zero_grad()
+        y = run(x)
+        y.square().sum().backward()
+        found.append([y, *(core.grad for core in layer.cores)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow

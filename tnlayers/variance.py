@@ -75,8 +75,9 @@ class Init:
             on which it leaves, so that the kernel's spectrum is as flat as the network allows (less so where ``exact``
             then rescales its means).
         split: which share of the kernel's scale each core has. The kernel is the same, but not how fast it learns.
-            'balanced' gives all cores the same expected norm, the fixed point of gradient flow (Arora, Cohen, Hazan,
-            ICML 2018, arXiv 1802.06509) and the least sum of squares; 'equal' the same standard deviation (Pan et al.).
+            'balanced' gives all cores the same expected norm, so the least sum of squares; of cores that have it,
+            gradient flow keeps the norms the same (Arora, Cohen, Hazan, ICML 2018, arXiv 1802.06509). 'equal' gives
+            all the same standard deviation (Pan et al.).
         exact: True: rescale the drawn cores so that this one kernel has the target gain on white inputs, on inputs that
             are constant over the kernel's positions, on those that are constant over channels too, and so on rectified
             ones of either kind; see ``tnlayers.exact`` for what is left out (strided axes of transposed convolutions,
