@@ -8,7 +8,7 @@ import tnlayers
 from tools import KINDS, TOOLS, layers
 
 SLOW = ("compile, inductor, batch open", "compile, inductor, batch, height, width open")
-"""Each layer takes many seconds; the slow tests have them. Tracing with open sizes is not slow, nor inductor without."""
+"""Each layer takes many seconds; slow tests have them. Tracing with open sizes is not slow, nor inductor without."""
 
 
 def some() -> dict[str, tnlayers.TensorLayer]:
