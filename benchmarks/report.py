@@ -331,7 +331,7 @@ def _steps(rows: Rows) -> str:
     counts as one that does a step after its last. Of a family whose grid is not complete there is no row.
     """
     normalised = [row for row in rows if row["network"] == "resnet" and row["family"] != "dense" and row["steps"]]
-    table = []
+    table, counts = [], [[], []]
     for (dataset, family), runs in groups(normalised, "dataset", "family"):
         last = max(int(run["steps"]) for run in runs)
         heldout = {choice["arm"]: choice["lr"] for choice in chosen(runs)}
@@ -342,13 +342,30 @@ def _steps(rows: Rows) -> str:
             run_of[arm] = {(run["lr"], run["seed"]) for run in some}
         whole = all(one == run_of.get("default") for one in run_of.values())
         if whole and len(run_of) > 1:
-            table.append([dataset, family, *_against_rivals(picked), *_against_rivals(fastest)])
+            table.append([dataset, family])
+            for arms, apart in zip((picked, fastest), counts, strict=True):
+                cells, differences = _against_rivals(arms)
+                table[-1] += cells
+                apart.append(differences)
     one = ["steps of the default", "fewest of any other", "difference (by seed)"]
     header = ["images", "family", *one, *(f"{title}, at its fastest rate" for title in one)]
-    return _markdown(header, table) if table else ""
+    if not table:
+        return ""
+
+    def summary(apart: list[list[float]]) -> str:
+        behind = [" ".join(row[:2]) for row, differences in zip(table, apart, strict=True) if min(differences) > 0]
+        fewest = sum(sum(differences) <= 0 for differences in apart)
+        return (
+            f"{fewest} of {len(apart)} rows, and the default is behind in every seed in {', '.join(behind) or 'none'}"
+        )
+
+    return (
+        f"{_markdown(header, table)}\n\nNo other start needs fewer steps than the default, by the means, in "
+        f"{summary(counts[0])}; each at its fastest rate, in {summary(counts[1])}."
+    )
 
 
-def _against_rivals(arms: dict[str, list[float]]) -> list[str]:
+def _against_rivals(arms: dict[str, list[float]]) -> tuple[list[str], list[float]]:
     """Mean steps of the default, of the rival with the fewest, and the difference, for each seed too.
 
     Runs of one seed see the same batches.
@@ -357,7 +374,7 @@ def _against_rivals(arms: dict[str, list[float]]) -> list[str]:
     apart = [one - other for one, other in zip(arms["default"], arms[rival], strict=True)]
     ours, theirs, difference = (statistics.fmean(steps) for steps in (arms["default"], arms[rival], apart))
     by_seed = ", ".join(f"{each:+.0f}" for each in apart)
-    return [f"{ours:.1f}", f"{theirs:.1f} ({SHOWN[rival]})", f"{difference:+.1f} ({by_seed})"]
+    return [f"{ours:.1f}", f"{theirs:.1f} ({SHOWN[rival]})", f"{difference:+.1f} ({by_seed})"], apart
 
 
 PUBLISHED = {
