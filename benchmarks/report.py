@@ -276,9 +276,14 @@ SHOWN = {
 """Initialisations in the order and with the names of the tables, but the constructor that leaves memory as it was."""
 
 
+def _titles(rows: Rows) -> dict[str, str]:
+    """Those of SHOWN that there are rows of."""
+    return {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
+
+
 def depth(rows: Rows) -> str:
     """Drift through all layers, forward; backward: mean and standard deviation over networks, with zero padding."""
-    titles = {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
+    titles = _titles(rows)
     table, notes = [], []
     for layers, some in _group([row for row in rows if row["border"] == "zeros"], "depth"):
         # The signal has passed all layers behind the last, the gradient in front of the first.
@@ -331,37 +336,26 @@ def _steps(rows: Rows) -> str:
     counts as one that does a step after its last. Of a family whose grid is not complete there is no row.
     """
     normalised = [row for row in rows if row["network"] == "resnet" and row["family"] != "dense" and row["steps"]]
-    table, counts = [], [[], []]
+    table, chosen_apart, fastest_apart = [], {}, {}
     for (dataset, family), runs in groups(normalised, "dataset", "family"):
         last = max(int(run["steps"]) for run in runs)
-        heldout = {choice["arm"]: choice["lr"] for choice in chosen(runs)}
+        rates = {choice["arm"]: choice["lr"] for choice in chosen(runs)}
         picked, fastest, run_of = {}, {}, {}
         for arm, some in _group(sorted(runs, key=lambda run: int(run["seed"])), "arm"):
             steps = {lr: [float(run["steps_to"] or last + 1) for run in same] for lr, same in _group(some, "lr")}
-            picked[arm], fastest[arm] = steps[heldout[arm]], min(steps.values(), key=statistics.fmean)
+            picked[arm], fastest[arm] = steps[rates[arm]], min(steps.values(), key=statistics.fmean)
             run_of[arm] = {(run["lr"], run["seed"]) for run in some}
-        whole = all(one == run_of.get("default") for one in run_of.values())
-        if whole and len(run_of) > 1:
-            table.append([dataset, family])
-            for arms, apart in zip((picked, fastest), counts, strict=True):
-                cells, differences = _against_rivals(arms)
-                table[-1] += cells
-                apart.append(differences)
-    one = ["steps of the default", "fewest of any other", "difference (by seed)"]
-    header = ["images", "family", *one, *(f"{title}, at its fastest rate" for title in one)]
+        if len(run_of) > 1 and all(one == run_of.get("default") for one in run_of.values()):
+            cells, chosen_apart[f"{dataset} {family}"] = _against_rivals(picked)
+            more, fastest_apart[f"{dataset} {family}"] = _against_rivals(fastest)
+            table.append([dataset, family, *cells, *more])
     if not table:
         return ""
-
-    def summary(apart: list[list[float]]) -> str:
-        behind = [" ".join(row[:2]) for row, differences in zip(table, apart, strict=True) if min(differences) > 0]
-        fewest = sum(sum(differences) <= 0 for differences in apart)
-        return (
-            f"{fewest} of {len(apart)} rows, and the default is behind in every seed in {', '.join(behind) or 'none'}"
-        )
-
+    one = ["steps of the default", "fewest of any other", "difference (by seed)"]
+    header = ["images", "family", *one, *(f"{title}, at its fastest rate" for title in one)]
     return (
         f"{_markdown(header, table)}\n\nNo other start needs fewer steps than the default, by the means, in "
-        f"{summary(counts[0])}; each at its fastest rate, in {summary(counts[1])}."
+        f"{_standing(chosen_apart)}; each at its fastest rate, in {_standing(fastest_apart)}."
     )
 
 
@@ -375,6 +369,13 @@ def _against_rivals(arms: dict[str, list[float]]) -> tuple[list[str], list[float
     ours, theirs, difference = (statistics.fmean(steps) for steps in (arms["default"], arms[rival], apart))
     by_seed = ", ".join(f"{each:+.0f}" for each in apart)
     return [f"{ours:.1f}", f"{theirs:.1f} ({SHOWN[rival]})", f"{difference:+.1f} ({by_seed})"], apart
+
+
+def _standing(apart: dict[str, list[float]]) -> str:
+    """In how many rows the default has the fewest steps, and in which it is behind in every seed."""
+    fewest = sum(sum(differences) <= 0 for differences in apart.values())
+    behind = ", ".join(name for name, differences in apart.items() if min(differences) > 0)
+    return f"{fewest} of {len(apart)} rows, and the default is behind in every seed in {behind or 'none'}"
 
 
 PUBLISHED = {
@@ -492,7 +493,7 @@ def init_scale(rows: Rows) -> str:
         low, high = ([float(row[f"{name}_{end}"]) for row in runs if row[f"{name}_{end}"]] for end in (5, 95))
         return f"{min(low):.3g} to {max(high):.3g}" if low else ""
 
-    here = {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
+    here = _titles(rows)
     table = []
     for family, runs in _group([row for row in rows if row["family"] != "dense"], "family"):
         table.append([family, *(span([row for row in runs if row["init"] == init], "white") for init in here)])
