@@ -395,7 +395,7 @@ def test_a_file_with_other_columns_is_not_touched(run, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("convergence-*.yaml")), ids=lambda path: path.stem)
 def test_the_grids_that_are_shipped(path):
     grid = Grid.from_yaml(path)
-    assert path.stem == f"convergence-{grid.dataset}"
+    assert path.stem == f"convergence-{grid.dataset}{'-plain' if grid.networks == ('plain',) else ''}"
     assert {"default", "paper", "kaiming", "xavier", "tednet", "tltorch normal"} <= {*grid.arms}
     assert len(grid.rows()) == sum(len(lrs) for lrs in grid.rates()) * len(grid.seeds) * (
         1 + (len(grid.families) - 1) * len(grid.arms)
