@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from atomic import replacing
 from convergence import chosen
@@ -311,9 +312,13 @@ def depth(rows: Rows) -> str:
 
 
 def convergence(rows: Rows) -> str:
-    """Test accuracy at the rate that is best on held-out images, the steps to the reference loss, and what diverged."""
+    """Test accuracies at the rates that are best on held-out images; with batch normalisation, the steps too.
+
+    First of each network over its dense one, at last of each family, with the steps to the reference loss.
+    """
+    choices = chosen(rows)
     places: dict[tuple[str, ...], dict[str, str]] = {}
-    for choice in chosen(rows):
+    for choice in choices:
         cell = "none"
         if choice["accuracy"] is not None:
             steps = "never" if choice["steps_to"] is None else f"{choice['steps_to']:.0f} steps"
@@ -323,10 +328,29 @@ def convergence(rows: Rows) -> str:
         arm = "default" if choice["family"] == "dense" else choice["arm"]
         places.setdefault((choice["dataset"], choice["network"], choice["family"]), {})[arm] = cell
     titles = SHOWN | {"tltorch": "tensorly-torch's own"}
-    arms = [arm for arm in titles if any(arm in cells for cells in places.values())]
-    table = [[*place, *(cells.get(arm, "") for arm in arms)] for place, cells in places.items()]
-    header = ["images", "network", "family", *(titles[arm] for arm in arms)]
-    return "\n\n".join(filter(None, (_markdown(header, table), _steps(rows), _source(rows))))
+    titles = {arm: title for arm, title in titles.items() if any(arm in cells for cells in places.values())}
+    table = [[*place, *(cells.get(arm, "") for arm in titles)] for place, cells in places.items()]
+    full = _markdown(["images", "network", "family", *titles.values()], table)
+    folded = f"<details><summary>Each family: accuracy, steps, runs that diverged</summary>\n\n{full}\n\n</details>"
+    return "\n\n".join(filter(None, (_over_dense(choices, titles), _steps(rows), folded, _source(rows))))
+
+
+def _over_dense(choices: list[dict[str, Any]], titles: dict[str, str]) -> str:
+    """Accuracy over the dense network's by initialisation: the family with the least, and the one with the most."""
+    table = []
+    for place, some in groups(choices, "dataset", "network"):
+        dense = [choice["accuracy"] for choice in some if choice["family"] == "dense"]
+        if not any(dense):
+            continue
+        table.append([*place, f"{dense[0]:.1%}"])
+        families = len({choice["family"] for choice in some}) - 1
+        for arm in titles:
+            mine = [choice["accuracy"] for choice in some if choice["arm"] == arm and choice["family"] != "dense"]
+            shares = [accuracy / dense[0] for accuracy in mine if accuracy is not None]
+            part = f", {len(shares)} of {families} families" if len(shares) < families else ""
+            table[-1].append(f"{min(shares):.0%} to {max(shares):.0%}{part}" if shares else "none")
+    header = ["images", "network", "dense", *(f"{title}, over dense" for title in titles.values())]
+    return _markdown(header, table) if table else ""
 
 
 def _steps(rows: Rows) -> str:
@@ -589,9 +613,9 @@ def _group(rows: Rows, key: str) -> Iterable[tuple[str, Rows]]:
     return [(value, found) for (value,), found in groups(rows, key)]
 
 
-def groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
+def groups(rows: Sequence[Any], *keys: str) -> Iterable[tuple[tuple[str, ...], list[Any]]]:
     """Rows by the values of columns, in order of appearance."""
-    groups: dict[tuple[str, ...], Rows] = {}
+    groups: dict[tuple[str, ...], list[Any]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return groups.items()

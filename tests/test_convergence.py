@@ -271,6 +271,32 @@ def test_choices_of_groups_of_their_own():
     assert (lost["dataset"], lost["accuracy"], lost["diverged"]) == ("cifar10", 0, 1)
 
 
+def test_each_start_is_held_against_the_dense_network():
+    def reached(accuracy, **own):
+        return written("0.1", "0.9", accuracy, **own)
+
+    rows = [
+        reached("0.8", family="dense", arm="kaiming"),
+        reached("0.6", arm="default"),
+        reached("0.72", family="tt", arm="default"),
+        reached("0.4", arm="kaiming"),
+        reached("0.9", family="tt", arm="kaiming", diverged="True"),
+        reached("0.2", arm="tednet"),
+        written("", "", "", family="tt", arm="tednet", note="none"),
+        written("", "", "", arm="tltorch", note="none"),
+        reached("0.5", family="dense", arm="kaiming", dataset="cifar10"),
+        reached("0.55", arm="default", dataset="cifar10"),
+        reached("0.9", arm="default", network="resnet"),
+        reached("0.9", family="dense", arm="kaiming", network="resnet", diverged="True"),
+    ]
+    titles = dict.fromkeys(("default", "kaiming", "tednet", "tltorch"), "")
+    assert report._over_dense(chosen(rows), titles).splitlines()[2:] == [
+        "| digits | plain | 80.0% | 75% to 90% | 0% to 50% | 25% to 25%, 1 of 2 families | none |",
+        "| cifar10 | plain | 50.0% | 110% to 110% | none | none | none |",
+    ]
+    assert report._over_dense(chosen(rows[1:4]), titles) == ""
+
+
 def normalised(family, arm, *steps, lr="0.1", heldout="0.9", seeds="012"):
     """Runs of a ResNet with batch normalisation."""
     return [

@@ -138,8 +138,10 @@ class Planner:
         """Make the plan that a compiler gets, and tell the name of the attribute that holds it.
 
         It is made for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open. Where
-        ``whole``, it reconstructs the kernel.
+        ``whole``, it reconstructs the kernel, but for an exporter, which can train every plan.
         """
+        # Asked here, where a compiler runs what stands there: it takes the answer for granted in torch 2.11.
+        whole = whole and not torch.compiler.is_exporting()
         extra = "_whole" * whole + ("" if output_padding is None else "_" + "_".join(map(str, output_padding)))
         name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}{extra}"
         typical = tuple(max(_NOMINAL[1], span) for span in self.geometry.spans)
@@ -155,11 +157,11 @@ class Planner:
 def _open(x: Tensor) -> bool:
     """Whether a compiler leaves height and width open.
 
-    There inductor (of torch 2.13) cannot train a matrix product before a convolution. An exporter can.
+    There inductor (of torch 2.13) cannot train a matrix product before a convolution.
     """
     from torch.fx.experimental.symbolic_shapes import has_static_value  # noqa: PLC0415  (compilers have imported it)
 
-    return not torch.compiler.is_exporting() and not all(has_static_value(size) for size in x.shape[2:])
+    return not all(has_static_value(size) for size in x.shape[2:])
 
 
 def _is_channels_last(x: Tensor) -> bool:

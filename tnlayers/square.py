@@ -23,8 +23,13 @@ def squared(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
     """The square, of cores in any floating-point dtype, which may be held in shards; see ``optim.squared_norm``."""
     cores = [whole(core) for core in cores]
     fine = torch.promote_types(cores[0].dtype, torch.float32)
-    key = network, cores[0].device.type, str(fine).removeprefix("torch.")
-    way = getattr(_FOR_COMPILERS, _prepare(*key)) if torch.compiler.is_compiling() else fastest(*key)
+    place = cores[0].device.type, str(fine).removeprefix("torch.")
+    way: Way
+    if torch.compiler.is_compiling():
+        # The network in parts: torch 2.11 takes no dataclass for a constant.
+        way = getattr(_FOR_COMPILERS, _prepare(network.cores, tuple(network.sizes.items()), *place))
+    else:
+        way = fastest(network, *place)
     with own_precision(cores[0]):
         return way([core.to(fine) for core in cores])
 
@@ -123,8 +128,9 @@ class _ForCompilers:
 _FOR_COMPILERS = _ForCompilers()
 
 
-def _prepare(network: TensorNetwork, device: str, dtype: str) -> str:
-    """Find the fastest way, and tell the name of the attribute that holds it."""
+def _prepare(cores: tuple[Axes, ...], sizes: tuple[tuple[str, int], ...], device: str, dtype: str) -> str:
+    """Find the fastest way of a network, and tell the name of the attribute that holds it."""
+    network = TensorNetwork(cores, dict(sizes))
     name = re.sub(r"\W", "_", f"{network!r} {device} {dtype}")
     setattr(_FOR_COMPILERS, name, fastest(network, device, dtype))
     return name
