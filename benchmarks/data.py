@@ -122,7 +122,7 @@ class ImageData:
         if factor == 1:
             return self
         height, width = self.train_images.shape[2:]
-        if height % factor or width % factor:
+        if factor < 1 or height % factor or width % factor:
             raise DataError(f"shrink is {factor}, but images of {height} x {width} pixels cannot be divided by it")
 
         def mean(images: Tensor) -> Tensor:
