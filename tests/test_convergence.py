@@ -353,11 +353,12 @@ def test_what_is_compared_by_seed_saw_the_same_batches():
     """Before the first step, the loss of a network does not depend on the rate, nor on how cores share the scale."""
     found = {}
     for row in read_csv(ROOT / "benchmarks" / "results" / "convergence.csv"):
-        if row["network"] == "resnet" and row["loss_first"]:
+        mixed = (row["dataset"], row["network"]) == ("digits", "plain")  # and README.md says so
+        if row["loss_first"] and not mixed:
             arm = "default" if row["arm"] == "equal split" else row["arm"]
-            key = (row["dataset"], row["family"], arm, row["seed"])
+            key = (row["dataset"], row["network"], row["family"], arm, row["seed"])
             found.setdefault(key, []).append(float(row["loss_first"]))
-    assert len(found) == 3 * 3 * 27  # seeds, data sets; one start of dense, 26 of the families
+    assert len(found) == 3 * 6 * 27  # seeds, networks on data sets; one start of dense, 26 of the families
     for losses in found.values():
         assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
 
