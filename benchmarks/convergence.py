@@ -33,11 +33,14 @@ from config import DENSE, Config, ConfigError, read_yaml
 from data import DATASETS, NUM_CLASSES, ImageData, cached_load
 from provenance import REPOSITORY, provenance, write_csv
 from speed import FAMILIES
+from tnlayers import scale_residual_
 from tnlayers.models import ResNet, dense_conv
 from train import Run, RunError, numel
 
 NETWORKS = ("plain", "resnet", "resnet-no-norm")
 DENSE_ARM = "kaiming"
+SCALED = "scaled branches"  # the default, and tnlayers.scale_residual_: an arm of a network, not of a layer
+ARMS = (*inits.ARMS, SCALED)
 DEPTH, STRIDED = 30, (4, 28)  # of the plain network: its convolutions, and which of them halve the image
 LOST = 1.5 * math.log(NUM_CLASSES)  # a run has diverged whose last epoch's loss is above; guessing has two thirds of it
 SMOOTHING = 0.1  # weight of each step in the moving average of the loss
@@ -63,7 +66,7 @@ class Grid:
     dataset: Literal[tuple(DATASETS)] = "digits"
     networks: tuple[Literal[NETWORKS], ...] = ()
     families: tuple[Literal[DENSE, *FAMILIES], ...] = ()
-    arms: tuple[Literal[inits.ARMS], ...] = ()
+    arms: tuple[Literal[ARMS], ...] = ()
     """Of every family but `dense`, which is there for reference and has He's rule alone."""
     lrs: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
     """Of all networks, or a list for each."""
@@ -191,13 +194,16 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
         inits.UnavailableError, ValueError: there is no such layer.
     """
     kept = dense = 0
+    scaled = row["arm"] == SCALED
+    if scaled and row["network"] != "resnet-no-norm":
+        raise inits.UnavailableError(f"{row['network']} has no branches, or a normalisation in them")
 
     def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1, **same: Any) -> nn.Module:
         nonlocal kept, dense
         if row["family"] == DENSE:
             layer: nn.Module = dense_conv(inputs, outputs, kernel_size, stride=stride, **same)
         else:
-            layer = inits.make(row["arm"], row["family"], inputs, outputs, row["rank"], stride)
+            layer = inits.make("default" if scaled else row["arm"], row["family"], inputs, outputs, row["rank"], stride)
         kept += numel(layer)
         dense += inputs * outputs * kernel_size**2
         return layer
@@ -211,6 +217,8 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
             model = ResNet(20, conv, NUM_CLASSES, image[0], norm=norm)
         torch.random.default_generator.manual_seed(row["seed"])
         model.linear.reset_parameters()
+    if scaled:
+        scale_residual_(model, "layer*.conv2")
     return model, kept / dense
 
 

@@ -269,7 +269,8 @@ def _float(value: str) -> float | None:
 
 
 SHOWN = {
-    "default": "default", "equal split": "equal split", "calibrated": "`calibrate_`", "typical": "typical",
+    "default": "default", "equal split": "equal split", "scaled branches": "`scale_residual_`",
+    "calibrated": "`calibrate_`", "typical": "typical",
     "exact": "normal, exact", "orthogonal white": "orthogonal, white", "white": "normal, white",
     "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
     "normal 0.02": "N(0, 0.02)", "tednet": "tednet's own", "tltorch normal": "tensorly-torch's normal_",
@@ -314,7 +315,7 @@ def depth(rows: Rows) -> str:
 def convergence(rows: Rows) -> str:
     """Test accuracies at the rates that are best on held-out images; with batch normalisation, the steps too.
 
-    First of each network over its dense one, at last of each family, with the steps to the reference loss.
+    First each network over its dense one, last each family, with the steps to the reference loss.
     """
     choices = chosen(rows)
     places: dict[tuple[str, ...], dict[str, str]] = {}
@@ -332,25 +333,35 @@ def convergence(rows: Rows) -> str:
     table = [[*place, *(cells.get(arm, "") for arm in titles)] for place, cells in places.items()]
     full = _markdown(["images", "network", "family", *titles.values()], table)
     folded = f"<details><summary>Each family: accuracy, steps, runs that diverged</summary>\n\n{full}\n\n</details>"
-    return "\n\n".join(filter(None, (_over_dense(choices, titles), _steps(rows), folded, _source(rows))))
+    return "\n\n".join(filter(None, (_over_dense(rows, titles), _steps(rows), folded, _source(rows))))
 
 
-def _over_dense(choices: list[dict[str, Any]], titles: dict[str, str]) -> str:
-    """Accuracy over the dense network's by initialisation: the family with the least, and the one with the most."""
+def _over_dense(rows: Rows, titles: dict[str, str]) -> str:
+    """Accuracy over the dense network's by initialisation: the family with the least, and the one with the most.
+
+    Of a network whose grid is not complete there is no row.
+    """
     table = []
-    for place, some in groups(choices, "dataset", "network"):
-        dense = [choice["accuracy"] for choice in some if choice["family"] == "dense"]
-        if not any(dense):
+    for place, some in groups(rows, "dataset", "network"):
+        reached = {(choice["family"], choice["arm"]): choice["accuracy"] for choice in chosen(some)}
+        dense = next((accuracy for (family, _), accuracy in reached.items() if family == "dense"), None)
+        if dense is None or not _complete(some, "family", "arm"):
             continue
-        table.append([*place, f"{dense[0]:.1%}"])
-        families = len({choice["family"] for choice in some}) - 1
+        table.append([*place, f"{dense:.1%}"])
+        families = {family for family, _ in reached} - {"dense"}
         for arm in titles:
-            mine = [choice["accuracy"] for choice in some if choice["arm"] == arm and choice["family"] != "dense"]
-            shares = [accuracy / dense[0] for accuracy in mine if accuracy is not None]
-            part = f", {len(shares)} of {families} families" if len(shares) < families else ""
-            table[-1].append(f"{min(shares):.0%} to {max(shares):.0%}{part}" if shares else "none")
+            mine = [reached.get((family, arm)) for family in families]
+            shares = [accuracy / dense for accuracy in mine if dense and accuracy is not None]
+            part = f", {len(shares)} of {len(families)} families" if len(shares) < len(families) else ""
+            table[-1].append(f"{min(shares):.1%} to {max(shares):.1%}{part}" if shares else "none")
     header = ["images", "network", "dense", *(f"{title}, over dense" for title in titles.values())]
     return _markdown(header, table) if table else ""
+
+
+def _complete(rows: Rows, *keys: str) -> bool:
+    """Whether there are two groups at least, all of the same rates and seeds, where they can be built at all."""
+    runs = [{(run["lr"], run["seed"]) for run in some} for _, some in groups([r for r in rows if r["lr"]], *keys)]
+    return len(runs) > 1 and all(one == runs[0] for one in runs)
 
 
 def _steps(rows: Rows) -> str:
@@ -364,12 +375,11 @@ def _steps(rows: Rows) -> str:
     for (dataset, family), runs in groups(normalised, "dataset", "family"):
         last = max(int(run["steps"]) for run in runs)
         rates = {choice["arm"]: choice["lr"] for choice in chosen(runs)}
-        picked, fastest, run_of = {}, {}, {}
+        picked, fastest = {}, {}
         for arm, some in _group(sorted(runs, key=lambda run: int(run["seed"])), "arm"):
             steps = {lr: [float(run["steps_to"] or last + 1) for run in same] for lr, same in _group(some, "lr")}
             picked[arm], fastest[arm] = steps[rates[arm]], min(steps.values(), key=statistics.fmean)
-            run_of[arm] = {(run["lr"], run["seed"]) for run in some}
-        if len(run_of) > 1 and all(one == run_of.get("default") for one in run_of.values()):
+        if "default" in picked and _complete(runs, "arm"):
             cells, chosen_apart[f"{dataset} {family}"] = _against_rivals(picked)
             more, fastest_apart[f"{dataset} {family}"] = _against_rivals(fastest)
             table.append([dataset, family, *cells, *more])

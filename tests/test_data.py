@@ -133,8 +133,9 @@ def test_smaller_images_are_means(tmp_path):
     assert torch.equal(small.train_labels, digits.train_labels)
     assert (small.shift, small.flip) == (1, False)
     assert digits.smaller(1) is digits
-    with pytest.raises(DataError, match="shrink is 3, but images of 8 x 8 pixels cannot be divided by it"):
-        digits.smaller(3)
+    for factor in (3, 0):
+        with pytest.raises(DataError, match=f"shrink is {factor}, but images of 8 x 8 pixels cannot be divided by it"):
+            digits.smaller(factor)
 
 
 def test_normalised_training_images_have_mean_0_and_variance_1_per_channel():

@@ -85,6 +85,20 @@ def test_the_plan_of_a_compiler_that_leaves_sizes_open(strategy):
         assert [plan.order for plan in plans] == [order]
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_plan_of_an_exporter_that_leaves_sizes_open(strict):
+    """It trains no step of it, so it need not reconstruct, though gradients are on."""
+    torch._dynamo.reset()
+    layer = tnlayers.TuckerConv2d(64, 64, 3, rank=8, padding=1)
+    x = torch.randn(4, 64, 12, 13)
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=(sizes,), strict=strict).module()
+    plans = [value for name, value in vars(layer._planner).items() if name.startswith("_compiled_train")]
+    assert [plan.order for plan in plans] == ["0 > 1 > 2"]
+    y = torch.randn(3, 64, 9, 10)
+    torch.testing.assert_close(exported(y), layer(y), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("layer", [tnlayers.CPConvTranspose2d, tnlayers.TTConvTranspose2d])
 def test_output_size_under_a_compiler_that_leaves_sizes_open(layer):
     torch._dynamo.reset()
