@@ -333,7 +333,7 @@ def convergence(rows: Rows) -> str:
     table = [[*place, *(cells.get(arm, "") for arm in titles)] for place, cells in places.items()]
     full = _markdown(["images", "network", "family", *titles.values()], table)
     folded = f"<details><summary>Each family: accuracy, steps, runs that diverged</summary>\n\n{full}\n\n</details>"
-    return "\n\n".join(filter(None, (_over_dense(rows, titles), _steps(rows), folded, _source(rows))))
+    return "\n\n".join(filter(None, (_over_dense(rows, titles), _steps(rows), folded, _settings(rows), _source(rows))))
 
 
 def _over_dense(rows: Rows, titles: dict[str, str]) -> str:
@@ -356,6 +356,17 @@ def _over_dense(rows: Rows, titles: dict[str, str]) -> str:
             table[-1].append(f"{min(shares):.1%} to {max(shares):.1%}{part}" if shares else "none")
     header = ["images", "network", "dense", *(f"{title}, over dense" for title in titles.values())]
     return _markdown(header, table) if table else ""
+
+
+def _settings(rows: Rows) -> str:
+    """What all runs of a network have in common, whatever their format and initialisation."""
+    table = []
+    for place, runs in groups([row for row in rows if row["steps"]], "dataset", "network"):
+        names = ("epochs", "images", "shrink", "augment", "evaluated", "reference_loss")
+        cells = [", ".join(dict.fromkeys(row[name] or "all" for row in runs)) for name in names]
+        table.append([*place, *cells, str(max(int(row["steps"]) for row in runs))])
+    header = ["images", "network", "epochs", "of images", "shrunk by", "shifted and mirrored", "evaluated on"]
+    return _markdown([*header, "reference loss", "steps"], table) if table else ""
 
 
 def _complete(rows: Rows, *keys: str) -> bool:

@@ -316,6 +316,16 @@ def test_each_start_is_held_against_the_dense_network():
     assert report._over_dense([*rows[:4], reached("0.5", seed="1")], titles) == ""
 
 
+def test_settings_that_differ_are_all_told():
+    rows = [
+        written("0.1", "0.9", "0.8", steps=steps, epochs="4", shrink="1", augment=augment, reference_loss="0.8")
+        for steps, augment in (("50", "False"), ("7", "True"))
+    ]
+    assert report._settings([*rows, written("", "", "", dataset="cifar10")]).splitlines()[2:] == [
+        "| digits | plain | 4 | all | 1 | False, True | all | 0.8 | 50 |"
+    ]
+
+
 def normalised(family, arm, *steps, lr="0.1", heldout="0.9", seeds="012"):
     """Runs of a ResNet with batch normalisation."""
     return [
