@@ -12,7 +12,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from atomic import replacing
 from convergence import chosen
@@ -313,13 +312,12 @@ def depth(rows: Rows) -> str:
 
 
 def convergence(rows: Rows) -> str:
-    """Test accuracies at the rates that are best on held-out images; with batch normalisation, the steps too.
+    """Test accuracies at the rates that are best on held-out images: of networks over their dense one, of each family.
 
-    First each network over its dense one, last each family, with the steps to the reference loss.
+    And the steps to the reference loss, with batch normalisation seed by seed; and the settings.
     """
-    choices = chosen(rows)
     places: dict[tuple[str, ...], dict[str, str]] = {}
-    for choice in choices:
+    for choice in chosen(rows):
         cell = "none"
         if choice["accuracy"] is not None:
             steps = "never" if choice["steps_to"] is None else f"{choice['steps_to']:.0f} steps"
@@ -634,9 +632,9 @@ def _group(rows: Rows, key: str) -> Iterable[tuple[str, Rows]]:
     return [(value, found) for (value,), found in groups(rows, key)]
 
 
-def groups(rows: Sequence[Any], *keys: str) -> Iterable[tuple[tuple[str, ...], list[Any]]]:
+def groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
     """Rows by the values of columns, in order of appearance."""
-    groups: dict[tuple[str, ...], list[Any]] = {}
+    groups: dict[tuple[str, ...], Rows] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return groups.items()
