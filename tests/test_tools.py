@@ -87,7 +87,7 @@ def test_the_plan_of_a_compiler_that_leaves_sizes_open(strategy):
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_plan_of_an_exporter_that_leaves_sizes_open(strict):
-    """It trains no step of it, so it need not reconstruct, though gradients are on."""
+    """It need not reconstruct, though gradients are on: what inductor cannot train, an exporter can."""
     torch._dynamo.reset()
     layer = tnlayers.TuckerConv2d(64, 64, 3, rank=8, padding=1)
     x = torch.randn(4, 64, 12, 13)

@@ -80,7 +80,7 @@ def frobenius_penalty(module: nn.Module) -> Tensor:
     kernels: list[tuple[TensorNetwork, list[Tensor]]] = []
     for layer in _module("module", module).modules():
         if isinstance(layer, TensorLayer):
-            network, cores = layer.network, _cores(layer)
+            network, cores = layer.network, layer._listed()
             # The first core first: of many layers, most comparisons end there.
             if not any(cores[0] is held[0] and _same(cores, held) and network == other for other, held in kernels):
                 kernels.append((network, cores))
@@ -112,11 +112,7 @@ def squared_norm(layer: TensorLayer) -> Tensor:
         >>> torch.allclose(squared_norm(layer), layer.weight.square().sum(), rtol=1e-12)
         True
     """
-    return squared(layer.network, _cores(layer))
-
-
-def _cores(layer: TensorLayer) -> list[Tensor]:
-    return [core for core in layer.cores]  # noqa: C416  (torch's compilers before 2.13 follow no other way)
+    return squared(layer.network, layer._listed())
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

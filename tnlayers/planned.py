@@ -130,10 +130,14 @@ class PlannedModule(nn.Module):
         x = input if batched else input.reshape(self._batched(shape))
         # Iterating over a ParameterList looks every name up; parametrized or pruned cores are not its parameters.
         held = self._modules["cores"]._parameters  # type: ignore[union-attr]
-        cores: list[Any] = [*held.values()] if tuple(held) == planner.names else [*self.cores]
+        cores: list[Any] = [*held.values()] if tuple(held) == planner.names else self._listed()
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
         y = planner(x, cores, bias, self.training, output_padding)
         return y if batched or len(shape) == planner.dim else self._unbatched(y, shape)
+
+    def _listed(self) -> list[Any]:
+        """The cores as parametrizations give them."""
+        return [core for core in self.cores]  # noqa: C416  (a star stops the compilers of torch 2.8 and 2.11)
 
     def _unbatched(self, y: Tensor, shape: Sequence[int]) -> Tensor:
         """The output for an input of this shape, which ``_batched`` has changed."""
