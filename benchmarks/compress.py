@@ -244,6 +244,8 @@ def quietly() -> Iterator[None]:
     tensorly = import_module("tensorly")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        with contextlib.suppress(ImportError):
+            import_module("tltorch")  # here, or the context would undo the backend that the first import sets for good
         with tensorly.backend_context("pytorch"):
             yield
 
