@@ -38,6 +38,8 @@ from tnlayers.models import ResNet, dense_conv
 from train import Run, RunError, numel
 
 NETWORKS = ("plain", "resnet", "resnet-no-norm")
+NARROW = "narrow"  # a dense plain network with fewer channels, so that its weights are as many as the formats'
+REFERENCES = (DENSE, NARROW)  # without formats and ranks, drawn by He's rule
 DENSE_ARM = "kaiming"
 SCALED = "scaled branches"  # the default, and tnlayers.scale_residual_: an arm of a network, not of a layer
 ARMS = (*inits.ARMS, SCALED)
@@ -65,9 +67,9 @@ class Grid:
 
     dataset: Literal[tuple(DATASETS)] = "digits"
     networks: tuple[Literal[NETWORKS], ...] = ()
-    families: tuple[Literal[DENSE, *FAMILIES], ...] = ()
+    families: tuple[Literal[*REFERENCES, *FAMILIES], ...] = ()
     arms: tuple[Literal[ARMS], ...] = ()
-    """Of every family but `dense`, which is there for reference and has He's rule alone."""
+    """Of every family but `dense` and `narrow`, which are there for reference and have He's rule alone."""
     lrs: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
     """Of all networks, or a list for each."""
     seeds: tuple[int, ...] = ()
@@ -103,6 +105,7 @@ class Grid:
             ("lrs", all(0 < lr < math.inf for lrs in rates for lr in lrs), "they must be above 0"),
             ("seeds", len({*self.seeds}) >= 3, "three at least are needed"),
             ("rank", self.rank > 0, "it must be above 0"),
+            ("rank", NARROW not in self.families or isinstance(self.rank, float), f"{NARROW} needs a keep ratio"),
             ("channels", self.channels >= 1, "it must be at least 1"),
             ("evaluated", self.evaluated is None or self.evaluated >= 1, "it must be at least 1"),
             ("shrink", self.shrink >= 1, "it must be at least 1"),
@@ -130,7 +133,7 @@ class Grid:
     def rows(self, only: Sequence[str] = ()) -> list[Row]:
         """Key and settings of every run whose network, family and arm are named, or none of their kind is.
 
-        The arms named are not those of `dense`, which has its own.
+        The arms named are not those of `dense` and `narrow`, which have their own.
 
         Raises:
             ConfigError: a name is unknown.
@@ -147,9 +150,9 @@ class Grid:
             | ({"rank": ""} if family == DENSE else {})
             | ({} if network == "plain" else {"channels": ""})
             for (network, lrs), family in product(zip(self.networks, self.rates(), strict=True), self.families)
-            for arm in ([DENSE_ARM] if family == DENSE else self.arms)
+            for arm in ([DENSE_ARM] if family in REFERENCES else self.arms)
             for lr, seed in product(lrs, self.seeds)
-            if network in networks and family in families and (family == DENSE or arm in arms)
+            if network in networks and family in families and (family in REFERENCES or arm in arms)
         ]
         return [*{identity(row, KEY): row for row in rows}.values()]
 
@@ -197,21 +200,26 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     scaled = row["arm"] == SCALED
     if scaled and row["network"] != "resnet-no-norm":
         raise inits.UnavailableError(f"{row['network']} has no branches, or a normalisation in them")
+    width = row["channels"]
+    if row["family"] == NARROW:
+        if row["network"] != "plain":
+            raise inits.UnavailableError(f"{row['network']} has channels of its own")
+        width = max(1, round(width * math.sqrt(row["rank"])))
 
     def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1, **same: Any) -> nn.Module:
         nonlocal kept, dense
-        if row["family"] == DENSE:
+        if row["family"] in REFERENCES:
             layer: nn.Module = dense_conv(inputs, outputs, kernel_size, stride=stride, **same)
         else:
             layer = inits.make("default" if scaled else row["arm"], row["family"], inputs, outputs, row["rank"], stride)
         kept += numel(layer)
-        dense += inputs * outputs * kernel_size**2
+        dense += (row["channels"] ** 2 if row["family"] == NARROW else inputs * outputs) * kernel_size**2
         return layer
 
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(row["seed"])
         if row["network"] == "plain":
-            model: Any = Plain(conv, row["channels"], image)
+            model: Any = Plain(conv, width, image)
         else:
             norm = nn.BatchNorm2d if row["network"] == "resnet" else nn.Identity
             model = ResNet(20, conv, NUM_CLASSES, image[0], norm=norm)

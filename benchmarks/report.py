@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from atomic import replacing
-from convergence import chosen
+from convergence import DENSE, NARROW, REFERENCES, chosen
 from provenance import REPOSITORY, read_csv
 
 Row = dict[str, str]
@@ -323,8 +323,8 @@ def convergence(rows: Rows) -> str:
             steps = "never" if choice["steps_to"] is None else f"{choice['steps_to']:.0f} steps"
             lost = f", {choice['diverged']:.0%} diverged" if choice["diverged"] else ""
             cell = f"{100 * choice['accuracy']:.1f} ± {100 * (choice['error'] or 0):.1f} %, {steps}{lost}"
-        # The dense network is drawn by He's rule, and is what the default is held against.
-        arm = "default" if choice["family"] == "dense" else choice["arm"]
+        # Dense networks are drawn by He's rule, and are what the default is held against.
+        arm = "default" if choice["family"] in REFERENCES else choice["arm"]
         places.setdefault((choice["dataset"], choice["network"], choice["family"]), {})[arm] = cell
     titles = SHOWN | {"tltorch": "tensorly-torch's own"}
     titles = {arm: title for arm, title in titles.items() if any(arm in cells for cells in places.values())}
@@ -337,22 +337,23 @@ def convergence(rows: Rows) -> str:
 def _over_dense(rows: Rows, titles: dict[str, str]) -> str:
     """Accuracy over the dense network's by initialisation: the family with the least, and the one with the most.
 
-    Of a network whose grid is not complete there is no row.
+    And the narrow dense network's. Of a network whose grid is not complete there is no row.
     """
     table = []
     for place, some in groups(rows, "dataset", "network"):
         reached = {(choice["family"], choice["arm"]): choice["accuracy"] for choice in chosen(some)}
-        dense = next((accuracy for (family, _), accuracy in reached.items() if family == "dense"), None)
-        if dense is None or not _complete(some, "family", "arm"):
+        plain = {family: accuracy for (family, _), accuracy in reached.items() if family in REFERENCES}
+        if (dense := plain.get(DENSE)) is None or not _complete(some, "family", "arm"):
             continue
-        table.append([*place, f"{dense:.1%}"])
-        families = {family for family, _ in reached} - {"dense"}
+        narrow = plain.get(NARROW)
+        table.append([*place, f"{dense:.1%}", f"{narrow / dense:.1%}" if dense and narrow is not None else "none"])
+        families = {family for family, _ in reached if family not in REFERENCES}
         for arm in titles:
             mine = [reached.get((family, arm)) for family in families]
             shares = [accuracy / dense for accuracy in mine if dense and accuracy is not None]
             part = f", {len(shares)} of {len(families)} families" if len(shares) < len(families) else ""
             table[-1].append(f"{min(shares):.1%} to {max(shares):.1%}{part}" if shares else "none")
-    header = ["images", "network", "dense", *(f"{title}, over dense" for title in titles.values())]
+    header = ["images", "network", "dense", *(f"{title}, over dense" for title in ("narrow", *titles.values()))]
     return _markdown(header, table) if table else ""
 
 
@@ -379,7 +380,9 @@ def _steps(rows: Rows) -> str:
     At the rate that is best on held-out images, and at each initialisation's fastest. A run that does not get there
     counts as one that does a step after its last. Of a family whose grid is not complete there is no row.
     """
-    normalised = [row for row in rows if row["network"] == "resnet" and row["family"] != "dense" and row["steps"]]
+    normalised = [
+        row for row in rows if row["network"] == "resnet" and row["family"] not in REFERENCES and row["steps"]
+    ]
     table, chosen_apart, fastest_apart = [], {}, {}
     for (dataset, family), runs in groups(normalised, "dataset", "family"):
         last = max(int(run["steps"]) for run in runs)

@@ -127,8 +127,7 @@ def test_rows_of_other_settings_make_way_for_their_group_alone(run, measured):
 
 def test_parts_of_a_grid_are_run_by_name(run, measured):
     grid = {"networks": ["plain", "resnet"], "families": ["dense", "tr", "tt"], "arms": ["default", "paper", "xavier"]}
-    groups = {key[1:4] for key in map(tuple, run("--only", "plain", "tt", "paper", "xavier", **grid)) for key in ()}
-    assert groups == set()
+    run("--only", "plain", "tt", "paper", "xavier", **grid)
     assert {key[1:4] for key in measured} == {("plain", "tt", "paper"), ("plain", "tt", "xavier")}
 
 
@@ -209,6 +208,25 @@ def test_branches_are_scaled_where_there_are_some_without_normalisation():
     for network in ("plain", "resnet"):
         with pytest.raises(inits.UnavailableError, match=f"{network} has no branches, or a normalisation in them"):
             convergence.network(row | {"arm": "scaled branches", "network": network}, (1, 8, 8))
+
+
+def test_the_narrow_network_has_as_many_weights_and_is_drawn_as_the_dense_one():
+    row = {"family": "narrow", "arm": "kaiming", "rank": 0.25, "seed": 3, "channels": 32, "network": "plain"}
+    narrow, kept = convergence.network(row, (1, 8, 8))
+    small, whole = convergence.network(row | {"family": "dense", "channels": 16}, (1, 8, 8))
+    assert (kept, whole) == (0.25, 1)
+    for one, other in zip(narrow.parameters(), small.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(inits.UnavailableError, match="resnet has channels of its own"):
+        convergence.network(row | {"network": "resnet", "channels": ""}, (1, 8, 8))
+
+
+def test_the_narrow_network_is_in_the_grid_once(run):
+    rows = run(families=["narrow", "tr"], networks=["plain", "resnet"], arms=["default", "paper"], rank=0.5, epochs=1)
+    found = [(row["network"], row["arm"], row["lr"], row["note"]) for row in rows if row["family"] == "narrow"]
+    assert found == [("plain", "kaiming", lr, "") for lr in ("0.01", "0.02", "0.03") for _ in range(3)] + [
+        ("resnet", "kaiming", "", "resnet has channels of its own")
+    ]
 
 
 @pytest.mark.parametrize(("size", "end"), [(8, 2), (28, 7), (32, 8)])
@@ -293,6 +311,7 @@ def test_each_start_is_held_against_the_dense_network():
     rows = [
         reached("0.8", family="dense", arm="kaiming"),
         reached("0.6", arm="default"),
+        reached("0.2", family="narrow", arm="kaiming"),
         reached("0.72", family="tt", arm="default"),
         reached("0.4", arm="kaiming"),
         reached("0.9", family="tt", arm="kaiming", diverged="True"),
@@ -306,12 +325,12 @@ def test_each_start_is_held_against_the_dense_network():
     ]
     titles = {"default": "default", "kaiming": "Kaiming", "tednet": "tednet's", "tltorch": "tensorly-torch's"}
     assert report._over_dense(rows, titles).splitlines() == [
-        "| images | network | dense | default, over dense | Kaiming, over dense | tednet's, over dense | "
-        "tensorly-torch's, over dense |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| digits | plain | 80.0% | 75.0% to 90.0% | 0.0% to 50.0% | 25.0% to 25.0%, 1 of 2 families | none |",
-        "| cifar10 | plain | 50.0% | 110.0% to 110.0% | none | none | none |",
-        "| digits | resnet | 0.0% | none | none | none | none |",
+        "| images | network | dense | narrow, over dense | default, over dense | Kaiming, over dense | "
+        "tednet's, over dense | tensorly-torch's, over dense |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| digits | plain | 80.0% | 25.0% | 75.0% to 90.0% | 0.0% to 50.0% | 25.0% to 25.0%, 1 of 2 families | none |",
+        "| cifar10 | plain | 50.0% | none | 110.0% to 110.0% | none | none | none |",
+        "| digits | resnet | 0.0% | none | none | none | none | none |",
     ]
     assert report._over_dense(rows[1:4], titles) == ""
     assert report._over_dense([*rows[:4], reached("0.5", seed="1")], titles) == ""
@@ -421,6 +440,7 @@ def test_what_is_compared_by_seed_saw_the_same_batches():
         ({"lrs": [[0.1, 0.2, 0.3]] * 2}, "lrs is .*, but one list is needed, or one for each network"),
         ({"seeds": [0, 0, 1]}, "seeds is .*, but three at least are needed"),
         ({"rank": 0}, "rank is 0, but it must be above 0"),
+        ({"rank": 1, "families": ["narrow"]}, "rank is 1, but narrow needs a keep ratio"),
         ({"images": 0}, "images is 0, but it must be at least 1"),
         ({"shrink": 0}, "shrink is 0, but it must be at least 1"),
         ({"shrink": 3}, "shrink is 3, but images of 8 x 8 pixels cannot be divided by it"),
@@ -466,6 +486,7 @@ def test_the_grids_that_are_shipped(path):
     grid = Grid.from_yaml(path)
     assert path.stem == f"convergence-{grid.dataset}{'-plain' if grid.networks == ('plain',) else ''}"
     assert {"default", "paper", "kaiming", "xavier", "tednet", "tltorch normal"} <= {*grid.arms}
+    references = {*grid.families} & {*convergence.REFERENCES}
     assert len(grid.rows()) == sum(len(lrs) for lrs in grid.rates()) * len(grid.seeds) * (
-        1 + (len(grid.families) - 1) * len(grid.arms)
+        len(references) + (len(grid.families) - len(references)) * len(grid.arms)
     )
