@@ -37,12 +37,14 @@ from tnlayers import scale_residual_
 from tnlayers.models import ResNet, dense_conv
 from train import Run, RunError, numel
 
-NETWORKS = ("plain", "resnet", "resnet-no-norm")
-NARROW = "narrow"  # a dense plain network with fewer channels, so that its weights are as many as the formats'
-REFERENCES = (DENSE, NARROW)  # without formats and ranks, drawn by He's rule
+PLAIN, NO_NORM = "plain", "resnet-no-norm"
+NETWORKS = (PLAIN, "resnet", NO_NORM)
+NARROW = "narrow"  # a dense plain network of fewer channels, which keeps as much as the formats may
+REFERENCES = (DENSE, NARROW)  # without formats, drawn by He's rule
 DENSE_ARM = "kaiming"
 SCALED = "scaled branches"  # the default, and tnlayers.scale_residual_: an arm of a network, not of a layer
-ARMS = (*inits.ARMS, SCALED)
+DEAD = "dead branches"  # of zeros, which no gradient moves: what the stem and the last layer reach alone
+ARMS = (*inits.ARMS, SCALED, DEAD)
 DEPTH, STRIDED = 30, (4, 28)  # of the plain network: its convolutions, and which of them halve the image
 LOST = 1.5 * math.log(NUM_CLASSES)  # a run has diverged whose last epoch's loss is above; guessing has two thirds of it
 SMOOTHING = 0.1  # weight of each step in the moving average of the loss
@@ -69,7 +71,7 @@ class Grid:
     networks: tuple[Literal[NETWORKS], ...] = ()
     families: tuple[Literal[*REFERENCES, *FAMILIES], ...] = ()
     arms: tuple[Literal[ARMS], ...] = ()
-    """Of every family but `dense` and `narrow`, which are there for reference and have He's rule alone."""
+    """Of every family but `dense` and `narrow`, which are there for reference and have He's rule alone: see starts."""
     lrs: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
     """Of all networks, or a list for each."""
     seeds: tuple[int, ...] = ()
@@ -105,7 +107,11 @@ class Grid:
             ("lrs", all(0 < lr < math.inf for lrs in rates for lr in lrs), "they must be above 0"),
             ("seeds", len({*self.seeds}) >= 3, "three at least are needed"),
             ("rank", self.rank > 0, "it must be above 0"),
-            ("rank", NARROW not in self.families or isinstance(self.rank, float), f"{NARROW} needs a keep ratio"),
+            (
+                "rank",
+                NARROW not in self.families or (isinstance(self.rank, float) and self.rank <= 1),
+                f"{NARROW} needs a keep ratio",
+            ),
             ("channels", self.channels >= 1, "it must be at least 1"),
             ("evaluated", self.evaluated is None or self.evaluated >= 1, "it must be at least 1"),
             ("shrink", self.shrink >= 1, "it must be at least 1"),
@@ -125,6 +131,15 @@ class Grid:
         """The learning rates of each network."""
         return [lrs for lrs in self.lrs if isinstance(lrs, tuple)] or [self.lrs] * len(self.networks)
 
+    def starts(self, network: str, family: str) -> list[str]:
+        """The arms of a family in a network; without normalisation, of branches too. Only dense branches are dead."""
+        if family == NARROW:
+            return [DENSE_ARM] if network == PLAIN else []
+        of_branches = [arm for arm in (SCALED, DEAD) if network == NO_NORM and arm in self.arms]
+        if family == DENSE:
+            return [DENSE_ARM, *of_branches]
+        return [arm for arm in self.arms if arm in inits.ARMS or (arm == SCALED and arm in of_branches)]
+
     def config(self, **known: Any) -> Config:
         """What train.Run has to know of a run."""
         same = ("dataset", "epochs", "batch_size", "momentum", "weight_decay", "warmup", "augment", "images", "threads")
@@ -133,7 +148,7 @@ class Grid:
     def rows(self, only: Sequence[str] = ()) -> list[Row]:
         """Key and settings of every run whose network, family and arm are named, or none of their kind is.
 
-        The arms named are not those of `dense` and `narrow`, which have their own.
+        He's rule, of `dense` and `narrow`, need not be named.
 
         Raises:
             ConfigError: a name is unknown.
@@ -148,11 +163,13 @@ class Grid:
             {"dataset": self.dataset, "network": network, "family": family, "arm": arm, "lr": lr, "seed": seed}
             | same
             | ({"rank": ""} if family == DENSE else {})
-            | ({} if network == "plain" else {"channels": ""})
+            | ({} if network == PLAIN else {"channels": ""})
             for (network, lrs), family in product(zip(self.networks, self.rates(), strict=True), self.families)
-            for arm in ([DENSE_ARM] if family in REFERENCES else self.arms)
+            for arm in self.starts(network, family)
             for lr, seed in product(lrs, self.seeds)
-            if network in networks and family in families and (family in REFERENCES or arm in arms)
+            if network in networks
+            and family in families
+            and (arm in arms or (family in REFERENCES and arm == DENSE_ARM))
         ]
         return [*{identity(row, KEY): row for row in rows}.values()]
 
@@ -191,19 +208,14 @@ class Plain(nn.Module):
 def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     """The network of a row as its seed draws it, and the keep ratio of its convolutions, the stem aside.
 
-    The stem and the last layer depend on the seed alone.
+    The stem and the last layer depend on the seed and the channels alone.
 
     Raises:
         inits.UnavailableError, ValueError: there is no such layer.
     """
     kept = dense = 0
-    scaled = row["arm"] == SCALED
-    if scaled and row["network"] != "resnet-no-norm":
-        raise inits.UnavailableError(f"{row['network']} has no branches, or a normalisation in them")
     width = row["channels"]
     if row["family"] == NARROW:
-        if row["network"] != "plain":
-            raise inits.UnavailableError(f"{row['network']} has channels of its own")
         width = max(1, round(width * math.sqrt(row["rank"])))
 
     def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1, **same: Any) -> nn.Module:
@@ -211,22 +223,27 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
         if row["family"] in REFERENCES:
             layer: nn.Module = dense_conv(inputs, outputs, kernel_size, stride=stride, **same)
         else:
-            layer = inits.make("default" if scaled else row["arm"], row["family"], inputs, outputs, row["rank"], stride)
+            arm = "default" if row["arm"] == SCALED else row["arm"]
+            layer = inits.make(arm, row["family"], inputs, outputs, row["rank"], stride)
         kept += numel(layer)
         dense += (row["channels"] ** 2 if row["family"] == NARROW else inputs * outputs) * kernel_size**2
         return layer
 
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(row["seed"])
-        if row["network"] == "plain":
+        if row["network"] == PLAIN:
             model: Any = Plain(conv, width, image)
         else:
-            norm = nn.BatchNorm2d if row["network"] == "resnet" else nn.Identity
+            norm = nn.Identity if row["network"] == NO_NORM else nn.BatchNorm2d
             model = ResNet(20, conv, NUM_CLASSES, image[0], norm=norm)
         torch.random.default_generator.manual_seed(row["seed"])
         model.linear.reset_parameters()
-    if scaled:
+    if row["arm"] == SCALED:
         scale_residual_(model, "layer*.conv2")
+    if row["arm"] == DEAD:
+        for name, weight in model.named_parameters():
+            if name.startswith("layer"):
+                nn.init.zeros_(weight)
     return model, kept / dense
 
 

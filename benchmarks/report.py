@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from atomic import replacing
-from convergence import DENSE, NARROW, REFERENCES, chosen
+from convergence import DENSE, DENSE_ARM, REFERENCES, chosen
 from provenance import REPOSITORY, read_csv
 
 Row = dict[str, str]
@@ -269,7 +269,7 @@ def _float(value: str) -> float | None:
 
 SHOWN = {
     "default": "default", "equal split": "equal split", "scaled branches": "`scale_residual_`",
-    "calibrated": "`calibrate_`", "typical": "typical",
+    "dead branches": "dead branches", "calibrated": "`calibrate_`", "typical": "typical",
     "exact": "normal, exact", "orthogonal white": "orthogonal, white", "white": "normal, white",
     "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
     "normal 0.02": "N(0, 0.02)", "tednet": "tednet's own", "tltorch normal": "tensorly-torch's normal_",
@@ -312,7 +312,7 @@ def depth(rows: Rows) -> str:
 
 
 def convergence(rows: Rows) -> str:
-    """Test accuracies at the rates that are best on held-out images: of networks over their dense one, of each family.
+    """Test accuracies at the rates that are best on held-out images: the least and the most of families, and of each.
 
     And the steps to the reference loss, with batch normalisation seed by seed; and the settings.
     """
@@ -323,38 +323,40 @@ def convergence(rows: Rows) -> str:
             steps = "never" if choice["steps_to"] is None else f"{choice['steps_to']:.0f} steps"
             lost = f", {choice['diverged']:.0%} diverged" if choice["diverged"] else ""
             cell = f"{100 * choice['accuracy']:.1f} ± {100 * (choice['error'] or 0):.1f} %, {steps}{lost}"
-        # Dense networks are drawn by He's rule, and are what the default is held against.
-        arm = "default" if choice["family"] in REFERENCES else choice["arm"]
+        # He's rule, of dense networks, is what the default is held against.
+        arm = "default" if choice["family"] in REFERENCES and choice["arm"] == DENSE_ARM else choice["arm"]
         places.setdefault((choice["dataset"], choice["network"], choice["family"]), {})[arm] = cell
     titles = SHOWN | {"tltorch": "tensorly-torch's own"}
     titles = {arm: title for arm, title in titles.items() if any(arm in cells for cells in places.values())}
     table = [[*place, *(cells.get(arm, "") for arm in titles)] for place, cells in places.items()]
     full = _markdown(["images", "network", "family", *titles.values()], table)
     folded = f"<details><summary>Each family: accuracy, steps, runs that diverged</summary>\n\n{full}\n\n</details>"
-    return "\n\n".join(filter(None, (_over_dense(rows, titles), _steps(rows), folded, _settings(rows), _source(rows))))
+    return "\n\n".join(filter(None, (_reached(rows, titles), _steps(rows), folded, _settings(rows), _source(rows))))
 
 
-def _over_dense(rows: Rows, titles: dict[str, str]) -> str:
-    """Accuracy over the dense network's by initialisation: the family with the least, and the one with the most.
+def _reached(rows: Rows, titles: dict[str, str]) -> str:
+    """Accuracy by initialisation: the family with the least, and the one with the most; and of dense networks.
 
-    And the narrow dense network's. Of a network whose grid is not complete there is no row.
+    Of a network whose grid is not complete there is no row.
     """
+    formats = [row for row in rows if row["family"] not in REFERENCES]
+    titles = {arm: title for arm, title in titles.items() if any(row["arm"] == arm for row in formats)}
     table = []
     for place, some in groups(rows, "dataset", "network"):
         reached = {(choice["family"], choice["arm"]): choice["accuracy"] for choice in chosen(some)}
-        plain = {family: accuracy for (family, _), accuracy in reached.items() if family in REFERENCES}
-        if (dense := plain.get(DENSE)) is None or not _complete(some, "family", "arm"):
+        families = {family for family, _ in reached} - {*REFERENCES}
+        if reached.get((DENSE, DENSE_ARM)) is None or not _complete(some, "family", "arm"):
             continue
-        narrow = plain.get(NARROW)
-        table.append([*place, f"{dense:.1%}", f"{narrow / dense:.1%}" if dense and narrow is not None else "none"])
-        families = {family for family, _ in reached if family not in REFERENCES}
+        dense = {SHOWN[arm] if family == DENSE else family: f"{accuracy:.1%}"
+                 for (family, arm), accuracy in reached.items() if family in REFERENCES}  # fmt: skip
+        table.append([*place, dense.pop(SHOWN[DENSE_ARM]), ", ".join(" ".join(pair) for pair in dense.items())])
         for arm in titles:
-            mine = [reached.get((family, arm)) for family in families]
-            shares = [accuracy / dense for accuracy in mine if dense and accuracy is not None]
-            part = f", {len(shares)} of {len(families)} families" if len(shares) < len(families) else ""
-            table[-1].append(f"{min(shares):.1%} to {max(shares):.1%}{part}" if shares else "none")
-    header = ["images", "network", "dense", *(f"{title}, over dense" for title in ("narrow", *titles.values()))]
-    return _markdown(header, table) if table else ""
+            tried = [reached[family, arm] for family in families if (family, arm) in reached]
+            found = [accuracy for accuracy in tried if accuracy is not None]
+            part = f", {len(found)} of {len(families)} families" if len(found) < len(families) else ""
+            none = "none" if tried else ""
+            table[-1].append(f"{min(found):.1%} to {max(found):.1%}{part}" if found else none)
+    return _markdown(["images", "network", "dense", "dense, otherwise", *titles.values()], table) if table else ""
 
 
 def _settings(rows: Rows) -> str:

@@ -7,7 +7,6 @@ import torch
 import yaml
 
 import convergence
-import inits
 import report
 import tnlayers
 from convergence import Grid, Plain, Trial, chosen, main
@@ -205,28 +204,48 @@ def test_branches_are_scaled_where_there_are_some_without_normalisation():
         if isinstance(one, tnlayers.TensorLayer):
             factor = 1 / 3 if name.endswith("conv2") else 1  # nine branches
             torch.testing.assert_close(other.weight, factor * one.weight)
-    for network in ("plain", "resnet"):
-        with pytest.raises(inits.UnavailableError, match=f"{network} has no branches, or a normalisation in them"):
-            convergence.network(row | {"arm": "scaled branches", "network": network}, (1, 8, 8))
 
 
-def test_the_narrow_network_has_as_many_weights_and_is_drawn_as_the_dense_one():
-    row = {"family": "narrow", "arm": "kaiming", "rank": 0.25, "seed": 3, "channels": 32, "network": "plain"}
+@pytest.mark.parametrize(("rank", "channels", "width"), [(0.25, 8, 4), (0.5, 8, 6), (0.05, 8, 2), (1e-6, 8, 1)])
+def test_the_narrow_network_keeps_what_is_asked_and_is_drawn_as_the_dense_one(rank, channels, width):
+    row = {"family": "narrow", "arm": "kaiming", "rank": rank, "seed": 3, "channels": channels, "network": "plain"}
     narrow, kept = convergence.network(row, (1, 8, 8))
-    small, whole = convergence.network(row | {"family": "dense", "channels": 16}, (1, 8, 8))
-    assert (kept, whole) == (0.25, 1)
+    small, whole = convergence.network(row | {"family": "dense", "channels": width}, (1, 8, 8))
+    assert (kept, whole) == ((width / channels) ** 2, 1)
     for one, other in zip(narrow.parameters(), small.parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(inits.UnavailableError, match="resnet has channels of its own"):
-        convergence.network(row | {"network": "resnet", "channels": ""}, (1, 8, 8))
 
 
-def test_the_narrow_network_is_in_the_grid_once(run):
-    rows = run(families=["narrow", "tr"], networks=["plain", "resnet"], arms=["default", "paper"], rank=0.5, epochs=1)
-    found = [(row["network"], row["arm"], row["lr"], row["note"]) for row in rows if row["family"] == "narrow"]
-    assert found == [("plain", "kaiming", lr, "") for lr in ("0.01", "0.02", "0.03") for _ in range(3)] + [
-        ("resnet", "kaiming", "", "resnet has channels of its own")
+def test_dead_branches_stay_dead_and_the_rest_learns():
+    row = {"family": "dense", "arm": "dead branches", "seed": 3, "network": "resnet-no-norm", "channels": ""}
+    model, _ = convergence.network(row, (1, 8, 8))
+    torch.manual_seed(0)
+    torch.nn.functional.cross_entropy(model(torch.randn(4, 1, 8, 8)), torch.arange(4)).backward()
+    moved = {name for name, weight in model.named_parameters() if weight.grad.any()}
+    assert moved == {name for name, _ in model.named_parameters() if not name.startswith("layer")}
+    assert len(moved) == 3
+    live, _ = convergence.network(row | {"arm": "kaiming"}, (1, 8, 8))
+    assert torch.equal(live.linear.weight, model.linear.weight)
+
+
+def test_references_are_run_where_they_exist():
+    names = {"families": ("dense", "narrow", "tr"), "arms": ("default", "scaled branches", "dead branches")}
+    grid = Grid(networks=convergence.NETWORKS, lrs=(0.1, 0.2, 0.3), seeds=(0, 1, 2), **names)
+    assert list(dict.fromkeys((row["network"], row["family"], row["arm"]) for row in grid.rows())) == [
+        ("plain", "dense", "kaiming"),
+        ("plain", "narrow", "kaiming"),
+        ("plain", "tr", "default"),
+        ("resnet", "dense", "kaiming"),
+        ("resnet", "tr", "default"),
+        ("resnet-no-norm", "dense", "kaiming"),
+        ("resnet-no-norm", "dense", "scaled branches"),
+        ("resnet-no-norm", "dense", "dead branches"),
+        ("resnet-no-norm", "tr", "default"),
+        ("resnet-no-norm", "tr", "scaled branches"),
     ]
+    assert {(row["family"], row["arm"]) for row in grid.rows(["scaled branches", "plain", "resnet-no-norm"])} == {
+        ("dense", "kaiming"), ("narrow", "kaiming"), ("dense", "scaled branches"), ("tr", "scaled branches"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("size", "end"), [(8, 2), (28, 7), (32, 8)])
@@ -268,7 +287,11 @@ def test_the_moving_average_tells_the_step():
 
 
 def written(lr, heldout, test, **different):
-    row = dict.fromkeys(convergence.COLUMNS, "") | {"dataset": "digits", "network": "plain", "family": "tr"}
+    row = dict.fromkeys((*convergence.COLUMNS, *provenance()), "") | {
+        "dataset": "digits",
+        "network": "plain",
+        "family": "tr",
+    }
     row |= {"arm": "paper", "lr": lr, "diverged": "False", "accuracy_heldout": heldout, "accuracy_test": test}
     return row | {"steps_to": "10"} | different
 
@@ -304,36 +327,56 @@ def test_choices_of_groups_of_their_own():
     assert (lost["dataset"], lost["accuracy"], lost["diverged"]) == ("cifar10", 0, 1)
 
 
-def test_each_start_is_held_against_the_dense_network():
+def test_of_each_start_the_least_and_the_most_are_told():
     def reached(accuracy, **own):
         return written("0.1", "0.9", accuracy, **own)
 
     rows = [
         reached("0.8", family="dense", arm="kaiming"),
-        reached("0.6", arm="default"),
         reached("0.2", family="narrow", arm="kaiming"),
+        reached("0.6", arm="default"),
         reached("0.72", family="tt", arm="default"),
         reached("0.4", arm="kaiming"),
         reached("0.9", family="tt", arm="kaiming", diverged="True"),
-        reached("0.2", arm="tednet"),
+        reached("0.25", arm="tednet"),
         written("", "", "", family="tt", arm="tednet", note="none"),
         written("", "", "", arm="tltorch", note="none"),
-        reached("0.5", family="dense", arm="kaiming", dataset="cifar10"),
-        reached("0.55", arm="default", dataset="cifar10"),
+        reached("0.5", family="dense", arm="kaiming", network="resnet-no-norm"),
+        reached("0.7", family="dense", arm="scaled branches", network="resnet-no-norm"),
+        reached("0.3", family="dense", arm="dead branches", network="resnet-no-norm"),
+        reached("0.55", arm="default", network="resnet-no-norm"),
+        reached("0.65", arm="scaled branches", network="resnet-no-norm"),
         reached("0.9", arm="default", network="resnet"),
         reached("0.9", family="dense", arm="kaiming", network="resnet", diverged="True"),
     ]
-    titles = {"default": "default", "kaiming": "Kaiming", "tednet": "tednet's", "tltorch": "tensorly-torch's"}
-    assert report._over_dense(rows, titles).splitlines() == [
-        "| images | network | dense | narrow, over dense | default, over dense | Kaiming, over dense | "
-        "tednet's, over dense | tensorly-torch's, over dense |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| digits | plain | 80.0% | 25.0% | 75.0% to 90.0% | 0.0% to 50.0% | 25.0% to 25.0%, 1 of 2 families | none |",
-        "| cifar10 | plain | 50.0% | none | 110.0% to 110.0% | none | none | none |",
-        "| digits | resnet | 0.0% | none | none | none | none | none |",
+    first = [line.split(" | ") for line in report.convergence(rows).splitlines()[:5]]
+    title = ["| images", "network", "dense", "dense, otherwise", "default", "`scale_residual_`", "Kaiming per core"]
+    assert first[0] == [*title, "tednet's own", "tensorly-torch's own |"]
+    assert first[2:] == [
+        ["| digits", "plain", "80.0%", "narrow 20.0%", "60.0% to 72.0%", "", "0.0% to 40.0%",
+         "25.0% to 25.0%, 1 of 2 families", "none |"],
+        ["| digits", "resnet-no-norm", "50.0%", "`scale_residual_` 70.0%, dead branches 30.0%", "55.0% to 55.0%",
+         "65.0% to 65.0%", "", "", " |"],
+        ["| digits", "resnet", "0.0%", "", "90.0% to 90.0%", "", "", "", " |"],
+    ]  # fmt: skip
+    for some in (rows[2:4], [*rows[:4], reached("0.5", seed="1")]):
+        assert "dense, otherwise" not in report.convergence(some)
+
+
+def test_dense_networks_stand_under_what_they_are_held_against():
+    rows = [
+        written("0.1", "0.9", "0.8", family="dense", arm="kaiming", network="resnet-no-norm"),
+        written("0.1", "0.9", "0.7", family="dense", arm="scaled branches", network="resnet-no-norm"),
+        written("0.1", "0.9", "0.6", family="narrow", arm="kaiming"),
+        written("0.1", "0.9", "0.5", arm="kaiming"),
     ]
-    assert report._over_dense(rows[1:4], titles) == ""
-    assert report._over_dense([*rows[:4], reached("0.5", seed="1")], titles) == ""
+    header, _, *lines = report.convergence(rows).partition("</summary>\n\n")[2].splitlines()[:5]
+    assert header == "| images | network | family | default | `scale_residual_` | Kaiming per core |"
+    assert lines == [
+        "| digits | resnet-no-norm | dense | 80.0 ± 0.0 %, 10 steps | 70.0 ± 0.0 %, 10 steps |  |",
+        "| digits | plain | narrow | 60.0 ± 0.0 %, 10 steps |  |  |",
+        "| digits | plain | tr |  |  | 50.0 ± 0.0 %, 10 steps |",
+    ]
 
 
 def test_settings_that_differ_are_all_told():
@@ -441,6 +484,7 @@ def test_what_is_compared_by_seed_saw_the_same_batches():
         ({"seeds": [0, 0, 1]}, "seeds is .*, but three at least are needed"),
         ({"rank": 0}, "rank is 0, but it must be above 0"),
         ({"rank": 1, "families": ["narrow"]}, "rank is 1, but narrow needs a keep ratio"),
+        ({"rank": 1.5, "families": ["narrow"]}, "rank is 1.5, but narrow needs a keep ratio"),
         ({"images": 0}, "images is 0, but it must be at least 1"),
         ({"shrink": 0}, "shrink is 0, but it must be at least 1"),
         ({"shrink": 3}, "shrink is 3, but images of 8 x 8 pixels cannot be divided by it"),
@@ -486,7 +530,8 @@ def test_the_grids_that_are_shipped(path):
     grid = Grid.from_yaml(path)
     assert path.stem == f"convergence-{grid.dataset}{'-plain' if grid.networks == ('plain',) else ''}"
     assert {"default", "paper", "kaiming", "xavier", "tednet", "tltorch normal"} <= {*grid.arms}
-    references = {*grid.families} & {*convergence.REFERENCES}
-    assert len(grid.rows()) == sum(len(lrs) for lrs in grid.rates()) * len(grid.seeds) * (
-        len(references) + (len(grid.families) - len(references)) * len(grid.arms)
-    )
+    rows = [(row["network"], row["family"], row["arm"]) for row in grid.rows()]
+    for network, lrs in zip(grid.networks, grid.rates(), strict=True):
+        for family in grid.families:
+            for start in grid.starts(network, family):
+                assert rows.count((network, family, start)) == len(lrs) * len(grid.seeds)
