@@ -110,7 +110,7 @@ class Grid:
             (
                 "rank",
                 NARROW not in self.families or (isinstance(self.rank, float) and self.rank <= 1),
-                f"{NARROW} needs a keep ratio",
+                f"{NARROW} needs a keep ratio of at most 1",
             ),
             ("channels", self.channels >= 1, "it must be at least 1"),
             ("evaluated", self.evaluated is None or self.evaluated >= 1, "it must be at least 1"),
