@@ -71,7 +71,7 @@ class Grid:
     networks: tuple[Literal[NETWORKS], ...] = ()
     families: tuple[Literal[*REFERENCES, *FAMILIES], ...] = ()
     arms: tuple[Literal[ARMS], ...] = ()
-    """Of every family but `dense` and `narrow`, which are there for reference and have He's rule alone: see starts."""
+    """Of every family but `dense` and `narrow`, which are there for reference and have He's rule: see starts."""
     lrs: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
     """Of all networks, or a list for each."""
     seeds: tuple[int, ...] = ()
@@ -135,10 +135,10 @@ class Grid:
         """The arms of a family in a network; without normalisation, of branches too. Only dense branches are dead."""
         if family == NARROW:
             return [DENSE_ARM] if network == PLAIN else []
-        of_branches = [arm for arm in (SCALED, DEAD) if network == NO_NORM and arm in self.arms]
+        of_branches = (SCALED, DEAD) if network == NO_NORM else ()
         if family == DENSE:
-            return [DENSE_ARM, *of_branches]
-        return [arm for arm in self.arms if arm in inits.ARMS or (arm == SCALED and arm in of_branches)]
+            return [DENSE_ARM, *(arm for arm in of_branches if arm in self.arms)]
+        return [arm for arm in self.arms if arm in (*inits.ARMS, *of_branches) and arm != DEAD]
 
     def config(self, **known: Any) -> Config:
         """What train.Run has to know of a run."""
@@ -213,26 +213,26 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     Raises:
         inits.UnavailableError, ValueError: there is no such layer.
     """
-    kept = dense = 0
-    width = row["channels"]
     if row["family"] == NARROW:
-        width = max(1, round(width * math.sqrt(row["rank"])))
+        width = max(1, round(row["channels"] * math.sqrt(row["rank"])))
+        return network(row | {"family": DENSE, "channels": width}, image)[0], (width / row["channels"]) ** 2
+    kept = dense = 0
 
     def conv(inputs: int, outputs: int, kernel_size: int, stride: int = 1, **same: Any) -> nn.Module:
         nonlocal kept, dense
-        if row["family"] in REFERENCES:
+        if row["family"] == DENSE:
             layer: nn.Module = dense_conv(inputs, outputs, kernel_size, stride=stride, **same)
         else:
             arm = "default" if row["arm"] == SCALED else row["arm"]
             layer = inits.make(arm, row["family"], inputs, outputs, row["rank"], stride)
         kept += numel(layer)
-        dense += (row["channels"] ** 2 if row["family"] == NARROW else inputs * outputs) * kernel_size**2
+        dense += inputs * outputs * kernel_size**2
         return layer
 
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(row["seed"])
         if row["network"] == PLAIN:
-            model: Any = Plain(conv, width, image)
+            model: Any = Plain(conv, row["channels"], image)
         else:
             norm = nn.Identity if row["network"] == NO_NORM else nn.BatchNorm2d
             model = ResNet(20, conv, NUM_CLASSES, image[0], norm=norm)
@@ -241,9 +241,7 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     if row["arm"] == SCALED:
         scale_residual_(model, "layer*.conv2")
     if row["arm"] == DEAD:
-        for name, weight in model.named_parameters():
-            if name.startswith("layer"):
-                nn.init.zeros_(weight)
+        scale_residual_(model, "layer*", 0)
     return model, kept / dense
 
 
