@@ -218,17 +218,7 @@ def _search(where: Space) -> tuple[_Stage, ...]:
 
 def _blocks(where: Space) -> list[int]:
     """Every set of cores that ``x`` may meet at once; of many cores, those that go best together stay together."""
-    units = [1 << k for k in range(len(where.cores))]
-    ends = [sum(axes) for axes in (where.inputs, where.outputs, where.kernel)]
-
-    def growth(pair: tuple[int, int]) -> tuple[int, int]:
-        entries = (where.volume(where.weight_axes(part)) for part in pair)
-        axes = where.weight_axes(sum(pair))
-        return sum(bool(axes & end) for end in ends), where.volume(axes) - sum(entries)
-
-    while len(units) > MANY:
-        pair = min(combinations(units, 2), key=growth)
-        units = [*(unit for unit in units if unit not in pair), sum(pair)]
+    units = where.units(MANY)
     return [sum(block) for size in range(len(units)) for block in combinations(units, size + 1)]
 
 
