@@ -30,8 +30,8 @@ LIMIT = 1.5
 TRAILS = 256
 """How many ways are looked at, once there is a plan among them."""
 
-KNOWN = 6
-"""How many ways the search keeps of each corner of a range of sizes, see ``plan``."""
+KNOWN, NEAR = 6, 1.25
+"""Of each corner of a range of sizes, see ``plan``: how many ways are kept, and how near to the best in time."""
 
 
 @lru_cache(maxsize=4096)
@@ -56,7 +56,7 @@ def plan(
     pricing = _search(network, geometry, setting, strategy, memory).pricing
     corners = _corners(geometry, setting)
     paths = {path: None for corner in corners for path in _known(network, geometry, corner, strategy, memory)}
-    trails = sorted(map(pricing.price, paths), key=lambda trail: trail.seconds)
+    trails = sorted(filter(None, map(pricing.price, paths)), key=lambda trail: trail.seconds)
     return assemble(pricing, *next(_choices(pricing, trails, strategy, memory)))
 
 
@@ -77,7 +77,10 @@ def _known(
 ) -> tuple[Path, ...]:
     """The best ways in a setting, and those of the dense kernel, of which one can always run."""
     search = _search(network, geometry, setting, strategy, memory)
-    found = [trail for trail, _ in islice(_choices(search.pricing, search, strategy, memory), KNOWN)]
+    found = []
+    for trail, thrift in islice(_choices(search.pricing, search, strategy, memory), KNOWN):
+        found.append(trail)
+        search.limit = min(search.limit, NEAR * (trail.seconds + thrift.seconds))
     if strategy == "auto":
         found += islice(_search(network, geometry, setting, "reconstruct", memory), KNOWN)
     return tuple(dict.fromkeys(trail.path for trail in found))

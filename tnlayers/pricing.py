@@ -134,14 +134,21 @@ class Pricing:
         self.trivial = sum(
             bit for bit, size, stride, more, pad in axes if size == stride == 1 and not more and not any(pad)
         )
-        self.length, self.sizes, self.ahead = cache(self._length), cache(self._sizes), cache(self._ahead)
+        self.length, self.sizes = cache(self._length), cache(self._sizes)
+        self.kinds, self.ways = cache(self._kinds), cache(self._ways)
+        self.least, self.ahead = cache(self._least), cache(self._ahead)
         self.floor = floor(self.mode)
 
-    def least(self, absorbed: int, tensor: int) -> float:
-        """A bound below the seconds of every way to do a step, whatever its kind."""
-        sizes = self.sizes(absorbed, tensor)
-        entries = sizes.x + sizes.y + sizes.weight
-        return self.contractions.of(tensor)[1].seconds + self.floor.seconds(sizes.flops, entries * self.itemsize)
+    def _least(self, absorbed: int, tensor: int) -> float:
+        """A bound below the seconds of every option of a step: nothing is reordered, nothing made again."""
+        *_, x, y, weight, _ = self.sizes(absorbed, tensor)
+        size = (x + y + weight) * self.itemsize
+        step = min(self.mode[kind].seconds(work, size) for *_, kind, work in self.kinds(absorbed, tensor))
+        return self.contractions.of(tensor)[1].seconds + self._call(tensor) + step
+
+    def _call(self, tensor: int) -> float:
+        """Seconds that a contraction takes beside its steps."""
+        return self.mode[CONTRACT].call if tensor & (tensor - 1) and self.setting.mode != "cached" else 0.0
 
     def _ahead(self, absorbed: int) -> float:
         """A bound below the seconds that are left: at least one step more, which reads ``x`` and writes the output."""
@@ -153,18 +160,18 @@ class Pricing:
     def seconds(self, absorbed: int, option: Option) -> float:
         """What a step adds to the time of a trail, with what its weight takes."""
         weights, cost = self.contractions.of(option.cores)[1], option.cost
-        seconds = weights.seconds + cost.seconds
-        if option.cores & (option.cores - 1) and self.setting.mode != "cached":
-            seconds += self.mode[CONTRACT].call
+        seconds = weights.seconds + cost.seconds + self._call(option.cores)
         if not self.thrifty:
             return seconds
         again = 0.0 if absorbed | option.cores == self.space.all else cost.forward
         return seconds + weights.forward + again + (self.parts - 1) * option.part
 
-    def price(self, path: Path) -> Trail:
-        """A path as a trail, with its costs here."""
+    def price(self, path: Path) -> Trail | None:
+        """A path as a trail, with its costs here; None if torch does one of its steps in another way here."""
         absorbed, options, total = 0, [], 0.0
         for option in path:
+            if (option.op, option.source, option.target) not in self.ways(absorbed, option.cores):
+                return None
             here = self._priced(absorbed, option)
             options.append(here)
             total += self.seconds(absorbed, here)
@@ -173,15 +180,17 @@ class Pricing:
 
     def options(self, absorbed: int, tensor: int, layout: str, axes: tuple[int, ...]) -> Iterator[Option]:
         """Every way to do the step from a state to the next."""
-        where, geometry = self.space, self.space.geometry
-        roles = where.roles(absorbed, tensor)
-        final = absorbed | tensor == where.all
-        dense = tensor == where.all
-        f, g, *_ = self.sizes(absorbed, tensor)
-        pointwise = not roles.kernel & ~self.trivial
+        where, roles = self.space, self.space.roles(absorbed, tensor)
+        dense, final = tensor == where.all, absorbed | tensor == where.all
         classes = (0, 0, where.x_axes(0), 0) if dense else roles[:3]
-
-        def option(op: str, source: str, target: str, order: tuple[int, ...] | None) -> Option:
+        straight = axes if dense else refine(axes, classes)
+        for op, source, target in self.ways(absorbed, tensor):
+            # x is copied where its axes lie in another order; from channels last to first, also where a copy is all.
+            order = straight if source == layout else None
+            if order is None and LAST in (source, target) and not (source == layout != target or not self.places):
+                continue
+            if source != target and (source != layout or (final and target != self.setting.layout)):
+                continue
             parts = order if order is not None else where.inputs if dense else tuple(role for role in classes if role)
             if dense:
                 result: tuple[int, ...] = where.outputs
@@ -190,55 +199,54 @@ class Pricing:
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, where.outputs) is None)
             made = Option(tensor, op, "", source, target, order is None, tail, parts, result, FREE, 0.0)
-            return self._priced(absorbed, made)
+            yield self._priced(absorbed, made)
 
-        straight = axes if dense else refine(axes, classes)
-        if not geometry.ndim:
-            yield option(MATMUL, LAST, LAST, straight)
-            return
-        here = straight if layout == FIRST else None
-        yield option(CONV, FIRST, FIRST, here)
-        tiny = self._tiny(absorbed, tensor)
-        if layout == LAST and geometry.ndim > 1 and f == 1 and straight is not None and not tiny:
-            yield option(CONV, LAST, LAST, straight)
-        if not pointwise:
-            return
-        yield option(MATMUL, FIRST, FIRST, here)
-        if layout == LAST and straight is not None:
-            yield option(MATMUL, LAST, LAST, straight)
-        if g > 1:
-            return
-        other = LAST if layout == FIRST else FIRST
-        if f == 1 and (not final or other == self.setting.layout):
-            yield option(MATMUL, layout, other, straight)
+    def _kinds(self, absorbed: int, tensor: int) -> list[tuple[str, str, str, str, int]]:
+        """The operations that do a step, from and to a layout, with their row in the table of rates and their FLOPs.
 
-    def _tiny(self, absorbed: int, tensor: int) -> bool:
-        """Whether torch takes the step for one small image, which it convolves in another way."""
-        f, g, _, _, x, *_ = self.sizes(absorbed, tensor)
-        return self.setting.device == "cpu" and self.setting.batch * f == g == 1 and x <= _SINGLE
+        FLOPs are those that an operation pays for: some fill up their channels or positions.
+        """
+        f, g, s, n, x, _, _, flops = self.sizes(absorbed, tensor)
+        pointwise = not self.space.roles(absorbed, tensor).kernel & ~self.trivial
+        tiny = self.setting.device == "cpu" and self.setting.batch * f == g == 1 and x <= _SINGLE
+        found = []
+        if self.places:
+            deep = s == n == 1 < g
+            family = "depth" if deep else "group" if g > 1 else "point" if pointwise else "conv"
+            for laid in (FIRST, LAST) if len(self.places) > 1 and f == 1 and not tiny else (FIRST,):
+                lanes = self.rates.lanes[SINGLE if tiny else laid]
+                work = flops if deep else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
+                found.append((CONV, laid, laid, f"{family} {SINGLE if tiny else laid}", work))
+        if pointwise:
+            columns = self.length(absorbed)
+            padded = flops // max(1, columns) * _up(columns, COLUMNS)
+            if self.places:
+                found.append((MATMUL, FIRST, FIRST, "matmul first first", padded))
+            found.append((MATMUL, LAST, LAST, "matmul last last" if g == 1 else "matmul group", flops))
+            if self.places and f == g == 1:
+                found.append((MATMUL, FIRST, LAST, "matmul first last", padded))
+                found.append((MATMUL, LAST, FIRST, "matmul last first", padded))
+        return found
+
+    def _ways(self, absorbed: int, tensor: int) -> dict[tuple[str, str, str], tuple[str, Cost]]:
+        """The operations that do a step, from and to a layout, with their row in the table of rates and their cost."""
+        *_, x, y, weight, flops = self.sizes(absorbed, tensor)
+        fresh = self._fresh(y, x)
+        return {
+            (op, source, target): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh))
+            for op, source, target, kind, work in self.kinds(absorbed, tensor)
+        }
 
     def _priced(self, absorbed: int, option: Option) -> Option:
-        """A way to do a step, with its row in the table of rates and its cost."""
-        _, g, s, n, x, y, weight, flops = self.sizes(absorbed, option.cores)
-        source, target = option.source, option.target
-        if option.op == CONV:
-            laid = SINGLE if self._tiny(absorbed, option.cores) else source
-            pointwise, deep = not self.space.roles(absorbed, option.cores).kernel & ~self.trivial, s == n == 1 < g
-            kind = f"{'depth' if deep else 'group' if g > 1 else 'point' if pointwise else 'conv'} {laid}"
-            lanes = self.rates.lanes[laid]
-            work = flops if deep else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
-        elif source == target == LAST:
-            kind, work = "matmul last last" if g == 1 else "matmul group", flops
-        else:
-            kind, columns = f"matmul {source} {target}", self.length(absorbed)
-            work = flops // max(1, columns) * _up(columns, COLUMNS)
-        cost = self._cost(kind, flops, x + y + weight, work)
+        """An option with its row in the table of rates and its cost, copies included."""
+        kind, cost = self.ways(absorbed, option.cores)[option.op, option.source, option.target]
+        *_, x, y, weight, _ = self.sizes(absorbed, option.cores)
         for moving, entries in ((option.moved, x), (option.tail, y)):
             if moving:
                 cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
                 cost = _sum(cost, self._fresh(entries, entries))
         part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
-        return option._replace(kind=kind, cost=_sum(cost, self._fresh(y, x)), part=part)
+        return option._replace(kind=kind, cost=cost, part=part)
 
     def _length(self, absorbed: int) -> int:
         """Positions per image once ``x`` has met some cores."""

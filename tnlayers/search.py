@@ -5,15 +5,15 @@ A state is the set of cores that ``x`` has absorbed, where its channels lie in m
 to reconstruct the dense kernel. How cores contract among themselves is found by dynamic programming over subsets.
 Trails come out cheapest first, and nothing costlier than the last one asked for is ever looked at.
 
-The search is exact where a network has few connected sets of cores and WORK entries of the heap are enough. Of larger
-networks ``x`` may meet some sets only (see ``tnlayers.space``), and behind WORK entries the search becomes a beam: of
-all states with as many cores, the BEAM cheapest lead on.
+The search is exact where a network has few connected sets of cores and WORK steps are enough. Of larger networks ``x``
+may meet some sets only (see ``tnlayers.space``), and behind WORK steps the search becomes a beam: from all states with
+as many cores, a share of WORK is looked at, those steps first that leave ``x`` smallest.
 """
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from itertools import count
 
 from tnlayers.pricing import Pricing
@@ -21,11 +21,8 @@ from tnlayers.rates import Rates
 from tnlayers.space import Space
 from tnlayers.trail import Option, Setting, Trail
 
-WORK = 1500
-"""Entries of the heap up to which the search is exact: some 20 ms. Measured."""
-
-BEAM = 2
-"""States of one number of cores that lead on, once there were that many entries."""
+WORK = 300
+"""Pairs of what ``x`` has met and may meet next, up to which the search is exact: some 10 ms. Measured."""
 
 
 _State = tuple[int, str, tuple[int, ...]]
@@ -48,6 +45,7 @@ class Search:
 
     Attributes:
         pricing: what steps cost.
+        limit: seconds; no costlier trail is wanted.
     """
 
     def __init__(
@@ -70,7 +68,9 @@ class Search:
             self.tensors = where.singles
         else:
             self.tensors = sorted({*(where.tensors() if strategy == "auto" and grouped else []), where.all})
-        self.free = cache(self._free)
+        self.limit = math.inf
+        self._priced: set[tuple[int, int]] = set()
+        self._beam = Counter[int]()
 
     def __iter__(self) -> Iterator[Trail]:
         """Every trail, the cheapest first; behind WORK entries, some."""
@@ -78,12 +78,13 @@ class Search:
         # The seconds that give an entry its turn, a bound below those of every trail through it; a tie-breaker; seconds
         # so far, the state, the options that led to it, and the tensor to meet next, 0 if that is open.
         heap: list[_Entry] = [(0.0, next(ties), 0.0, (0, self.setting.layout, where.inputs), (), 0)]
-        seen, beam = Counter[_State](), Counter[int]()
+        seen = Counter[_State]()
         steps: dict[tuple[_State, int], list[tuple[float, Option]]] = {}
-        made = 0
         while heap:
-            _, _, seconds, state, options, tensor = heapq.heappop(heap)
+            turn, _, seconds, state, options, tensor = heapq.heappop(heap)
             absorbed = state[0]
+            if turn > self.limit:
+                return
             if absorbed == where.all:
                 yield Trail(options, seconds)
             elif tensor:
@@ -99,22 +100,27 @@ class Search:
                 seen[state] += 1
                 if seen[state] > 2:  # of two ways to the same state, the third and costlier one leads to no runner-up
                     continue
-                if made > self.work:
-                    beam[absorbed.bit_count()] += 1
-                    if beam[absorbed.bit_count()] > BEAM:
-                        continue
-                for following, least in self.free(absorbed, len(options)):
-                    turn = seconds + least + pricing.ahead(absorbed | following)
+                for following in self._free(absorbed, len(options)):
+                    turn = seconds + pricing.least(absorbed, following) + pricing.ahead(absorbed | following)
                     heapq.heappush(heap, (turn, next(ties), seconds, state, options, following))
-                    made += 1
 
-    def _free(self, absorbed: int, number: int) -> list[tuple[int, float]]:
-        """The sets of cores that ``x`` may meet next, each with the least seconds that it can take."""
+    def _free(self, absorbed: int, number: int) -> list[int]:
+        """The sets of cores that ``x`` may meet next; in the end, those of them that there is time for."""
         where = self.space
         if self.sequence:
-            free = [self.sequence[number]]
-        else:
-            reach = where.x_axes(absorbed) | sum(where.kernel)
-            free = [tensor for tensor in self.tensors if not tensor & absorbed]
-            free = [tensor for tensor in free if where.weight_axes(tensor) & reach] or free
-        return [(tensor, self.pricing.least(absorbed, tensor)) for tensor in free]
+            return [self.sequence[number]]
+        level, share = absorbed.bit_count(), len(self.tensors)
+        if len(self._priced) > self.work:
+            share = max(0, -(-self.work // len(where.cores)) - self._beam[level])
+            if not share:
+                return []
+        reach = where.x_axes(absorbed) | where.ends[2]
+        free = [tensor for tensor in self.tensors if not tensor & absorbed]
+        free = [tensor for tensor in free if where.weight_axes(tensor) & reach] or free
+        if len(free) > share:
+            free.sort(key=lambda tensor: where.volume(where.x_axes(absorbed | tensor)))
+            free = free[:share]
+        if len(self._priced) > self.work:
+            self._beam[level] += len(free)
+        self._priced.update((absorbed, tensor) for tensor in free)
+        return free

@@ -4,8 +4,8 @@ The order of axes that a step creates is left open until a later step asks for o
 any order.
 """
 
-import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import combinations
@@ -66,9 +66,11 @@ class Space:
         self.inputs = tuple(bit[axis] for axis in (*group, *network.inputs))
         self.outputs = tuple(bit[axis] for axis in (*group, *network.outputs))
         self.kernel = tuple(bit[axis] for axis in network.kernel)
-        self.masks = tuple(sum(bit[axis] for axis in core) for core in self.cores)
+        self.unions = _tables([sum(bit[axis] for axis in core) for core in self.cores], operator.or_, 0)
+        self.volumes = _tables(self.sizes, operator.mul, 1)
         self.all = (1 << len(self.cores)) - 1
-        self.dense = sum({*self.inputs, *self.outputs, *self.kernel})
+        self.ends = sum(self.inputs), sum(self.outputs), sum(self.kernel)
+        self.dense = self.ends[0] | self.ends[1] | self.ends[2]
         self.volume = cache(self._volume)
         self.weight_axes = cache(self._weight_axes)
         self.x_axes = cache(self._x_axes)
@@ -127,12 +129,11 @@ class Space:
 
         Those go best together that join the fewest of input, output and kernel, then those whose product grows least.
         """
-        ends = [sum(axes) for axes in (self.inputs, self.outputs, self.kernel)]
 
         def growth(one: int, two: int) -> tuple[int, int]:
             axes = self.weight_axes(one | two)
             entries = self.volume(self.weight_axes(one)) + self.volume(self.weight_axes(two))
-            return sum(bool(axes & end) for end in ends), self.volume(axes) - entries
+            return sum(bool(axes & end) for end in self.ends), self.volume(axes) - entries
 
         alive = dict(enumerate(self.singles))
         if len(alive) <= most:
@@ -150,14 +151,19 @@ class Space:
                 new += 1
         return list(alive.values())
 
-    def _volume(self, axes: int) -> int:
-        return math.prod(self.sizes[k] for k in bits(axes))
-
     def _union(self, cores: int) -> int:
         union = 0
-        for k in bits(cores):
-            union |= self.masks[k]
+        for table in self.unions:
+            union |= table[cores & _LOW]
+            cores >>= _CHUNK
         return union
+
+    def _volume(self, axes: int) -> int:
+        total = 1
+        for table in self.volumes:
+            total *= table[axes & _LOW]
+            axes >>= _CHUNK
+        return total
 
     def _weight_axes(self, cores: int) -> int:
         """The axes of what some cores contract to: dense ones, and those that other cores have too."""
@@ -165,13 +171,12 @@ class Space:
 
     def _x_axes(self, absorbed: int) -> int:
         """The channel axes of what ``x`` has become."""
-        rest = self._union(self.all & ~absorbed)
-        have = sum(self.inputs) | self._union(absorbed)
-        return have & (rest | sum(self.outputs)) & ~sum(self.kernel)
+        have = self.ends[0] | self._union(absorbed)
+        return have & (self._union(self.all & ~absorbed) | self.ends[1]) & ~self.ends[2]
 
     def _roles(self, absorbed: int, tensor: int) -> Roles:
         x, w, y = self.x_axes(absorbed), self.weight_axes(tensor), self.x_axes(absorbed | tensor)
-        kernel = w & sum(self.kernel)
+        kernel = w & self.ends[2]
         w &= ~kernel
         return Roles(x & ~w, x & w & y, x & w & ~y, w & ~x, kernel)
 
@@ -186,6 +191,21 @@ class Space:
     def axes(self, mask: int) -> Axes:
         """The names of a set of axes."""
         return tuple(self.names[k] for k in bits(mask))
+
+
+_CHUNK = 8
+_LOW = (1 << _CHUNK) - 1
+
+
+def _tables(values: Sequence[int], join: Callable[[int, int], int], start: int) -> list[list[int]]:
+    """For each eight of the values, what every set of them joins to: planning spends its time in looking that up."""
+    tables = []
+    for first in range(0, len(values), _CHUNK):
+        table = [start]
+        for value in values[first : first + _CHUNK]:
+            table += [join(entry, value) for entry in table]
+        tables.append(table)
+    return tables
 
 
 @lru_cache(maxsize=256)
