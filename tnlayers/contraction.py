@@ -140,11 +140,20 @@ def order(operands: tuple[Axes, ...], out: Axes, sizes: tuple[tuple[str, int], .
     return Contraction.of(operands, pairs(operands, out, size), out, size)
 
 
-def pairs(operands: Sequence[Axes], out: Axes, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
+def pairs(
+    operands: Sequence[Axes], out: Axes, sizes: Mapping[str, int], stop: int = 1, apart: Sequence[Axes] = ()
+) -> list[tuple[int, int]]:
     """Choose the pairs of operands to contract, greedily by the memory that a step adds.
 
     The axes of what some operands contract to do not depend on how the others contract. So each pair is judged once,
     and the time grows with the square of the number of operands.
+
+    Args:
+        operands: the axes of each operand.
+        out: the axes of the result.
+        sizes: the size of each axis.
+        stop: how many tensors are left in the end.
+        apart: groups of axes; a pair whose result has axes of fewer groups goes first, whatever it adds.
 
     Returns:
         list[tuple[int, int]]: the numbers of two operands each; results are numbered behind the operands.
@@ -169,12 +178,14 @@ def pairs(operands: Sequence[Axes], out: Axes, sizes: Mapping[str, int]) -> list
 
     # Of each tensor: its axes, and the operands that it comes from.
     alive = {k: (mask, 1 << k) for k, mask in enumerate(masks)}
-    heap: list[tuple[int, int, int, int]] = []
+    groups = [sum(bit[axis] for axis in group) for group in apart]
+    heap: list[tuple[int, int, int, int, int]] = []
 
-    def judge(a: int, b: int) -> tuple[int, int, int, int]:
+    def judge(a: int, b: int) -> tuple[int, int, int, int, int]:
         (one, _), (two, _) = alive[a], alive[b]
         union = volume(one) * volume(two) // volume(one & two)
-        return union // volume(summed(a, b)) - volume(one) - volume(two), union, a, b
+        joined = sum([1 for group in groups if (one | two) & group])
+        return joined, union // volume(summed(a, b)) - volume(one) - volume(two), union, a, b
 
     def consider(new: int, others: Iterable[int]) -> None:
         axes = alive[new][0]
@@ -185,8 +196,8 @@ def pairs(operands: Sequence[Axes], out: Axes, sizes: Mapping[str, int]) -> list
     for k in alive:
         consider(k, range(k))
     found: list[tuple[int, int]] = []
-    while len(alive) > 1:
-        while heap and not (heap[0][2] in alive and heap[0][3] in alive):
+    while len(alive) > stop:
+        while heap and not (heap[0][3] in alive and heap[0][4] in alive):
             heappop(heap)
         # An outer product only where there is nothing else to do.
         *_, a, b = heappop(heap) if heap else min(judge(a, b) for a, b in combinations(alive, 2))

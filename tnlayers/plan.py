@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
 
 from tnlayers import errors
 from tnlayers.assemble import Plan, Thrift, assemble
@@ -30,8 +29,8 @@ LIMIT = 1.5
 TRAILS = 256
 """How many ways are looked at, once there is a plan among them."""
 
-KNOWN, NEAR = 6, 1.25
-"""Of each corner of a range of sizes, see ``plan``: how many ways are kept, and how near to the best in time."""
+KNOWN, NEAR = 24, 1.25
+"""Of each corner of a range of sizes, see ``plan``: how many steps are kept in all, in ways how near to the best."""
 
 
 @lru_cache(maxsize=4096)
@@ -54,18 +53,19 @@ def plan(
         ('0 > 2*3 > 1', ['matmul', 'conv', 'matmul'])
     """
     pricing = _search(network, geometry, setting, strategy, memory).pricing
-    corners = _corners(geometry, setting)
+    corners = _corners(network, geometry, setting)
     paths = {path: None for corner in corners for path in _known(network, geometry, corner, strategy, memory)}
     trails = sorted(filter(None, map(pricing.price, paths)), key=lambda trail: trail.seconds)
     return assemble(pricing, *next(_choices(pricing, trails, strategy, memory)))
 
 
-def _corners(geometry: Geometry, setting: Setting) -> Iterator[Setting]:
+def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> Iterator[Setting]:
     """The settings around one whose batch and sizes are powers of two, as far as the kernel fits in."""
     numbers = setting.batch, *setting.size
     below = tuple(1 << number.bit_length() >> 1 for number in numbers)
     above = tuple(low if low == number else 2 * low for low, number in zip(below, numbers, strict=True))
-    for batch, *size in dict.fromkeys((below, above)):
+    # Where the search is not exact, one corner must do.
+    for batch, *size in dict.fromkeys((below, above) if space(network, geometry).exact else (above,)):
         with suppress(ValueError):
             geometry.output_size(tuple(size))
             yield replace(setting, batch=batch, size=tuple(size))
@@ -77,12 +77,14 @@ def _known(
 ) -> tuple[Path, ...]:
     """The best ways in a setting, and those of the dense kernel, of which one can always run."""
     search = _search(network, geometry, setting, strategy, memory)
-    found = []
-    for trail, thrift in islice(_choices(search.pricing, search, strategy, memory), KNOWN):
-        found.append(trail)
+    found: list[Trail] = []
+    for trail, thrift in _choices(search.pricing, search, strategy, memory):
         search.limit = min(search.limit, NEAR * (trail.seconds + thrift.seconds))
+        if found and sum(len(other.options) for other in (*found, trail)) > KNOWN:
+            break
+        found.append(trail)
     if strategy == "auto":
-        found += islice(_search(network, geometry, setting, "reconstruct", memory), KNOWN)
+        found += _search(network, geometry, setting, "reconstruct", memory)
     return tuple(dict.fromkeys(trail.path for trail in found))
 
 

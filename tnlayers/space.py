@@ -7,7 +7,6 @@ any order.
 import operator
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from heapq import heapify, heappop, heappush
 from itertools import combinations
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from tnlayers.notation import Axes, bits
 GROUP = "(group)"
 """The axis of the groups, which no user can name, since a name is letters and digits."""
 
-MOST_SETS = 128
+MOST_SETS = 80
 """Up to this many connected sets of cores, the search for a plan looks at every one: in some 30 ms. Measured."""
 
 UNITS = 10
@@ -46,6 +45,7 @@ class Space:
         inputs, outputs, kernel: the bits of the channel axes of x and y, in order, and of the kernel axes.
         split: whether the groups are an axis of the network; without groups they are.
         singles: every core as a set.
+        exact: whether ``x`` may meet every connected set of cores, of which there are not too many.
     """
 
     def __init__(self, network: TensorNetwork, geometry: Geometry) -> None:
@@ -77,11 +77,12 @@ class Space:
         self.roles = cache(self._roles)
         self.singles = [1 << k for k in range(len(self.cores))]
         self.tensors = cache(self._tensors)
+        self._every = self._connected()
+        self.exact = self._every is not None
 
     def _tensors(self) -> list[int]:
         """The sets of cores that ``x`` may meet: every connected one where there are few, else ``_some``."""
-        found = self._connected()
-        return self._some() if found is None else found
+        return self._some() if self._every is None else self._every
 
     def _connected(self) -> list[int] | None:
         """Every connected set of cores; None if there are more than MOST_SETS."""
@@ -129,27 +130,12 @@ class Space:
 
         Those go best together that join the fewest of input, output and kernel, then those whose product grows least.
         """
-
-        def growth(one: int, two: int) -> tuple[int, int]:
-            axes = self.weight_axes(one | two)
-            entries = self.volume(self.weight_axes(one)) + self.volume(self.weight_axes(two))
-            return sum(bool(axes & end) for end in self.ends), self.volume(axes) - entries
-
-        alive = dict(enumerate(self.singles))
-        if len(alive) <= most:
-            return self.singles
-        heap = [(*growth(alive[a], alive[b]), a, b) for a, b in combinations(alive, 2)]
-        heapify(heap)
-        new = len(alive)
-        while len(alive) > most:
-            *_, a, b = heappop(heap)
-            if a in alive and b in alive:
-                merged = alive.pop(a) | alive.pop(b)
-                for other, unit in alive.items():
-                    heappush(heap, (*growth(unit, merged), other, new))
-                alive[new] = merged
-                new += 1
-        return list(alive.values())
+        made, sizes = list(self.singles), dict(zip(self.names, self.sizes, strict=True))
+        merged = set()
+        for a, b in pairs(self.cores, self.axes(self.dense), sizes, most, [self.axes(end) for end in self.ends]):
+            merged |= {a, b}
+            made.append(made[a] | made[b])
+        return [unit for number, unit in enumerate(made) if number not in merged]
 
     def _union(self, cores: int) -> int:
         union = 0
