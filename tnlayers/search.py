@@ -7,7 +7,8 @@ Trails come out cheapest first, and nothing costlier than the last one asked for
 
 The search is exact where a network has few connected sets of cores and WORK steps are enough. Of larger networks ``x``
 may meet some sets only (see ``tnlayers.space``), and behind WORK steps the search becomes a beam: from all states with
-as many cores, a share of WORK is looked at, those steps first that leave ``x`` smallest.
+as many cores, a share of WORK is looked at, those steps first that leave ``x`` smallest. What a few units of cores make
+is looked at in any case.
 """
 
 import heapq
@@ -21,8 +22,11 @@ from tnlayers.rates import Rates
 from tnlayers.space import Space
 from tnlayers.trail import Option, Setting, Trail
 
-WORK = 160
-"""Pairs of what ``x`` has met and may meet next, up to which the search is exact: some 5 ms. Measured."""
+WORK = 320
+"""Pairs of what ``x`` has met and may meet next, up to which the search is exact: some 10 ms. Measured."""
+
+MANY = 16
+"""With more cores than this each pair takes longer, and there is time for fewer of them."""
 
 
 _State = tuple[int, str, tuple[int, ...]]
@@ -55,9 +59,10 @@ class Search:
         rates: Rates,
         strategy: str | tuple[int, ...] = "auto",
         thrifty: bool = False,
-        work: int = WORK,
+        work: float = WORK,
     ) -> None:
-        self.space, self.setting, self.work = where, setting, work
+        self.space, self.setting = where, setting
+        self.work = work * min(1, MANY / len(where.cores))
         self.pricing = Pricing(where, setting, rates, thrifty)
         self.sequence = strategy if isinstance(strategy, tuple) else None
         # Groups that are no axis of the network are known to the dense kernel alone.
@@ -109,18 +114,16 @@ class Search:
         where = self.space
         if self.sequence:
             return [self.sequence[number]]
-        level, share = absorbed.bit_count(), len(self.tensors)
-        if len(self._priced) > self.work:
-            share = max(0, -(-self.work // len(where.cores)) - self._beam[level])
-            if not share:
-                return []
         reach = where.x_axes(absorbed) | where.ends[2]
         free = [tensor for tensor in self.tensors if not tensor & absorbed]
         free = [tensor for tensor in free if where.weight_axes(tensor) & reach] or free
-        if len(free) > share:
-            free.sort(key=lambda tensor: where.volume(where.x_axes(absorbed | tensor)))
-            free = free[:share]
         if len(self._priced) > self.work:
-            self._beam[level] += len(free)
+            few, level = where.coarse(), absorbed.bit_count()
+            always = [tensor for tensor in free if tensor in few] if absorbed in few else []
+            share = max(0, math.ceil(self.work / len(where.cores)) - self._beam[level])
+            others = [tensor for tensor in free if tensor not in always] if share else []
+            others = heapq.nsmallest(share, others, key=lambda tensor: where.volume(where.x_axes(absorbed | tensor)))
+            self._beam[level] += len(others)
+            free = always + others
         self._priced.update((absorbed, tensor) for tensor in free)
         return free

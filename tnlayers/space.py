@@ -18,11 +18,11 @@ from tnlayers.notation import Axes, bits
 GROUP = "(group)"
 """The axis of the groups, which no user can name, since a name is letters and digits."""
 
-MOST_SETS = 80
+MOST_SETS = 64
 """Up to this many connected sets of cores, the search for a plan looks at every one: in some 30 ms. Measured."""
 
-UNITS = 10
-"""Of a network with more connected sets, the cores are merged until so many units are left."""
+UNITS, FEW = 8, 4
+"""Of a network with more connected sets, the cores are merged until so many units are left; and until few are."""
 
 
 class Roles(NamedTuple):
@@ -76,7 +76,7 @@ class Space:
         self.x_axes = cache(self._x_axes)
         self.roles = cache(self._roles)
         self.singles = [1 << k for k in range(len(self.cores))]
-        self.tensors = cache(self._tensors)
+        self.tensors, self.coarse = cache(self._tensors), cache(self._coarse)
         self._every = self._connected()
         self.exact = self._every is not None
 
@@ -99,15 +99,21 @@ class Space:
         return sorted(found)
 
     def _some(self) -> list[int]:
-        """Connected sets of units: each unit, runs of neighbours, pairs, what a greedy contraction makes, and all."""
+        """Connected sets of units: each one, runs of neighbours, pairs, what a greedy contraction makes, and the rests."""
         units = sorted(self.units(UNITS), key=lambda unit: unit & -unit)
         count = len(units)
         runs = (units[start:stop] for start in range(count) for stop in range(start + 1, count + 1))
-        found = {sum(parts) for parts in (*runs, *combinations(units, 2)) if self._joined(parts)}
         made = list(units)
         for a, b in self.greedy(units):
             made.append(made[a] | made[b])
-        return sorted({*found, *made})
+        found = {*map(sum, runs), *map(sum, combinations(units, 2)), *made}
+        found |= {self.all & ~part for part in found}
+        return sorted(part for part in found if part and self._joined([unit for unit in units if unit & part]))
+
+    def _coarse(self) -> frozenset[int]:
+        """What a few units make, nothing among it; a search looks at them however little time it has."""
+        units = self.units(FEW)
+        return frozenset(sum(parts) for size in range(len(units) + 1) for parts in combinations(units, size))
 
     def _joined(self, parts: Sequence[int]) -> bool:
         """Whether sets of cores are connected with each other."""
