@@ -1,5 +1,6 @@
 """What every layer of a model holds and computes on an input, beside the dense layer: parameters and FLOPs."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ def summary(model: nn.Module, x: Any) -> Summary:
             "x is None; it must be what the model takes: a tensor, a tuple of arguments, or a mapping of named ones"
         )
     if any(is_lazy(tensor) for tensors in (model.parameters(), model.buffers()) for tensor in tensors):
-        with evaluating(model), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
             run_on_copy(model, x)
     counts, flops = _count(model, found, x)
     rows = [_row(spot, counts[layer]) for layer, spot in found.items()]
@@ -195,6 +196,7 @@ def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[n
     devices = {weight.device for weight in model.parameters() if weight.is_cuda}
     try:
         with (
+            warnings.catch_warnings(),
             torch.inference_mode(False) if training else nullcontext(),
             torch.set_grad_enabled(training),
             torch.random.fork_rng(devices),
@@ -202,6 +204,8 @@ def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[n
             _state(model),
             counter,
         ):
+            # The counter's hooks fire once more for each, which its total does not notice.
+            warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
             run_on_copy(model, x)
     finally:
         for handle in handles:
