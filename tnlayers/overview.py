@@ -106,11 +106,14 @@ def summary(model: nn.Module, x: Any) -> Summary:
     convolutions and attention, two for each multiply-add; no biases, norms or activations. So they are those of the
     plans that run, for this input, device, dtype and mode.
 
+    Two things are counted that ``FlopCounterMode`` alone does not know in torch 2.13: fused attention on the CPU, and
+    torch's transformer layers in eval mode, which run without their fused kernel here. Two are not: products of a
+    matrix and a vector, and fused recurrent layers (``nn.LSTM``).
+
     Buffers such as running statistics, what the forward assigns to attributes, training flags, the input and torch's
     random state stay as they were. Lazy layers get their shapes and values, as at any first forward. Compiled and
-    data-parallel models run as they are written, in one process; torch's transformers without their fused kernels,
-    which ``FlopCounterMode`` does not know. On the meta device there are no values and the counts are those of the
-    meta device's plans, which may differ from another device's.
+    data-parallel models run as they are written, in one process. On the meta device, plans are the meta device's,
+    which may be other ones than those of the device that the model is for.
 
     Args:
         model: any module with a convolution, transposed convolution or linear layer, of tnlayers or torch; or one.
@@ -175,9 +178,12 @@ class _Count:
 
 def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[nn.Module, _Count], int]:
     """Run a model, and count each layer's FLOPs and all."""
-    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415  (imports triton where that is)
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: PLC0415  (imports triton if it can)
 
-    counter = FlopCounterMode(display=False)
+    # Fused attention on the CPU, which the counter of torch 2.13 does not know, as it counts the one on GPUs.
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attention = {fused: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
+    counter = FlopCounterMode(display=False, custom_mapping=attention)
     counts = {layer: _Count() for layer in found}
 
     def enter(layer: nn.Module, _: Any) -> None:
