@@ -182,7 +182,7 @@ def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[n
 
     # Fused attention on the CPU, which the counter of torch 2.13 does not know, as it counts the one on GPUs.
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attention = {fused: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
+    attention = {fused: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}  # type: ignore[no-untyped-call]
     counter = FlopCounterMode(display=False, custom_mapping=attention)
     counts = {layer: _Count() for layer in found}
 
