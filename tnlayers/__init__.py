@@ -24,6 +24,7 @@ from tnlayers.config import TensorizeConfig  # isort: skip
 from tnlayers.report import TensorizeReport, remap_optimizer_  # isort: skip
 from tnlayers.swap import densify_, tensorize_, unfold_  # isort: skip
 from tnlayers.unfold import unfold  # isort: skip
+from tnlayers.overview import Summary, summary  # isort: skip
 from tnlayers.optim import frobenius_penalty, param_groups, squared_norm  # isort: skip
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "Format",
     "Geometry",
     "Init",
+    "Summary",
     "TensorConv",
     "TensorConv1d",
     "TensorConv2d",
@@ -61,6 +63,7 @@ __all__ = [
     "scale_residual_",
     "solve",
     "squared_norm",
+    "summary",
     "tensorize_",
     "to_tltorch",
     "unfold",

@@ -78,10 +78,9 @@ class Spot:
         return layer_class(self.settings["format"], self.kind), own | self.settings["options"]
 
 
-def find(model: nn.Module, types: tuple[type, ...], what: str) -> list[Spot]:
+def find(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> list[Spot]:
     """The model's layers of some types, each once, with all their names and places."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    found = layers(model, types, what)
     if isinstance(model, types):
         raise ValueError(
             f"model is itself a {type(model).__name__}, which cannot be replaced in place; convert it alone"
@@ -92,11 +91,6 @@ def find(model: nn.Module, types: tuple[type, ...], what: str) -> list[Spot]:
                 f"model is wrapped in {type(module).__name__}, which holds on to the parameters it was made with; "
                 "swap the layers first, then wrap"
             )
-    found: dict[nn.Module, Spot] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, types):
-            spot = found.setdefault(module, Spot(module, (), []))
-            spot.names += (_plain_name(path, model),)
     for parent in model.modules():
         for key, child in parent._modules.items():
             if child is not None and child in found:
@@ -104,12 +98,23 @@ def find(model: nn.Module, types: tuple[type, ...], what: str) -> list[Spot]:
         for child, name in _held(parent):
             if child in found:
                 found[child].held = f"{type(parent).__name__}.{name}"
+    return list(found.values())
+
+
+def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> dict[nn.Module, Spot]:
+    """The model's layers of some types, each once, with all their names; the model may be one itself."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    found: dict[nn.Module, Spot] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, types):
+            spot = found.setdefault(module, Spot(module, (), []))
+            spot.names += (_plain_name(path, model),)
+    if not found:
+        raise ValueError(f"model has no {what} ({type(model).__name__})")
     # What is inside a layer, such as a parametrization, is the layer's own.
     inside = {inner for module in found for inner in module.modules() if inner is not module}
-    spots = [spot for module, spot in found.items() if module not in inside]
-    if not spots:
-        raise ValueError(f"model has no {what} ({type(model).__name__})")
-    return spots
+    return {module: spot for module, spot in found.items() if module not in inside}
 
 
 def _held(parent: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -121,9 +126,9 @@ def _held(parent: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside what ``torch.compile`` and ``DataParallel`` put around it."""
+    """The model inside what ``torch.compile`` and data parallelism put around it."""
     inner: nn.Module = getattr(model, "_orig_mod", model)
-    return unwrapped(inner.module) if isinstance(inner, nn.DataParallel) else inner
+    return unwrapped(inner.module) if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
 
 
 def _plain_name(path: str, model: nn.Module) -> str:
