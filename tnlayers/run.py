@@ -28,19 +28,12 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
         Tensor: shape (batch, out_channels, *spatial').
     """
     x = pad(plan, x)
-    if torch.is_grad_enabled() and plain_autograd() and (plan.own_backward or _mixed(x, cores, bias)):
+    if torch.is_grad_enabled() and plain_autograd() and plan.own_backward:
         others = cores if bias is None else (bias, *cores)
         if x.requires_grad or any(tensor.requires_grad for tensor in others):
-            dtype = autocast_dtype(x.device.type) if x.is_floating_point() and x.dtype != torch.float64 else None
-            if (dtype or cores[0].dtype) == (dtype or x.dtype):  # else torch is to refuse it in its own words
-                return _Run.apply(plan, x.to(dtype or x.dtype), bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
+            dtype = autocast_dtype(x.device.type) if x.dtype != torch.float64 else None
+            return _Run.apply(plan, x.to(dtype or x.dtype), bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
     return meet(plan, x, build(plan, cores), bias)
-
-
-def _mixed(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None) -> bool:
-    """Whether there are dtypes that a convolution of torch's would refuse, and ``_Run`` brings together."""
-    held = cores[0].dtype
-    return (bias is not None and bias.dtype != held) or held == torch.float64 != x.dtype
 
 
 def pad(plan: Plan, x: Tensor) -> Tensor:
