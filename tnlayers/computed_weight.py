@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from tnlayers.modes import plain_autograd
 
 _KERNEL = (
-    "layer.set_weight_(W) fits the cores to a kernel W, layer.reset_parameters() draws them again, and layer.to_dense()"
-    " gives a plain torch layer (to_conv and to_linear are other names of it)"
+    "layer.set_weight_(W) fits the cores to a kernel W, layer.reset_parameters() draws them again, and layer.to_conv() "
+    "or layer.to_linear() gives a plain layer"
 )
+_PARTS = f"{_KERNEL}; pruning, norms and parametrizations can be put on layer.cores"
 _COPY = "layer.weight.clone() is a tensor of your own"
+_COMPILED = (
+    "layer.weight was computed outside of a compiled function that is called with it; compute it inside of it, or call "
+    "it with layer.weight.clone()"
+)
 _ADVICE = {
     "requires_grad_": "layer.cores.requires_grad_(False) freezes the cores",
     "requires_grad": "layer.cores.requires_grad_(False) freezes the cores",
@@ -24,7 +29,10 @@ _ADVICE = {
 }
 """What to do instead of writing to the weight's kernel, by the name of the method or attribute."""
 
-_IN_PLACE = {f"__i{name}__" for name in "add sub mul truediv floordiv mod pow lshift rshift and or xor".split()}
+_IN_PLACE = {
+    f"__i{name}__"
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
+}
 _OF_THE_ACCESS = {"requires_grad_", "requires_grad", "register_hook", "register_post_accumulate_grad_hook"}
 """What has no effect on ``layer.weight`` itself, but is right for a tensor that was detached from it."""
 
@@ -33,8 +41,8 @@ def refusal(tried: str, advice: str = f"{_KERNEL}; {_COPY}") -> str:
     """The sentence about a write to a layer's weight.
 
     Example:
-        >>> refusal("zero_()", "do something else")
-        "zero_() cannot change a tensor layer: its weight is computed from layer.cores at each access; do something else"
+        >>> print(refusal("zero_()", "do otherwise"))
+        zero_() cannot change a tensor layer: its weight is computed from layer.cores at each access; do otherwise
     """
     return f"{tried} cannot change a tensor layer: its weight is computed from layer.cores at each access; {advice}"
 
@@ -64,15 +72,14 @@ class ComputedWeight(Tensor):
     ) -> Any:
         """Call a function of torch's with the plain tensor, unless it is one that writes to it."""
         kwargs = kwargs or {}
-        first = args[0] if args else None
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
-            _check(func, first, kwargs)
+        if torch.compiler.is_compiling():
+            # Runtime checks of torch 2.13's compiled code refuse such a class, some of the time and in their own words.
+            raise RuntimeError(_COMPILED)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        _check(func, first, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*args, **kwargs)
-            if compiling or not isinstance(first, ComputedWeight):
-                return found
-            return _aliases(func, first, found)
+            return _aliases(func, first, found) if isinstance(first, ComputedWeight) else found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy as a plain tensor."""
@@ -80,7 +87,7 @@ class ComputedWeight(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A plain tensor comes back, also from ``torch.load(weights_only=True)``."""
-        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     # nn.Parameter and nn.Buffer keep the type of a subclass, and set these attributes on what they have detached.
     # What somebody makes a parameter of is theirs, so it becomes a plain one; torch's lazy parameters change so too.
@@ -107,8 +114,28 @@ def guarded(kernel: Tensor) -> Tensor:
     return weight
 
 
+class _Parameters(dict[str, Any]):
+    """The parameters of a module whose weight is computed: torch's old norms look for it here."""
+
+    def __missing__(self, name: str) -> Any:
+        raise _NoWeightError(name) if name == "weight" else KeyError(name)
+
+    def __delitem__(self, name: str) -> None:
+        self[name]  # so that it is told of as above
+        super().__delitem__(name)
+
+
+class _NoWeightError(KeyError):
+    def __str__(self) -> str:
+        return refusal("what takes it for a parameter", _PARTS)
+
+
 class ComputesWeight(nn.Module):
     """A module whose ``weight`` is computed; whoever sets or registers one gets a sentence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["_parameters"] = _Parameters()
 
     def _kernel(self) -> Tensor:
         """The weight as a plain tensor."""
@@ -152,11 +179,10 @@ class ComputesWeight(nn.Module):
 
 def _check_name(method: str, name: str, value: Any) -> None:
     if name == "weight" or isinstance(value, ComputedWeight):
-        advice = f"{_KERNEL}; pruning and parametrizations can take the parameters in layer.cores"
-        raise AttributeError(refusal(f"{method}({name!r}, ...)", advice))
+        raise AttributeError(refusal(f"{method}({name!r}, ...)", _PARTS))
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _writes(func: Callable[..., Any]) -> tuple[str, str] | None:
     """The name of a function that writes to its first argument, and how to call it in a sentence; None of others."""
     name = getattr(func, "__name__", "")
@@ -178,7 +204,10 @@ def _check(func: Callable[..., Any], first: Any, kwargs: dict[str, Any]) -> None
     """
     written = _writes(func)
     if written is None:
-        written, first = (func.__name__, f"{func.__name__}()"), kwargs.get("out", first if kwargs.get("inplace") else ())
+        written, first = (
+            (func.__name__, f"{func.__name__}()"),
+            kwargs.get("out", first if kwargs.get("inplace") else ()),
+        )
     name, shown = written
     for tensor in first if isinstance(first, list | tuple) else (first,):
         if isinstance(tensor, ComputedWeight) and (tensor._accessed or name not in _OF_THE_ACCESS):
@@ -191,7 +220,7 @@ def _aliases(func: Callable[..., Any], weight: Tensor, found: Any) -> Any:
         shares = (
             func is not Tensor.as_subclass
             and not torch._C._are_functorch_transforms_active()
-            and torch._C._is_alias_of(weight, found)
+            and torch._C._is_alias_of(weight, found)  # type: ignore[attr-defined]
         )
         return found.as_subclass(ComputedWeight) if shares else found
     if isinstance(found, list | tuple) and type(found) in {list, tuple}:
@@ -201,4 +230,4 @@ def _aliases(func: Callable[..., Any], weight: Tensor, found: Any) -> Any:
     return found
 
 
-_ARRAYS = {Tensor.numpy, Tensor.__array__}
+_ARRAYS: set[Any] = {Tensor.numpy, Tensor.__array__}

@@ -69,7 +69,7 @@ def boolean(name: str, value: Any, others: str = "") -> bool:
         >>> boolean("bias", True)
         True
     """
-    if getattr(value, "dtype", None) == bool and not value.shape:  # of numpy
+    if str(getattr(value, "dtype", "")) == "bool" and not value.shape:  # of numpy
         value = bool(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be True or False{others}")

@@ -38,36 +38,44 @@ def check_bias(bias: Tensor, channels: int) -> None:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({channels},)")
 
 
-def check_dtypes(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None) -> None:
+def check_cores(cores: Sequence[Tensor]) -> None:
+    """Refuse cores of several dtypes, which some plans would bring together and others not.
+
+    Raises:
+        RuntimeError: the dtypes and how to make them one.
+    """
+    dtype = cores[0].dtype
+    for core in cores:
+        if core.dtype is not dtype:
+            several = ", ".join(sorted({str(each.dtype) for each in cores}))
+            raise RuntimeError(f"cores have dtypes {several}; they need one: layer.to({dtype}) converts them all")
+
+
+def check_dtypes(x: Tensor, held: torch.dtype, bias: Tensor | None) -> None:
     """Refuse dtypes that differ, as torch's layers do; under autocast, those that still differ behind its casts.
 
     Raises:
         RuntimeError: as torch's own; the dtypes and how to make them one.
 
     Example:
-        >>> check_dtypes(torch.ones(1), [torch.ones(1).double()], None)  # doctest: +ELLIPSIS
+        >>> check_dtypes(torch.ones(1), torch.float64, None)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
         RuntimeError: input has dtype torch.float32, but the layer's cores have torch.float64; convert it with ...
     """
-    held = cores[0].dtype
-    several = sorted({str(core.dtype) for core in cores})
-    if len(several) > 1:
-        raise RuntimeError(f"cores have dtypes {', '.join(several)}; they need one: layer.to({held}) converts them all")
     cast = autocast_dtype(x.device.type)
     note = "" if cast is None else f" (autocast takes floating-point dtypes but torch.float64 to {cast})"
 
-    def seen(tensor: Tensor) -> torch.dtype:
-        """The dtype that a convolution gets to see."""
-        left = cast is None or not tensor.is_floating_point() or tensor.dtype == torch.float64
-        return tensor.dtype if left or cast is None else cast
+    def seen(dtype: torch.dtype) -> torch.dtype:
+        """What a convolution gets to see of a dtype."""
+        return dtype if cast is None or not dtype.is_floating_point or dtype == torch.float64 else cast
 
-    if bias is not None and seen(bias) != seen(cores[0]):
+    if bias is not None and seen(bias.dtype) != seen(held):
         raise RuntimeError(
             f"bias has dtype {bias.dtype}, but the layer's cores have {held}; they need one: layer.to({held}) converts "
             f"both{note}"
         )
-    if seen(x) != seen(cores[0]):
+    if seen(x.dtype) != seen(held):
         layer = f", or the layer with layer.to({x.dtype})" if x.is_floating_point() else ""
         raise RuntimeError(
             f"input has dtype {x.dtype}, but the layer's cores have {held}; convert it with input.to({held}){layer}"

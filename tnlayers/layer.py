@@ -18,6 +18,7 @@ from tnlayers.decompose import decompose
 from tnlayers.draw import draw, uniform
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
+from tnlayers.inputs import check_cores
 from tnlayers.meeting import exchange
 from tnlayers.modes import own_precision
 from tnlayers.planned import PlannedModule
@@ -139,6 +140,7 @@ class TensorLayer(ComputesWeight, PlannedModule):
 
     def _kernel(self) -> Tensor:
         cores = [whole(core) for core in self.cores]
+        check_cores(cores)
         if len(cores) == 1:
             kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
         else:

@@ -94,7 +94,7 @@ class TensorLinear(TensorLayer):
 
     def _nested(self, input: Tensor) -> Tensor:
         """As ``nn.Linear`` of a nested tensor, with the dense kernel."""
-        check_dtypes(input, self._listed(), self.bias)
+        check_dtypes(input, self.cores[0].dtype, self.bias)
         return F.linear(input, self._kernel(), self.bias)
 
     def _unbatched(self, y: Tensor, shape: Sequence[int]) -> Tensor:

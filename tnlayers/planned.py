@@ -150,19 +150,17 @@ class PlannedModule(nn.Module):
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
         if bias is not None and bias.shape != (planner.geometry.out_channels,):
             check_bias(bias, planner.geometry.out_channels)
-        dtype = x.dtype
-        for tensor in cores if bias is None else (bias, *cores):
-            if tensor.dtype is not dtype:
-                check_dtypes(x, cores, bias)
-                break
+        dtype = cores[0].dtype  # that of all, see build
+        if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
+            check_dtypes(x, dtype, bias)
         y = planner(x, cores, bias, self.training, output_padding)
         return y if batched or len(shape) == planner.dim else self._unbatched(y, shape)
 
     def _nested(self, input: Tensor) -> Tensor:
         """``forward`` of a nested tensor."""
         raise TypeError(
-            f"input is a nested tensor; {type(self).__name__} takes a torch.Tensor of one size, as torch's convolutions do: "
-            "call it on each of input.unbind()"
+            f"input is a nested tensor; {type(self).__name__} takes a torch.Tensor of one size, as torch's convolutions "
+            "do: call it on each of input.unbind()"
         )
 
     def _listed(self) -> list[Any]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers.assemble import Plan
+from tnlayers.inputs import check_cores
 from tnlayers.meeting import reorder
 from tnlayers.modes import again, autocast_dtype, own_precision, plain_autograd
 from tnlayers.product import LAST
@@ -46,6 +47,7 @@ def pad(plan: Plan, x: Tensor) -> Tensor:
 
 def build(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that ``x`` meets; in the cores' dtype, also under autocast."""
+    check_cores(cores)
     with own_precision(cores[0]):
         return [
             meeting.take(weight.contraction(weight.operands(cores)))
@@ -126,6 +128,7 @@ class _Run(torch.autograd.Function):
 
 def _built(plan: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors that ``x`` meets, in its dtype, and what came between them and the cores."""
+    check_cores(cores)
     weights, between = [], []
     for weight, meeting in zip(plan.weights, plan.meetings, strict=True):
         tensors = weight.contraction.run(weight.operands(cores))
