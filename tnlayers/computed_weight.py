@@ -14,7 +14,7 @@ _KERNEL = (
     "layer.set_weight_(W) fits the cores to a kernel W, layer.reset_parameters() draws them again, and layer.to_conv() "
     "or layer.to_linear() gives a plain layer"
 )
-_PARTS = f"{_KERNEL}; pruning, norms and parametrizations can be put on layer.cores"
+_PARTS = f"{_KERNEL}; pruning and parametrizations can be put on layer.cores"
 _COPY = "layer.weight.clone() is a tensor of your own"
 _COMPILED = (
     "layer.weight was computed outside of a compiled function that is called with it; compute it inside of it, or call "

@@ -159,8 +159,8 @@ class PlannedModule(nn.Module):
     def _nested(self, input: Tensor) -> Tensor:
         """``forward`` of a nested tensor."""
         raise TypeError(
-            f"input is a nested tensor; {type(self).__name__} takes a torch.Tensor of one size, as torch's convolutions "
-            "do: call it on each of input.unbind()"
+            f"input is a nested tensor; {type(self).__name__} takes a torch.Tensor of one size, as torch's "
+            "convolutions do: call it on each of input.unbind()"
         )
 
     def _listed(self) -> list[Any]:
