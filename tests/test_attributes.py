@@ -166,7 +166,7 @@ def accepts(layer, x, arguments):
 @pytest.mark.parametrize(
     "kind", ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 )
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel", "ignore:Initializing zero-element tensors")
 def test_arguments_as_torch_takes_them(kind, name):
     ours, dense, ndim = getattr(tnlayers, f"TR{kind}"), getattr(nn, kind), KINDS[kind]
     if name == "output_padding" and "Transpose" not in kind:

@@ -67,18 +67,18 @@ WRITES = {
     "view.mul_": lambda w: w.flatten().view(-1).mul_(2),
     "T.mul_": lambda w: w.flatten(1).T.mul_(2),
     "chunk.mul_": lambda w: w.chunk(2)[0].mul_(2),
-    "unbind.mul_": lambda w: [*w][0].mul_(2),
+    "unbind.mul_": lambda w: next(iter(w)).mul_(2),
     "contiguous.mul_": lambda w: w.contiguous().float().cpu().mul_(2),
-    "normal_": lambda w: nn.init.normal_(w),
-    "uniform_": lambda w: nn.init.uniform_(w),
+    "normal_": nn.init.normal_,
+    "uniform_": nn.init.uniform_,
     "constant_": lambda w: nn.init.constant_(w, 1.0),
-    "ones_": lambda w: nn.init.ones_(w),
+    "ones_": nn.init.ones_,
     "kaiming_normal_": lambda w: nn.init.kaiming_normal_(w, mode="fan_out"),
     "kaiming_uniform_": lambda w: nn.init.kaiming_uniform_(w, a=5**0.5),
-    "xavier_normal_": lambda w: nn.init.xavier_normal_(w),
-    "xavier_uniform_": lambda w: nn.init.xavier_uniform_(w),
+    "xavier_normal_": nn.init.xavier_normal_,
+    "xavier_uniform_": nn.init.xavier_uniform_,
     "trunc_normal_": lambda w: nn.init.trunc_normal_(w, std=0.02),
-    "orthogonal_": lambda w: nn.init.orthogonal_(w),
+    "orthogonal_": nn.init.orthogonal_,
     "torch.relu_": torch.relu_,
     "inplace=True": lambda w: F.relu(w, inplace=True),
     "out=": lambda w: torch.add(w, 1, out=w),
@@ -154,8 +154,8 @@ SETS = {
     "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
     "prune structured": lambda layer: prune.ln_structured(layer, "weight", 0.5, n=2, dim=0),
     "prune mask": lambda layer: prune.custom_from_mask(layer, "weight", torch.ones_like(layer.weight)),
-    "old weight_norm": lambda layer: nn.utils.weight_norm(layer),
-    "old spectral_norm": lambda layer: nn.utils.spectral_norm(layer),
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
     "_parameters": lambda layer: layer._parameters["weight"],
     "fuse": fuse,
     "functional_call": lambda layer: torch.func.functional_call(layer, {"weight": layer.weight.clone()}, torch.ones(8)),
@@ -191,7 +191,7 @@ def test_torch_itself_refuses_to_parametrize_it(parametrization):
 def test_another_name_in_the_parameters_is_a_plain_key_error():
     layer = make(FAMILIES[0])
     for use in (lambda: layer._parameters["scale"], lambda: layer._parameters.__delitem__("scale")):
-        with pytest.raises(KeyError, match="^'scale'$"):
+        with pytest.raises(KeyError, match=r"^'scale'$"):
             use()
     layer.register_parameter("scale", nn.Parameter(torch.ones(1)))
     del layer.scale
@@ -209,8 +209,8 @@ def test_the_bias_may_be_assigned():
                 torch.testing.assert_close(made(x), made.to_dense()(x))
                 made.bias = None
                 torch.testing.assert_close(made(x), made.to_dense()(x))
+                made.bias = nn.Parameter(torch.ones(1))
                 with pytest.raises(ValueError, match=r"bias has shape \(1,\); it must be \(8,\)"):
-                    made.bias = nn.Parameter(torch.ones(1))
                     made(x)
 
 
