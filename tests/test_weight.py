@@ -304,6 +304,29 @@ def test_a_detached_one_may_require_gradients_and_have_hooks():
     assert len(seen) == 1
 
 
+def test_it_is_compared_with_parameters_and_tensors():
+    made = make(tnlayers.TRLinear)
+    dense = made.to_linear()
+    for other in (dense.weight, dense.weight.detach(), made.weight, made.weight.detach()):
+        torch.testing.assert_close(made.weight, other)
+        torch.testing.assert_close(other, made.weight)
+        assert torch.equal(made.weight, other)
+        assert torch.equal(other, made.weight)
+        assert (other == made.weight).all()
+    assert torch.autograd.grad(made.weight, [*made.cores], dense.weight)[0].any()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_what_is_asked_of_it_is_answered():
+    weight = make(tnlayers.TRLinear).weight
+    assert weight.grad is None
+    assert weight.requires_grad
+    assert weight.shape == (8, 8)
+    weight.retain_grad()
+    weight.sum().backward()
+    assert torch.equal(weight.grad, torch.ones(8, 8))
+
+
 def test_functions_of_torch_func_take_it():
     weight = make(tnlayers.TRLinear).weight
     torch.testing.assert_close(torch.func.grad(lambda w: w.square().sum())(weight), 2 * weight)
@@ -326,7 +349,7 @@ def test_compiled_code_gets_a_plain_tensor():
     assert types == [Tensor]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_tracers_and_transforms_get_a_plain_tensor():
     made, x, types = make(tnlayers.TRLinear), torch.randn(2, 8), []
 
