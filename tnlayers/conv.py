@@ -8,14 +8,11 @@ import torch
 from torch import nn
 
 from tnlayers import errors
+from tnlayers.attributes import from_geometry, settable
 from tnlayers.geometry import Geometry
 from tnlayers.layer import TensorLayer
 from tnlayers.rank import Rank
 from tnlayers.variance import Init
-
-
-def _from_geometry(name: str) -> Any:
-    return property(lambda layer: getattr(layer.geometry, name), doc=f"``nn.ConvNd``'s {name}; read only.")
 
 
 class TensorConv(TensorLayer):
@@ -85,17 +82,17 @@ class TensorConv(TensorLayer):
             options=options,
         )
 
-    # nn.ConvNd's attributes, to be read only: the geometry is what the layer computes with.
-    in_channels = _from_geometry("in_channels")
-    out_channels = _from_geometry("out_channels")
-    kernel_size = _from_geometry("kernel_size")
-    stride = _from_geometry("stride")
-    padding = _from_geometry("padding")
-    dilation = _from_geometry("dilation")
-    groups = _from_geometry("groups")
-    padding_mode = _from_geometry("padding_mode")
-    transposed = _from_geometry("transposed")
-    output_padding = _from_geometry("output_padding")
+    # nn.ConvNd's attributes: the geometry is what the layer computes with.
+    in_channels = from_geometry("in_channels")
+    out_channels = from_geometry("out_channels")
+    kernel_size = from_geometry("kernel_size")
+    stride = settable("stride")
+    padding = settable("padding")
+    dilation = settable("dilation")
+    groups = from_geometry("groups")
+    padding_mode = settable("padding_mode")
+    transposed = from_geometry("transposed")
+    output_padding = settable("output_padding")
 
     @classmethod
     def from_conv(cls, conv: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:

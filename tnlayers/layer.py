@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers import errors
+from tnlayers.attributes import from_constructor
+from tnlayers.computed_weight import ComputesWeight
 from tnlayers.contraction import reconstruct
 from tnlayers.decompose import decompose
 from tnlayers.draw import draw, uniform
 from tnlayers.formats import FORMATS, Format
 from tnlayers.geometry import Geometry
+from tnlayers.inputs import check_cores
 from tnlayers.meeting import exchange
 from tnlayers.modes import own_precision
 from tnlayers.planned import PlannedModule
@@ -27,7 +30,7 @@ from tnlayers.variance import Init, Variance, solve
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class TensorLayer(PlannedModule):
+class TensorLayer(ComputesWeight, PlannedModule):
     """A linear map whose weight is a tensor network.
 
     A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
@@ -53,6 +56,8 @@ class TensorLayer(PlannedModule):
     """The torch layer with the same arguments."""
     bias: nn.Parameter | None
     variance: Variance
+    format: Format = from_constructor("format")
+    rank: Mapping[str, int] = from_constructor("rank")
 
     def __init_subclass__(cls, *, format: str | type[Format] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -80,20 +85,19 @@ class TensorLayer(PlannedModule):
         options: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.format = self._format(options)
-        self.geometry = geometry
+        self.__dict__["format"] = self._format(options)
         self.init = Init.of(init)
         inputs, groups = geometry.in_channels // geometry.groups, geometry.groups
         split = self.format.split(inputs, geometry.out_channels, groups)
         inputs_name, outputs_name = self.channel_names
         inputs_name += "" if groups == 1 else " / groups"
-        self.network, self.rank = self.format.build(
+        network, self.__dict__["rank"] = self.format.build(
             split[0] if in_shape is None else _shape("in_shape", in_shape, inputs_name, inputs),
             split[1] if out_shape is None else _shape("out_shape", out_shape, outputs_name, geometry.out_channels),
             geometry.kernel_size,
             rank,
         )
-        self._planner = Planner(self.network, geometry, strategy, memory)
+        self._planner = Planner(network, geometry, strategy, memory)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
@@ -127,20 +131,16 @@ class TensorLayer(PlannedModule):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Solve for the variances and draw the cores and the bias again."""
+        self.init = Init.of(self.init)
         variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
         self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
         self.variance = variance
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense kernel, contracted at each access, of the shape that torch's layer holds.
-
-        That is (out_channels, in_channels / groups, *kernel_size); for a transposed convolution (in_channels,
-        out_channels / groups, *kernel_size); for a linear layer (out_features, in_features).
-        """
+    def _kernel(self) -> Tensor:
         cores = [whole(core) for core in self.cores]
+        check_cores(cores)
         if len(cores) == 1:
             kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
         else:
@@ -239,7 +239,7 @@ class TensorLayer(PlannedModule):
 
     def to_dense(self) -> Any:
         """A plain torch layer with the same function, on the same device."""
-        weight = self.weight.detach()
+        weight = self._kernel().detach()
         # Built without storage, so that torch's own initialisation draws no random numbers.
         dense = self.dense_type(**self._arguments(self), device="meta").to_empty(device=weight.device).to(weight.dtype)
         dense.weight.data.copy_(weight)

@@ -7,7 +7,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from tnlayers import errors
+from tnlayers.attributes import check_geometry, fixed
 from tnlayers.geometry import Geometry
+from tnlayers.inputs import check_bias, check_dtypes, check_tensor
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import KERNEL_AXES
 from tnlayers.planner import Planner
@@ -17,11 +19,21 @@ from tnlayers.trail import Setting
 class PlannedModule(nn.Module):
     """A module with cores, a bias, and a planner for them."""
 
-    network: TensorNetwork
-    geometry: Geometry
     cores: nn.ParameterList
     bias: nn.Parameter | None
     _planner: Planner
+
+    network: TensorNetwork = fixed("network", lambda layer: layer._planner.network)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The arguments of the convolution or linear map, checked; setting it plans anew."""
+        return self._planner.geometry
+
+    @geometry.setter
+    def geometry(self, geometry: Geometry) -> None:
+        check_geometry(self, geometry)
+        self._planner = Planner(self.network, geometry, self.strategy, self.memory)
 
     @property
     def strategy(self) -> str:
@@ -125,6 +137,10 @@ class PlannedModule(nn.Module):
 
     def _run(self, input: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
         """``forward``, with another output padding than the geometry's, if any."""
+        if type(input) is not Tensor or input.is_nested:
+            check_tensor(type(self).__name__, input)
+            if input.is_nested:
+                return self._nested(input)
         planner, shape = self._planner, input.shape
         batched = len(shape) == planner.dim and shape[1] == planner.channels
         x = input if batched else input.reshape(self._batched(shape))
@@ -132,8 +148,20 @@ class PlannedModule(nn.Module):
         held = self._modules["cores"]._parameters  # type: ignore[union-attr]
         cores: list[Any] = [*held.values()] if tuple(held) == planner.names else self._listed()
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
+        if bias is not None and bias.shape != (planner.geometry.out_channels,):
+            check_bias(bias, planner.geometry.out_channels)
+        dtype = cores[0].dtype  # that of all, see build
+        if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
+            check_dtypes(x, dtype, bias)
         y = planner(x, cores, bias, self.training, output_padding)
         return y if batched or len(shape) == planner.dim else self._unbatched(y, shape)
+
+    def _nested(self, input: Tensor) -> Tensor:
+        """``forward`` of a nested tensor."""
+        raise TypeError(
+            f"input is a nested tensor; {type(self).__name__} takes a torch.Tensor of one size, as torch's "
+            "convolutions do: call it on each of input.unbind()"
+        )
 
     def _listed(self) -> list[Any]:
         """The cores as parametrizations give them."""
