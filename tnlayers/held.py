@@ -72,13 +72,18 @@ def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dic
     return found
 
 
-def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, str]:
+def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: bool = False) -> dict[nn.Module, str]:
     """Say what holds a layer, or memory of what leaves the model with it, outside of the modules; see ``ties``.
+
+    Args:
+        model: what the layers are in.
+        leaving: layers, and their tensors that will not be in the model any more.
+        stay: the layers stay, and only the tensors leave.
 
     Returns:
         dict[nn.Module, str]: such as "Net.stages[0][1] holds it too, outside of the modules"; held layers alone.
     """
-    inside = {part: layer for layer in leaving for part in layer.modules()}
+    inside = {} if stay else {part: layer for layer in leaving for part in layer.modules()}
     found: dict[nn.Module, str] = {}
     for parent in model.modules():
         for key, child in parent._modules.items():
@@ -96,7 +101,8 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dic
     for here, there in sharing(tensors) if loose else ():
         if here < len(gone) <= there:
             (layer, tensor), (other, trail) = gone[here], loose[there - len(gone)]
-            name = next(name for name, parameter in layer.named_parameters() if parameter is tensor)
+            own = *layer.named_parameters(), *layer.named_buffers()
+            name = next(name for name, value in own if value is tensor)
             what = f"its {name}" if other is tensor else f"memory of its {name}"
             found.setdefault(layer, f"{_place(trail)} holds {what} too, outside of the modules")
     return found

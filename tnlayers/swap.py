@@ -35,8 +35,8 @@ def tensorize_(
 
     What is replaced keeps its bias (the same parameter), device, dtype, ``requires_grad``, training flag, hooks and
     attributes. A module at several places stays one module. One that is also held outside of the modules, by lists,
-    hooks, closures or whatever else, is left alone, and so is one whose weight shares memory with another parameter. All
-    new layers are made before the first is put in its place, so that whatever raises leaves the model as it was.
+    hooks, closures or whatever else, is left alone, and so is one whose weight shares memory with another parameter.
+    All new layers are made before the first is put in its place, so that whatever raises leaves the model as it was.
     Progress is logged to ``tnlayers``.
 
     Args:
