@@ -630,6 +630,63 @@ def test_the_report_tells_which_cores_are_no_longer_tied(back):
     torch.testing.assert_close(model(x).detach(), expected)
 
 
+class Reader(nn.Module):
+    """A model that does something with a layer, beside calling it."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.conv, self.read = tnlayers.TuckerConv2d(16, 16, 3, stride=2, rank=2), read
+        self.conv.note = 1
+
+    def forward(self, x):
+        return self.conv(x), self.read(self.conv)
+
+
+READ = {
+    "dtype": (lambda conv: torch.ones(1, dtype=conv.weight.dtype), None),
+    "device": (lambda conv: conv.weight.device.type == "cpu" and isinstance(conv.weight, torch.Tensor), None),
+    "floating": (lambda conv: conv.weight.dtype.is_floating_point, None),
+    "nothing": (lambda conv: conv.training + conv.note + len([*conv.parameters()][:1]) + hasattr(conv, "lora"), None),
+    "sum": (lambda conv: conv.weight.sum(), "weight"),
+    "shape": (lambda conv: torch.ones(1) * conv.weight.shape[0], "weight"),
+    "data": (lambda conv: conv.weight.data.norm(), "weight"),
+    "function": (lambda conv: nn.functional.conv2d(torch.ones(1, 16, 3, 3), conv.weight, conv.bias), "bias, weight"),
+    "stride": (lambda conv: torch.ones(conv.stride), "stride"),
+    "bias": (lambda conv: torch.ones(1) * (conv.bias is not None), "bias"),
+}
+
+
+@pytest.mark.parametrize(("read", "names"), READ.values(), ids=READ)
+def test_an_example_tells_what_a_model_reads_of_its_layers(read, names):
+    torch.manual_seed(0)
+    model, x, kind = Reader(read).eval(), torch.randn(2, 16, 7, 7), tnlayers.TuckerConv2d
+    before, hooked = model(x), copy.deepcopy(model)
+    hooked.read = lambda conv: None
+    hooked.conv.register_forward_hook(lambda conv, *_: read(conv) * 0)
+    for one in (model, hooked):
+        with pytest.raises(ValueError, match="input has shape"):
+            unfold_(one, example_input=x.flatten(1))
+        assert type(one.conv) is kind
+        report = unfold_(one, example_input=x)
+        assert report["conv"].reason == ("unfolded" if names is None else f"plain again: the model reads its {names}")
+        assert type(one.conv) is (nn.Sequential if names is None else nn.Conv2d)
+    torch.testing.assert_close(model(x), before)
+
+
+def test_what_no_plain_layer_has_is_named():
+    model = Reader(lambda conv: sum(core.sum() for core in conv.cores) * conv.keep_ratio)
+    before, modules = state(model), [*model.modules()]
+    with pytest.raises(ValueError, match="conv: the model reads its cores, keep_ratio, which no Conv2d has"):
+        unfold_(model, example_input=torch.randn(1, 16, 7, 7))
+    assert_untouched(model, before, modules)
+
+
+def test_without_an_example_a_weight_that_is_computed_with_shows():
+    model, x = Reader(lambda conv: conv.weight.sum()), torch.randn(1, 16, 7, 7)
+    unfold_(model)
+    assert model(x)[1].isnan()
+
+
 class Later(nn.Module):
     """Layers without shapes, and one that is not there, before the first forward."""
 

@@ -176,5 +176,6 @@ def _place(trail: _Trail | None) -> str:
     parts: list[str] = []
     while trail is not None:
         trail, part = trail
-        parts.insert(0, part)
+        parts.append(part)
+    parts.reverse()
     return "".join(parts if len(parts) <= 9 else [*parts[:5], " ... ", *parts[-3:]])

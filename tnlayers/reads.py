@@ -31,7 +31,7 @@ def reads(model: nn.Module, layers: Sequence[nn.Module], example: Any) -> dict[n
     finally:
         for layer, kind in kinds.items():
             layer.__class__ = kind
-    return {layer: [*names] for layer, names in found.items() if names}
+    return {layer: sorted(names) for layer, names in found.items() if names}
 
 
 @cache
