@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import tnlayers
 from cases import FAMILIES
@@ -568,6 +568,50 @@ def test_what_holds_no_layer_is_no_matter():
         assert model.twice is model.a
         assert remap_optimizer_(optimizer, report)
     assert model.biases[0] is model.a[-1].bias
+
+
+class Evasive(Pair):
+    """Answers whatever it is asked for."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return None
+
+
+def test_a_model_that_has_every_attribute():
+    model, x = Evasive(), torch.randn(2, 16)
+    assert tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False)).swapped == ("a", "b")
+    expected = model(x)
+    assert unfold_(model, example_input=x).swapped == ("a", "b")
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_an_optimizer_that_holds_a_bias_alone_is_told_when_it_leaves():
+    """Before a channel shuffle at the end, the bias is another one."""
+    model = nn.Sequential(tnlayers.TTConv2d(64, 64, 3, padding=1, rank=2))
+    optimizer, bias = torch.optim.SGD([model[0].bias], lr=1), model[0].bias
+    with pytest.warns(UserWarning, match="SGD was made before the swap"):
+        report = unfold_(model)
+    assert not any(parameter is bias for parameter in model.parameters())
+    assert remap_optimizer_(optimizer, report) == 1
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [
+        id(p) for name, p in model.named_parameters() if name.endswith("bias")
+    ]
+
+
+def test_parametrized_layers_are_made_plain():
+    class Double(nn.Module):
+        def forward(self, value):
+            return 2 * value
+
+    model, x = ours(), torch.randn(2, 16)
+    parametrize.register_parametrization(model.a, "bias", Double())
+    parametrize.register_parametrization(model.b.cores, "0", Double())
+    expected = model(x).detach()
+    densify_(model)
+    torch.testing.assert_close(model(x).detach(), expected)
 
 
 def test_parts_of_a_layer_that_are_children_elsewhere():

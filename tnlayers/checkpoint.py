@@ -71,7 +71,7 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for name, value in state.items():
         check_storable(name, value)
     aliases = shared_names(state)
-    config = getattr(dict(modules.values())[""], "_tensorize_config", None)
+    config = vars(dict(modules.values())[""]).get("_tensorize_config")
     about = {
         "version": VERSION,
         "tnlayers": tnlayers.__version__,

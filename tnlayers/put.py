@@ -28,7 +28,8 @@ def finish(model: nn.Module, spots: list[Spot], dry_run: bool = False) -> Tensor
     before = _params(model)
     layers = tuple(map(_row, spots))
     after = before + sum(_params(spot.new) - _params(spot.module) for spot in swapped)
-    gone = [p for spot in swapped for p in spot.module.parameters() if p is not spot.module.bias]
+    stays = {id(p) for spot in swapped for p in spot.new.parameters()}
+    gone = [p for spot in swapped for p in spot.module.parameters() if id(p) not in stays]
     # Before anything is put anywhere, since a warning may be an error.
     for optimizer in () if dry_run or not gone else holders(gone):
         warnings.warn(
@@ -78,8 +79,10 @@ def _put(spot: Spot) -> list[Replaced]:
     leaving, coming = ({k: p for k, p in named.items() if id(p) not in stays} for named in (before, after))
     for parent, key in spot.places:
         parent._modules[key] = new
-    # All that comes takes the place of the first that leaves.
-    return [
-        Replaced(weakref.ref(parameter), name, {} if number else coming)
-        for number, (name, parameter) in enumerate(leaving.items())
-    ]
+    # A bias takes the place of a bias, and whatever else comes that of the first that leaves.
+    biases = {name: coming.pop(name) for name in [*coming] if "bias" in leaving and name.endswith("bias")}
+    replaced = []
+    for name, parameter in leaving.items():
+        new, coming = (biases, coming) if name == "bias" else (coming, {})
+        replaced.append(Replaced(weakref.ref(parameter), name, new))
+    return replaced
