@@ -6,14 +6,14 @@ closures, hooks, objects, classes. All of them are walked, by what Python's garb
 to, so that no kind of container has to be known.
 """
 
-import gc
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from gc import get_referents, is_tracked
 from sys import stdlib_module_names
-from types import CodeType, FrameType, FunctionType, ModuleType, NoneType, TracebackType
+from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from tnlayers.memory import sharing
 
 HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
 """Attributes of a module that hold hooks."""
-_ATOMS = frozenset({int, float, bool, str, bytes, complex, NoneType})
 _CLOSED = ModuleType, CodeType, FrameType, TracebackType, Optimizer
 """Not looked into: they lead everywhere, and an optimizer has ``remap_optimizer_``."""
 _SEQUENCES: tuple[Any, ...] = list, tuple, deque
@@ -123,7 +122,7 @@ def _reached(model: nn.Module) -> Iterator[tuple[Any, _Trail]]:
     seen: dict[int, Any] = {}
     while waiting:
         value, trail = waiting.popleft()
-        if type(value) in _ATOMS or id(value) in seen:
+        if id(value) in seen or not is_tracked(value):  # numbers, texts, and tuples of them, lead nowhere
             continue
         seen[id(value)] = value
         kind = type(value)
@@ -150,13 +149,13 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         with suppress(ReferenceError):
             yield "", value.__repr__.__self__
     if issubclass(kind, dict):
-        yield from ((f"[{_brief(key)}]", inner) for key, inner in [*dict.items(value)])
+        yield from ((f"[{_brief(key)}]", inner) for key, inner in [*dict.items(value)] if is_tracked(inner))
     for base in _SEQUENCES:
         if issubclass(kind, base):
-            yield from ((f"[{k}]", inner) for k, inner in enumerate([*base.__iter__(value)]))
+            yield from ((f"[{k}]", inner) for k, inner in enumerate([*base.__iter__(value)]) if is_tracked(inner))
     attributes = _attributes(value)
     yield from ((f".{name}", inner) for name, inner in [*attributes.items()])
-    yield from (("", inner) for inner in gc.get_referents(value) if inner is not attributes)
+    yield from (("", inner) for inner in get_referents(value) if inner is not attributes)
 
 
 def _attributes(value: Any) -> dict[Any, Any]:

@@ -76,9 +76,7 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
     if not changes:
         raise ValueError("module has nothing to initialise: no layer of tnlayers, FactorizedConv or FactorizedLinear")
     for first, other in sharing([core for _, core in cores]):
-        raise ValueError(
-            f"{cores[other][0]}: it shares a core with {cores[first][0]}; each must have values of its own"
-        )
+        raise ValueError(f"{cores[other][0]}: it shares a core with {cores[first][0]}; each needs its own values")
     for change in changes:
         _redraw(*change, init)
     return module

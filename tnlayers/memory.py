@@ -36,7 +36,8 @@ def sharing(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
         others = same.setdefault(id(tensor), [])
         pairs.update((other, number) for other in others)
         others.append(number)
-    spans = sorted(span for number, tensor in enumerate(tensors) for span in _spans(number, tensor))
+    spans = [span for number, tensor in enumerate(tensors) for span in _spans(number, tensor)]
+    spans.sort(key=lambda span: span[:3])
     open_: list[_Span] = []
     for span in spans:
         open_ = [other for other in open_ if other.space == span.space and other.end > span.start]
@@ -50,8 +51,8 @@ def sharing(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 def _spans(number: int, tensor: Any) -> Iterator[_Span]:
     if hasattr(tensor, "__tensor_flatten__"):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _spans(number, getattr(tensor, name))
+        for part in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
+            yield from _spans(number, part) if isinstance(part, Tensor) else ()  # a mesh, since torch 2.13
         return
     try:
         storage, size = tensor.untyped_storage(), tensor.element_size()
@@ -62,7 +63,7 @@ def _spans(number: int, tensor: Any) -> Iterator[_Span]:
         start = start or tensor.storage_offset() * size
     except (NotImplementedError, RuntimeError, ValueError):  # sparse, or lazy
         return
-    if tensor.numel():
+    if tensor.numel() and storage.nbytes():  # those of unsharded parameters are freed and made again
         yield _Span(space, start, start + length * size, number, tensor)
 
 
