@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import tnlayers
@@ -28,6 +31,7 @@ from tnlayers import (
     tensorize_,
     unfold_,
 )
+from tnlayers.memory import sharing
 
 NAMES = [name for name in tnlayers.FORMATS if name != "einsum"]
 
@@ -661,6 +665,30 @@ def test_side_by_side_in_one_storage_is_not_tied():
     model.a.weight.data, model.b.weight.data = base[:, :32:2], base[:, 1:32:2]
     model.a.bias.data, model.b.bias.data = base[0, 32:48], base[0, 48:]
     assert tensorize_(model, TensorizeConfig(rank=2, decompose=False)).swapped == ("a", "b")
+
+
+def test_tensors_without_an_address_or_with_few_entries():
+    with FakeTensorMode():
+        fake = [torch.empty(3, 4), torch.empty(3, 4)]
+    one = torch.zeros(1).expand(5)
+    sparse = torch.eye(3).to_sparse()
+    odd = [*fake, fake[0].t(), one, one[2:], sparse, sparse, nn.LazyLinear(3).weight, torch.zeros(0), torch.zeros(0)]
+    assert sharing(odd) == [(0, 2), (3, 4), (5, 6)]
+
+
+def test_sharded_weights_are_left(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = Pair()
+        model.a.weight = nn.Parameter(distribute_tensor(model.a.weight, init_device_mesh("cpu", (1,)), [Shard(0)]))
+        model.kept = [model.b.weight.detach()]
+        model.c = nn.Linear(16, 16)
+        report = tensorize_(model, TensorizeConfig(rank=2, decompose=False))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert report.swapped == ("c",)
+    assert report["a"].reason == "refused: its weight is sharded"
+    assert report["b"].reason.startswith("refused: Pair.kept[0] holds memory of its weight too")
 
 
 @pytest.mark.parametrize("back", [densify_, unfold_])

@@ -170,14 +170,14 @@ def _refusals(spot: Spot, config: TensorizeConfig) -> Iterator[str]:
         yield "its forward was replaced"
     if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in spot.places):
         yield "it is compiled by itself; compile the model instead"
-    if spot.held:
-        yield spot.held
     own = vars(spot.plain).keys()
     if taken := [name for name in vars(module).keys() - own if hasattr(TensorLayer, name) or name in _TAKEN]:
         yield f"its attributes {', '.join(taken)} are a tensor layer's own"
     if any(getattr(module, name) for name in STATE_HOOKS):
         yield "it has hooks on its state_dict"
     yield from _weight_refusals(weight)
+    if spot.held:
+        yield spot.held
     if spot.tied:
         yield f"another module has the same weight: {spot.tied}"
 
