@@ -26,18 +26,14 @@ def watch(
     Returns:
         list[Spot]: in the order of their first calls; those without a call last.
     """
-    usable = {
-        spot.module: spot
-        for spot in spots
-        if not isinstance(spot.module._parameters.get("weight"), nn.UninitializedParameter)
-    }
+    watched = {spot.module: spot for spot in spots}
     order: dict[nn.Module, int] = {}
 
     def see(layer: nn.Module, x: Tensor) -> None:
         order.setdefault(layer, len(order))
-        note(usable[layer], x)
+        note(watched[layer], x)
 
-    observe(model, usable, examples, see)
+    observe(model, watched, examples, see)
     spots = sorted(spots, key=lambda spot: order.get(spot.module, len(order)))
     for spot in spots:  # the first that is called tells where it began
         if spot.moments is not None:
