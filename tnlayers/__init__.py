@@ -4,6 +4,7 @@ from tnlayers import zoo
 from tnlayers.autotune import autotune
 from tnlayers.conv import TensorConv, TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.formats import FORMATS, Format, register
+from tnlayers.freezing import Frozen, freeze_, thaw_
 from tnlayers.geometry import Geometry
 from tnlayers.layer import TensorLayer
 from tnlayers.linear import TensorLinear
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FORMATS",
     "Format",
+    "Frozen",
     "Geometry",
     "Init",
     "Summary",
@@ -52,6 +54,7 @@ __all__ = [
     "autotune",
     "calibrate_",
     "densify_",
+    "freeze_",
     "frobenius_penalty",
     "from_tltorch",
     "initialize_",
@@ -65,6 +68,7 @@ __all__ = [
     "squared_norm",
     "summary",
     "tensorize_",
+    "thaw_",
     "to_tltorch",
     "unfold",
     "unfold_",

@@ -99,7 +99,7 @@ class Space:
         return sorted(found)
 
     def _some(self) -> list[int]:
-        """Connected sets of units: each one, runs of neighbours, pairs, what a greedy contraction makes, and the rests."""
+        """Connected sets of units: each, runs of neighbours, pairs, what a greedy contraction makes, and the rests."""
         units = sorted(self.units(UNITS), key=lambda unit: unit & -unit)
         count = len(units)
         runs = (units[start:stop] for start in range(count) for stop in range(start + 1, count + 1))
