@@ -50,18 +50,25 @@ def write(path: Path, content: bytes | memoryview) -> None:
         made.write_bytes(content)
 
 
-def check(path: Path) -> None:
+def check(path: Path, argument: str) -> None:
     """Refuse a file that `write` could not write, before there is anything to write. Missing directories are made.
+
+    Args:
+        path: the file.
+        argument: what named it, to be named in the sentence.
 
     Raises:
         WriteError: see `write`.
     """
 
-    class Enough(Exception):
+    class UnwrittenError(Exception):
         pass
 
-    with suppress(Enough), _replacing(path):
-        raise Enough
+    try:
+        with suppress(UnwrittenError), _replacing(path):
+            raise UnwrittenError
+    except WriteError as error:
+        raise WriteError(f"{argument} is {path}, but {error}") from error
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -410,9 +410,11 @@ def fetch(source: Download, path: Path) -> Path:
         DataError: it cannot be had, or has another MD5; nothing is left behind.
     """
     try:
-        check(path)
+        check(path, "a file of the data set")
         with urllib.request.urlopen(source.url, timeout=60) as response:
-            content = b"".join(iter(partial(response.read, 1 << 20), b""))  # read() alone raises where a file ends early
+            content = b"".join(
+                iter(partial(response.read, 1 << 20), b"")
+            )  # read() alone raises where a file ends early
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if md5 != source.md5:
             raise DataError(f"{source.url} has MD5 {md5}, but {source.md5} was published: nothing was kept")

@@ -75,7 +75,7 @@ class Ended(BaseException):
 
 
 class Signals:
-    """What asks this process to end from outside: SIGTERM of a cluster that takes its machine back, SIGHUP of a terminal.
+    """What asks this process to end: SIGTERM of a cluster that takes its machine back, SIGHUP of a closed terminal.
 
     Attributes:
         came: the first that came, or 0.

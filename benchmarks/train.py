@@ -15,12 +15,13 @@ Each takes its part of every batch; batch_size is of all together. With --shard 
 first process writes, and reads the checkpoint for all.
 
 A run that was killed goes on from its last checkpoint with --resume, to the same numbers as if it had not been. SIGTERM
-and SIGHUP end it after the step it is in, with a checkpoint and with exit code 128 + the signal's number; during an
-evaluation after that. Several processes end together, where their losses are added up: REPORT_EVERY steps later at most.
+and SIGHUP end it after the step or the evaluation it is in, with a checkpoint and with exit code 128 + the signal's
+number. Several processes end together, where their losses are added up: REPORT_EVERY steps later at most.
 """
 
 import io
 import math
+import os
 import signal
 import sys
 import time
@@ -53,6 +54,7 @@ from provenance import provenance, write_csv
 
 REPORT_EVERY = 10  # steps; each report waits for the device
 EVALUATION_BATCH = 1000  # images
+NOTHING = "nothing was trained"
 
 
 class RunError(Exception):
@@ -157,7 +159,7 @@ def check_new(config: Config) -> None:
     Raises:
         ConfigError: there is a checkpoint, and neither resume nor overwrite.
     """
-    if checkpoint(config).exists() and not config.resume and not config.overwrite:
+    if os.path.exists(checkpoint(config)) and not config.resume and not config.overwrite:
         raise ConfigError(
             f"{checkpoint(config)} is there from an earlier run: go on from it with --resume, keep it with another "
             "--name or --out, or remove it with --overwrite"
@@ -168,18 +170,16 @@ def prepare(config: Config) -> None:
     """See to it that a run's directory can take its files, and keeps nothing that the run would mistake for its own.
 
     Raises:
-        ConfigError: it cannot, or there is a checkpoint that would be lost.
+        ConfigError: there is a checkpoint that would be lost.
+        WriteError: it cannot.
     """
     check_new(config)
-    try:
-        for path in (checkpoint(config), config.directory / "metrics.csv"):
-            check(path)
-        remove_unfinished(config.directory)
-        if config.overwrite:
-            with about_writing(checkpoint(config)):
-                checkpoint(config).unlink(missing_ok=True)
-    except WriteError as error:
-        raise ConfigError(f"out is {config.out}, but {error}") from error
+    for path in (checkpoint(config), config.directory / "metrics.csv"):
+        check(path, "a file of the run")
+    remove_unfinished(config.directory)
+    if config.overwrite:
+        with about_writing(checkpoint(config)):
+            checkpoint(config).unlink(missing_ok=True)
 
 
 class Run:
@@ -193,6 +193,7 @@ class Run:
         ConfigError, DataError: the network, the data or the device cannot be had.
         ConfigError: there is a checkpoint, and the configuration says neither resume nor overwrite.
         RunError: the checkpoint to resume from is of another run.
+        WriteError: the run's files cannot be written.
     """
 
     def __init__(self, config: Config, data: Any = None) -> None:
@@ -325,7 +326,8 @@ class Run:
             report: called now and then with advance= (images), epoch=, and this epoch's training loss= and accuracy=.
 
         Raises:
-            RunError: the loss is no longer a number, or a file cannot be written.
+            RunError: the loss is no longer a number.
+            WriteError: a file cannot be written; the last checkpoint is still there.
             engine.Ended: a signal has asked for it; the checkpoint is written.
         """
         lr = self.lr
@@ -540,7 +542,7 @@ class Run:
         try:
             engine.first(self.processes, act)
         except WriteError as error:
-            raise RunError(f"{self.config.arm}: {error}; {self.way_on}") from error
+            raise WriteError(f"{self.config.arm}: {error}; {self.way_on}") from error
 
     def _note_saved(self) -> None:
         self.saved = f"epoch {len(self.history)}" + (f" and {self.step} steps" if self.step else "")
@@ -585,8 +587,8 @@ class Run:
             )
             why = " (the learning rate follows a schedule over all epochs)" if "epochs" in odd else ""
             raise RunError(
-                f"{self.checkpoint} was made with {was}, but this run has {has}{why}: go on with what it was made with, "
-                "or begin another run with another --name or --out"
+                f"{self.checkpoint} was made with {was}, but this run has {has}{why}: go on with what it "
+                "was made with, or begin another run with another --name or --out"
             )
         return state
 
@@ -638,7 +640,7 @@ def train(config: Config, report: Callable[..., Any] = lambda **_: None) -> Resu
         report: see Run.epoch.
 
     Raises:
-        ConfigError, DataError, RunError: it cannot start or go on.
+        ConfigError, DataError, RunError, WriteError: it cannot start or go on.
     """
     return Run(config).finish(report)
 
@@ -749,14 +751,12 @@ def check_files(commands: Sequence[Command]) -> None:
     """Refuse, before anything is trained, what would lose a checkpoint, or results.
 
     Raises:
-        ConfigError: a checkpoint would be overwritten, or --results cannot be written.
+        ConfigError: a checkpoint would be lost.
+        WriteError: --results cannot be written.
     """
     for command in commands:
         if command.results is not None:
-            try:
-                check(command.results)
-            except WriteError as error:
-                raise ConfigError(f"results is {command.results}, but {error}") from error
+            check(command.results, "results")
         for run in command.runs:
             check_new(run)
 
@@ -765,12 +765,14 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write a row per run.
 
     Raises:
-        RunError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     try:
         write_csv(path, [result.row for result in results])
     except WriteError as error:
-        raise RunError(f"{error}; the same command with --resume trains nothing again that is in a checkpoint") from error
+        raise WriteError(
+            f"{error}; the same command with --resume trains nothing again that is in a checkpoint"
+        ) from error
 
 
 @engine.signals.obeyed()
@@ -794,15 +796,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for config in command.runs:
                     run = Run(config, data)
                     if config.resume and main_process:
-                        progress.console.print(f"{config.directory.name}: {run.beginning}")
+                        told = f"{config.directory.name}: {run.beginning}"
+                        progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
                     results.append(run.finish(progress_bar(progress, run)))
                     if command.results is not None:
                         engine.first(processes, partial(write_results, command.results, results))
         if main_process:
             console.print(table(results))
         processes.wait_for_everyone()
-    except (ConfigError, DataError, RunError, OSError) as error:
+    except (ConfigError, DataError, RunError, WriteError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # of what is read, or of the standard output
+        sys.exit(f"error: {error}; {run.way_on if run else NOTHING}")
     except KeyboardInterrupt:
         _leave("interrupted", signal.SIGINT, run)
     except engine.Ended as ended:
@@ -814,7 +819,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _leave(why: str, number: signal.Signals, run: Run | None) -> NoReturn:
     """Exit as a shell says that a signal ended a program, with a sentence."""
     if run is None or run.processes.is_main_process:
-        print(f"{why}: {run.way_on if run else 'nothing was trained'}", file=sys.stderr)
+        print(f"{why}: {run.way_on if run else NOTHING}", file=sys.stderr)
     sys.exit(128 + number)
 
 
