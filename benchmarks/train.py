@@ -24,6 +24,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -599,10 +600,16 @@ class Run:
         return self.config.experiment | data
 
     def _tensorboard(self) -> None:
-        with tensorboard().SummaryWriter(self.config.directory) as writer:
-            for name, value in self.history[-1].items():
-                if isinstance(value, int | float) and name != "epoch":
-                    writer.add_scalar(name, value, self.history[-1]["epoch"])
+        told = threading.excepthook
+        # The writer's thread shows what it cannot write, and so does the writer: once is enough.
+        threading.excepthook = lambda failed: None if issubclass(failed.exc_type, OSError) else told(failed)
+        try:
+            with tensorboard().SummaryWriter(self.config.directory) as writer:
+                for name, value in self.history[-1].items():
+                    if isinstance(value, int | float) and name != "epoch":
+                        writer.add_scalar(name, value, self.history[-1]["epoch"])
+        finally:
+            threading.excepthook = told
 
 
 def tensorboard() -> Any:
