@@ -178,9 +178,6 @@ def prepare(config: Config) -> None:
     for path in (checkpoint(config), config.directory / "metrics.csv"):
         check(path, "a file of the run")
     remove_unfinished(config.directory)
-    if config.overwrite:
-        with about_writing(checkpoint(config)):
-            checkpoint(config).unlink(missing_ok=True)
 
 
 class Run:
@@ -215,6 +212,8 @@ class Run:
         self._begin(config, data, config.network(data.channels, data.num_classes).to(device))
         if config.resume:
             self._restore()
+        elif config.overwrite:  # now that nothing else can be wrong
+            engine.first(processes, self._remove_checkpoint)
 
     def _begin(
         self,
@@ -564,6 +563,10 @@ class Run:
         self.history, self.step, self.seconds, self.lr = (state[name] for name in ("history", "step", "seconds", "lr"))
         self.sums = (state["sums"] if self.processes.is_main_process else torch.zeros(2)).to(self.sums)
         self._note_saved()
+
+    def _remove_checkpoint(self) -> None:
+        with about_writing(self.checkpoint):
+            self.checkpoint.unlink(missing_ok=True)
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint, if there is one."""

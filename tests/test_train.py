@@ -193,6 +193,9 @@ def test_a_checkpoint_is_lost_only_if_one_says_so(tmp_path, capsys, flag):
 
 def test_what_is_overwritten_is_never_gone_on_from(config):
     train.train(config)
+    with pytest.raises(ConfigError, match="shard is True, but there is one process"):
+        Run(replace(config, overwrite=True, shard=True))
+    assert Run(replace(config, resume=True)).finished  # what cannot begin removes nothing
     stop(Run(replace(config, overwrite=True)), 1)
     assert Run(replace(config, resume=True)).images_done == 0
     with pytest.raises(ConfigError, match="overwrite is True, but so is resume"):
