@@ -8,12 +8,11 @@ import argparse
 import statistics
 import time
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from provenance import REPOSITORY, write_csv
+from provenance import REPOSITORY, csv_file, write_csv
 from speed import FAMILIES
 from tnlayers.formats import factorize
 from tnlayers.plan import plan
@@ -47,7 +46,7 @@ def measure(family: str, factors: int, mode: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [measure(*row) for row in product(FAMILIES, FACTORS, MODES)]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from atomic import replacing
+from atomic import write
 from convergence import DENSE, DENSE_ARM, REFERENCES, chosen
 from provenance import REPOSITORY, read_csv
 
@@ -686,8 +686,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("README.md is stale: run python benchmarks/report.py")
         return 1
     if after != before:
-        with replacing(readme) as file:
-            file.write(after.encode())
+        write(readme, after.encode())
     return 0
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice, product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import tnlayers
-from provenance import REPOSITORY, write_csv
+from provenance import REPOSITORY, csv_file, write_csv
 from tnlayers.formats import factorize
 from tnlayers.rates import Rate, Rates, lanes
 from tnlayers.rates import rates as layer_rates
@@ -341,7 +340,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help="numbers of the shapes")
     parser.add_argument("--compile", action="store_true", help="columns through torch.compile too, a minute per row")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
