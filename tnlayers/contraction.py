@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from heapq import heappop, heappush
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -141,7 +140,7 @@ def order(operands: tuple[Axes, ...], out: Axes, sizes: tuple[tuple[str, int], .
 
 
 def pairs(
-    operands: Sequence[Axes], out: Axes, sizes: Mapping[str, int], stop: int = 1, apart: Sequence[Axes] = ()
+    operands: Sequence[Axes], out: Axes, sizes: Mapping[str, int], apart: Sequence[Axes] = ()
 ) -> list[tuple[int, int]]:
     """Choose the pairs of operands to contract, greedily by the memory that a step adds.
 
@@ -152,7 +151,6 @@ def pairs(
         operands: the axes of each operand.
         out: the axes of the result.
         sizes: the size of each axis.
-        stop: how many tensors are left in the end.
         apart: groups of axes; a pair whose result has axes of fewer groups goes first, whatever it adds.
 
     Returns:
@@ -196,11 +194,13 @@ def pairs(
     for k in alive:
         consider(k, range(k))
     found: list[tuple[int, int]] = []
-    while len(alive) > stop:
+    while len(alive) > 1:
         while heap and not (heap[0][3] in alive and heap[0][4] in alive):
             heappop(heap)
-        # An outer product only where there is nothing else to do.
-        *_, a, b = heappop(heap) if heap else min(judge(a, b) for a, b in combinations(alive, 2))
+        if heap:
+            *_, a, b = heappop(heap)
+        else:  # outer products alone are left, of which the smallest tensors' is the smallest
+            a, b = sorted(sorted(alive, key=lambda k: (volume(alive[k][0]), k))[:2])
         new, gone = len(masks) + len(found), summed(a, b)
         (one, here), (two, there) = alive.pop(a), alive.pop(b)
         found.append((a, b))

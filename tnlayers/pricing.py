@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 
 from tnlayers.meeting import CONV, MATMUL
-from tnlayers.notation import bits
 from tnlayers.product import FIRST, LAST
 from tnlayers.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates, floor
 from tnlayers.space import Space, refine
@@ -37,7 +36,7 @@ class Contractions:
     def __init__(self, where: Space, rates: Rates, mode: str, itemsize: int) -> None:
         self.space, self.table, self.infer, self.itemsize = where, rates.of(mode), rates.infer, itemsize
         self.share = _CACHED if mode == "cached" else 1.0
-        self.of, self._greedy = cache(self._of), dict[int, int]()
+        self.of = cache(self._of)
 
     def _of(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
         if not tensor & (tensor - 1):
@@ -63,18 +62,11 @@ class Contractions:
         return halves, total._replace(seconds=seconds)
 
     def _lefts(self, tensor: int) -> list[int]:
-        """One part of each way to split a set: into two that ``x`` may meet too, else as a greedy order does."""
+        """One part of each way to split a set: into two that ``x`` may meet too, else as the cores merge."""
         sets = self.space.tensors()
         known, lowest = frozenset(sets), tensor & -tensor
         found = [part for part in sets if part & lowest and part & tensor == part != tensor and tensor & ~part in known]
-        if found:
-            return found
-        if tensor not in self._greedy:
-            made = [1 << k for k in bits(tensor)]
-            for a, b in self.space.greedy(made):
-                made.append(made[a] | made[b])
-                self._greedy.setdefault(made[-1], made[a])
-        return [self._greedy[tensor]]
+        return found or [self.space.halve(tensor)]
 
     def pairs(self, tensor: int, cores: Sequence[int]) -> list[tuple[int, int]]:
         """The steps of a set's contraction, as ``tnlayers.contraction.Contraction.of`` takes them."""

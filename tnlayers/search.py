@@ -114,13 +114,17 @@ class Search:
         where = self.space
         if self.sequence:
             return [self.sequence[number]]
+        late, level, share, few = len(self._priced) > self.work, absorbed.bit_count(), 0, False
+        if late:
+            share = max(0, math.ceil(self.work / len(where.cores)) - self._beam[level])
+            few = self.tensors is not where.singles and absorbed in where.coarse()
+            if not share and not few:
+                return []
         reach = where.x_axes(absorbed) | where.ends[2]
         free = [tensor for tensor in self.tensors if not tensor & absorbed]
         free = [tensor for tensor in free if where.weight_axes(tensor) & reach] or free
-        if len(self._priced) > self.work:
-            few, level = where.coarse(), absorbed.bit_count()
-            always = [tensor for tensor in free if tensor in few] if absorbed in few else []
-            share = max(0, math.ceil(self.work / len(where.cores)) - self._beam[level])
+        if late:
+            always = [tensor for tensor in free if tensor in where.coarse()] if few else []
             others = [tensor for tensor in free if tensor not in always] if share else []
             others = heapq.nsmallest(share, others, key=lambda tensor: where.volume(where.x_axes(absorbed | tensor)))
             self._beam[level] += len(others)

@@ -76,7 +76,7 @@ class Space:
         self.x_axes = cache(self._x_axes)
         self.roles = cache(self._roles)
         self.singles = [1 << k for k in range(len(self.cores))]
-        self.tensors, self.coarse = cache(self._tensors), cache(self._coarse)
+        self.tensors, self.coarse, self.merges = cache(self._tensors), cache(self._coarse), cache(self._merges)
         self._every = self._connected()
         self.exact = self._every is not None
 
@@ -103,9 +103,7 @@ class Space:
         units = sorted(self.units(UNITS), key=lambda unit: unit & -unit)
         count = len(units)
         runs = (units[start:stop] for start in range(count) for stop in range(start + 1, count + 1))
-        made = list(units)
-        for a, b in self.greedy(units):
-            made.append(made[a] | made[b])
+        made = (left | right for left, right in self.merges()[len(self.cores) - count :])
         found = {*map(sum, runs), *map(sum, combinations(units, 2)), *made}
         found |= {self.all & ~part for part in found}
         return sorted(part for part in found if part and self._joined([unit for unit in units if unit & part]))
@@ -126,22 +124,31 @@ class Space:
             rest = [part for part in rest if part not in near]
         return True
 
-    def greedy(self, parts: Sequence[int]) -> list[tuple[int, int]]:
-        """How disjoint sets of cores contract with each other, see ``tnlayers.contraction.pairs``."""
-        operands = [self.axes(self.weight_axes(part)) for part in parts]
-        return pairs(operands, self.axes(self.weight_axes(sum(parts))), dict(zip(self.names, self.sizes, strict=True)))
-
-    def units(self, most: int) -> list[int]:
-        """Sets of cores, at most so many: cores that go best together are merged.
+    def _merges(self) -> list[tuple[int, int]]:
+        """How the cores contract by pairs of sets: those go first that go best together.
 
         Those go best together that join the fewest of input, output and kernel, then those whose product grows least.
         """
         made, sizes = list(self.singles), dict(zip(self.names, self.sizes, strict=True))
-        merged = set()
-        for a, b in pairs(self.cores, self.axes(self.dense), sizes, most, [self.axes(end) for end in self.ends]):
-            merged |= {a, b}
+        found = []
+        for a, b in pairs(self.cores, self.axes(self.dense), sizes, [self.axes(end) for end in self.ends]):
+            found.append((made[a], made[b]))
             made.append(made[a] | made[b])
-        return [unit for number, unit in enumerate(made) if number not in merged]
+        return found
+
+    def units(self, most: int) -> list[int]:
+        """Sets of cores, at most so many: cores that go best together are merged."""
+        units = list(self.singles)
+        for left, right in self.merges()[: max(0, len(units) - most)]:
+            units = [*(unit for unit in units if unit not in (left, right)), left | right]
+        return units
+
+    def halve(self, cores: int) -> int:
+        """One part of a set of cores, where the merges leave two for the last."""
+        for left, right in reversed(self.merges()):
+            if cores & left and cores & right:
+                return cores & left
+        raise ValueError("a single core has no parts")
 
     def _union(self, cores: int) -> int:
         union = 0
