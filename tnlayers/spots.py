@@ -126,6 +126,8 @@ def note_holders(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside what ``torch.compile`` and data parallelism put around it."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
     inner: Any = model._modules.get("_orig_mod", model)
     return unwrapped(inner.module) if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
 
