@@ -174,17 +174,15 @@ def tools(rows: Rows) -> str:
 
 
 def planning(rows: Rows) -> str:
-    """Milliseconds of the search by number of cores, over families: the median and the longest one."""
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    """Milliseconds of a network's first plan, and of one for a new size, by number of cores, over families and modes."""
     table = []
     for cores, runs in sorted(_group(rows, "cores"), key=lambda pair: int(pair[0])):
         cells = []
-        for mode in modes:
-            found = [run for run in runs if run["mode"] == mode]
-            middle = statistics.median(float(run["median"]) for run in found)
-            cells.append(f"{middle:.1f} ({max(float(run['most']) for run in found):.1f})")
+        for middle, most in (("first", "most"), ("new_size", "most_new_size")):
+            found = statistics.median(float(run[middle]) for run in runs)
+            cells.append(f"{found:.2f} ({max(float(run[most]) for run in runs):.2f})")
         table.append([cores, ", ".join(dict.fromkeys(run["family"] for run in runs)), *cells])
-    return f"{_markdown(['cores', 'families', *modes], table)}\n\n{_source(rows)}"
+    return f"{_markdown(['cores', 'families', 'first', 'new size'], table)}\n\n{_source(rows)}"
 
 
 def penalty(rows: Rows) -> str:
