@@ -294,7 +294,7 @@ def start(rank: int, world: int, folder: str, work: Callable[[], Report]) -> Non
 def in_processes(work: Callable[..., Report], made: Layers, world: int = 2) -> Report:
     """Run ``work(names, folder)`` in several processes; what it reports."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(start, (world, folder, partial(work, tuple(made), folder)), nprocs=world)
+        mp.start_processes(start, (world, folder, partial(work, tuple(made), folder)), world, start_method="forkserver")
         report: Report = pickle.loads(Path(folder, "report").read_bytes())
     return report
 
