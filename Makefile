@@ -1,16 +1,20 @@
 # make demo   sets up and trains a dense and a tensor-ring ResNet side by side on real images
 # make test   sets up and runs the tests
+# make test-base   the README's code, the doctests and fits with the wheel alone in a fresh venv, without extras
+# make test-latest   the tests, and those on timm's models, with the torch of constraints-latest.txt; 6 GB in a venv of its own
 # make results-smoke   the pipeline of the results, training to tables, in two minutes on small images
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 VENV ?= .venv
+EXTRAS ?= benchmarks,test,lint
 PY := $(VENV)/bin/python
+BASE := .venv-base
 
-.PHONY: demo test test-slow results-smoke lint clean
+.PHONY: demo test test-slow test-base test-latest results-smoke lint clean
 
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[benchmarks,test,lint]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	touch $@
 
 demo: $(VENV)/ready
@@ -21,6 +25,15 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
+
+test-base:
+	$(PYTHON) -m venv --clear $(BASE)
+	$(BASE)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w $(BASE)/wheel .
+	$(BASE)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) $(BASE)/wheel/*.whl
+	$(BASE)/bin/python -I tests/base_install.py README.md
+
+test-latest:
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS=constraints-latest.txt EXTRAS=benchmarks,test,timm
 
 SMOKE := runs/smoke
 results-smoke: $(VENV)/ready
@@ -37,4 +50,4 @@ lint: $(VENV)/ready
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(BASE) .venv-latest runs

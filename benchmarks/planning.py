@@ -33,16 +33,12 @@ MOST = ", ".join([f"{axis}{k}:2 r:16" for axis in "io" for k in range(31)] + ["h
 
 def networks() -> Iterator[tuple[str, TensorNetwork, Geometry]]:
     """The family, the network and the geometry of each row."""
-    settings = [
-        *((64, family, factors) for family, factors in product(FAMILIES, FACTORS)),
-        *((256, f, 8) for f in LARGE),
-    ]
+    settings = [*product((64,), FAMILIES, FACTORS), *product((256,), LARGE, (8,))]
     for channels, family, factors in settings:
         kind, options = FAMILIES[family]
         shape = factorize(channels, factors)
-        layer = kind(
-            channels, channels, 3, padding=1, rank=4, in_shape=shape, out_shape=shape, device="meta", **options
-        )
+        options = options | {"rank": 4, "in_shape": shape, "out_shape": shape, "device": "meta"}
+        layer = kind(channels, channels, 3, padding=1, **options)
         yield family, layer.network, layer.geometry
     yield "cp", TensorNetwork.parse(MOST), Geometry(2**31, 2**31, (3, 3), padding=1)
 

@@ -174,7 +174,7 @@ def tools(rows: Rows) -> str:
 
 
 def planning(rows: Rows) -> str:
-    """Milliseconds of a network's first plan, and of one for a new size, by number of cores, over families and modes."""
+    """Milliseconds of a first plan, and of one for a new size, by number of cores, over families and modes."""
     table = []
     for cores, runs in sorted(_group(rows, "cores"), key=lambda pair: int(pair[0])):
         cells = []

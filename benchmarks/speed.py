@@ -1,8 +1,9 @@
 """Time every family against the dense layer, its other plans, tednet and tensorly-torch: python benchmarks/speed.py.
 
 All columns of a row run interleaved, in one process: round after round, each once, in random order. A row holds
-medians in milliseconds. `train` is forward and backward, `infer` a forward in eval mode without gradients, `frozen` one in
-which our layers keep their weights (`tnlayers.freeze_`) and peers do what they do. Layers have no bias, as in a ResNet.
+medians in milliseconds. `train` is forward and backward, `infer` a forward in eval mode without gradients, `frozen` one
+in which our layers keep their weights (`tnlayers.freeze_`) and peers do what they do. Layers have no bias, as in a
+ResNet.
 Peers come with `pip install .[peers]`; where one is missing, or cannot do a row, its cell is empty.
 """
 

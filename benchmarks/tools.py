@@ -41,15 +41,16 @@ TOOLS: dict[str, Callable[[Layers], Report]] = {}
 """Every tool by name: it takes layers by name and tells, for each, what went wrong, or nothing."""
 
 
-def layers(formats: Any = None, kinds: Any = KINDS, **arguments: Any) -> Layers:
-    """A layer of every format and kind."""
+def layers(formats: Any = None, kinds: Any = KINDS, only: str | None = None, **arguments: Any) -> Layers:
+    """A layer of every format and kind, or only the one of this name."""
     made: Layers = {}
     for name in formats or tnlayers.FORMATS:
         for kind in kinds:
             own: dict[str, Any] = {} if kind == "Linear" else {"kernel_size": 3, "padding": 1, "stride": 2}
             own |= {"network": NETWORKS[kind]} if name == "einsum" else {}
             layer = getattr(tnlayers, f"{tnlayers.FORMATS[name].__name__}{kind}")
-            made[layer.__name__] = layer(8, 12, rank=2, **own, **arguments)
+            if only in (None, layer.__name__):
+                made[layer.__name__] = layer(8, 12, rank=2, **own, **arguments)
     return made
 
 
@@ -257,7 +258,7 @@ def hub(layer: TensorLayer) -> None:
     class Model(nn.Module, PyTorchModelHubMixin):
         def __init__(self, name: str) -> None:
             super().__init__()
-            self.layer = layers()[name]
+            self.layer = layers(only=name)[name]
 
     model, x = Model(type(layer).__name__), testing.example_input(layer)
     with tempfile.TemporaryDirectory() as folder:
@@ -294,7 +295,7 @@ def start(rank: int, world: int, folder: str, work: Callable[[], Report]) -> Non
 def in_processes(work: Callable[..., Report], made: Layers, world: int = 2) -> Report:
     """Run ``work(names, folder)`` in several processes; what it reports."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(start, (world, folder, partial(work, tuple(made), folder)), nprocs=world)
+        mp.start_processes(start, (world, folder, partial(work, tuple(made), folder)), world, start_method="forkserver")
         report: Report = pickle.loads(Path(folder, "report").read_bytes())
     return report
 
@@ -316,7 +317,7 @@ def try_each(check: Callable[[str, str], None], names: tuple[str, ...], folder: 
 def model_of(name: str, device: str = "cpu") -> nn.Module:
     """A small net around a layer, the same in every process."""
     torch.manual_seed(0)
-    layer = layers(device=device)[name]
+    layer = layers(only=name, device=device)[name]
     width = layer.geometry.out_channels
     head: type[Any] = tnlayers.TRConv2d if layer.geometry.ndim else tnlayers.TTLinear
     own = {"kernel_size": 1} if layer.geometry.ndim else {}
@@ -333,7 +334,7 @@ def redraw(model: nn.Module) -> None:
 def trained(model: nn.Module, name: str, rank: int = 0, world: int = 1) -> list[Tensor]:
     """The parameters after some steps of gradient descent on this process' share of the batch."""
     generator = torch.Generator().manual_seed(1)
-    layer = layers()[name]
+    layer = layers(only=name)[name]
     shape = testing.example_input(layer).shape[1:]
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for _ in range(STEPS):

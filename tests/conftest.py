@@ -1,6 +1,12 @@
 """Settings of the whole test run."""
 
+import multiprocessing
+
 import torch
 
 # The tensors here are tiny: threads only wait for each other, and the runner keeps the cores busy with several tests.
 torch.set_num_threads(1)
+# Tests of several processes fork them from one that has imported this: it takes longer than what they do.
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["accelerate", "sklearn.datasets", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp"]
+)

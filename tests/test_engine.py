@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import processes
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 # A rate at which rounding is not amplified: at 0.2 the losses of the second epoch differ by 0.5 %.
 FLAGS = [
@@ -70,18 +72,36 @@ def environment():
     return keep | {"PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"}
 
 
-def run(*command, cwd, code=0):
-    done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment(), capture_output=True, text=True, check=False
-    )
+def run(script, *flags, cwd, code=0, ranks=0):
+    out = cwd / "out.txt"
+    out.unlink(missing_ok=True)
+    found = processes.run([script, *flags], cwd, out, environment(), ranks)
+    assert found == code, out.read_text()
+    return out.read_text()
+
+
+def train(*flags, **where):
+    return run(BENCHMARKS / "train.py", *FLAGS, *flags, **where)
+
+
+def killed(step, write, *flags, cwd, **where):
+    """Killed in a step or in a write, by their numbers."""
+    script = cwd / "killed.py"
+    script.write_text(KILLED)
+    return run(script, step, write, *FLAGS, *flags, cwd=cwd, **where)
+
+
+def torchrun(*flags, cwd, script=BENCHMARKS / "train.py", code=0):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, *map(str, (script, *flags))]
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def launch(*flags, cwd, code=0):
-    """On two processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return run(*launcher, str(BENCHMARKS / "train.py"), *FLAGS, *flags, cwd=cwd, code=code)
+def on_two(*flags, cwd, **where):
+    """As torchrun would."""
+    return train(*flags, cwd=cwd, ranks=2, **where)
 
 
 def metrics(root):
@@ -94,12 +114,14 @@ def metrics(root):
 def whole(tmp_path_factory):
     """What one process that nobody stops comes to."""
     root = tmp_path_factory.mktemp("whole")
-    run(str(BENCHMARKS / "train.py"), *FLAGS, cwd=root)
+    train(cwd=root)
     return metrics(root)
 
 
-@pytest.mark.parametrize("flags", [(), ("--shard",)], ids=["copies", "shards"])
-def test_two_processes_come_to_the_same_losses_as_one(tmp_path, whole, flags):
+@pytest.mark.parametrize(
+    ("launch", "flags"), [(torchrun, FLAGS), (on_two, ("--shard",))], ids=["copies, torchrun", "shards"]
+)
+def test_two_processes_come_to_the_same_losses_as_one(tmp_path, whole, launch, flags):
     out = launch(*flags, cwd=tmp_path)
     assert out.count("accuracy on the test images") == 1  # the first process alone tells
     assert len(whole) == 2
@@ -108,7 +130,7 @@ def test_two_processes_come_to_the_same_losses_as_one(tmp_path, whole, flags):
 
 
 def test_a_batch_that_cannot_be_shared_out_is_told(tmp_path):
-    out = launch("--batch-size", "31", cwd=tmp_path, code=1)
+    out = on_two("--batch-size", "31", cwd=tmp_path, code=1)
     assert "error: batch_size is 31, but 2 processes need a multiple of their number" in out
 
 
@@ -130,11 +152,10 @@ def test_several_processes_end_together(tmp_path, whole, step, free, sentence):
     """Only one of them is in the step in which the signal comes; only the first writes."""
     script = tmp_path / "ended.py"
     script.write_text(TOLD_TO_END)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    out = run(*launcher, str(script), str(step), str(free), *FLAGS, cwd=tmp_path, code=1)
+    out = torchrun(step, free, *FLAGS, script=script, cwd=tmp_path, code=1)
     assert re.search(sentence, out), out
     if not free:
-        run(str(BENCHMARKS / "train.py"), *FLAGS, "--resume", cwd=tmp_path)
+        train("--resume", cwd=tmp_path)
         for ours, theirs in zip(metrics(tmp_path), whole, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
 
@@ -142,12 +163,12 @@ def test_several_processes_end_together(tmp_path, whole, step, free, sentence):
 @pytest.mark.parametrize(("step", "write"), [(4, 99), pytest.param(99, 1, marks=pytest.mark.slow), (99, 3)])
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, whole, step, write):
     """Five steps an epoch, and a checkpoint after 2, 4, 5, 7, 9 and 10: the writes."""
-    flags = [*FLAGS, "--save-every", "2"]
-    run("-c", KILLED, str(step), str(write), *flags, cwd=tmp_path, code=-signal.SIGKILL)
+    flags = ["--save-every", "2"]
+    killed(step, write, *flags, cwd=tmp_path, code=-signal.SIGKILL)
     (directory,) = tmp_path.glob("runs/*")
     halves = [path for path in directory.iterdir() if path.name.startswith(".")]
     assert len(halves) == (write < 99)
-    run(str(BENCHMARKS / "train.py"), *flags, "--resume", cwd=tmp_path)
+    train(*flags, "--resume", cwd=tmp_path)
     assert metrics(tmp_path) == whole
     assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "metrics.csv"]
 
@@ -156,15 +177,12 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, whole, step, write):
 def test_what_some_processes_saved_others_go_on_from(tmp_path, whole, first):
     """Many, then one, or the other way round: killed after the first epoch's checkpoint, before the second's."""
     flags = ["--save-every", "99"]
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
     if first == "many":
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        run(*launcher, str(script), "7", "99", *FLAGS, *flags, "--shard", cwd=tmp_path, code=1)
-        run(str(BENCHMARKS / "train.py"), *FLAGS, *flags, "--resume", cwd=tmp_path)
+        killed(7, 99, *flags, "--shard", cwd=tmp_path, code=-signal.SIGKILL, ranks=2)
+        train(*flags, "--resume", cwd=tmp_path)
     else:
-        run(str(script), "7", "99", *FLAGS, *flags, cwd=tmp_path, code=-signal.SIGKILL)
-        launch(*flags, "--shard", "--resume", cwd=tmp_path)
+        killed(7, 99, *flags, cwd=tmp_path, code=-signal.SIGKILL)
+        on_two(*flags, "--shard", "--resume", cwd=tmp_path)
     for ours, theirs in zip(metrics(tmp_path), whole, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
@@ -172,12 +190,9 @@ def test_what_some_processes_saved_others_go_on_from(tmp_path, whole, first):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--shard",), ()], ids=["shards", "copies"])
 def test_processes_with_statistics_of_their_own_go_on_to_the_same_numbers(tmp_path, flags):
-    flags = [*FLAGS, *flags, "--no-sync-norm", "--ema", "0.8", "--save-every", "2"]
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for root, kill in ((tmp_path / "whole", "99"), (tmp_path / "killed", "8")):
+    flags = [*flags, "--no-sync-norm", "--ema", "0.8", "--save-every", "2"]
+    for root, step in ((tmp_path / "whole", 99), (tmp_path / "killed", 8)):
         root.mkdir()
-        run(*launcher, str(script), kill, "99", *flags, cwd=root, code=int(kill != "99"))
-    run(*launcher, str(BENCHMARKS / "train.py"), *flags, "--resume", cwd=tmp_path / "killed")
+        killed(step, 99, *flags, cwd=root, code=0 if step == 99 else -signal.SIGKILL, ranks=2)
+    on_two(*flags, "--resume", cwd=tmp_path / "killed")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")

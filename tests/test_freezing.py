@@ -174,9 +174,13 @@ class TestFrozen:
         check(kept, 1)
 
     def test_a_context(self, kept):
-        with pytest.raises(ZeroDivisionError), tnlayers.freeze_(nn.Sequential(kept.layer)) as frozen:
+        frozen = tnlayers.freeze_(nn.Sequential(kept.layer))
+        with frozen:
             assert frozen.layers == ("0",)
             check(kept, 1)
+        assert not kept.layer.frozen
+        tnlayers.freeze_(kept.layer)
+        with pytest.raises(ZeroDivisionError), frozen:
             raise ZeroDivisionError
         assert not kept.layer.frozen
         assert kept.bytes == 0

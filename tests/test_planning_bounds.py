@@ -158,7 +158,7 @@ def test_a_new_size_searches_nothing(clear, monkeypatch):
     monkeypatch.setattr(Search, "__iter__", None)
     for batch, size in ((6, 11), (7, 12), (5, 15), (7, 9)):
         layer(torch.randn(batch, 8, size, size))
-    with pytest.raises(TypeError, match="not iterable|not callable"):
+    with pytest.raises(TypeError, match=r"not iterable|not callable"):
         layer(torch.randn(9, 8, 10, 10))
 
 

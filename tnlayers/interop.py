@@ -46,7 +46,7 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
             unknown kind, that do not fit together, that a hook changes or that are in two places.
 
     Example:
-        >>> import tltorch
+        >>> import tltorch  # pip install 'tnlayers[tltorch]'
         >>> layer = initialize_(tltorch.FactorizedConv(16, 32, 3, order=2, rank=0.2, factorization="tt"))
         >>> print(f"{layer.weight.to_tensor().square().mean().item() * 16 * 9:.4f}")
         2.0000
@@ -95,7 +95,7 @@ def from_tltorch(layer: nn.Module) -> TensorLayer:
         ValueError: it has no counterpart, or its factors do not fit together.
 
     Example:
-        >>> import tltorch
+        >>> import tltorch  # pip install 'tnlayers[tltorch]'
         >>> print(from_tltorch(initialize_(tltorch.FactorizedConv(16, 32, 3, order=2, rank=8))))
         CPConv2d(16, 32, kernel_size=(3, 3), stride=(1, 1), bias=False, format=cp, rank=8, keep_ratio=0.0938)
     """
@@ -139,7 +139,7 @@ def to_tltorch(layer: TensorLayer) -> Any:
     Example:
         >>> layer = zoo.TuckerConv2d(16, 32, 3, padding=1, rank=(4, 8))
         >>> x = torch.randn(1, 16, 8, 8)
-        >>> bool(torch.allclose(to_tltorch(layer)(x), layer(x), atol=1e-5))
+        >>> bool(torch.allclose(to_tltorch(layer)(x), layer(x), atol=1e-5))  # pip install 'tnlayers[tltorch]'
         True
     """
     tltorch = _tltorch()
