@@ -65,7 +65,8 @@ def decompose(
 
     Returns:
         tuple[list[Tensor], float]: the cores in float64, all of one norm, and ``||weight - fit|| / ||weight||``, with
-        or without ``moments``.
+        or without ``moments``. Of a kernel of zeros all cores are zero, and get no gradient;
+        ``TensorLayer.set_weight_`` makes them such that they learn.
 
     Raises:
         TypeError: ``weight`` or ``moments`` is no tensor of real floating-point numbers.
@@ -86,8 +87,7 @@ def decompose(
     device = torch.device("cpu") if weight.device.type == "mps" else weight.device
     metric = None if moments is None else as_metric(network, moments, device)
     target = weight.detach().to(device, torch.float64)
-    largest = float(target.abs().max())  # the squares of very small or large entries leave float64's range
-    norm = largest * float((target / (largest or 1.0)).norm())
+    norm = length(target)
     if norm == 0:
         return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in network.core_shapes], 0.0
     target = (target / norm).reshape(network.shape(network.dense_axes))
@@ -122,6 +122,17 @@ def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generato
     cores = _fit(network, changed(target, network.dense_axes, factor), None, generator)
     cores[home] = changed(cores[home], network.cores[home], torch.linalg.inv(factor))
     return balance(cores)
+
+
+def length(tensor: Tensor) -> float:
+    """The Frobenius norm, also of entries so small or large that their squares leave the dtype's range.
+
+    Example:
+        >>> length(torch.tensor([3e-30, 4e-30])) / 1e-30
+        5.0
+    """
+    largest = float(tensor.abs().max())
+    return largest * float((tensor / (largest or 1.0)).norm())
 
 
 class Objective:

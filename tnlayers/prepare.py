@@ -78,6 +78,8 @@ def _by_energy(undecided: list[Spot], energy: float) -> None:
     for spot in undecided:
         if not spot.settings["decompose"]:
             raise ValueError(f"energy is {energy}, but an override says decompose=False for {spot.names[0]}")
+        if not spot.kernel.any():
+            continue  # a kernel of zeros has no energy, and the default rank
         rank, dense = by_energy(spot.make(1), _weighted(spot), energy), spot.module.weight.numel()
         spot.settings["rank"] = rank
         if spot.make(rank).network.num_params >= dense:
@@ -161,7 +163,8 @@ def _calibrated(
 
 
 def _candidate(spot: Spot, what: str) -> Candidate:
-    kernel = _weighted(spot) if spot.settings["decompose"] else None
+    # Of a kernel of zeros as little is known as of one that is drawn: its size.
+    kernel = _weighted(spot) if spot.settings["decompose"] and spot.kernel.any() else None
     if what == "params":
         return Candidate(spot.make, lambda layer: layer.network.num_params, spot.module.weight.numel(), kernel)
     dense = dense_flops(spot.geometry, spot.shapes)
