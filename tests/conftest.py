@@ -4,3 +4,8 @@ import torch
 
 # The tensors here are tiny: threads only wait for each other, and the runner keeps the cores busy with several tests.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Of tensors so tiny, many have more parameters than the dense kernel; tests/test_room.py asks for the warning."""
+    config.addinivalue_line("filterwarnings", "ignore::tnlayers.room.LargerThanDense")

@@ -76,7 +76,7 @@ TABLE = [
     (lambda: tr(rank=-3), ValueError, "rank is -3", ">= 1"),
     (lambda: tr(rank=True), TypeError, "rank is True", "keep ratio in (0, 1]"),
     (lambda: tr(rank="8"), TypeError, "rank is '8'", "integer"),
-    (lambda: tr(rank=None), TypeError, "rank is None", "integer"),
+    (lambda: tr(rank={3}), TypeError, "rank is {3}", "integer"),
     (lambda: tr(rank=1.5), ValueError, "rank is 1.5", "(0, 1]"),
     (lambda: tr(rank=0.0), ValueError, "rank is 0.0", "(0, 1]"),
     (lambda: tr(rank=float("nan")), ValueError, "rank is nan", "(0, 1]"),

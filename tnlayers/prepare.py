@@ -13,6 +13,7 @@ from tnlayers.meeting import exchange
 from tnlayers.metric import damped
 from tnlayers.moments import channels, follow, pairs, products, second_moments
 from tnlayers.observe import dense_flops, fewest_flops, observe
+from tnlayers.room import refuse
 from tnlayers.spots import Spot
 
 logger = logging.getLogger("tnlayers")
@@ -116,6 +117,7 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
         fit = spot.settings["decompose"]
         try:
             draft = spot.make(arguments["rank"])
+            refuse(cls.__name__, draft.network, arguments["rank"], spot.module.weight)
         except TypeError as error:
             raise TypeError(f"{spot.names[0]}: {error}") from None
         except ValueError as error:
@@ -123,6 +125,10 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
             continue
         if len(draft.network.cores) == 1 and not draft.rank:
             spot.reason = "refused: its network would be one dense core"
+            continue
+        if arguments["rank"] is None and draft.keep_ratio >= 1:  # nobody asked for this size
+            count, dense = draft.network.num_params, draft.network.dense_params
+            spot.reason = f"refused: its smallest network has {count:,} parameters, no fewer than its {dense:,}"
             continue
         if fit and spot.module.weight.is_meta and not dry_run:
             raise ValueError(f"{spot.names[0]} is on the meta device and has no kernel to fit; say decompose=False")

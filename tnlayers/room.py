@@ -49,24 +49,36 @@ def check(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
         >>> network = TensorNetwork.parse("i:8 r:1000000, o:8 r:1000000")
         >>> check("CPLinear", network, 10**6, torch.empty(0, device="meta"))
     """
-    asked = "rank is left out, which takes the smallest network" if rank is None else f"rank is {rank}"
-    if max(map(math.prod, network.core_shapes)) * _WIDEST > _MOST:
-        raise ValueError(f"{asked}; a core of {name} would have more entries than a tensor can; choose a smaller rank")
-    if like.is_meta or isinstance(like, FakeTensor):
-        return
-    wanted, available = network.num_params * like.element_size(), free(like.device)
-    if wanted > available:
-        raise ValueError(
-            f"{asked}; the cores of {name} would take {wanted:,} bytes, but {like.device} has {available:,} free; "
-            "choose a smaller rank"
-        )
-    if network.num_params > network.dense_params:
+    refuse(name, network, rank, like)
+    if network.num_params > network.dense_params and not _virtual(like):
         warnings.warn(
-            f"{asked}; the cores of {name} have {network.num_params:,} parameters, but its dense kernel has "
+            f"{_asked(rank)}; the cores of {name} have {network.num_params:,} parameters, but its dense kernel has "
             f"{network.dense_params:,}; choose a smaller rank, or the plain layer",
             LargerThanDense,
             stacklevel=_outside(),
         )
+
+
+def refuse(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
+    """Refuse cores that do not fit into memory; see ``check``."""
+    if max(map(math.prod, network.core_shapes)) * _WIDEST > _MOST:
+        raise ValueError(
+            f"{_asked(rank)}; a core of {name} would have more entries than a tensor can; choose a smaller rank"
+        )
+    wanted = network.num_params * like.element_size()
+    if not _virtual(like) and wanted > (available := free(like.device)):
+        raise ValueError(
+            f"{_asked(rank)}; the cores of {name} would take {wanted:,} bytes, but {like.device} has {available:,} "
+            "free; choose a smaller rank"
+        )
+
+
+def _virtual(like: Tensor) -> bool:
+    return like.is_meta or isinstance(like, FakeTensor)
+
+
+def _asked(rank: Any) -> str:
+    return "rank is left out, which takes the smallest network" if rank is None else f"rank is {rank}"
 
 
 def free(device: torch.device) -> float:
