@@ -8,14 +8,13 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
-import yaml
 from torch import nn
 
 import tnlayers
 from data import DATASETS
 from large import DATASETS as LARGE
 from tednets import PRESETS, tednet_network
-from tnlayers import models
+from tnlayers import models, yaml_text
 
 DENSE = "dense"
 CONVOLUTIONS = {DENSE: models.dense_conv} | {
@@ -201,11 +200,9 @@ class Config:
 def read_yaml(kind: type[Kind], path: Path) -> Kind:
     """A dataclass' defaults, but for what a YAML file says. For the exceptions, see Config.from_yaml."""
     try:
-        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        preset = yaml_text.read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(preset, dict):
         raise ConfigError(f"{path} holds {preset!r}, but lines of the form `field: value` are needed")
     hints = get_type_hints(kind)

@@ -79,7 +79,7 @@ TABLE = [
     (lambda: tr(rank=-3), ValueError, "rank is -3", ">= 1"),
     (lambda: tr(rank=True), TypeError, "rank is True", "keep ratio in (0, 1]"),
     (lambda: tr(rank="8"), TypeError, "rank is '8'", "integer"),
-    (lambda: tr(rank=None), TypeError, "rank is None", "integer"),
+    (lambda: tr(rank={3}), TypeError, "rank is {3}", "integer"),
     (lambda: tr(rank=1.5), ValueError, "rank is 1.5", "(0, 1]"),
     (lambda: tr(rank=0.0), ValueError, "rank is 0.0", "(0, 1]"),
     (lambda: tr(rank=float("nan")), ValueError, "rank is nan", "(0, 1]"),
@@ -190,7 +190,7 @@ TABLE = [
     ),
     (lambda: tr(64, 64, {3, 5}), TypeError, "kernel_size is {3, 5}", "integer"),
     (lambda: tr(rank=b"ab"), TypeError, "rank is b'ab'", "integer"),
-    (lambda: tnlayers.BTTConv2d(3, 16, 3), ValueError, "rank is 0.25", "at least", "n:4"),
+    (lambda: tnlayers.BTTConv2d(3, 16, 3, rank=0.25), ValueError, "rank is 0.25", "at least", "n:4"),
     (lambda: type("X", (tnlayers.TensorConv2d,), {}, format=5), TypeError, "format is 5", "tnlayers.Format"),
     (lambda: decompose(TensorNetwork.parse(NETWORK), torch.ones(2)), ValueError, "weight has shape (2,)", "(4, 4)"),
 ]  # fmt: skip

@@ -23,7 +23,7 @@ class TensorConv(TensorLayer):
             ``torch.nn.ConvNd`` takes them; dtype is float64, float32, bfloat16 or float16.
         rank: an integer for every bond; a sequence in the order of ``layer.rank``; a mapping from bond to size; or a
             float in (0, 1], the keep ratio: the largest network with at most this share of the dense kernel's
-            parameters.
+            parameters. None: a keep ratio of 0.25, or the format's smallest network where that is larger.
         in_shape, out_shape: factors of in_channels / groups and of out_channels, most significant first; None: the
             format's own split.
         init: the name of a mode, 'fan_in', 'fan_out' or 'fan_avg', or a ``tnlayers.Init``.
@@ -40,6 +40,10 @@ class TensorConv(TensorLayer):
 
     Raises:
         TypeError, ValueError: an argument is none of these; the sentence names it, its value, and what is accepted.
+            Or the cores are larger than the free memory, before any of it is taken.
+
+    Warns:
+        tnlayers.room.LargerThanDense: the cores have more parameters than the dense kernel. Not on the meta device.
     """
 
     dense_name = "conv"
@@ -59,7 +63,7 @@ class TensorConv(TensorLayer):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        rank: Rank = 0.25,
+        rank: Rank | None = None,
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
         init: str | Init = "fan_in",
@@ -95,7 +99,7 @@ class TensorConv(TensorLayer):
     output_padding = settable("output_padding")
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
+    def from_conv(cls, conv: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
         """``from_dense`` under a convolution's name: the tensor layer in place of an ``nn.ConvNd``."""
         return cls.from_dense(conv, rank=rank, decompose=decompose, **kwargs)
 

@@ -1,7 +1,6 @@
 """The base of every layer: it holds the cores and calls format, solver and planner, once each."""
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any, ClassVar, Self
@@ -10,19 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers import errors
+from tnlayers import errors, room
 from tnlayers.attributes import from_constructor
 from tnlayers.computed_weight import ComputesWeight
 from tnlayers.contraction import reconstruct
-from tnlayers.decompose import decompose
+from tnlayers.decompose import decompose, length
 from tnlayers.draw import draw, uniform
 from tnlayers.formats import FORMATS, Format
+from tnlayers.formats.base import checked_shape
 from tnlayers.geometry import Geometry
 from tnlayers.inputs import check_cores
 from tnlayers.meeting import exchange
 from tnlayers.modes import own_precision
 from tnlayers.planned import PlannedModule
 from tnlayers.planner import Planner
+from tnlayers.quiet import learnable
 from tnlayers.rank import Rank
 from tnlayers.sharded import place, whole
 from tnlayers.variance import Init, Variance, solve
@@ -76,7 +77,7 @@ class TensorLayer(ComputesWeight, PlannedModule):
         bias: bool,
         device: Any,
         dtype: torch.dtype | None,
-        rank: Rank,
+        rank: Rank | None,
         in_shape: Sequence[int] | None,
         out_shape: Sequence[int] | None,
         init: str | Init,
@@ -87,20 +88,22 @@ class TensorLayer(ComputesWeight, PlannedModule):
         super().__init__()
         self.__dict__["format"] = self._format(options)
         self.init = Init.of(init)
-        inputs, groups = geometry.in_channels // geometry.groups, geometry.groups
-        split = self.format.split(inputs, geometry.out_channels, groups)
+        outputs, groups = geometry.out_channels, geometry.groups
+        inputs = geometry.in_channels // groups
+        split = self.format.split(inputs, outputs, groups)
         inputs_name, outputs_name = self.channel_names
         inputs_name += "" if groups == 1 else " / groups"
         network, self.__dict__["rank"] = self.format.build(
-            split[0] if in_shape is None else _shape("in_shape", in_shape, inputs_name, inputs),
-            split[1] if out_shape is None else _shape("out_shape", out_shape, outputs_name, geometry.out_channels),
+            split[0] if in_shape is None else checked_shape("in_shape", in_shape, inputs_name, inputs),
+            split[1] if out_shape is None else checked_shape("out_shape", out_shape, outputs_name, outputs),
             geometry.kernel_size,
             rank,
         )
-        self._planner = Planner(network, geometry, strategy, memory)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
+        room.check(type(self).__name__, network, rank, torch.empty(0, device=device, dtype=dtype))
+        self._planner = Planner(network, geometry, strategy, memory)
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in self.network.core_shapes
         )
@@ -157,6 +160,9 @@ class TensorLayer(ComputesWeight, PlannedModule):
     def set_weight_(self, weight: Tensor, *, moments: Tensor | None = None) -> float:
         """Fit the cores to a dense kernel, by alternating least squares in float64.
 
+        The cores are of one norm each. Of a kernel of zeros, or below a hundredth of the norm that the solver draws,
+        the last core alone is small, so that it learns: see ``tnlayers.quiet``.
+
         Args:
             weight: of the shape of ``layer.weight``.
             moments: ``E[x x^T]`` of the input channels (of one group), to minimise the error of the outputs instead.
@@ -176,17 +182,15 @@ class TensorLayer(ComputesWeight, PlannedModule):
                 raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
             weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
         cores, _ = decompose(self.network, weight, moments=moments)
+        target = weight.detach().to("cpu", torch.float64)
+        norm = length(target)
+        cores = learnable(self, cores, norm)
         cores = [fitted.to(core.device, core.dtype) for core, fitted in zip(self.cores, cores, strict=True)]
         found = reconstruct(self.network, cores).to("cpu", torch.float64)
-        target = weight.to("cpu", torch.float64)
         if not bool(torch.isfinite(found).all()):
-            raise ValueError(
-                f"weight has norm {float(target.norm()):.3g}; {cores[0].dtype} cannot hold its fit "
-                "or the cores' product"
-            )
+            raise ValueError(f"weight has norm {norm:.3g}; {cores[0].dtype} cannot hold its fit or the cores' product")
         self._assign(cores)
-        scale = float(target.abs().max()) or 1.0
-        return float(((found - target) / scale).norm() / max(float((target / scale).norm()), 1.0))
+        return length(found - target) / (norm or 1.0)
 
     @staticmethod
     def _arguments(layer: Any) -> dict[str, Any]:
@@ -198,7 +202,7 @@ class TensorLayer(ComputesWeight, PlannedModule):
         cls,
         dense: nn.Module,
         *,
-        rank: Rank = 0.25,
+        rank: Rank | None = None,
         decompose: bool = True,
         moments: Tensor | None = None,
         **kwargs: Any,
@@ -232,6 +236,7 @@ class TensorLayer(ComputesWeight, PlannedModule):
         device = "meta" if decompose else weight.device
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
         if decompose:
+            room.check(cls.__name__, layer.network, rank, weight)
             layer.to_empty(device=weight.device).set_weight_(weight, moments=moments)
         layer.cores.requires_grad_(weight.requires_grad)
         copy_state(dense, layer)
@@ -283,15 +288,3 @@ def _show_options(layer: type[TensorLayer], format_type: type[Format]) -> None:
             parameters.insert(-1, inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default))
         del parameters[-1]
     layer.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-
-
-def _shape(name: str, value: Any, product_name: str, product: int) -> tuple[int, ...]:
-    """A channel shape of the user's, checked against its product."""
-    try:
-        given = tuple(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; it must be a sequence of integers with product {product}") from None
-    shape = tuple(errors.integer(f"{name}[{k}]", factor) for k, factor in enumerate(given))
-    if math.prod(shape) != product or not shape:
-        raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
-    return shape

@@ -45,7 +45,7 @@ class TensorLinear(TensorLayer):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        rank: Rank = 0.25,
+        rank: Rank | None = None,
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
         init: str | Init = "fan_in",
@@ -72,7 +72,7 @@ class TensorLinear(TensorLayer):
     out_features = from_geometry("out_features", "out_channels")
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
+    def from_linear(cls, linear: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
         """``from_dense`` under a linear layer's name: the tensor layer in place of an ``nn.Linear``."""
         return cls.from_dense(linear, rank=rank, decompose=decompose, **kwargs)
 

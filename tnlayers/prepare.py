@@ -13,6 +13,7 @@ from tnlayers.meeting import exchange
 from tnlayers.metric import damped
 from tnlayers.moments import channels, follow, pairs, products, second_moments
 from tnlayers.observe import dense_flops, fewest_flops, observe
+from tnlayers.room import refuse
 from tnlayers.spots import Spot
 
 logger = logging.getLogger("tnlayers")
@@ -74,6 +75,8 @@ def _by_energy(undecided: list[Spot], energy: float) -> None:
     for spot in undecided:
         if not spot.settings["decompose"]:
             raise ValueError(f"energy is {energy}, but an override says decompose=False for {spot.names[0]}")
+        if not spot.kernel.any():
+            continue  # a kernel of zeros has no energy, and the default rank
         rank, dense = by_energy(spot.make(1), _weighted(spot), energy), spot.module.weight.numel()
         spot.settings["rank"] = rank
         if spot.make(rank).network.num_params >= dense:
@@ -110,6 +113,7 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
         fit = spot.settings["decompose"]
         try:
             draft = spot.make(arguments["rank"])
+            refuse(cls.__name__, draft.network, arguments["rank"], spot.module.weight)
         except TypeError as error:
             raise TypeError(f"{spot.names[0]}: {error}") from None
         except ValueError as error:
@@ -117,6 +121,10 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
             continue
         if len(draft.network.cores) == 1 and not draft.rank:
             spot.reason = "refused: its network would be one dense core"
+            continue
+        if arguments["rank"] is None and draft.keep_ratio >= 1:  # nobody asked for this size
+            count, dense = draft.network.num_params, draft.network.dense_params
+            spot.reason = f"refused: its smallest network has {count:,} parameters, no fewer than its {dense:,}"
             continue
         if fit and spot.module.weight.is_meta and not dry_run:
             raise ValueError(f"{spot.names[0]} is on the meta device and has no kernel to fit; say decompose=False")
@@ -157,7 +165,8 @@ def _calibrated(
 
 
 def _candidate(spot: Spot, what: str) -> Candidate:
-    kernel = _weighted(spot) if spot.settings["decompose"] else None
+    # Of a kernel of zeros as little is known as of one that is drawn: its size.
+    kernel = _weighted(spot) if spot.settings["decompose"] and spot.kernel.any() else None
     if what == "params":
         return Candidate(spot.make, lambda layer: layer.network.num_params, spot.module.weight.numel(), kernel)
     dense = dense_flops(spot.geometry, spot.shapes)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers.config import DEFAULT_RANK, TensorizeConfig, matches
+from tnlayers.config import TensorizeConfig, matches
 from tnlayers.geometry import Geometry
 from tnlayers.held import HOOKS, held, ties
 from tnlayers.kinds import KINDS, layer_class
@@ -75,7 +75,6 @@ class Spot:
     def layer(self) -> tuple[type[TensorLayer], dict[str, Any]]:
         """The class, and the keyword arguments of ours."""
         own = {name: value for name, value in self.settings.items() if name not in ("format", "options", "decompose")}
-        own["rank"] = DEFAULT_RANK if own["rank"] is None else own["rank"]
         return layer_class(self.settings["format"], self.kind), own | self.settings["options"]
 
 

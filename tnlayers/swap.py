@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tnlayers import errors
-from tnlayers.config import DEFAULT_RANK, TensorizeConfig, check_patterns, matches
+from tnlayers.config import TensorizeConfig, check_patterns, matches
 from tnlayers.kinds import KINDS, layer_class
 from tnlayers.layer import TensorLayer
 from tnlayers.observe import observe
@@ -133,7 +133,7 @@ def _found(model: nn.Module, config: TensorizeConfig) -> list[Spot]:
             return "a tensor layer already"
         cls = layer_class(config.format, next(kind for kind in KINDS if isinstance(layer, kind)))
         name = f"{'tnlayers.' if cls.__module__.startswith('tnlayers.zoo') else ''}{cls.__name__}"
-        given = {"rank": DEFAULT_RANK if config.rank is None else config.rank} | dict(config.options)
+        given = ({} if config.rank is None else {"rank": config.rank}) | dict(config.options)
         given |= {} if config.decompose else {"decompose": False}
         arguments = ", ".join(["layer", *(f"{key}={value!r}" for key, value in given.items())])
         return _ALONE.format(f"{name}.from_{cls.dense_name}({arguments})")

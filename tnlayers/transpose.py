@@ -48,7 +48,7 @@ class TensorConvTranspose(TensorConv):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        rank: Rank = 0.25,
+        rank: Rank | None = None,
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
         init: str | Init = "fan_in",
