@@ -89,7 +89,7 @@ def _measured(measure: Callable[[Run], Found], runs: Sequence[Run], workers: int
     if workers == 1:
         yield from map(measure, runs)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), attend_parent) as pool:
+    with ProcessPoolExecutor(workers, get_context("forkserver"), attend_parent) as pool:
         try:
             for done in as_completed([pool.submit(measure, run) for run in runs]):
                 yield done.result()

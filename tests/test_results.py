@@ -194,12 +194,12 @@ def test_throughput_of_every_network_is_over_the_dense_one_s(tmp_path, monkeypat
 
     monkeypatch.setattr(throughput, "rounds", rounds)
     out = tmp_path / "out.csv"
-    flags = ["--network", "resnet20", "--convs", "tr", "btt", "--keeps", "0.2", "0.01", "--batch", "2"]
-    throughput.main([*flags, "--threads", "1", "--device", "cpu", "--out", str(out)])
+    flags = ["--network", "resnet20", "--convs", "tr", "tucker", "--keeps", "0.2", "0.01", "--batch", "2"]
+    throughput.main([*flags, "--repeats", "2", "--threads", "1", "--device", "cpu", "--out", str(out)])
     rows = read_csv(out)
-    expected = {"dense": 1.5, "dense again": (2 / 3 + 1) / 2, "tr": (0.5 + 2) / 2, "btt": (0.5 + 2) / 2}
+    expected = {"dense": 1.5, "dense again": (2 / 3 + 1) / 2, "tr": (0.5 + 2) / 2, "tucker": (0.5 + 2) / 2}
     assert [(row["conv"], row["rank"]) for row in rows if row["precision"] == "bf16"] == [
-        ("dense", ""), ("dense again", ""), ("tr", "0.2"), ("btt", "0.2"), ("tr", "0.01"), ("btt", "0.01"),
+        ("dense", ""), ("dense again", ""), ("tr", "0.2"), ("tucker", "0.2"), ("tr", "0.01"), ("tucker", "0.01"),
     ]  # fmt: skip
     for row in rows:
         if row["rank"] == "0.01":

@@ -96,8 +96,11 @@ def test_variance_over_draws(layer, args, arguments, distribution):
     assert abs(float(ratios(made).mean()) - 1) < 0.03
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize(("layer", "args", "arguments"), NARROW)
+@pytest.mark.parametrize(
+    ("layer", "args", "arguments", "distribution"),
+    [(*case, distribution) for case in NARROW for distribution in ("normal", "orthogonal")]
+    + [(*NARROW[0], distribution) for distribution in DISTRIBUTIONS if distribution not in ("normal", "orthogonal")],
+)
 def test_variance_over_draws_at_small_rank(layer, args, arguments, distribution):
     torch.manual_seed(0)
     made = layer(*args, **arguments, init=Init("fan_out", distribution=distribution, exact=False), dtype=torch.float64)
