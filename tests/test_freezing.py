@@ -185,6 +185,14 @@ class TestFrozen:
         assert not kept.layer.frozen
         assert kept.bytes == 0
 
+    def test_a_context_leaves_what_was_frozen_before(self, kept):
+        tnlayers.freeze_(kept.layer)
+        with tnlayers.freeze_(kept.layer) as frozen:
+            assert frozen.layers == ("",)
+        assert kept.layer.frozen
+        with pytest.raises(AttributeError, match=r"frozen cannot be set to False; call .*thaw_"):
+            kept.layer.frozen = False
+
     def test_settings_leave_it_frozen(self, kept):
         tnlayers.freeze_(kept.layer)
         kept.layer.strategy = "0*1*2"

@@ -20,6 +20,7 @@ from tnlayers.rates import MODES, rates
 from tnlayers.search import WORK, Search
 from tnlayers.trail import Setting
 
+ENDS = {0: ["i:8"], 1: ["h:3", "w:3"], 59: ["o:8"]}
 LARGE = {
     "hyperedge": ", ".join([f"{axis}{k}:2 r:4" for axis in "io" for k in range(31)] + ["h:3 r", "w:3 r"]),
     "chain": ", ".join(["h:3 w:3 b0:4", *(f"b{k}:4 {'io'[k % 2]}{k}:2 b{k + 1}:4" for k in range(62)), "b62:4 o99:2"]),
@@ -32,6 +33,9 @@ LARGE = {
         [f"{axis}{k}:2 r:4 s{k % 7}:2" for axis in "io" for k in range(31)] + ["h:3 r s0 s1", "w:3 r s2 s3 s4 s5 s6"]
     ),
     "star": ", ".join([" ".join(f"t{k}:2" for k in range(63))] + [f"{'io'[k % 2]}{k}:2 t{k}" for k in range(63)]),
+    "full": ", ".join(
+        " ".join([f"b{min(j, k)}x{max(j, k)}:2" for j in range(60) if j != k] + ENDS.get(k, [])) for k in range(60)
+    ),
     "unconnected": ", ".join(["i:4", "o:4", *(f"x{k}:2 y{k}:2, y{k} x{k}" for k in range(31))]),
 }  # fmt: skip
 MOST_OPTIONS = 700

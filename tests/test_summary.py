@@ -294,6 +294,8 @@ def test_several_processes(tmp_path):
 
 def test_what_is_refused():
     x = torch.ones(1, 3)
+    with pytest.raises(TypeError, match=r"x is \(1, 3\); .*torch.randn makes a tensor"):
+        summary(nn.Linear(3, 3), (1, 3))
     with pytest.raises(TypeError, match=r"model is function; it must be an nn\.Module"):
         summary(lambda x: x, x)
     with pytest.raises(ValueError, match=r"model has no convolution or linear layer \(Sequential\)"):

@@ -1,6 +1,7 @@
 """Tracers and counters that trace work on every format, and leave no trace."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -15,7 +16,6 @@ KINDS = ["Conv2d", "ConvTranspose2d", "Linear"]
 # torch says so of its own functions.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    pytest.mark.parametrize("kind", KINDS),
     pytest.mark.parametrize("format", [layer.format_type.__name__ for layer in FAMILIES]),
 ]
 
@@ -39,6 +39,7 @@ def assert_no_trace(layer, x):
     assert torch.isfinite(layer(torch.cat([x, x]))).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("training", [True, False])
 def test_jit_trace_with_its_own_check(format, kind, training):
     """With gradients and without, whatever ran before; no warning; the weights in it are the parameters."""
@@ -62,6 +63,7 @@ def test_jit_trace_with_its_own_check(format, kind, training):
     assert_no_trace(layer, x)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("training", [True, False])
 def test_make_fx_with_symbolic_sizes(format, kind, training):
     layer, x = made(format, kind, training)
@@ -78,10 +80,11 @@ def test_make_fx_with_symbolic_sizes(format, kind, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_tensorboard_s_graph(format, kind, training, tmp_path):
+def test_tensorboard_s_graph(format, training, tmp_path):
+    """It traces, as above."""
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (it takes seconds)
 
-    layer, x = made(format, kind, training)
+    layer, x = made(format, "Conv2d", training)
     with warnings.catch_warnings(), SummaryWriter(tmp_path) as writer:
         warnings.simplefilter("ignore", DeprecationWarning)  # of protobuf
         writer.add_graph(layer, x)
@@ -90,11 +93,11 @@ def test_tensorboard_s_graph(format, kind, training, tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_fvcore_counts_the_plan(format, kind, training):
+def test_fvcore_counts_the_plan(format, training):
     """It works with gradients and without; what it counts depends on the operations that it knows."""
     from fvcore.nn import FlopCountAnalysis  # noqa: PLC0415
 
-    for grad in (True, False):
+    for kind, grad in itertools.product(("Conv2d", "Linear"), (True, False)):
         layer, x = made(format, kind, training)
         with torch.set_grad_enabled(grad):
             counter = FlopCountAnalysis(layer, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -102,6 +105,7 @@ def test_fvcore_counts_the_plan(format, kind, training):
         assert_no_trace(layer, x)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_torch_s_counter_in_a_frozen_layer(format, kind):
     layer, x = made(format, kind, False)
     with torch.no_grad(), tnlayers.freeze_(layer):

@@ -140,7 +140,11 @@ class TensorizeConfig:
         """
         from tnlayers.yaml_text import read_yaml  # noqa: PLC0415
 
-        return cls.from_dict(read_yaml(path))
+        plain = read_yaml(path)
+        try:
+            return cls.from_dict(plain)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{os.fspath(path)}: {error}") from None
 
     def of(self, names: Iterable[str]) -> dict[str, Any] | None:
         """What holds for the layer of these names, overrides included; None: leave it alone."""

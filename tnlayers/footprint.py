@@ -63,6 +63,7 @@ class Footprint:
         """The fewest parts with which the peak is within a limit; 0 if there are none."""
         if self.peak(kept, 1) <= limit:
             return 1
-        room = limit - self.peak(kept, 1 << 62)
-        parts = math.ceil(self.passing(kept, whole=False) / room) if room > 0 else most + 1
-        return max(2, parts) if parts <= most else 0
+        room, passing = limit - self.peak(kept, 1 << 62), self.passing(kept, whole=False)
+        if room <= 0 or passing > most * room:
+            return 0
+        return max(2, math.ceil(passing / room))

@@ -9,14 +9,14 @@ from tnlayers.planned import PlannedModule
 
 
 class Frozen:
-    """What ``freeze_`` returns; as a context manager, it thaws its layers at the end.
+    """What ``freeze_`` returns; as a context manager, it thaws at the end what it has frozen.
 
     Attributes:
         layers: the names of the layers that are frozen.
     """
 
-    def __init__(self, layers: dict[str, PlannedModule]) -> None:
-        self._layers, self.layers = layers, tuple(layers)
+    def __init__(self, layers: dict[str, PlannedModule], new: dict[str, PlannedModule]) -> None:
+        self.layers, self._new = tuple(layers), tuple(new.values())
 
     def __enter__(self) -> Self:
         return self
@@ -24,7 +24,7 @@ class Frozen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for layer in self._layers.values():
+        for layer in self._new:
             layer._planner.thaw()
 
     def __repr__(self) -> str:
@@ -50,7 +50,8 @@ def freeze_(model: nn.Module) -> Frozen:
         model: a module in eval mode that holds tensor layers, or is one.
 
     Returns:
-        Frozen: a context manager, behind which its layers are thawed; it need not be used as one.
+        Frozen: a context manager, behind which the layers are thawed that were not frozen before; it need not be used
+        as one.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -73,10 +74,11 @@ def freeze_(model: nn.Module) -> Frozen:
             raise ValueError(
                 f"{name or 'model'} is in training mode, where no weights are kept; call model.eval() first"
             )
+    new = {name: layer for name, layer in kept.items() if not layer.frozen}
     for layer in kept.values():
         layer._planner.thaw()
         layer._planner.frozen = True
-    return Frozen(kept)
+    return Frozen(kept, new)
 
 
 def thaw_(model: nn.Module) -> None:

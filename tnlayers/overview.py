@@ -123,7 +123,7 @@ def summary(model: nn.Module, x: Any) -> Summary:
         Summary: a row for each layer, one for the rest, and the totals.
 
     Raises:
-        TypeError: ``model`` is no module, or ``x`` is None.
+        TypeError: ``model`` is no module, or ``x`` is None or a shape.
         ValueError: the model has no such layer.
         Exception: what the model raises on ``x``, with a note.
 
@@ -144,9 +144,10 @@ def summary(model: nn.Module, x: Any) -> Summary:
     """
     model = unwrapped(model)
     found = layers(model, (*KINDS, TensorLayer), "convolution or linear layer")
-    if x is None:
+    if x is None or (isinstance(x, tuple | list) and x and all(isinstance(size, int) for size in x)):
         raise TypeError(
-            "x is None; it must be what the model takes: a tensor, a tuple of arguments, or a mapping of named ones"
+            f"x is {x!r}; it must be what the model takes: a tensor, a tuple of arguments, or a mapping of named ones; "
+            "of a shape, torch.randn makes a tensor"
         )
     if any(is_lazy(tensor) for tensors in (model.parameters(), model.buffers()) for tensor in tensors):
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):

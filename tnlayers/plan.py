@@ -29,6 +29,8 @@ LIMIT = 1.5
 TRAILS = 256
 """How many ways are looked at, once there is a plan among them."""
 
+_HUGE = 1 << 1000  # near to the largest float
+
 KNOWN, NEAR = 24, 1.25
 """Of each corner of a range of sizes, see ``plan``: how many steps are kept in all, in ways how near to the best."""
 
@@ -160,7 +162,7 @@ def _within(pricing: Pricing, trail: Trail, limit: float) -> Thrift | None:
     kept = [True] * len(again)
     best: Thrift | None = None
     # What is cheap to make again for its size goes first.
-    for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / max(1, found.tensors[k + 1]))):
+    for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / min(max(1, found.tensors[k + 1]), _HUGE))):
         if number is not None:
             kept[number] = False
         if parts := found.parts(kept, limit, pricing.parts):

@@ -58,6 +58,12 @@ class PlannedModule(nn.Module):
         """Whether ``tnlayers.freeze_`` lets inference keep the weights that the cores contract to; read only."""
         return self._planner.frozen
 
+    @frozen.setter
+    def frozen(self, value: object) -> None:
+        raise AttributeError(
+            f"frozen cannot be set to {value!r}; call tnlayers.freeze_(layer) or tnlayers.thaw_(layer)"
+        )
+
     def flops(self, input_shape: Sequence[int]) -> int:
         """Floating-point operations of one forward on an input of this shape, two for each multiply-add, without bias.
 

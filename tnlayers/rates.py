@@ -4,6 +4,7 @@ The table is printed by ``python benchmarks/calibrate.py``. A plan's cost is the
 step's rates cover forward and backward. Only ratios between plans matter, so one table serves machines of a kind.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -37,8 +38,11 @@ class Rate:
     byte: float
 
     def seconds(self, flops: float, size: float) -> float:
-        """Seconds of one operation of so many FLOPs and bytes."""
-        return self.call + self.flop * flops + self.byte * size
+        """Seconds of one operation of so many FLOPs and bytes; infinity where these are beyond a float's range."""
+        try:
+            return self.call + self.flop * flops + self.byte * size
+        except OverflowError:
+            return math.inf
 
 
 def floor(table: Mapping[str, Rate]) -> Rate:

@@ -16,6 +16,8 @@ from tnlayers.network import TensorNetwork
 
 _WIDEST = 8  # bytes of an entry: cores are drawn in float64 at most
 _MOST = 2**63 - 1  # bytes of a tensor
+DRAWN = 5
+"""Times the memory of the cores that it takes to draw them; 4.5 were seen."""
 _GROUPS = {
     "": ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -53,7 +55,7 @@ def check(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
     if network.num_params > network.dense_params and not _virtual(like):
         warnings.warn(
             f"{_asked(rank)}; the cores of {name} have {network.num_params:,} parameters, but its dense kernel has "
-            f"{network.dense_params:,}; choose a smaller rank, or the plain layer",
+            f"{network.dense_params:,}; choose {'' if rank is None else 'a smaller rank, or '}the plain layer",
             LargerThanDense,
             stacklevel=_outside(),
         )
@@ -66,10 +68,10 @@ def refuse(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
             f"{_asked(rank)}; a core of {name} would have more entries than a tensor can; choose a smaller rank"
         )
     wanted = network.num_params * like.element_size()
-    if not _virtual(like) and wanted > (available := free(like.device)):
+    if not _virtual(like) and DRAWN * wanted > (available := free(like.device)):
         raise ValueError(
-            f"{_asked(rank)}; the cores of {name} would take {wanted:,} bytes, but {like.device} has {available:,} "
-            "free; choose a smaller rank"
+            f"{_asked(rank)}; the cores of {name} would take {wanted:,} bytes, and {DRAWN} times as many while they "
+            f"are drawn, but {like.device} has {available:,} free; choose a smaller rank"
         )
 
 

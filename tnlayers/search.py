@@ -25,8 +25,8 @@ from tnlayers.trail import Option, Setting, Trail
 WORK = 320
 """Pairs of what ``x`` has met and may meet next, up to which the search is exact: some 10 ms. Measured."""
 
-MANY = 16
-"""With more cores than this each pair takes longer, and there is time for fewer of them."""
+MANY = 16, 48
+"""With more cores than this, or more axes, each pair takes longer, and there is time for fewer of them."""
 
 
 _State = tuple[int, str, tuple[int, ...]]
@@ -62,7 +62,7 @@ class Search:
         work: float = WORK,
     ) -> None:
         self.space, self.setting = where, setting
-        self.work = work * min(1, MANY / len(where.cores))
+        self.work = work * min(1, MANY[0] / len(where.cores), MANY[1] / len(where.names))
         self.pricing = Pricing(where, setting, rates, thrifty)
         self.sequence = strategy if isinstance(strategy, tuple) else None
         # Groups that are no axis of the network are known to the dense kernel alone.

@@ -76,8 +76,8 @@ def unfold(layer: TensorLayer) -> nn.Module:
         nn.Module: an ``nn.Sequential`` of convolutions, transposed only where a kernel axis is met, and of
         ``nn.ChannelShuffle`` where needed; or of ``nn.Linear``. Where no sequence has fewer multiply-adds than the
         dense kernel, ``layer.to_dense()``. Device, dtype, training flag and what requires gradients are as the layer
-        has them; nothing is shared with it. The sequence's ``weight`` is a buffer of one NaN that is in no state_dict:
-        it answers models that ask a layer for its weight's dtype or device, and no other question.
+        has them; nothing is shared with it. The sequence's ``weight`` is a buffer that is in no state_dict, for models
+        that ask a layer for its weight's dtype, device or shape; its values are NaN, and take no memory until moved.
 
     Raises:
         TypeError: ``layer`` is no tensor layer.
@@ -119,9 +119,8 @@ def unfold(layer: TensorLayer) -> nn.Module:
             modules.append(nn.ChannelShuffle(where.volume(stage.front)))
             order = _part(order, stage.front) + _part(order, ~stage.front)
     plain = nn.Sequential(*reversed(modules)).train(layer.training)
-    # In no state_dict. NaN, lest a sum over it pass for one over a weight; of one entry, since a model's own code that
-    # takes it for a weight mostly fails at its shape.
-    stand_in = whole(layer.cores[0]).detach().new_full([1] * len(layer.geometry.weight_shape), math.nan)
+    # In no state_dict. Of the weight's shape, without its memory; NaN, so that what is computed with it shows.
+    stand_in = whole(layer.cores[0]).detach().new_full([1], math.nan).expand(layer.geometry.weight_shape)
     plain.register_buffer("weight", stand_in, persistent=False)
     return plain
 
