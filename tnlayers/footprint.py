@@ -35,7 +35,7 @@ class Footprint:
             tensors.append(batch * where.volume(where.x_axes(absorbed)) * pricing.length(absorbed))
         tensors[-1] = batch * geometry.out_channels * pricing.length(absorbed)
         size = pricing.setting.dtype.itemsize
-        weights = size * (2 * where.network.num_params + built + between)
+        weights = size * (2 * where.params + built + between)
         copies = (2 * x * option.moved for x, option in zip(tensors, trail.options, strict=False))
         return cls(weights, tuple(size * entries for entries in tensors), tuple(size * entries for entries in copies))
 

@@ -31,12 +31,13 @@ class Contractions:
 
     Attributes:
         of: for a set of cores, the two parts of it that meet last (None for one core), and the cost of all of it.
+        between: entries of all that the contraction of some cores makes, its result included.
     """
 
     def __init__(self, where: Space, rates: Rates, mode: str, itemsize: int) -> None:
         self.space, self.table, self.infer, self.itemsize = where, rates.of(mode), rates.infer, itemsize
         self.share = _CACHED if mode == "cached" else 1.0
-        self.of = cache(self._of)
+        self.of, self.between = cache(self._of), cache(self._between)
 
     def _of(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
         if not tensor & (tensor - 1):
@@ -82,7 +83,7 @@ class Contractions:
         visit(tensor)
         return found
 
-    def between(self, tensor: int) -> int:
+    def _between(self, tensor: int) -> int:
         """Entries of all that the contraction of some cores makes, its result included."""
         halves, _ = self.of(tensor)
         made = self.space.volume(self.space.weight_axes(tensor)) if halves else 0

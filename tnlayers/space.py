@@ -45,6 +45,7 @@ class Space:
         inputs, outputs, kernel: the bits of the channel axes of x and y, in order, and of the kernel axes.
         split: whether the groups are an axis of the network; without groups they are.
         singles: every core as a set.
+        params: entries of all cores.
         exact: whether ``x`` may meet every connected set of cores, of which there are not too many.
     """
 
@@ -69,6 +70,7 @@ class Space:
         self.unions = _tables([sum(bit[axis] for axis in core) for core in self.cores], operator.or_, 0)
         self.volumes = _tables(self.sizes, operator.mul, 1)
         self.all = (1 << len(self.cores)) - 1
+        self.params = network.num_params
         self.ends = sum(self.inputs), sum(self.outputs), sum(self.kernel)
         self.dense = self.ends[0] | self.ends[1] | self.ends[2]
         self.volume = cache(self._volume)
