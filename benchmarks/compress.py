@@ -390,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows[key(row)] = row | provenance(command.device)
                 write_csv(command.out, [*rows.values()], command.device)
         console.print(table(done))
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the rows that were done are written; go on with the other --formats and --keeps")

@@ -8,14 +8,13 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
-import yaml
 from torch import nn
 
 import tnlayers
 from data import DATASETS
 from large import DATASETS as LARGE
 from tednets import PRESETS, tednet_network
-from tnlayers import models
+from tnlayers import models, yaml_text
 
 DENSE = "dense"
 CONVOLUTIONS = {DENSE: models.dense_conv} | {
@@ -30,7 +29,7 @@ MODELS = {
 # Fields that say where and how a run is computed, not what: a checkpoint may be resumed with others.
 SURROUNDINGS = (
     "name", "data_dir", "download", "workers", "device", "threads", "shard", "out", "save_every", "tensorboard",
-    "resume",
+    "resume", "overwrite",
 )  # fmt: skip
 
 LEAST = {
@@ -125,6 +124,8 @@ class Config:
     """Write what metrics.csv has for TensorBoard too."""
     resume: bool = False
     """Go on from the run's checkpoint, if there is one."""
+    overwrite: bool = False
+    """Begin anew, and remove the run's checkpoint, if there is one."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
@@ -133,6 +134,7 @@ class Config:
                 (name, getattr(self, name) is None or getattr(self, name) >= least, f"it must be at least {least}")
                 for name, least in LEAST.items()
             ),
+            ("seed", self.seed < 2**63, "it must be below 2**63"),
             ("lr", self.lr > 0, "it must be above 0"),
             ("momentum", 0 <= self.momentum < 1, "it must be from 0 to below 1"),
             ("weight_decay", self.weight_decay >= 0, "it must be at least 0"),
@@ -143,6 +145,7 @@ class Config:
             ("cutmix", 0 <= self.cutmix <= 1, "it must be from 0 to 1"),
             ("rank", self.rank is None or self.conv != DENSE, "dense convolutions have none"),
             ("init", self.init is None or self.conv != DENSE, "dense convolutions have none"),
+            ("overwrite", not (self.overwrite and self.resume), "so is resume: a run goes on or begins anew"),
         ):
             if not holds:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but {rule}")
@@ -197,11 +200,9 @@ class Config:
 def read_yaml(kind: type[Kind], path: Path) -> Kind:
     """A dataclass' defaults, but for what a YAML file says. For the exceptions, see Config.from_yaml."""
     try:
-        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        preset = yaml_text.read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(preset, dict):
         raise ConfigError(f"{path} holds {preset!r}, but lines of the form `field: value` are needed")
     hints = get_type_hints(kind)

@@ -11,7 +11,6 @@ import argparse
 import statistics
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import torch
 from rich.progress import track
@@ -20,7 +19,7 @@ from torch import nn
 from inits import RULES
 from latency import LIMITS
 from penalty import CHANNELS, Row
-from provenance import REPOSITORY, write_csv
+from provenance import REPOSITORY, csv_file, write_csv
 from speed import FAMILIES, rounds
 
 KEEP = 0.1
@@ -31,7 +30,7 @@ OUT = REPOSITORY / "benchmarks" / "results" / "construct.csv"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="of each row, but at least 7 rounds")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from atomic import replacing
+from atomic import check, write
 
 NUM_CLASSES = 10  # of all three data sets
 SPLIT_SEED = 0  # of the digits' test images, and of every validation split
@@ -395,8 +395,8 @@ def _unpack_cifar10(archive: Path) -> None:
     with tarfile.open(archive) as tar:
         for name in CIFAR10_FILES:
             member = f"{CIFAR10_BINARY}/{name}.bin"
-            with tar.extractfile(member) as source, replacing(archive.parent / member) as target:
-                target.write(source.read())
+            with tar.extractfile(member) as source:
+                write(archive.parent / member, source.read())
     archive.unlink()
 
 
@@ -409,16 +409,16 @@ def fetch(source: Download, path: Path) -> Path:
     Raises:
         DataError: it cannot be had, or has another MD5; nothing is left behind.
     """
-    md5 = hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(source.url, timeout=60) as response, replacing(path) as file:
-            while chunk := response.read(1 << 20):
-                md5.update(chunk)
-                file.write(chunk)
-            if md5.hexdigest() != source.md5:
-                raise DataError(
-                    f"{source.url} has MD5 {md5.hexdigest()}, but {source.md5} was published: nothing was kept"
-                )
+        check(path, "a file of the data set")
+        with urllib.request.urlopen(source.url, timeout=60) as response:
+            content = b"".join(
+                iter(partial(response.read, 1 << 20), b"")
+            )  # read() alone raises where a file ends early
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if md5 != source.md5:
+            raise DataError(f"{source.url} has MD5 {md5}, but {source.md5} was published: nothing was kept")
+        write(path, content)
     except OSError as error:
         raise DataError(f"{source.url} cannot be downloaded to {path}: {error}") from error
     return path

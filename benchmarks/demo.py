@@ -151,10 +151,10 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     console = Console()
     try:
-        runs = [Run(replace(Config.from_yaml(path), out=PICTURE.parent)) for path in CONFIGS]
+        runs = [Run(replace(Config.from_yaml(path), out=PICTURE.parent, overwrite=True)) for path in CONFIGS]
         with progress_bars(console) as progress, ThreadPoolExecutor() as pool:
             results = list(pool.map(Run.finish, runs, [progress_bar(progress, run) for run in runs]))
-    except (ConfigError, DataError, RunError) as error:
+    except (ConfigError, DataError, RunError, OSError) as error:
         sys.exit(f"error: {error}")
     images = runs[0].normalise(runs[0].data.train_images[:IMAGES]).double()
     console.print(table(results, images))

@@ -16,7 +16,6 @@ import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 import tnlayers
 from inits import KERNELS, UnavailableError, make
-from provenance import REPOSITORY, write_csv
+from provenance import REPOSITORY, csv_file, write_csv
 from tnlayers.models import dense_conv
 
 CHANNELS, SIZE, IMAGES = 64, 16, 4
@@ -150,7 +149,7 @@ def main() -> None:
     parser.add_argument("--inits", nargs="+", choices=(*KERNELS, "calibrated"), default=[*KERNELS, "calibrated"])
     parser.add_argument("--draws", type=int, default=DRAWS, help="networks per row")
     parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     every = [
         (network, arm)

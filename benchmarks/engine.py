@@ -5,14 +5,18 @@ each (DistributedDataParallel), or sharded over them (FSDP2). States are read an
 checkpoint of many processes goes on in one, and the other way round.
 """
 
-from collections.abc import Iterable, Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -21,6 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from config import ConfigError
+
+Found = TypeVar("Found")
 
 
 @cache
@@ -34,6 +40,86 @@ def processes(cpu: bool) -> Accelerator:
     if found.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ConfigError(f"Accelerate is set up for {found.distributed_type.value}: take it out, and use --shard")
     return found
+
+
+def first(processes: Accelerator, act: Callable[[], Found]) -> Found:
+    """Act in the first process alone, and return what it found in all of them.
+
+    Raises:
+        Exception: what the first process raised, in all of them: none waits for one that has ended.
+    """
+    found: Any = None
+    if processes.is_main_process:
+        try:
+            found = act()
+        except Exception as error:
+            if processes.num_processes == 1:
+                raise
+            found = error
+    (found,) = broadcast_object_list([found])
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+class Ended(BaseException):
+    """A signal asks the program to end. As KeyboardInterrupt, it is no failure that anything may catch and pass over.
+
+    Attributes:
+        signal: which one.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+class Signals:
+    """What asks this process to end: SIGTERM of a cluster that takes its machine back, SIGHUP of a closed terminal.
+
+    Attributes:
+        came: the first that came, or 0.
+    """
+
+    WANTED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+    def __init__(self) -> None:
+        self.came, self._noting = 0, False
+
+    @contextmanager
+    def obeyed(self) -> Iterator[None]:
+        """Raise Ended wherever the program is when a signal comes. Signals that are ignored stay so, as with nohup."""
+        wanted = self.WANTED if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.getsignal(number) for number in wanted}
+        before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+        self.came = 0
+        for number in before:
+            signal.signal(number, self._take)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note signals, for the program to end where nothing is lost.
+
+        A second one changes nothing: a cluster sends it to every process, and a launcher passes its own on.
+        """
+        self._noting = True
+        try:
+            yield
+        finally:
+            self._noting = False
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        another, self.came = bool(self.came), self.came or number
+        if not (another or self._noting):
+            raise Ended(number)
+
+
+signals = Signals()
 
 
 class Mean(torch.autograd.Function):

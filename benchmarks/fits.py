@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
+from atomic import WriteError, check
 from compress import PEERS, network_name, quietly, read_network
 from config import ConfigError
 from penalty import FAMILIES
@@ -82,6 +83,7 @@ def measure(name: str, conv: nn.Conv2d, family: str, keep: float) -> dict[str, A
 def main() -> None:
     try:
         command = tyro.cli(Command)
+        check(command.out, "out")
         if command.threads is not None:
             torch.set_num_threads(command.threads)
         every = [
@@ -90,7 +92,7 @@ def main() -> None:
             for family in command.families
             for keep in command.keeps
         ]
-    except ConfigError as error:
+    except (ConfigError, WriteError) as error:
         sys.exit(f"error: {error}")
     rows = [measure(*each) for each in track(every, "fits", console=Console(stderr=True))]
     write_csv(command.out, rows)

@@ -13,7 +13,6 @@ import math
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from depth import CHANNELS, kernel
 from inits import KERNELS, UnavailableError, make
-from provenance import REPOSITORY, write_csv
+from provenance import REPOSITORY, csv_file, write_csv
 from speed import FAMILIES, Row
 from tnlayers.models import dense_conv
 
@@ -90,7 +89,7 @@ def main() -> None:
     parser.add_argument("--inits", nargs="+", choices=KERNELS, default=KERNELS)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     cells = [("dense", "", "he"), *product(arguments.families, arguments.ranks, arguments.inits)]
     with ProcessPoolExecutor(arguments.workers) as pool:

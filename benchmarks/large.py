@@ -13,6 +13,7 @@ import io
 import math
 import os
 import random
+import signal
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,14 @@ class Large:
 
     def _load(self, source: Dataset[Item], **batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
         pinned = self.device.type == "cuda"
-        loader = DataLoader(source, num_workers=self.workers, collate_fn=_collate, pin_memory=pinned, **batches)
+        loader = DataLoader(
+            source,
+            num_workers=self.workers,
+            worker_init_fn=_leave_ending_to_parent,
+            collate_fn=_collate,
+            pin_memory=pinned,
+            **batches,
+        )
         loader.generator = torch.Generator()  # or it would draw from the global one
         for batch in loader:
             if isinstance(batch, DataError):  # raised there, it would come as a page of text
@@ -240,6 +248,11 @@ def _endless(shards: Sequence[Path], key: Sequence[int]) -> Iterator[dict[str, A
             yield sample
         if not found:
             yield DataError(f"{', '.join(shard.name for shard in shards)}: there is no sample in these shards")
+
+
+def _leave_ending_to_parent(worker: int) -> None:
+    """In a worker: ignore SIGTERM, which a cluster sends to all processes, until the parent has finished its step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _collate(items: Sequence[Item]) -> tuple[Tensor, Tensor] | DataError:

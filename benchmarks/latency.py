@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import nn
 
 from config import DENSE, Config
-from provenance import REPOSITORY, read_csv, write_csv
+from provenance import REPOSITORY, csv_file, read_csv, write_csv
 from report import groups
 from speed import rounds
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS / "results.csv")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each network and batch, but at least 7 rounds")
-    parser.add_argument("--out", type=Path, default=RESULTS / "latency.csv")
+    parser.add_argument("--out", type=csv_file, default=RESULTS / "latency.csv")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

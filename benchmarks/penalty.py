@@ -9,7 +9,6 @@ import argparse
 import statistics
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 import tnlayers
-from provenance import REPOSITORY, write_csv
+from provenance import REPOSITORY, csv_file, write_csv
 from speed import FAMILIES as TIMED
 from speed import rounds
 from tnlayers.optim import squared_norm
@@ -111,7 +110,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--channels", nargs="+", type=int, default=CHANNELS)
     parser.add_argument("--keeps", nargs="+", type=float, default=KEEPS)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from atomic import check
 from config import ConfigError
 from data import DataError
 from provenance import read_csv
@@ -43,7 +44,7 @@ def obey(kind: type[Told], run: Callable[[Told, Console], None], arguments: Sequ
     command = tyro.cli(kind, args=arguments)
     try:
         run(command, Console())
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"interrupted: what was done is in {command.out}; the same command goes on")
@@ -62,11 +63,11 @@ def read_rows(out: Path, columns: Sequence[str], workers: int) -> list[dict[str,
 
     Raises:
         ConfigError: it cannot take more, or there are no workers.
+        WriteError: it cannot be written.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}, but it must be at least 1")
-    if out.is_dir():
-        raise ConfigError(f"out is {out}, a directory, but a file to write is needed")
+    check(out, "out")
     rows = read_csv(out) if out.exists() else []
     if any([*row][: len(columns)] != [*columns] for row in rows):
         raise ConfigError(f"out is {out}, which has other columns than this script writes: move it away")

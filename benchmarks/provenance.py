@@ -1,5 +1,6 @@
 """Where a number comes from: the machine, the versions and the commit, in every row of every results file."""
 
+import argparse
 import csv
 import io
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 import tnlayers
-from atomic import replacing
+from atomic import WriteError, check, write
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WRITTEN_BY_BENCHMARKS = ("benchmarks/results", "README.md")  # writing a result must not make the next one "dirty"
@@ -36,16 +37,32 @@ def provenance(device: str = "cpu") -> dict[str, str]:
     }
 
 
+def csv_file(text: str) -> Path:
+    """Read where an argument says that rows go, and refuse it before anything is measured if they cannot.
+
+    Raises:
+        argparse.ArgumentTypeError: the file cannot be written.
+    """
+    try:
+        check(Path(text), "out")
+    except WriteError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], device: str = "cpu") -> None:
-    """Write rows with the same keys as a CSV file. A row that does not carry its provenance yet gets that of now."""
+    """Write rows with the same keys as a CSV file. A row that does not carry its provenance yet gets that of now.
+
+    Raises:
+        WriteError: the file cannot be written; what was there before is untouched.
+    """
     here = provenance(device)
     complete = [row | here | row for row in rows]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, complete[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(complete)
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    write(path, text.getvalue().encode())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

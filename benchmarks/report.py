@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from atomic import replacing
+from atomic import write
 from convergence import DENSE, DENSE_ARM, REFERENCES, chosen
 from provenance import REPOSITORY, read_csv
 
@@ -68,6 +68,8 @@ def speed(rows: Rows) -> str:
         "batch 1": lambda runs: _over(runs, "dense", mode="train", batch="1"),
         "/ dense, inference, batch 32": lambda runs: _over(runs, "dense", mode="infer", batch="32"),
         "batch 1 ": lambda runs: _over(runs, "dense", mode="infer", batch="1"),
+        "/ dense, frozen, batch 32": lambda runs: _over(runs, "dense", mode="frozen", batch="32"),
+        "batch 1  ": lambda runs: _over(runs, "dense", mode="frozen", batch="1"),
         "/ tednet": lambda runs: _over(runs, "tednet"),
         "/ tensorly-torch": lambda runs: _over(runs, "tltorch"),
         "/ best own plan": lambda runs: _over(runs, *OWN),
@@ -106,6 +108,7 @@ def promises(rows: Rows) -> str:
         "auto / best own plan": (_over(rows, *OWN), 1.25, 1.05),
         "auto / dense, batch 32": (_over(rows, "dense", batch="32"), 1.10, None),
         "auto / dense, inference": (_over(rows, "dense", mode="infer"), 1.05, None),
+        "auto / dense, inference, frozen": (_over(rows, "dense", mode="frozen"), 1.05, None),
         "auto / dense, training, batch 1": (_over(rows, "dense", mode="train", batch="1"), 1.5, None),
         "the same where FLOPs allow it": (attainable(_over(rows, "dense", mode="train", batch="1")), 1.5, None),
         "keep 0.1, training: CP, Tucker, TT chain, TR / dense": (
@@ -171,17 +174,15 @@ def tools(rows: Rows) -> str:
 
 
 def planning(rows: Rows) -> str:
-    """Milliseconds of the search by number of cores, over families: the median and the longest one."""
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    """Milliseconds of a first plan, and of one for a new size, by number of cores, over families and modes."""
     table = []
     for cores, runs in sorted(_group(rows, "cores"), key=lambda pair: int(pair[0])):
         cells = []
-        for mode in modes:
-            found = [run for run in runs if run["mode"] == mode]
-            middle = statistics.median(float(run["median"]) for run in found)
-            cells.append(f"{middle:.1f} ({max(float(run['most']) for run in found):.1f})")
+        for middle, most in (("first", "most"), ("new_size", "most_new_size")):
+            found = statistics.median(float(run[middle]) for run in runs)
+            cells.append(f"{found:.2f} ({max(float(run[most]) for run in runs):.2f})")
         table.append([cores, ", ".join(dict.fromkeys(run["family"] for run in runs)), *cells])
-    return f"{_markdown(['cores', 'families', *modes], table)}\n\n{_source(rows)}"
+    return f"{_markdown(['cores', 'families', 'first', 'new size'], table)}\n\n{_source(rows)}"
 
 
 def penalty(rows: Rows) -> str:
@@ -686,8 +687,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("README.md is stale: run python benchmarks/report.py")
         return 1
     if after != before:
-        with replacing(readme) as file:
-            file.write(after.encode())
+        write(readme, after.encode())
     return 0
 
 

@@ -132,7 +132,8 @@ def run(command: Command, console: Console) -> None:
     grid = Grid.from_yaml(command.config)
     rows: list[Row] = [*pool.read_rows(command.out, COLUMNS, command.workers)]
     runs = Path("runs") / "results"
-    arms = [(ratio, replace(arm, data_dir=command.data_dir, out=runs)) for ratio, arm in grid.arms()]
+    same = {"data_dir": command.data_dir, "out": runs, "overwrite": not grid.resume}
+    arms = [(ratio, replace(arm, **same)) for ratio, arm in grid.arms()]
     cached_load(grid.dataset, command.data_dir, grid.download)
     there = {identity(row) for row in rows}
     wanted = [identity({"ratio": ratio, **arm.experiment}) for ratio, arm in arms]

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import engine
+from atomic import WriteError, check
 from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
 from provenance import REPOSITORY, write_csv
 from train import numel
@@ -133,6 +134,10 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.cli(Command, args=arguments)
+    try:
+        check(command.out, "out")
+    except WriteError as error:
+        sys.exit(f"error: {error}")
     runs = [(conv, world, way) for conv in command.convs for world in command.processes for way in WAYS]
     rows = []
     for conv, world, way in track(runs, "counting"):

@@ -1,8 +1,9 @@
 """Time every family against the dense layer, its other plans, tednet and tensorly-torch: python benchmarks/speed.py.
 
 All columns of a row run interleaved, in one process: round after round, each once, in random order. A row holds
-medians in milliseconds. `train` is forward and backward, `infer` a forward in eval mode without gradients. Layers have
-no bias, as in a ResNet.
+medians in milliseconds. `train` is forward and backward, `infer` a forward in eval mode without gradients, `frozen` one
+in which our layers keep their weights (`tnlayers.freeze_`) and peers do what they do. Layers have no bias, as in a
+ResNet.
 Peers come with `pip install .[peers]`; where one is missing, or cannot do a row, its cell is empty.
 """
 
@@ -20,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice, product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import tnlayers
-from provenance import REPOSITORY, write_csv
+from provenance import REPOSITORY, csv_file, read_csv, write_csv
 from tnlayers.formats import factorize
 from tnlayers.rates import Rate, Rates, lanes
 from tnlayers.rates import rates as layer_rates
@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
 SPLIT = ("tt", "tr", "btt")  # three factors at tednet's ranks, as tednet's users have them
 RANKS = (8, 10, 16, 0.05, 0.1, 0.25)
 BATCHES = (1, 32)
-PASSES = ("train", "infer")
+PASSES = {"train": "train", "infer": "infer", "frozen": "cached"}  # and what the planner calls them
 CANDIDATES = 4  # orders that the oracle times
 HOPELESS = 4  # times the fastest; such a column keeps the time of its second call alone
 PATIENCE = 0.5  # seconds; what takes longer is called once before it is timed, or not at all
@@ -80,8 +80,10 @@ class Row:
 
     def step(self, module: nn.Module, x: Tensor) -> Step:
         """One pass through a module."""
-        if self.mode == "infer":
+        if self.mode != "train":
             module.eval()
+            if self.mode == "frozen" and isinstance(module, tnlayers.TensorLayer):
+                tnlayers.freeze_(module)
 
             def infer() -> object:
                 with torch.no_grad():
@@ -225,7 +227,7 @@ def measure(row: Row, budget: float, compiled: bool) -> dict[str, Any]:
     inputs, outputs, size, stride = row.shape
     x = torch.randn(row.batch, inputs, size, size, requires_grad=row.mode == "train")
     layer = row.layer()
-    setting = Setting(row.batch, (size, size), mode="train" if row.mode == "train" else "cached")
+    setting = Setting(row.batch, (size, size), mode=PASSES[row.mode])
     plan = layer._planner.plan(setting)
     dense = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
     modules: dict[str, nn.Module] = {"dense": dense, "dense_again": deepcopy(dense)}
@@ -340,14 +342,16 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--modes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help="numbers of the shapes")
+    parser.add_argument("--update", action="store_true", help="keep the file's rows of other modes")
     parser.add_argument("--compile", action="store_true", help="columns through torch.compile too, a minute per row")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     torch.manual_seed(0)
     chosen = [SHAPES[number] for number in arguments.shapes]
-    rows = []
+    rows = read_csv(arguments.out) if arguments.update else []
+    rows = [row for row in rows if row["mode"] not in arguments.modes]
     for family, shape, rank, batch, mode in track(
         list(product(arguments.families, chosen, arguments.ranks, arguments.batches, arguments.modes))
     ):

@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import tnlayers
+from atomic import WriteError, check
 from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
 from provenance import REPOSITORY, write_csv
 from speed import keep_freed_memory, rounds
@@ -127,6 +128,10 @@ def measure(command: Command, precision: str) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     command = tyro.cli(Command, args=arguments)
+    try:
+        check(command.out, "out")
+    except WriteError as error:
+        sys.exit(f"error: {error}")
     for name in ("repeats", "batch"):
         if getattr(command, name) < 1:
             sys.exit(f"error: {name} is {getattr(command, name)}, but it must be at least 1")

@@ -25,7 +25,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import tnlayers
-from provenance import read_csv, write_csv
+from provenance import csv_file, read_csv, write_csv
 from tnlayers import TensorLayer, testing
 from tnlayers.sharded import whole
 
@@ -439,7 +439,7 @@ def accelerate(name: str, folder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     rows: list[dict[str, str]] = []
     if arguments.out.exists():  # what is not asked for stays as it was measured

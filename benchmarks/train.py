@@ -12,26 +12,33 @@ On several processes the same command runs under a launcher, with the same losse
     torchrun --nproc-per-node 8 benchmarks/train.py --config configs/cifar10-tr.yaml
 
 Each takes its part of every batch; batch_size is of all together. With --shard they share the parameters out too. The
-first process writes, and reads the checkpoint for all. A run that was killed goes on from its last checkpoint with
---resume, to the same numbers as if it had not been.
+first process writes, and reads the checkpoint for all.
+
+A run that was killed goes on from its last checkpoint with --resume, to the same numbers as if it had not been. SIGTERM
+and SIGHUP end it after the step or the evaluation it is in, with a checkpoint and with exit code 128 + the signal's
+number. Several processes end together, where their losses are added up: REPORT_EVERY steps later at most.
 """
 
+import io
 import math
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 import tyro
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -41,13 +48,14 @@ from torch import Tensor, nn
 import engine
 import large
 import tnlayers
-from atomic import replacing
+from atomic import WriteError, about_writing, check, remove_unfinished, write
 from config import Config, ConfigError
 from data import Batches, DataError, ImageData, Part, draws, load
 from provenance import provenance, write_csv
 
 REPORT_EVERY = 10  # steps; each report waits for the device
 EVALUATION_BATCH = 1000  # images
+NOTHING = "nothing was trained"
 
 
 class RunError(Exception):
@@ -123,6 +131,55 @@ def _processes(config: Config) -> Accelerator:
     return engine.processes(_device(config.device).type == "cpu")
 
 
+def batches(config: Config, data: Any) -> tuple[int, int]:
+    """Images in a step, and steps in an epoch.
+
+    Raises:
+        ConfigError, DataError: there are fewer images than the configuration asks for.
+    """
+    if not data.count:
+        raise DataError(f"{config.dataset} has no training images")
+    held_out = ", which leaves out those to validate on" if config.split == "validation" else ""
+    if config.images is not None and config.images > data.count:
+        raise ConfigError(f"images is {config.images}, but there are {data.count} to train on{held_out}")
+    count = config.images or data.count
+    if config.batch_size > count:
+        few = "images is" if config.images else "the number of training images is"
+        raise ConfigError(f"batch_size is {config.batch_size}, but {few} {count}{'' if config.images else held_out}")
+    return config.batch_size, count // config.batch_size  # which images are left over changes from epoch to epoch
+
+
+def checkpoint(config: Config) -> Path:
+    """The file that --resume goes on from."""
+    return config.directory / "checkpoint.pt"
+
+
+def check_new(config: Config) -> None:
+    """Refuse to begin anew where a run could go on.
+
+    Raises:
+        ConfigError: there is a checkpoint, and neither resume nor overwrite.
+    """
+    if os.path.exists(checkpoint(config)) and not config.resume and not config.overwrite:
+        raise ConfigError(
+            f"{checkpoint(config)} is there from an earlier run: go on from it with --resume, keep it with another "
+            "--name or --out, or remove it with --overwrite"
+        )
+
+
+def prepare(config: Config) -> None:
+    """See to it that a run's directory can take its files, and keeps nothing that the run would mistake for its own.
+
+    Raises:
+        ConfigError: there is a checkpoint that would be lost.
+        WriteError: it cannot.
+    """
+    check_new(config)
+    for path in (checkpoint(config), config.directory / "metrics.csv"):
+        check(path, "a file of the run")
+    remove_unfinished(config.directory)
+
+
 class Run:
     """A training run, one epoch at a time, with checkpoints to go on from.
 
@@ -132,7 +189,9 @@ class Run:
 
     Raises:
         ConfigError, DataError: the network, the data or the device cannot be had.
+        ConfigError: there is a checkpoint, and the configuration says neither resume nor overwrite.
         RunError: the checkpoint to resume from is of another run.
+        WriteError: the run's files cannot be written.
     """
 
     def __init__(self, config: Config, data: Any = None) -> None:
@@ -148,9 +207,13 @@ class Run:
         except OSError as error:
             raise ConfigError(f"out is {config.out}, where {config.directory} cannot be made: {error}") from error
         data = (read_data(config) if data is None else data).to(device)
+        batches(config, data)
+        engine.first(processes, partial(prepare, config))
         self._begin(config, data, config.network(data.channels, data.num_classes).to(device))
         if config.resume:
             self._restore()
+        elif config.overwrite:  # now that nothing else can be wrong
+            engine.first(processes, self._remove_checkpoint)
 
     def _begin(
         self,
@@ -164,16 +227,11 @@ class Run:
         self.processes = engine.processes(self.device.type == "cpu")
         self.part = Part(self.processes.process_index, self.processes.num_processes)
         self.normalise = data.normaliser()
-        count = min(config.images or data.count, data.count)
-        if not count:
-            raise DataError(f"{config.dataset} has no training images")
-        self.batch_size = min(config.batch_size, count)
+        self.batch_size, self.steps = batches(config, data)
         if self.batch_size % self.part.world:
             raise ConfigError(
-                f"batch_size is {self.batch_size}, of {count} images, but {self.part.world} processes need a multiple "
-                "of their number"
+                f"batch_size is {self.batch_size}, but {self.part.world} processes need a multiple of their number"
             )
-        self.steps = count // self.batch_size  # per epoch; which images are left over changes from epoch to epoch
         self._place(model)
         if groups is None:
             matrices = [p for p in self.model.parameters() if p.ndim > 1]
@@ -192,6 +250,7 @@ class Run:
         self.scaled = AcceleratedOptimizer(self.optimizer, device_placement=False, scaler=self.processes.scaler)
         self.average = engine.Average(self.model, config.ema) if config.ema else None
         self.history: list[dict[str, Any]] = []
+        self.ending = False  # whether any process was asked to end, as all of them know
         self._start_epoch()
 
     def _place(self, model: nn.Module) -> None:
@@ -225,7 +284,25 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The file that --resume goes on from."""
-        return self.config.directory / "checkpoint.pt"
+        return checkpoint(self.config)
+
+    @property
+    def way_on(self) -> str:
+        """What is there to go on from."""
+        return f"{self._there}{': --resume goes on from it' if self.saved else ''}"
+
+    @property
+    def beginning(self) -> str:
+        """Where a run that may go on begins."""
+        if self.finished:
+            return f"is finished, its result is that of {self.checkpoint}"
+        return f"goes on after {self.saved}" if self.saved else "there is no checkpoint, it begins anew"
+
+    @property
+    def _there(self) -> str:
+        if not self.saved:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.checkpoint}, after {self.saved}"
 
     @property
     def images(self) -> int:
@@ -250,6 +327,8 @@ class Run:
 
         Raises:
             RunError: the loss is no longer a number.
+            WriteError: a file cannot be written; the last checkpoint is still there.
+            engine.Ended: a signal has asked for it; the checkpoint is written.
         """
         lr = self.lr
         train_loss, train_accuracy = self._train_epoch(report)
@@ -271,11 +350,10 @@ class Run:
                 **provenance(self.config.device),
             }
         )
-        if self.processes.is_main_process:
-            write_csv(self.config.directory / "metrics.csv", self.history)
-            if self.config.tensorboard:
-                self._tensorboard()
+        self._write(self._record)
         self._save()
+        if self.ending and not self.finished:
+            raise self._ended()
 
     def finish(self, report: Callable[..., Any] = lambda **_: None) -> Result:
         """Train to the end. For the arguments and exceptions, see epoch."""
@@ -310,30 +388,42 @@ class Run:
             correct = (logits.detach().argmax(1) == labels).sum()
             self.sums += torch.stack([loss.detach() * len(labels), correct]).to(self.sums)
             self.step += 1
-            saving = config.save_every and self.step % config.save_every == 0 and self.step < self.steps
-            if self.step % REPORT_EVERY == 0 or self.step == self.steps or saving:
+            last = self.step == self.steps
+            asked = self.part.world == 1 and engine.signals.came  # several processes agree in _total
+            saving = not last and (asked or (config.save_every and self.step % config.save_every == 0))
+            if self.step % REPORT_EVERY == 0 or last or saving:
                 mean_loss, accuracy = (self._total(self.sums) / (self.step * self.batch_size)).tolist()
                 if not math.isfinite(mean_loss):
                     raise self._lost(f"the loss is {mean_loss} in epoch {epoch}")
                 done = (self.step - reported) * self.batch_size
                 report(advance=done, epoch=epoch, loss=mean_loss, accuracy=accuracy)
                 reported = self.step
-            if saving:
+            if saving or (self.ending and not last):
                 self.seconds = time.perf_counter() - self.started
                 self._save()
+            if self.ending and not last:
+                raise self._ended()
         self._start_epoch()
         return mean_loss, accuracy
 
     def _lost(self, what: str) -> RunError:
-        there = "there is no checkpoint yet"
-        if self.saved:
-            there = f"the last good checkpoint is {self.checkpoint}, after {self.saved}"
-        return RunError(f"{self.config.arm}: {what}: try a smaller --lr; {there}")
+        return RunError(f"{self.config.arm}: {what}: try a smaller --lr; {self._there}")
+
+    def _ended(self) -> engine.Ended:
+        return engine.Ended(engine.signals.came or signal.SIGTERM)  # the second where another process got it
 
     def _total(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
-        total: Tensor = self.processes.reduce(values, "sum") if self.part.world > 1 else values
-        return total
+        """The sum over all processes, which agree here whether to end: the same step is the end of all.
+
+        It is taken where the device is waited for anyway, so that this costs no step more than one number in it.
+        """
+        asked = bool(engine.signals.came)
+        if self.part.world == 1:
+            self.ending = asked
+            return values
+        total: Tensor = self.processes.reduce(torch.cat([values.flatten(), values.new_tensor([asked])]), "sum")
+        self.ending = total[-1].item() > 0
+        return total[:-1].view_as(values)
 
     def _mix(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Images with boxes of others (CutMix), and the shares of the labels; or both as they are."""
@@ -423,7 +513,7 @@ class Run:
         sums = self._total(self.sums).cpu()
         state = engine.save(self.model, self.optimizer) | {
             "average": self.average.state() if self.average else None,
-            "config": self.config.experiment,
+            "config": self._identity,
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
             "step": self.step,
@@ -432,11 +522,27 @@ class Run:
             "lr": self.lr,
             "streams": self._streams,
         }
-        if self.processes.is_main_process:
-            with replacing(self.checkpoint) as file:
-                torch.save(state, file)
-        self.processes.wait_for_everyone()
+        self._write(partial(self._write_checkpoint, state))
         self._note_saved()
+
+    def _write_checkpoint(self, state: dict[str, Any]) -> None:
+        content = io.BytesIO()  # into a file, what torch.save raises where that is full depends on where it was
+        torch.save(state, content)
+        write(self.checkpoint, content.getbuffer())
+
+    def _record(self) -> None:
+        """Write metrics.csv, and for TensorBoard."""
+        write_csv(self.config.directory / "metrics.csv", self.history)
+        if self.config.tensorboard:
+            with about_writing(self.config.directory / "events.*"):
+                self._tensorboard()
+
+    def _write(self, act: Callable[[], None]) -> None:
+        """Let the first process write; that it cannot ends the run in all."""
+        try:
+            engine.first(self.processes, act)
+        except WriteError as error:
+            raise WriteError(f"{self.config.arm}: {error}; {self.way_on}") from error
 
     def _note_saved(self) -> None:
         self.saved = f"epoch {len(self.history)}" + (f" and {self.step} steps" if self.step else "")
@@ -447,15 +553,7 @@ class Run:
         return [self.part.world, self.data.workers] if isinstance(self.data, large.Shards) else None
 
     def _restore(self) -> None:
-        found: list[Any] = [None]
-        if self.processes.is_main_process:
-            try:
-                found = [self._read_checkpoint()]
-            except RunError as error:  # which all processes are to raise
-                found = [error]
-        state = broadcast_object_list(found)[0]
-        if isinstance(state, RunError):
-            raise state
+        state = engine.first(self.processes, self._read_checkpoint)
         if state is None:
             return
         engine.restore(self.model, self.optimizer, state)
@@ -466,11 +564,12 @@ class Run:
         self.sums = (state["sums"] if self.processes.is_main_process else torch.zeros(2)).to(self.sums)
         self._note_saved()
 
+    def _remove_checkpoint(self) -> None:
+        with about_writing(self.checkpoint):
+            self.checkpoint.unlink(missing_ok=True)
+
     def _read_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint, if there is one."""
-        for name in ("checkpoint.pt", "metrics.csv"):
-            for half in self.config.directory.glob(f".{name}.*"):
-                half.unlink()  # what a run left that was killed while it wrote
         if not self.checkpoint.exists():
             return None
         try:
@@ -484,19 +583,36 @@ class Run:
                 f"{self.checkpoint} is from the middle of an epoch with {streams} processes and workers, but this run "
                 f"has {self._streams}: with others, shards give other batches"
             )
-        for name, value in self.config.experiment.items():
-            if theirs.get(name) != value:
-                raise RunError(
-                    f"{self.checkpoint} was made with {name} {theirs.get(name)}, but this run has {name} {value}: "
-                    f"go on with {name} {theirs.get(name)}, or start anew without --resume"
-                )
+        ours = self._identity
+        odd = [name for name in {**theirs, **ours} if name not in theirs or theirs[name] != ours.get(name)]
+        if odd:
+            was, has = (
+                " and ".join(f"{name} {fields.get(name, 'unknown')}" for name in odd) for fields in (theirs, ours)
+            )
+            why = " (the learning rate follows a schedule over all epochs)" if "epochs" in odd else ""
+            raise RunError(
+                f"{self.checkpoint} was made with {was}, but this run has {has}{why}: go on with what it "
+                "was made with, or begin another run with another --name or --out"
+            )
         return state
 
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in: with all of it equal, a run goes on to the same numbers."""
+        data = {"training images": self.data.count, "labels": self.data.num_classes}
+        return self.config.experiment | data
+
     def _tensorboard(self) -> None:
-        with tensorboard().SummaryWriter(self.config.directory) as writer:
-            for name, value in self.history[-1].items():
-                if isinstance(value, int | float) and name != "epoch":
-                    writer.add_scalar(name, value, self.history[-1]["epoch"])
+        told = threading.excepthook
+        # The writer's thread shows what it cannot write, and so does the writer: once is enough.
+        threading.excepthook = lambda failed: None if issubclass(failed.exc_type, OSError) else told(failed)
+        try:
+            with tensorboard().SummaryWriter(self.config.directory) as writer:
+                for name, value in self.history[-1].items():
+                    if isinstance(value, int | float) and name != "epoch":
+                        writer.add_scalar(name, value, self.history[-1]["epoch"])
+        finally:
+            threading.excepthook = told
 
 
 def tensorboard() -> Any:
@@ -534,7 +650,7 @@ def train(config: Config, report: Callable[..., Any] = lambda **_: None) -> Resu
         report: see Run.epoch.
 
     Raises:
-        ConfigError, DataError, RunError: it cannot start or go on.
+        ConfigError, DataError, RunError, WriteError: it cannot start or go on.
     """
     return Run(config).finish(report)
 
@@ -594,11 +710,24 @@ class Command:
 
     config: tuple[Path, ...] = ()
     """YAML presets, one per arm; the other flags override them."""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] | None = None
     """Run every arm once with each of these, in place of --seed."""
     results: Path | None = None
     """CSV file for one row per run."""
     run: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+
+    @property
+    def runs(self) -> list[Config]:
+        """One per seed.
+
+        Raises:
+            ConfigError: a seed is there twice or negative, or there is none.
+        """
+        if self.seeds is None:
+            return [self.run]
+        if not self.seeds or len({*self.seeds}) < len(self.seeds):
+            raise ConfigError(f"seeds is {[*self.seeds]}, but one at least is needed, and none twice")
+        return [replace(self.run, seed=seed) for seed in self.seeds]
 
 
 def parse(arguments: Sequence[str] | None) -> list[Command]:
@@ -614,52 +743,94 @@ def parse(arguments: Sequence[str] | None) -> list[Command]:
 
 
 def check_distinct(commands: Sequence[Command]) -> None:
-    """Refuse two runs that would write to one directory and count as two seeds of one arm, and a useless --results.
+    """Refuse two runs that would write to one directory and count as two seeds of one arm.
 
     Raises:
-        ConfigError: there are such runs, or --results is a directory.
+        ConfigError: there are such runs.
     """
     taken: set[Path] = set()
+    for run in (run for command in commands for run in command.runs):
+        if run.directory in taken:
+            raise ConfigError(
+                f"arm {run.arm} with seed {run.seed} is there twice: name the presets apart (name: in the YAML)"
+            )
+        taken.add(run.directory)
+
+
+def check_files(commands: Sequence[Command]) -> None:
+    """Refuse, before anything is trained, what would lose a checkpoint, or results.
+
+    Raises:
+        ConfigError: a checkpoint would be lost.
+        WriteError: --results cannot be written.
+    """
     for command in commands:
-        if command.results and command.results.is_dir():
-            raise ConfigError(f"results is {command.results}, a directory, but a file to write is needed")
-        for seed in command.seeds or (command.run.seed,):
-            run = replace(command.run, seed=seed)
-            if run.directory in taken:
-                raise ConfigError(
-                    f"seeds: arm {run.arm} with seed {seed} is there twice; name the presets apart (name: in the YAML)"
-                )
-            taken.add(run.directory)
+        if command.results is not None:
+            check(command.results, "results")
+        for run in command.runs:
+            check_new(run)
 
 
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write a row per run.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    try:
+        write_csv(path, [result.row for result in results])
+    except WriteError as error:
+        raise WriteError(
+            f"{error}; the same command with --resume trains nothing again that is in a checkpoint"
+        ) from error
+
+
+@engine.signals.obeyed()
 def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     results: list[Result] = []
+    run: Run | None = None
     try:
         commands = parse(arguments)
         check_distinct(commands)
+        processes = _processes(commands[0].run)
+        engine.first(processes, partial(check_files, commands))
         sets = [read_data(command.run) for command in commands]
         for command, data in zip(commands, sets, strict=True):  # all of them, before the first is trained
+            batches(command.run, data)
             with torch.device("meta"):
                 command.run.network(data.channels, data.num_classes)
-        processes = _processes(commands[0].run)
         main_process = processes.is_main_process
-        with progress_bars(console, disable=not main_process) as progress:
+        with progress_bars(console, disable=not main_process) as progress, engine.signals.noted():
             for command, data in zip(commands, sets, strict=True):
-                for seed in command.seeds or (command.run.seed,):
-                    run = Run(replace(command.run, seed=seed), data)
+                for config in command.runs:
+                    run = Run(config, data)
+                    if config.resume and main_process:
+                        told = f"{config.directory.name}: {run.beginning}"
+                        progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
                     results.append(run.finish(progress_bar(progress, run)))
-                    if command.results and main_process:
-                        write_csv(command.results, [result.row for result in results])
+                    if command.results is not None:
+                        engine.first(processes, partial(write_results, command.results, results))
         if main_process:
             console.print(table(results))
         processes.wait_for_everyone()
-    except (ConfigError, DataError, RunError) as error:
+    except (ConfigError, DataError, RunError, WriteError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # of what is read, or of the standard output
+        sys.exit(f"error: {error}; {run.way_on if run else NOTHING}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: --resume goes on from the last checkpoint")
+        _leave("interrupted", signal.SIGINT, run)
+    except engine.Ended as ended:
+        _leave(f"ended by {ended.signal.name}", ended.signal, run)
     finally:
         engine.leave()
+
+
+def _leave(why: str, number: signal.Signals, run: Run | None) -> NoReturn:
+    """Exit as a shell says that a signal ended a program, with a sentence."""
+    if run is None or run.processes.is_main_process:
+        print(f"{why}: {run.way_on if run else NOTHING}", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Run README's code, the doctests and a fit of every format where the wheel is installed without extras.
 
-``make test-base`` runs it in a fresh venv. It uses the standard library only: pytest brings packages along that tnlayers
-must name itself. An example that needs an extra says ``# pip install 'tnlayers[EXTRA]'``, and only such a one is skipped.
+``make test-base`` runs it in a fresh venv. It uses the standard library only: pytest brings packages along that
+tnlayers must name itself. An example that needs an extra says ``# pip install 'tnlayers[EXTRA]'``; only such a one is
+skipped.
 """
 
 import doctest

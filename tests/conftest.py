@@ -10,3 +10,8 @@ torch.set_num_threads(1)
 multiprocessing.get_context("forkserver").set_forkserver_preload(
     ["accelerate", "sklearn.datasets", "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp"]
 )
+
+
+def pytest_configure(config):
+    """Of tensors so tiny, many have more parameters than the dense kernel; tests/test_room.py asks for the warning."""
+    config.addinivalue_line("filterwarnings", "ignore::tnlayers.room.LargerThanDense")

@@ -212,8 +212,67 @@ def test_views_and_strides(path: Path):
                 setattr(self, name, torch.zeros_like(value.resolve_conj(), memory_format=torch.contiguous_format))
 
     save_tensorized(Views(), path)
-    assert read(path)["aliases"] == {}
-    assert same(Views(), load_tensorized(Copies, path))
+    about = read(path)
+    assert about["aliases"] == {}
+    assert about["views"] == {"row": "whole", "turned": "whole", "flat": "whole", "bits": "whole"}
+    assert same(Views(), load_tensorized(Views, path))
+    with pytest.warns(UserWarning, match=r"'\w+' and 'whole' were views of one memory when they were saved") as caught:
+        loaded = load_tensorized(Copies, path)
+    assert len(caught) == len(about["views"])
+    assert all(warning.filename == __file__ for warning in caught)
+    assert same(Views(), loaded)
+    save_tensorized(Copies(), path)  # of zeros: what differs nowhere may be one in the model
+    assert "views" not in read(path)
+    assert not load_tensorized(Views, path).whole.any()
+
+
+def test_views_in_the_model_of_what_differs_in_the_file(path: Path):
+    """Loading one would overwrite the other."""
+    model: Any = Tied(tied=False)
+    save_tensorized(model, path)
+
+    def factory() -> Any:
+        made: Any = Tied(tied=False)
+        made.body2.weight.data = made.body.weight.data.t()
+        return made
+
+    with pytest.raises(ValueError, match=r"'body2.weight' and 'body.weight' share memory in the model, but differ in"):
+        load_tensorized(factory, path)
+    model.body2.weight.data = model.body.weight.data.t()
+    save_tensorized(model, path)
+    again = load_tensorized(factory, path)
+    assert again.body2.weight.data_ptr() == again.body.weight.data_ptr()
+    assert same(model, again)
+
+
+def test_tensor_layers_that_are_the_file_s_stay(saved: Path):
+    """Whatever holds them goes on with the values of the file."""
+    made = tensorized()
+    made.conv.cores[0].requires_grad_(False)
+    made.stages = [[made.conv]]
+    for core in made.conv.cores:
+        core.detach().zero_()
+    again = load_tensorized(lambda: made, saved)
+    assert again.stages[0][0] is again.conv
+    assert [core.requires_grad for core in again.conv.cores].count(False) == 1
+    assert same(again, tensorized())
+    other = tensorized()
+    other.conv = layer_class("cp", nn.Conv2d)(4, 8, 3, stride=2, padding=1, rank=2)
+    other.stages = [[other.conv]]
+    with pytest.raises(ValueError, match=r"layer 'conv': Net.stages\[0\]\[0\] holds it too, outside of the modules"):
+        load_tensorized(lambda: other, saved)
+
+
+def test_a_tensor_that_is_to_be_tied_and_is_held(path: Path):
+    save_tensorized(Tied(), path)
+
+    def factory() -> Any:
+        made: Any = Tied(tied=False)
+        made.weights = [made.lm_head.weight]
+        return made
+
+    with pytest.raises(ValueError, match=r"Tied.weights\[0\] holds its weight too, outside of the modules"):
+        load_tensorized(factory, path)
 
 
 @COMPILER
@@ -504,6 +563,9 @@ for _ in range(900):
         (put("aliases", value={"x": "x"}), "alias 'x' stands for 'x', which is no tensor in it"),
         (put("aliases", value={"x": "y", "y": "x"}), "alias 'x' stands for 'y', which is no tensor in it"),
         (put("aliases", value={"x": 3}), "alias 'x' stands for 3"),
+        (put("views", value=[]), "views must be a JSON object whose values are names"),
+        (put("views", value={"mask": 3}), "views must be a JSON object whose values are names"),
+        (put("views", value={"mask": "nothing"}), "views must be a JSON object whose values are names"),
         (put("aliases", value={"mask": "mask"}), "alias 'mask' is also the name of a tensor"),
         (put("config", value=3), "config is 3|config"),
         (put("config", value={"format": "nothing"}), "format is 'nothing'"),

@@ -169,7 +169,7 @@ def test_a_refusal_of_a_peer_is_told_in_its_cell(weights):
         (["--epochs", -1], "epochs is -1, but it must be at least 0"),
         (["--epochs", 0, "--lr", 0], "lr is 0.0, but it must be above 0"),
         (["--images", 0], "images is 0, but it must be at least 1"),
-        (["--out", "."], "out is ., a directory, but a file to write is needed"),
+        (["--out", "."], r"out is \., but .* cannot be written: it is there, and no regular file"),
         (["--weights", "a-01234567.th", "a.th"], "weights is a-01234567.th a.th, but the names of the networks must"),
         (["--weights", "missing.th"], "missing.th holds no weights of a CIFAR-10 ResNet: .*No such file"),
         (["--weights", __file__], r"test_compress.py holds no weights of a CIFAR-10 ResNet: "),

@@ -85,16 +85,6 @@ def test_a_wrong_field_is_named(given, sentence):
     assert sentence in str(caught.value)
 
 
-def test_a_file_that_is_not_yaml(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("format: [")
-    with pytest.raises(ValueError, match="is not YAML"):
-        TensorizeConfig.from_yaml(path)
-    path.write_text("!!python/object/apply:os.getcwd []")
-    with pytest.raises(ValueError, match="is not YAML"):
-        TensorizeConfig.from_yaml(path)
-
-
 @pytest.mark.parametrize(
     ("pattern", "covered"),
     [

@@ -503,7 +503,7 @@ def test_a_wrong_grid_is_told_in_a_sentence(run, different, sentence):
     [
         (["--only", "plain", "xavier"], "only names 'xavier', but the grid has only plain, dense, tr, default"),
         (["--workers", 0], "workers is 0, but it must be at least 1"),
-        (["--out", "."], "out is ., a directory"),
+        (["--out", "."], r"out is \., but .* cannot be written: it is there, and no regular file"),
         (["--config", "none.yaml"], r"none\.yaml cannot be read: No such file"),
     ],
 )

@@ -2,13 +2,15 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import processes
 import pytest
+
+import processes
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 # A rate at which rounding is not amplified: at 0.2 the losses of the second epoch differ by 0.5 %.
@@ -19,7 +21,8 @@ FLAGS = [
 NUMBERS = ("epoch", "lr", "train_loss", "train_accuracy", "loss", "accuracy")
 KILLED = """
 import os, signal, sys
-import torch, train
+from pathlib import Path
+import train
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -30,19 +33,35 @@ def in_step(run, *args):
         kill()
     return loss(run, *args)
 
-def in_write(state, file):
-    in_write.left -= 1
+def in_write(path, content):
+    in_write.left -= bytes(content[:2]) == b"PK"  # a checkpoint
     if not in_write.left:
-        save(state, "half")
-        content = open("half", "rb").read()
-        file.write(content[: len(content) // 2])
-        file.flush()
+        write(path, content[: len(content) // 2])
         kill()
-    save(state, file)
+    write(path, content)
 
-loss, save = train.Run._loss, torch.save
+loss, write = train.Run._loss, Path.write_bytes
 in_step.left, in_write.left = int(sys.argv[1]), int(sys.argv[2])
-train.Run._loss, torch.save = in_step, in_write
+train.Run._loss, Path.write_bytes = in_step, in_write
+train.main(sys.argv[3:])
+"""
+TOLD_TO_END = """
+import os, resource, signal, sys
+import engine, train
+
+def in_step(run, *args):
+    in_step.left -= 1
+    if run.part.rank and not in_step.left:
+        os.kill(os.getppid(), signal.SIGTERM)  # the launcher, which passes it on to all
+        while not engine.signals.came:
+            pass
+    return loss(run, *args)
+
+loss = train.Run._loss
+in_step.left = int(sys.argv[1])
+train.Run._loss, train.REPORT_EVERY = in_step, 4
+if int(sys.argv[2]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 train.main(sys.argv[3:])
 """
 
@@ -72,11 +91,11 @@ def killed(step, write, *flags, cwd, **where):
     return run(script, step, write, *FLAGS, *flags, cwd=cwd, **where)
 
 
-def torchrun(*flags, cwd):
+def torchrun(*flags, cwd, script=BENCHMARKS / "train.py", code=0):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, BENCHMARKS / "train.py", *FLAGS, *flags]
+    command = [sys.executable, *launcher, *map(str, (script, *flags))]
     done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -100,7 +119,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("launch", "flags"), [(torchrun, ()), (on_two, ("--shard",))], ids=["copies, torchrun", "shards"]
+    ("launch", "flags"), [(torchrun, FLAGS), (on_two, ("--shard",))], ids=["copies, torchrun", "shards"]
 )
 def test_two_processes_come_to_the_same_losses_as_one(tmp_path, whole, launch, flags):
     out = launch(*flags, cwd=tmp_path)
@@ -112,7 +131,33 @@ def test_two_processes_come_to_the_same_losses_as_one(tmp_path, whole, launch, f
 
 def test_a_batch_that_cannot_be_shared_out_is_told(tmp_path):
     out = on_two("--batch-size", "31", cwd=tmp_path, code=1)
-    assert "error: batch_size is 31, of 160 images, but 2 processes need a multiple of their number" in out
+    assert "error: batch_size is 31, but 2 processes need a multiple of their number" in out
+
+
+@pytest.mark.parametrize(
+    ("step", "free", "sentence"),
+    [
+        (
+            2,
+            0,
+            "ended by SIGTERM: the last good checkpoint is runs/.*checkpoint.pt, after epoch 0 and 4 steps: --resume",
+        ),
+        pytest.param(
+            99, 10**5, "error: tr-0.2: .* cannot be written: File too large; there is", marks=pytest.mark.slow
+        ),
+    ],
+    ids=["signal", "full disk"],
+)
+def test_several_processes_end_together(tmp_path, whole, step, free, sentence):
+    """Only one of them is in the step in which the signal comes; only the first writes."""
+    script = tmp_path / "ended.py"
+    script.write_text(TOLD_TO_END)
+    out = torchrun(step, free, *FLAGS, script=script, cwd=tmp_path, code=1)
+    assert re.search(sentence, out), out
+    if not free:
+        train("--resume", cwd=tmp_path)
+        for ours, theirs in zip(metrics(tmp_path), whole, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.parametrize(("step", "write"), [(4, 99), pytest.param(99, 1, marks=pytest.mark.slow), (99, 3)])
@@ -121,7 +166,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, whole, step, write):
     flags = ["--save-every", "2"]
     killed(step, write, *flags, cwd=tmp_path, code=-signal.SIGKILL)
     (directory,) = tmp_path.glob("runs/*")
-    halves = [path for path in directory.iterdir() if path.name.startswith(".checkpoint.pt.")]
+    halves = [path for path in directory.iterdir() if path.name.startswith(".")]
     assert len(halves) == (write < 99)
     train(*flags, "--resume", cwd=tmp_path)
     assert metrics(tmp_path) == whole

@@ -28,22 +28,6 @@ def test_the_output_may_be_changed_in_place(layer, memory_format, strategy, batc
         torch.testing.assert_close(gradient, core.grad)
 
 
-@pytest.mark.parametrize("layer", FAMILIES)
-def test_the_weight_may_be_changed_in_place(layer):
-    made = layer(8, 8, 3, rank=2)
-    weight = made.weight
-    expected = 2 * weight.detach().clone()
-    torch.testing.assert_close(weight.mul_(2), expected)
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64, torch.bfloat16])
-def test_an_input_of_another_dtype_is_refused_as_torch_does(batch, dtype):
-    layer = tnlayers.TRConv2d(3, 8, 3, rank=2)
-    with pytest.raises(RuntimeError, match=r"type|dtype"):
-        layer(torch.ones(batch, 3, 8, 8, dtype=dtype))
-
-
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_no_stale_weights_after_a_fused_step(optimizer):
     layer = tnlayers.CPConv2d(8, 8, 3, rank=2).eval()
@@ -161,23 +145,6 @@ def test_strided_pointwise_convolutions_stay_within_their_memory():
                 others = [torch.randn(size) for size in torch.randint(1, 3000, (200,)).tolist()]"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("strategy", ["reconstruct", "factorized"])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_cores_and_bias_may_have_dtypes_of_their_own(strategy, batch):
-    """A convolution of torch's, to which one plan of several leaves the backward, takes one dtype alone."""
-    layer = tnlayers.CPConv2d(8, 8, 3, rank=2, strategy=strategy, dtype=torch.bfloat16)
-    layer.bias.data = layer.bias.data.float()
-    x = torch.randn(batch, 8, 6, 6, dtype=torch.bfloat16)
-    layer(x).sum().backward()
-    assert {p.grad.dtype for p in layer.cores} == {torch.bfloat16}
-    assert layer.bias.grad.dtype == torch.float32
-    layer = layer.double()
-    layer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        layer(x.float()).sum().backward()
-    assert {p.grad.dtype for p in layer.parameters()} == {torch.float64}
 
 
 @pytest.mark.parametrize("training", [True, False])

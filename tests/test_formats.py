@@ -78,6 +78,47 @@ def test_factorize(number, parts):
         assert len(factorize(number, parts, groups, exact=True)) == parts
 
 
+@pytest.mark.parametrize("number", [1, 2, 30, 64, 97, 210, 360, 720])
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_the_factors_are_the_best_of_all(number, parts):
+    """The smallest sum, then the most factors, then the largest ones first: of every way to write the number."""
+
+    def ways(left, count):
+        yield from [()] if left == 1 else []
+        for factor in range(2, left + 1) if count else []:
+            if left % factor == 0:
+                yield from ((factor, *rest) for rest in ways(left // factor, count - 1))
+
+    for groups in (k for k in range(1, number + 1) if number % k == 0):
+        firsts = [first for first in range(groups, number + 1, groups) if number % first == 0]
+        every = [(first, *rest) for first in firsts for rest in ways(number // first, parts - 1)]
+        best = min(every, key=lambda shape: (sum(shape), -len(shape), [-factor for factor in shape]))
+        assert factorize(number, parts, groups) == best
+
+
+@pytest.mark.parametrize(
+    ("number", "parts", "expected"),
+    [
+        (720720 * 64, 3, (364, 360, 352)),  # 528 divisors
+        (720720, 10, (13, 11, 7, 5, 3, 3, 2, 2, 2, 2)),
+        (2**20, 26, (2,) * 20),
+        (2**31 - 1, 3, (2**31 - 1,)),  # a prime
+    ],
+)
+def test_large_numbers_of_channels_are_split_at_once(number, parts, expected, monkeypatch):
+    """Each divisor is looked at a few times, where there are 10^12 ways to write the second number."""
+    tried = []
+    order = formats.base._order
+    monkeypatch.setattr(formats.base, "_order", lambda shape: tried.append(shape) or order(shape))
+    assert factorize.__wrapped__(number, parts) == expected
+    assert len(tried) < 50_000
+
+
+def test_more_channels_than_any_tensor_has_are_refused():
+    with pytest.raises(ValueError, match="4,294,967,297 channels are to be split into factors; at most 4,294,967,296"):
+        tnlayers.TRLinear(2**32 + 1, 8, device="meta")
+
+
 class Sandwich(formats.Format):
     """Two matrices around the kernel axes."""
 

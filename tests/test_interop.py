@@ -253,6 +253,13 @@ def twice():
     return layer
 
 
+def viewed():
+    """A core that is a view of another one's values."""
+    model = nn.Sequential(*(tnlayers.CPLinear(8, 8, rank=2) for _ in range(2)))
+    model[1].cores[0].data = model[0].cores[0].data[:]
+    return model
+
+
 def loose_ends():
     layer = conv("tt", rank=2)
     for k, shape in ((0, (2, 6, 2)), (3, (2, 8, 2))):
@@ -319,6 +326,7 @@ def test_unreadable_layers_are_refused_and_nothing_is_changed(make, error, parts
         (parametrized, "fan_in", TypeError, "computed from other tensors"),
         (sharing, "fan_in", ValueError, "FactorizedConv '1': it shares a core with FactorizedConv '0'"),
         (twice, "fan_in", ValueError, "shares a core"),
+        (viewed, "fan_in", ValueError, "CPLinear '1': it shares a core with CPLinear '0'"),
     ],
 )
 def test_what_cannot_be_initialised_is_refused(make, init, error, sentence):

@@ -1,6 +1,9 @@
 """Data sets too large for memory: read as they are, the same batches wherever a run goes on, mistakes told."""
 
 import io
+import multiprocessing
+import os
+import signal
 import tarfile
 from dataclasses import replace
 from itertools import chain
@@ -103,6 +106,15 @@ def test_an_epoch_goes_on_from_any_step(tmp_path, kind, workers):
     whole = epoch(data)
     for start in (1, 2):
         assert same(epoch(data, start), whole[start:])
+
+
+def test_workers_leave_a_signal_to_the_process_that_trains(folder):
+    """A cluster sends SIGTERM to all of them; the step that it interrupts is yet to be finished."""
+    batches = replace(folder, workers=1).training(Batches(4, 0, 3, 0, 1, True, Part()))
+    seen = [next(batches)]
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert same([*seen, *batches], epoch(folder))
 
 
 def test_processes_share_a_folder_s_batches(folder):

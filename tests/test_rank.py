@@ -3,7 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tnlayers
+from cases import KERNELS, KINDS
 from networks import networks
+from tnlayers import testing
 from tnlayers.rank import _caps, _kernel_bonds, resolve
 
 LAYERS = [
@@ -87,3 +89,38 @@ def test_any_network_keeps_its_budget_or_says_why(network, keep):
         found, sizes = resolve(str(network), dense, keep)
         assert set(sizes) == set(network.bonds)
         assert not sizes or least <= found.num_params <= budget
+
+
+SMALL = [(1, 1), (3, 8), (4, 4), (8, 8), (16, 16), (7, 5), (16, 3)]
+FORMATS = [name for name in tnlayers.FORMATS if name != "einsum"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_builds_small_layers_at_the_default(name, kind):
+    """At a keep ratio of 0.25, or as the smallest network, which is refused where that ratio is asked for."""
+    layer = getattr(tnlayers, f"{tnlayers.FORMATS[name].__name__}{kind}")
+    kernels = [KERNELS[KINDS[kind]], (1,) * KINDS[kind]] if KINDS[kind] else [()]
+    for channels in SMALL:
+        for kernel in kernels:
+            for groups in {1, channels[0]} if kernel and channels[0] == channels[1] else {1}:
+                own = {"kernel_size": kernel, "groups": groups} if kernel else {}
+                made = layer(*channels, **own, device="meta")
+                caps, whole = _caps(made.network, tuple(made.rank)), _kernel_bonds(made.network, tuple(made.rank))
+                smallest = {bond: caps[bond] if bond in whole else 1 for bond in made.rank}
+                if made.rank and made.keep_ratio > 0.25:
+                    assert made.rank == smallest
+                    with pytest.raises(ValueError, match=r"rank is 0\.25; that keep ratio leaves"):
+                        layer(*channels, **own, rank=0.25, device="meta")
+                else:
+                    assert made.network == layer(*channels, **own, rank=0.25, device="meta").network
+    last = layer(7, 5, **({"kernel_size": kernels[0]} if KINDS[kind] else {}))
+    testing.assert_same_function(last, testing.example_input(last))
+
+
+@pytest.mark.parametrize("layer", [tnlayers.BTTConv2d, tnlayers.BlockTTConv2d, tnlayers.CPConv2d])
+def test_all_ways_to_a_layer_have_the_default(layer):
+    dense = layer.dense_type(8, 8, 3)
+    made = [layer(8, 8, 3), layer(8, 8, 3, rank=None), layer.from_conv(dense, decompose=False)]
+    made += [layer.from_dense(dense, rank=None, decompose=False)]
+    assert len({each.network for each in made}) == 1

@@ -4,13 +4,13 @@ import csv
 import os
 from pathlib import Path
 
-import processes
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import latency
 import plots
+import processes
 import report
 import results
 import throughput

@@ -17,7 +17,7 @@ TREE = "i1:3 a:2, i2:2 b:2, a b c:3, c h:3 d:3, d o:5 e:2, e w:2"
 RING = "a:2 i:6 b:3, b h:3 w:3 c:2, c o:5 a"
 CP = "i:6 r:3, o:5 r, h:3 r, w:3 r"
 SUM = "n:2 a:2 b:2 h:3, n i:6 a, n o:5 b"
-SHARED = "i1:3 i2:2 o1:2 r:2, r i1 o1 o2:3"
+SHARED = "i1:3 i2:2 o1:2 r:1, r i1 o1 o2:3"
 APART = "i:3 h:2, o:4 w:2"
 
 

@@ -1,18 +1,37 @@
 """Swapping a model's layers, and back: what is kept, what is refused, and what the report says."""
 
 import copy
+import functools
 import gc
 import pickle
+import re
+import types
 import warnings
+import weakref
+from collections import deque, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch._subclasses import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import tnlayers
 from cases import FAMILIES
-from tnlayers import TensorizeConfig, TensorLayer, densify_, remap_optimizer_, tensorize_, unfold_
+from tnlayers import (
+    TensorizeConfig,
+    TensorLayer,
+    densify_,
+    load_tensorized,
+    remap_optimizer_,
+    save_tensorized,
+    tensorize_,
+    unfold_,
+)
+from tnlayers.memory import sharing
 
 NAMES = [name for name in tnlayers.FORMATS if name != "einsum"]
 
@@ -279,14 +298,16 @@ def test_a_layer_that_refuses_its_rank_is_left_alone_but_not_all():
 def test_models_that_cannot_be_swapped():
     with pytest.raises(ValueError, match=r"model has no convolution or linear layer \(Sequential\)"):
         tensorize_(nn.Sequential(nn.ReLU()))
-    with pytest.raises(ValueError, match="model is itself a Conv2d"):
-        tensorize_(nn.Conv2d(8, 8, 3))
     with pytest.raises(ValueError, match="model has no tensor layer"):
         densify_(Net())
     with pytest.raises(TypeError, match="model is int"):
         tensorize_(3)
     with pytest.raises(TypeError, match="config is"):
-        tensorize_(Net(), {"format": "tr"})
+        tensorize_(Net(), 3)
+    with pytest.raises(ValueError, match=r"format is 'ttt'; accepted: .*'tt'"):
+        tensorize_(Net(), "ttt")
+    with pytest.raises(ValueError, match="config has the key 'formt'; did you mean 'format'"):
+        tensorize_(Net(), {"formt": "tr"})
     with pytest.raises(ValueError, match="stem is on the meta device and has no kernel to fit"):
         tensorize_(Net().to("meta"))
     again = Net()
@@ -377,17 +398,439 @@ def test_a_warning_that_is_an_error_changes_nothing():
     del optimizer
 
 
-class Listed(nn.Module):
+@dataclass
+class Box:
+    layer: object
+
+
+class Slots:
+    __slots__ = ("layer",)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+
+def slots(layer):
+    box = Slots()
+    box.layer = layer
+    return box
+
+
+def cached(layer):
+    @functools.cache
+    def pick():
+        return layer
+
+    pick()
+    return pick
+
+
+def chain(layer):
+    for _ in range(3000):  # beyond Python's limit of recursion
+        layer = [layer]
+    return layer
+
+
+def weight(layer):
+    return next(p for name, p in layer.named_parameters() if name != "bias")
+
+
+ATTRIBUTES = {
+    "list": lambda layer: [layer],
+    "nested list": lambda layer: [[], [[layer]]],
+    "dictionary of lists": lambda layer: {"x": [layer]},
+    "key": lambda layer: {layer: 1},
+    "deque": lambda layer: deque([layer]),
+    "set": lambda layer: {layer},
+    "frozenset in a dictionary": lambda layer: {3: frozenset([layer])},
+    "tuples": lambda layer: ((), (1, (layer,))),
+    "named tuple": lambda layer: namedtuple("Pair", "x y")(1, layer),
+    "mapping proxy": lambda layer: types.MappingProxyType({"x": layer}),
+    "partial": functools.partial,
+    "argument of a partial": lambda layer: functools.partial(print, x=[layer]),
+    "bound method": lambda layer: layer.forward,
+    "closure": lambda layer: lambda x: layer(2 * x),
+    "default": lambda layer: lambda x, layer=layer: layer(x),
+    "cache": cached,
+    "generator": lambda layer: (each for each in [layer]),
+    "dataclass": lambda layer: [Box({"x": layer})],
+    "slots": slots,
+    "wrapper that is no child": lambda layer: [Wrapper(layer)],
+    "weak reference": lambda layer: [weakref.ref(layer)],
+    "weak proxy": lambda layer: [weakref.proxy(layer)],
+    "weak dictionary": lambda layer: weakref.WeakValueDictionary({"x": layer}),
+    "long chain": chain,
+    "weights": lambda layer: [weight(layer)],
+    "weight by name": lambda layer: {"w": [weight(layer)]},
+    "view of a weight": lambda layer: [weight(layer).detach().transpose(0, -1)[1:]],
+}
+
+
+def holders():
+    for name, make in ATTRIBUTES.items():
+        yield pytest.param(lambda model, make=make: setattr(model, "kept", make(model.a)), id=name)
+
+    def on_the_layer(model):
+        model.a.kept = model.a.forward
+
+    def on_another_layer(model):
+        object.__setattr__(model.b, "kept", model.a)
+
+    def hook(model):
+        layer = model.a
+        model.b.register_forward_hook(lambda _, arguments, output: output + layer(*arguments))
+
+    def on_the_class(model):
+        model.__class__ = type("Pair", (Pair,), {"kept": [model.a]})
+
+    def on_a_base(model):
+        model.__class__ = type("Pair", (type("Base", (Pair,), {"kept": [model.a]}),), {})
+
+    def compiled(model):
+        model.a.compile(backend="eager")
+
+    for change in (on_the_layer, on_another_layer, hook, on_the_class, on_a_base, compiled):
+        yield pytest.param(change, id=change.__name__)
+
+
+class Pair(nn.Module):
+    def __init__(self, make=nn.Linear, **own):
+        super().__init__()
+        self.a, self.b = make(16, 16, **own), make(16, 16, **own)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+def ours():
+    return Pair(tnlayers.CPLinear, rank=2)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pair") / "pair.safetensors"
+    save_tensorized(ours(), path)
+    return path
+
+
+@pytest.mark.parametrize("hold", [*holders()])
+def test_what_is_held_outside_of_the_modules_is_refused_by_name(hold, saved):
+    """In whatever way: the old layer would stay there, and the model's outputs be others than its layers say."""
+    model = Pair()
+    hold(model)
+    before, layer = state(model), model.a
+    report = tensorize_(model, TensorizeConfig(rank=2, decompose=False))
+    assert report.swapped == ("b",)
+    assert model.a is layer
+    held = "its weight|memory of its weight|it"
+    assert re.search(
+        rf"refused: (Pair|Linear)\..* holds ({held}) too, outside of|compiled by itself", report["a"].reason
+    )
+    for back in (densify_, unfold_):
+        model = ours()
+        hold(model)
+        before, modules = state(model), [*model.modules()]
+        held = r"its cores\.0|memory of its cores\.0|it"
+        with pytest.raises(ValueError, match=rf"a cannot be replaced: .* holds ({held}) too, outside of the modules"):
+            back(model)
+        assert_untouched(model, before, modules)
+        assert back(model, include=["b"]).swapped == ("b",)
+    model = Pair()
+    hold(model)
+    before, modules = state(model), [*model.modules()]
+    with pytest.raises(ValueError, match=r"layer 'a': .* holds .* too, outside of the modules|compiled|hooks"):
+        load_tensorized(lambda: model, saved)
+    assert_untouched(model, before, modules)
+
+
+def test_the_place_is_named():
+    model = Pair()
+    model.stages = [[], {"x": (1, Box(model.a))}]
+    model.b.kept = {("no", "name"): functools.partial(model.b)}
+    with pytest.raises(ValueError, match="no layer to swap") as caught:
+        tensorize_(model, TensorizeConfig(decompose=False))
+    assert "a: refused: Pair.stages[1]['x'][1].layer holds it too, outside of the modules" in str(caught.value)
+    assert "b: refused: Linear.kept[...] holds it too, outside of the modules" in str(caught.value)
+
+
+def test_what_holds_no_layer_is_no_matter():
+    model = Pair()
+    model.names, model.copies = ["a"], [copy.deepcopy(model.a), model.a.weight.detach().clone()]
+    model.itself, model.twice = [model], model.a
+    model.handle = model.a.register_forward_hook(lambda *_: None)
+    model.biases = [model.a.bias]
+    model.kinds, model.module = {nn.Linear: torch}, nn
+    optimizer = model.optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    model.scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    for change in (lambda: tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False)), lambda: unfold_(model)):
+        with pytest.warns(UserWarning, match="SGD was made before the swap"):
+            report = change()
+        assert report.swapped == ("a", "b")
+        assert model.twice is model.a
+        assert remap_optimizer_(optimizer, report)
+    assert model.biases[0] is model.a[-1].bias
+
+
+class Evasive(Pair):
+    """Answers whatever it is asked for."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return None
+
+
+def test_a_model_that_has_every_attribute():
+    model, x = Evasive(), torch.randn(2, 16)
+    assert tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False)).swapped == ("a", "b")
+    expected = model(x)
+    assert unfold_(model, example_input=x).swapped == ("a", "b")
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_an_optimizer_that_holds_a_bias_alone_is_told_when_it_leaves():
+    """Before a channel shuffle at the end, the bias is another one."""
+    model = nn.Sequential(tnlayers.TTConv2d(64, 64, 3, padding=1, rank=2))
+    optimizer, bias = torch.optim.SGD([model[0].bias], lr=1), model[0].bias
+    with pytest.warns(UserWarning, match="SGD was made before the swap"):
+        report = unfold_(model)
+    assert not any(parameter is bias for parameter in model.parameters())
+    assert remap_optimizer_(optimizer, report) == 1
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [
+        id(p) for name, p in model.named_parameters() if name.endswith("bias")
+    ]
+
+
+def test_parametrized_layers_are_made_plain():
+    class Double(nn.Module):
+        def forward(self, value):
+            return 2 * value
+
+    model, x = ours(), torch.randn(2, 16)
+    parametrize.register_parametrization(model.a, "bias", Double())
+    parametrize.register_parametrization(model.b.cores, "0", Double())
+    expected = model(x).detach()
+    densify_(model)
+    torch.testing.assert_close(model(x).detach(), expected)
+
+
+def test_parts_of_a_layer_that_are_children_elsewhere():
+    model = ours()
+    model.mine = model.a.cores
+    before, modules = state(model), [*model.modules()]
+    with pytest.raises(ValueError, match=r"a cannot be replaced: Pair.mine holds a part of it too"):
+        densify_(model)
+    assert_untouched(model, before, modules)
+
+
+def tied(model):
+    model.b.weight = model.a.weight
+
+
+def transposed(model):
+    model.b.weight.data = model.a.weight.data.t()
+
+
+def overlapping(model):
+    base = torch.randn(24, 16)
+    model.a.weight.data, model.b.weight.data = base[:16], base[8:]
+
+
+def buffered(model):
+    model.register_buffer("copy", model.a.weight.detach().view(-1)[3:4], persistent=False)
+    model.register_parameter("again", nn.Parameter(model.b.weight.detach()))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("tie", [tied, transposed, overlapping, buffered])
+def test_what_shares_memory_is_tied(tie, device):
+    with torch.device(device):
+        model = Pair()
+        tie(model)
+        model.more = nn.Linear(16, 16)
+    report = tensorize_(model, TensorizeConfig(rank=2, decompose=False))
+    assert report.swapped == ("more",)
+    others = ("copy", "again") if tie is buffered else ("b.weight", "a.weight")
+    assert [report[name].reason for name in "ab"] == [
+        f"refused: another module has the same weight: {other}" for other in others
+    ]
+
+
+def test_side_by_side_in_one_storage_is_not_tied():
+    model, base = Pair(), torch.randn(16, 64)
+    model.a.weight.data, model.b.weight.data = base[:, :32:2], base[:, 1:32:2]
+    model.a.bias.data, model.b.bias.data = base[0, 32:48], base[0, 48:]
+    assert tensorize_(model, TensorizeConfig(rank=2, decompose=False)).swapped == ("a", "b")
+
+
+def test_tensors_without_an_address_or_with_few_entries():
+    with FakeTensorMode():
+        fake = [torch.empty(3, 4), torch.empty(3, 4)]
+    one = torch.zeros(1).expand(5)
+    sparse = torch.eye(3).to_sparse()
+    odd = [*fake, fake[0].t(), one, one[2:], sparse, sparse, nn.LazyLinear(3).weight, torch.zeros(0), torch.zeros(0)]
+    assert sharing(odd) == [(0, 2), (3, 4), (5, 6)]
+
+
+def test_sharded_weights_are_left(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = Pair()
+        model.a.weight = nn.Parameter(distribute_tensor(model.a.weight, init_device_mesh("cpu", (1,)), [Shard(0)]))
+        model.kept = [model.b.weight.detach()]
+        model.c = nn.Linear(16, 16)
+        report = tensorize_(model, TensorizeConfig(rank=2, decompose=False))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert report.swapped == ("c",)
+    assert report["a"].reason == "refused: its weight is sharded"
+    assert report["b"].reason.startswith("refused: Pair.kept[0] holds memory of its weight too")
+
+
+@pytest.mark.parametrize("back", [densify_, unfold_])
+def test_the_report_tells_which_cores_are_no_longer_tied(back):
+    model, x = ours(), torch.randn(3, 16)
+    model.b.cores[0].data = model.a.cores[1].data
+    expected = model(x).detach()
+    report = back(model)
+    assert report["a"].reason.endswith(", no longer tied to b.cores.0")
+    assert report["b"].reason.endswith(", no longer tied to a.cores.1")
+    torch.testing.assert_close(model(x).detach(), expected)
+
+
+class Reader(nn.Module):
+    """A model that does something with a layer, beside calling it."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.conv, self.read = tnlayers.TuckerConv2d(16, 16, 3, stride=2, rank=2), read
+        self.conv.note = 1
+
+    def forward(self, x):
+        return self.conv(x), self.read(self.conv)
+
+
+READ = {
+    "dtype": (lambda conv: torch.ones(1, dtype=conv.weight.dtype), None),
+    "device": (lambda conv: conv.weight.device.type == "cpu" and isinstance(conv.weight, torch.Tensor), None),
+    "floating": (lambda conv: conv.weight.dtype.is_floating_point, None),
+    "nothing": (lambda conv: conv.training + conv.note + len([*conv.parameters()][:1]) + hasattr(conv, "lora"), None),
+    "sum": (lambda conv: conv.weight.sum(), "weight"),
+    "shape": (lambda conv: torch.ones(1) * conv.weight.shape[0], "weight"),
+    "data": (lambda conv: conv.weight.data.norm(), "weight"),
+    "function": (lambda conv: nn.functional.conv2d(torch.ones(1, 16, 3, 3), conv.weight, conv.bias), "bias, weight"),
+    "stride": (lambda conv: torch.ones(conv.stride), "stride"),
+    "bias": (lambda conv: torch.ones(1) * (conv.bias is not None), "bias"),
+}
+
+
+@pytest.mark.parametrize(("read", "names"), READ.values(), ids=READ)
+def test_an_example_tells_what_a_model_reads_of_its_layers(read, names):
+    torch.manual_seed(0)
+    model, x, kind = Reader(read).eval(), torch.randn(2, 16, 7, 7), tnlayers.TuckerConv2d
+    before, hooked = model(x), copy.deepcopy(model)
+    hooked.read = lambda conv: None
+    hooked.conv.register_forward_hook(lambda conv, *_: read(conv) * 0)
+    for one in (model, hooked):
+        with pytest.raises(ValueError, match="input has shape"):
+            unfold_(one, example_input=x.flatten(1))
+        assert type(one.conv) is kind
+        report = unfold_(one, example_input=x)
+        assert report["conv"].reason == ("unfolded" if names is None else f"plain again: the model reads its {names}")
+        assert type(one.conv) is (nn.Sequential if names is None else nn.Conv2d)
+    torch.testing.assert_close(model(x), before)
+
+
+def test_what_no_plain_layer_has_is_named():
+    model = Reader(lambda conv: sum(core.sum() for core in conv.cores) * conv.keep_ratio)
+    before, modules = state(model), [*model.modules()]
+    with pytest.raises(ValueError, match="conv: the model reads its cores, keep_ratio, which no Conv2d has"):
+        unfold_(model, example_input=torch.randn(1, 16, 7, 7))
+    assert_untouched(model, before, modules)
+
+
+def test_without_an_example_a_weight_that_is_computed_with_shows():
+    model, x = Reader(lambda conv: conv.weight.sum()), torch.randn(1, 16, 7, 7)
+    unfold_(model)
+    assert model(x)[1].isnan()
+
+
+class Later(nn.Module):
+    """Layers without shapes, and one that is not there, before the first forward."""
+
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
-        self.order = [self.a]
+        self.conv, self.head, self.last = nn.LazyConv2d(16, 3), nn.LazyLinear(16), None
+
+    def forward(self, x):
+        x = self.head(self.conv(x).mean((2, 3)))
+        if self.last is None:
+            self.last = nn.Linear(x.shape[1], 4)
+        return self.last(x)
 
 
-def test_what_is_held_outside_of_the_modules_is_left():
-    report = tensorize_(Listed(), TensorizeConfig(decompose=False))
-    assert report["a"].reason == "refused: Listed.order holds it too, outside of the modules"
-    assert report.swapped == ("b",)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("way", ["example_input", "calibration"])
+def test_lazy_layers_are_looked_at_when_they_have_shapes(way):
+    x, model = torch.randn(2, 8, 6, 6), Later()
+    own = {"example_input": x} if way == "example_input" else {"calibration": [x]}
+    report = tensorize_(model, TensorizeConfig("tucker", rank=2), **own)
+    assert report.swapped == ("conv", "head", "last") if way == "example_input" else ("conv", "head")
+    if way == "example_input":
+        assert report["conv"].flops[0] == 2 * 2 * 16 * 8 * 9 * 16
+    model = Later()
+    with pytest.raises(ValueError, match=r"no layer to swap \(conv: refused: it has no shape before the first forward"):
+        tensorize_(model, TensorizeConfig("tucker", rank=2))
+
+
+@pytest.mark.parametrize("config", ["cp", {"format": "cp"}])
+def test_a_configuration_may_be_a_name_or_a_mapping(config):
+    model = nn.Sequential(nn.Conv2d(8, 8, 3))
+    tensorize_(model, config)
+    assert type(model[0]) is tnlayers.CPConv2d
+    assert model._tensorize_config == TensorizeConfig("cp")
+
+
+ALONE = [nn.Linear(16, 16), nn.Conv2d(8, 8, 3, stride=2), nn.ConvTranspose1d(8, 8, 3)]
+
+
+@pytest.mark.parametrize("layer", ALONE, ids=repr)
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        "cp",
+        TensorizeConfig("tt", rank=3, options={"layout": "chain"}, decompose=False, exclude=["x"]),
+        TensorizeConfig("tucker", energy=0.5),
+    ],
+)
+def test_what_to_write_for_a_layer_alone_does_what_is_asked(layer, config):
+    if isinstance(layer, nn.Linear) and isinstance(config, TensorizeConfig) and config.options:
+        config = TensorizeConfig("tt", rank=3, decompose=False)
+
+    def written(change):
+        with pytest.raises(
+            ValueError, match=r"model is itself a \w+, which cannot be replaced in place; write"
+        ) as caught:
+            change()
+        return eval(str(caught.value).split("`")[1].removeprefix("layer = "), {"layer": layer, "tnlayers": tnlayers})
+
+    for model in (layer, torch.compile(layer, backend="eager")):
+        made = written(lambda model=model: tensorize_(model, config))
+    form = config.format if isinstance(config, TensorizeConfig) else config or "tr"
+    assert isinstance(made, TensorLayer)
+    assert made.format.name == form
+    if getattr(config, "rank", None) == 3:
+        assert set(made.rank.values()) == {3}
+    dense, layer = layer, made
+    assert type(written(lambda: densify_(layer))) is type(dense)
+    assert not isinstance(written(lambda: unfold_(layer)), TensorLayer)
+    with pytest.raises(ValueError, match=r"model is itself a .*, a tensor layer already"):
+        tensorize_(layer)
 
 
 def test_layers_compiled_by_themselves_and_names_of_ours_are_refused():

@@ -115,11 +115,59 @@ def test_back_to_plain_layers(make, back):
         return y.logits if hasattr(y, "logits") else y
 
     before = outputs()
-    if make is vit:  # its code asks a convolution for its weight's dtype, which a sequence has not
-        densify_(model, include=["vit.embeddings"])
     back(model)
     assert not any(isinstance(module, TensorLayer) for module in model.modules())
     torch.testing.assert_close(outputs(), before, rtol=0, atol=1e-10 * max(1.0, float(before.abs().max())))
+
+
+def clip():
+    own = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = own | {"vocab_size": 20, "max_position_embeddings": 8, "eos_token_id": 1, "bos_token_id": 0}
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config=own | {"image_size": 16, "patch_size": 8}, projection_dim=16
+    )
+    tokens = torch.tensor([[0, 5, 6, 1], [0, 7, 8, 1]])
+    return transformers.CLIPModel(config), {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": tokens}
+
+
+def t5():
+    config = transformers.T5Config(
+        vocab_size=20, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    return model, {"input_ids": torch.tensor([[3, 5, 6, 1]]), "decoder_input_ids": torch.tensor([[0, 4]])}
+
+
+def mamba():
+    config = transformers.MambaConfig(
+        vocab_size=20, hidden_size=32, state_size=4, num_hidden_layers=1, time_step_rank=4
+    )
+    return transformers.MambaModel(config), {"input_ids": torch.tensor([[3, 5, 6, 1]])}
+
+
+@pytest.mark.parametrize("example", [False, True])
+@pytest.mark.parametrize("make", [clip, t5, mamba])
+def test_models_that_read_their_layers_weights(make, example):
+    """CLIP and T5 ask for dtypes, which sequences answer; Mamba computes with weights, which an example finds out."""
+    torch.manual_seed(0)
+    model, inputs = make()
+    model = model.double().eval()
+    tensorize_(model, TensorizeConfig("tucker", rank=0.5, decompose=False))
+
+    def outputs():
+        with torch.no_grad():
+            return next(iter(model(**inputs).values()))
+
+    before = outputs()
+    report = unfold_(model, example_input=inputs if example else None)
+    plain = {layer.name for layer in report.layers if layer.reason == "plain again: the model reads its bias, weight"}
+    if make is mamba and not example:
+        with pytest.raises(RuntimeError):
+            outputs()
+        return
+    assert any(layer.reason == "unfolded" for layer in report.layers)
+    assert plain == ({"layers.0.mixer.dt_proj"} if make is mamba else set())
+    torch.testing.assert_close(outputs(), before, rtol=0, atol=1e-10 * float(before.abs().max()))
 
 
 def test_fused_encoder_layers():

@@ -1,15 +1,22 @@
 """The training job: repeatable, resumable to the same numbers, honest files, one sentence per mistake."""
 
 import csv
+import errno
+import importlib
 import itertools
+import os
 import re
+import resource
+import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import atomic
 import provenance
 import report
 import train
@@ -58,6 +65,21 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@contextmanager
+def full(free):
+    """A disk on which no file may grow beyond so many bytes, for the kernel's own errors."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def content(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
 def stop(run, step):
     """Break a run off in its so many-th step from now."""
     steps = itertools.count(1)
@@ -97,7 +119,7 @@ def test_a_resumed_run_ends_with_the_same_numbers(config, options, step):
 
 
 def test_a_run_repeats_itself_and_another_seed_does_not(config):
-    first, second = train.train(config), train.train(config)
+    first, second = train.train(config), train.train(replace(config, overwrite=True))
     assert numbers(first) == numbers(second)
     assert numbers(first) != numbers(train.train(replace(config, seed=1)))
 
@@ -118,13 +140,66 @@ def test_a_finished_run_resumes_to_itself(config):
     assert numbers(train.train(replace(config, resume=True))) == numbers(done)
 
 
-@pytest.mark.parametrize(("name", "value"), [("lr", 0.5), ("epochs", 4), ("label_smoothing", 0.25), ("augment", False)])
-def test_a_checkpoint_of_another_run_is_refused_by_the_name_of_the_field(config, name, value):
+def test_a_checkpoint_of_another_run_is_refused_by_the_names_of_the_fields(config):
     Run(config).epoch()
-    with pytest.raises(
-        RunError, match=rf"was made with {name} {getattr(config, name)}, but this run has {name} {value}"
+    data = train.load()
+    smaller = replace(data, train_images=data.train_images[:30], train_labels=data.train_labels[:30])
+    for changes, was, has in (
+        ({"lr": 0.5}, "lr 0.1", "lr 0.5"),
+        (
+            {"label_smoothing": 0.25, "augment": False},
+            "label_smoothing 0.0 and augment True",
+            ".* 0.25 and augment False",
+        ),
+        ({"epochs": 4}, "epochs 3", r"epochs 4 \(the learning rate follows a schedule over all epochs\)"),
+        ({"epochs": 2, "lr": 0.5}, "epochs 3 and lr 0.1", r"epochs 2 and lr 0.5 \(the learning rate .*\)"),
+        ({}, "training images 40", "training images 30"),
     ):
-        Run(replace(config, resume=True, **{name: value}))
+        with pytest.raises(
+            RunError, match=rf"was made with {was}, but this run has {has}: go on with what it was made"
+        ):
+            Run(replace(config, resume=True, **changes), None if changes else smaller)
+
+
+@pytest.mark.parametrize("flag", ["", "--resume", "--overwrite"])
+def test_a_checkpoint_is_lost_only_if_one_says_so(tmp_path, capsys, flag):
+    flags = ["--epochs", "1", "--batch-size", "16", "--device", "cpu", "--out", str(tmp_path), "--seeds"]
+    train.main([*flags, "3"])
+    (directory,) = tmp_path.iterdir()
+    before = content(directory)
+    capsys.readouterr()
+    if not flag:
+        with pytest.raises(SystemExit) as told:
+            train.main([*flags, "5", "3"])  # which is refused before seed 5 is trained
+        assert str(told.value) == (
+            f"error: {directory / 'checkpoint.pt'} is there from an earlier run: go on from it with --resume, keep it "
+            "with another --name or --out, or remove it with --overwrite"
+        )
+        assert [*tmp_path.iterdir()] == [directory]
+        assert content(directory) == before
+        return
+    train.main([*flags, "5", "3", flag])
+    out = capsys.readouterr().out.splitlines()
+    told = [line for line in out if line.startswith("digits-resnet20-dense-seed")]
+    if flag == "--overwrite":
+        assert not told
+    else:
+        assert told == [
+            "digits-resnet20-dense-seed5: there is no checkpoint, it begins anew",
+            f"digits-resnet20-dense-seed3: is finished, its result is that of {directory / 'checkpoint.pt'}",
+        ]
+        assert content(directory) == before
+
+
+def test_what_is_overwritten_is_never_gone_on_from(config):
+    train.train(config)
+    with pytest.raises(ConfigError, match="shard is True, but there is one process"):
+        Run(replace(config, overwrite=True, shard=True))
+    assert Run(replace(config, resume=True)).finished  # what cannot begin removes nothing
+    stop(Run(replace(config, overwrite=True)), 1)
+    assert Run(replace(config, resume=True)).images_done == 0
+    with pytest.raises(ConfigError, match="overwrite is True, but so is resume"):
+        replace(config, resume=True, overwrite=True)
 
 
 def test_a_damaged_checkpoint_is_told(config):
@@ -135,20 +210,49 @@ def test_a_damaged_checkpoint_is_told(config):
         Run(replace(config, resume=True))
 
 
-def test_a_checkpoint_is_replaced_whole_or_not_at_all(config, monkeypatch):
+@pytest.mark.parametrize(("free", "file"), [(100, "metrics.csv"), (2000, "checkpoint.pt"), (10**6, "checkpoint.pt")])
+def test_a_full_disk_ends_a_run_with_a_sentence_and_what_was_there_is_whole(config, free, file):
+    whole = train.train(replace(config, out=config.out / "whole"))
     run = Run(config)
     run.epoch()
-    good = run.checkpoint.read_bytes()
-
-    def crash(state, file):
-        file.write(b"half of a checkpoint")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(torch, "save", crash)
-    with pytest.raises(OSError, match="no space left"):
+    before = content(config.directory)
+    with full(free), pytest.raises(atomic.WriteError) as told:
         run.epoch()
-    assert run.checkpoint.read_bytes() == good
-    assert sorted(path.name for path in config.directory.iterdir()) == ["checkpoint.pt", "metrics.csv"]
+    assert str(told.value) == (
+        f"dense: {config.directory / file} cannot be written: File too large; the last good checkpoint is "
+        f"{run.checkpoint}, after epoch 1: --resume goes on from it"
+    )
+    after = content(config.directory)
+    assert after.keys() == {"checkpoint.pt", "metrics.csv"}
+    assert after["checkpoint.pt"] == before["checkpoint.pt"]
+    assert after["metrics.csv"].startswith(before["metrics.csv"])  # complete, and of what was measured
+    assert numbers(train.train(replace(config, resume=True))) == numbers(whole)
+
+
+def test_a_disk_that_is_full_from_the_beginning_is_told(config):
+    with (
+        full(100),
+        pytest.raises(atomic.WriteError, match=r"metrics\.csv cannot be written: .*; there is no checkpoint"),
+    ):
+        Run(config).epoch()
+    assert not [*config.directory.iterdir()]
+
+
+def test_tensorboard_on_a_full_disk_is_told(config, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+    run = Run(replace(config, tensorboard=True))
+    monkeypatch.setattr(train, "write_csv", lambda *_: None)  # which would be told first
+    with full(50), pytest.raises(atomic.WriteError, match=r"events\.\* cannot be written: File too large; there is no"):
+        run.epoch()
+    assert not run.checkpoint.exists()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "metrics.csv"])
+def test_files_that_could_not_be_written_are_told_before_training(config, file):
+    (config.directory / file).mkdir(parents=True)
+    with pytest.raises(atomic.WriteError, match=rf"{file} cannot be written: it is there, and no regular file"):
+        Run(replace(config, resume=True))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config):
@@ -324,12 +428,8 @@ def test_two_runs_never_share_an_arm_and_a_seed(tmp_path):
     presets[1].write_text("conv: tr\ninit: fan_out\n")
     with pytest.raises(SystemExit, match="arm tr with seed 0 is there twice"):
         train.main(["--config", *map(str, presets), "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="arm dense with seed 3 is there twice"):
-        train.main(["--seeds", "3", "3", "--out", str(tmp_path)])
     presets[1].write_text("conv: tr\ninit: fan_out\nname: tr-fan-out\n")
     train.check_distinct(train.parse(["--config", *map(str, presets)]))
-    with pytest.raises(SystemExit, match=r"results is .*, a directory"):
-        train.main(["--results", str(tmp_path)])
 
 
 def test_one_command_runs_every_arm_with_every_seed(tmp_path, capsys):
@@ -339,7 +439,23 @@ def test_one_command_runs_every_arm_with_every_seed(tmp_path, capsys):
         presets[-1].write_text(text)
     results = tmp_path / "results" / "both.csv"
     flags = ["--seeds", "0", "3", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--out", str(tmp_path)]
-    train.main(["--config", *map(str, presets), "--results", str(results), *flags])
+    flags += ["--config", *map(str, presets), "--results", str(results)]
+    write = train.write_results
+
+    def short_of_space(path, results):
+        with full(100 if len(results) == 2 else 10**6):
+            write(path, results)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "write_results", short_of_space)
+        with pytest.raises(SystemExit) as told:
+            train.main(flags)
+    assert str(told.value) == (
+        f"error: {results} cannot be written: File too large; the same command with --resume trains nothing again that "
+        "is in a checkpoint"
+    )
+    assert [row["seed"] for row in read(results)] == ["0"]
+    train.main([*flags, "--resume"])
     rows = read(results)
     assert [(row["arm"], row["seed"], row["epochs"]) for row in rows] == [
         (arm, seed, "1") for arm in ("dense", "tr-0.2") for seed in ("0", "3")
@@ -354,10 +470,40 @@ def test_one_command_runs_every_arm_with_every_seed(tmp_path, capsys):
 def test_every_arm_is_checked_before_the_first_is_trained(tmp_path):
     presets = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
     presets[0].write_text("epochs: 1\n")
-    presets[1].write_text("conv: tr\nrank: 1000000000\n")
-    with pytest.raises(SystemExit, match="resnet20 with tr-1000000000 convolutions cannot be built"):
-        train.main(["--config", *map(str, presets), "--out", str(tmp_path), "--device", "cpu"])
-    assert not [*tmp_path.glob("digits-*")]
+    presets[0].write_text("epochs: 1\nbatch_size: 16\n")
+    for text, sentence in (
+        ("rank: 1000000000\nbatch_size: 16", "resnet20 with tr-1000000000 convolutions cannot be built"),
+        ("batch_size: 41", "batch_size is 41, but the number of training images is 40"),
+    ):
+        presets[1].write_text(f"conv: tr\n{text}\n")
+        with pytest.raises(SystemExit, match=sentence):
+            train.main(["--config", *map(str, presets), "--out", str(tmp_path), "--device", "cpu"])
+        assert not [*tmp_path.glob("digits-*")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--batch-size", "41"], "batch_size is 41, but the number of training images is 40"),
+        (["--batch-size", "9", "--images", "8"], "batch_size is 9, but images is 8"),
+        (["--batch-size", "9", "--images", "41"], "images is 41, but there are 40 to train on"),
+        (["--seeds"], r"seeds is \[\], but one at least is needed, and none twice"),
+        (["--seeds", "3", "1", "3"], r"seeds is \[3, 1, 3\], but one at least is needed, and none twice"),
+        (["--seeds", "2", "-1"], "seed is -1, but it must be at least 0"),
+        (["--seeds", str(2**63)], r"seed is 9223372036854775808, but it must be below 2\*\*63"),
+    ],
+)
+def test_batches_and_seeds_that_cannot_be_had_are_told(tmp_path, flags, sentence):
+    with pytest.raises(SystemExit, match=f"^error: {sentence}$"):
+        train.main(["--out", str(tmp_path), "--device", "cpu", *flags])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_largest_batch_is_all_images(config):
+    run = Run(replace(config, batch_size=40))
+    assert (run.batch_size, run.steps) == (40, 1)
+    with pytest.raises(ConfigError, match="number of training images is 40, which leaves out those to validate on"):
+        train.batches(replace(config, batch_size=41, split="validation"), train.load())
 
 
 def test_flags_override_presets_and_presets_override_defaults(tmp_path):
@@ -374,7 +520,7 @@ def test_flags_override_presets_and_presets_override_defaults(tmp_path):
 def test_mistakes_end_the_command_with_one_sentence(tmp_path, capsys):
     def sentence(*flags):
         with pytest.raises(SystemExit) as stop:
-            train.main(["--out", str(tmp_path), *flags])
+            train.main(["--out", str(tmp_path), "--batch-size", "16", *flags])
         text = str(stop.value.code) if isinstance(stop.value.code, str) else "".join(capsys.readouterr())
         return " ".join(text.replace("│", " ").split())
 
@@ -390,6 +536,190 @@ def test_mistakes_end_the_command_with_one_sentence(tmp_path, capsys):
     assert re.match(
         r"error: .*none\.yaml cannot be read: No such file", sentence("--config", str(tmp_path / "none.yaml"))
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def places(root):
+    """Paths that are no place for a file, and why."""
+    (root / "file").touch()
+    os.mkfifo(root / "fifo")
+    for name, target in (("full", "/dev/full"), ("null", os.devnull), ("circle", "circle"), ("lost", "nowhere/file")):
+        (root / name).symlink_to(target)
+    irregular = " cannot be written: it is there, and no regular file"
+    yield from ((root, irregular), (root / "fifo", irregular), (root / "null", irregular))
+    if Path("/dev/full").exists():
+        yield root / "full", irregular
+    yield root / "circle", " cannot be written: Too many levels of symbolic links"
+    yield root / "lost", " cannot be written: there is no directory .*nowhere; make it first"
+    yield root / "file" / "under", " cannot be written: (Not a directory|File exists)"
+    for path in (root / ("x" * 256), root / ("x" * 256) / "file"):
+        yield path, " cannot be written: File name too long"
+
+
+def test_results_that_cannot_be_written_are_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "read_data", None)  # nothing is begun
+    root = tmp_path / "places"
+    root.mkdir()
+    for path, why in places(root):
+        before = {file.name: file.lstat().st_mode for file in root.iterdir()}
+        with pytest.raises(SystemExit, match=f"^error: results is {path}, but .*{why}$"):
+            train.main(["--results", str(path), "--out", str(tmp_path), "--device", "cpu"])
+        with pytest.raises(atomic.WriteError, match=why):
+            atomic.write(path, b"content")
+        assert {file.name: file.lstat().st_mode for file in root.iterdir()} == before
+
+
+def scripts():
+    """Names of all scripts that write rows where --out says."""
+    return [
+        path.stem
+        for path in sorted((ROOT / "benchmarks").glob("*.py"))
+        if re.search(r'"--out"|    out: Path', path.read_text()) and path.stem not in ("config", "pool")
+    ]
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_every_script_refuses_before_it_measures_what_it_could_not_write(script, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module(script)
+    needed = {
+        "convergence": ("--config", "configs/convergence-digits.yaml"),
+        "results": ("--config", "configs/results-smoke.yaml"),
+        "compress": ("--weights", "resnet20-12fca82f.th"),
+    }
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", [script, "--out", str(tmp_path), *needed.get(script, ())])
+    for name in ("write_csv", "measure", "cached_load", "layers", "measure_all"):  # nothing is begun
+        monkeypatch.setattr(module, name, None, raising=False)
+    with pytest.raises(SystemExit) as told:
+        module.main()
+    text = " ".join(f"{told.value.code} {capsys.readouterr().err}".split())
+    assert f"out is {tmp_path}, but {tmp_path} cannot be written: it is there, and no regular file" in text
+
+
+def test_a_directory_that_may_not_be_written_is_told(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("tnlayers.stored.open", refuse, raising=False)  # root may write everywhere
+    with pytest.raises(
+        SystemExit, match=r"^error: results is .*a\.csv, but .*a\.csv cannot be written: Permission denied$"
+    ):
+        train.main(["--results", str(tmp_path / "a.csv"), "--out", str(tmp_path), "--device", "cpu"])
+
+
+def test_a_link_stays_and_its_target_is_replaced_with_its_permissions(tmp_path):
+    target, link, chain = (tmp_path / name for name in ("target.csv", "link.csv", "chain.csv"))
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target.name)
+    chain.symlink_to(link)
+    for path in (target, link, chain):
+        provenance.write_csv(path, [{"path": path.name}])
+        assert [row["path"] for row in read(target)] == [path.name]
+        assert target.stat().st_mode & 0o777 == 0o640
+    (tmp_path / "to").symlink_to("new.csv")
+    provenance.write_csv(tmp_path / "to", [{"path": "new"}])
+    assert [row["path"] for row in read(tmp_path / "new.csv")] == ["new"]
+    assert {path.name for path in tmp_path.iterdir() if path.is_symlink()} == {"link.csv", "chain.csv", "to"}
+    assert len([*tmp_path.iterdir()]) == 5
+
+
+# ------------------------------------------------------------------------------------------------------------ signals
+
+
+FLAGS = ["--epochs", "2", "--batch-size", "9", "--device", "cpu"]  # 4 steps an epoch
+
+
+def reached_by(monkeypatch, number, name, calls, flags):
+    """The exit code of a command which a signal reaches in these calls of a method of the run."""
+    times = itertools.count(1)
+    method = getattr(Run, name)
+
+    def reached(*args):
+        time = next(times)
+        for _ in range(calls.count(time)):
+            signal.raise_signal(number)
+        return method(*args)
+
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, name, reached)
+        try:
+            train.main(flags)
+        except SystemExit as end:
+            return end.code
+        finally:
+            assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)] == before
+    return 0
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Rows of metrics.csv, once there are any."""
+    return []
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "calls", "after"),
+    [
+        (signal.SIGTERM, "_loss", [1], "epoch 0 and 1 steps"),
+        (signal.SIGTERM, "_loss", [3, 3], "epoch 0 and 3 steps"),
+        (signal.SIGHUP, "_loss", [6], "epoch 1 and 2 steps"),
+        (signal.SIGTERM, "_loss", [4], "epoch 1"),
+        (signal.SIGTERM, "_evaluate", [1], "epoch 1"),
+        (signal.SIGINT, "_loss", [6], "epoch 1"),
+        (signal.SIGINT, "_loss", [1], None),
+        (signal.SIGTERM, "_loss", [8], "the end"),
+        (signal.SIGTERM, "_evaluate", [2], "the end"),
+    ],
+)
+def test_a_signal_ends_a_run_which_goes_on_to_the_same_numbers(
+    tmp_path, monkeypatch, capsys, uninterrupted, number, name, calls, after
+):
+    def rows(root):
+        (path,) = root.glob("*/metrics.csv")
+        same = ("epoch", "lr", "train_loss", "train_accuracy", "loss", "accuracy")
+        return [[row[name] for name in same] for row in read(path)]
+
+    if not uninterrupted:
+        train.main([*FLAGS, "--out", str(tmp_path / "whole")])
+        uninterrupted += rows(tmp_path / "whole")
+    flags = [*FLAGS, "--out", str(tmp_path / "ended")]
+    code = reached_by(monkeypatch, number, name, calls, flags)
+    told = capsys.readouterr().err
+    why = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    (directory,) = tmp_path.glob("ended/*")
+    if after == "the end":
+        assert (code, told) == (0, "")
+        assert rows(tmp_path / "ended") == uninterrupted
+    elif after is None:
+        assert (code, told) == (130, f"{why}: there is no checkpoint yet\n")
+    else:
+        last = f"the last good checkpoint is {directory / 'checkpoint.pt'}, after {after}"
+        assert (code, told) == (128 + number, f"{why}: {last}: --resume goes on from it\n")
+        train.main([*flags, "--resume"])
+        assert f"digits-resnet20-dense-seed0: goes on after {after}\n" in capsys.readouterr().out
+        assert rows(tmp_path / "ended") == uninterrupted
+        assert {path.name for path in directory.iterdir()} == {"checkpoint.pt", "metrics.csv"}
+
+
+def test_a_signal_before_training_ends_the_command_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "load", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as end:
+        train.main([*FLAGS, "--out", str(tmp_path)])
+    assert end.value.code == 143
+    assert capsys.readouterr().err == "ended by SIGTERM: nothing was trained\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert reached_by(monkeypatch, signal.SIGHUP, "_loss", [2], [*FLAGS, "--out", str(tmp_path)]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # ------------------------------------------------------------------------------------------------------------ presets

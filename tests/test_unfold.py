@@ -304,6 +304,20 @@ def test_groups_that_no_factor_has_give_the_dense_layer():
     assert type(check(layer)) is nn.Conv2d
 
 
+def test_sequences_answer_for_their_weights_dtype_and_device():
+    layer = tnlayers.CPConv2d(16, 16, 3, padding=1, rank=4)
+    plain, dense = unfold(layer), layer.to_dense()
+    assert (len(plain), [*plain.state_dict()]) == (4, [*nn.Sequential(*plain).state_dict()])
+    assert [*plain.parameters()] == [*nn.Sequential(*plain).parameters()]
+    for change in ("double", "half", "bfloat16"):
+        getattr(plain, change)()
+        getattr(dense, change)()
+        assert (plain.weight.dtype, plain.weight.device) == (dense.weight.dtype, dense.weight.device)
+    assert plain.to("meta").weight.is_meta
+    assert "weight" not in repr(plain)
+    plain.load_state_dict(unfold(layer).state_dict(), assign=True)
+
+
 def test_pickles_without_us(tmp_path):
     layer = tnlayers.BlockTTConv2d(16, 16, 3, padding=1, rank=1, dtype=torch.float64)
     x = testing.example_input(layer)

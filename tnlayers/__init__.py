@@ -4,6 +4,7 @@ from tnlayers import zoo
 from tnlayers.autotune import autotune
 from tnlayers.conv import TensorConv, TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.formats import FORMATS, Format, register
+from tnlayers.freezing import Frozen, freeze_, thaw_
 from tnlayers.geometry import Geometry
 from tnlayers.layer import TensorLayer
 from tnlayers.linear import TensorLinear
@@ -24,6 +25,7 @@ from tnlayers.config import TensorizeConfig  # isort: skip
 from tnlayers.report import TensorizeReport, remap_optimizer_  # isort: skip
 from tnlayers.swap import densify_, tensorize_, unfold_  # isort: skip
 from tnlayers.unfold import unfold  # isort: skip
+from tnlayers.overview import Summary, summary  # isort: skip
 from tnlayers.optim import frobenius_penalty, param_groups, squared_norm  # isort: skip
 
 __version__ = "0.1.0"
@@ -31,8 +33,10 @@ __version__ = "0.1.0"
 __all__ = [
     "FORMATS",
     "Format",
+    "Frozen",
     "Geometry",
     "Init",
+    "Summary",
     "TensorConv",
     "TensorConv1d",
     "TensorConv2d",
@@ -50,6 +54,7 @@ __all__ = [
     "autotune",
     "calibrate_",
     "densify_",
+    "freeze_",
     "frobenius_penalty",
     "from_tltorch",
     "initialize_",
@@ -61,7 +66,9 @@ __all__ = [
     "scale_residual_",
     "solve",
     "squared_norm",
+    "summary",
     "tensorize_",
+    "thaw_",
     "to_tltorch",
     "unfold",
     "unfold_",

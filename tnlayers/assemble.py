@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
 
-from tnlayers.contraction import Contraction, order
+from tnlayers.contraction import Contraction
 from tnlayers.footprint import Footprint
 from tnlayers.geometry import Geometry
 from tnlayers.meeting import CONV, Meeting
 from tnlayers.network import TensorNetwork
-from tnlayers.notation import Axes
+from tnlayers.notation import Axes, bits
+from tnlayers.pricing import Contractions, Pricing
 from tnlayers.product import LAST
-from tnlayers.search import Search
-from tnlayers.space import EXACT
 from tnlayers.step import view
-from tnlayers.trail import Cost, Setting, Trail
+from tnlayers.trail import Cost, Path, Setting, Trail
 
 
 @dataclass(frozen=True)
@@ -163,27 +163,44 @@ class Thrift(NamedTuple):
     rebuild: bool = False
 
 
-def assemble(search: Search, trail: Trail, thrift: Thrift = Thrift()) -> Plan:  # noqa: B008  (it is immutable)
-    """A trail as a plan. From the last step back to the first, the order of every tensor's axes is settled."""
-    where, geometry, setting = search.space, search.space.geometry, search.setting
+def assemble(pricing: Pricing, trail: Trail, thrift: Thrift = Thrift()) -> Plan:  # noqa: B008  (it is immutable)
+    """A trail as a plan."""
+    where = pricing.space
+    weights, meetings, tail = _lay_out(pricing.contractions, trail.path)
+    costs = tuple(option.cost for option in trail.options)
+    kept = (True,) * (len(costs) - 1) if thrift.kept is None else thrift.kept
+    sizes = tuple(zip(where.names, where.sizes, strict=True))
+    return Plan(
+        where.network, where.geometry, pricing.setting, weights, meetings, costs, tail, trail.seconds + thrift.seconds,
+        Footprint.of(pricing, trail).peak(kept, thrift.parts), sizes, kept, thrift.parts, thrift.rebuild,
+    )  # fmt: skip
+
+
+_Move = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@lru_cache(maxsize=4096)
+def _lay_out(contractions: Contractions, options: Path) -> tuple[tuple[Weight, ...], tuple[Meeting, ...], _Move | None]:
+    """Weights, meetings and tail. From the last step back to the first, the order of every tensor's axes is settled."""
+    where, geometry = contractions.space, contractions.space.geometry
     sizes = dict(zip(where.names, where.sizes, strict=True))
-    last = trail.options[-1]
+    last = options[-1]
     after = _singles(last.after) if last.tail else where.outputs
     tail = _move(where.axes, after, where.outputs, sizes) if last.tail else None
     absorbed, states = 0, []
-    for option in trail.options:
+    for option in options:
         states.append(absorbed)
         absorbed |= option.cores
     weights: list[Weight] = []
     meetings: list[Meeting] = []
-    for number in reversed(range(len(trail.options))):
-        option, roles = trail.options[number], where.roles(states[number], trail.options[number].cores)
+    for number in reversed(range(len(options))):
+        option, roles = options[number], where.roles(states[number], options[number].cores)
         position = {axis: k for k, axis in enumerate(after)}
         parts = [sorted(_singles((part,)), key=lambda axis: position.get(axis, axis)) for part in option.before]
         before = tuple(axis for part in parts for axis in part)
         held = where.inputs if number == 0 else before
         if option.moved and number:
-            held = _singles(trail.options[number - 1].after)
+            held = _singles(options[number - 1].after)
         folded, groups, summed, new = where.channels(states[number], option.cores)
         if option.cores == where.all:
             outer, summed_axes = where.outputs, tuple(axis for axis in where.inputs if axis not in where.outputs)
@@ -221,47 +238,26 @@ def assemble(search: Search, trail: Trail, thrift: Thrift = Thrift()) -> Plan:  
                 out=tuple(name for axis in after for name in where.axes(axis)),
             )
         )
-        weights.append(_weight(search, option.cores, right, sizes))
+        weights.append(_weight(contractions, option.cores, right, sizes))
         after = held
-    weights.reverse()
-    meetings.reverse()
-    costs = tuple(option.cost for option in trail.options)
-    kept = (True,) * (len(costs) - 1) if thrift.kept is None else thrift.kept
-    return Plan(
-        where.network, geometry, setting, tuple(weights), tuple(meetings), costs, tail, trail.seconds + thrift.seconds,
-        Footprint.of(search, trail).peak(kept, thrift.parts), tuple(sizes.items()), kept, thrift.parts, thrift.rebuild,
-    )  # fmt: skip
+    return tuple(reversed(weights)), tuple(reversed(meetings)), tail
 
 
 def _singles(parts: Sequence[int]) -> tuple[int, ...]:
     """The axes of an order one by one, those of each set by their bits."""
-    return tuple(1 << k for part in parts for k in range(part.bit_length()) if part >> k & 1)
+    return tuple(1 << k for part in parts for k in bits(part))
 
 
-def _move(
-    names: Callable[[int], Axes], have: tuple[int, ...], want: tuple[int, ...], sizes: dict[str, int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _move(names: Callable[[int], Axes], have: tuple[int, ...], want: tuple[int, ...], sizes: dict[str, int]) -> _Move:
     """Sizes of the axes there are, and the permutation to those wanted."""
     return tuple(sizes[name] for axis in have for name in names(axis)), tuple(have.index(axis) for axis in want)
 
 
-def _weight(search: Search, tensor: int, axes: Axes, sizes: dict[str, int]) -> Weight:
+def _weight(contractions: Contractions, tensor: int, axes: Axes, sizes: dict[str, int]) -> Weight:
     """How some cores contract to a tensor with the given axes."""
-    where = search.space
-    cost = search.contraction(tensor)[1]
-    cores = tuple(k for k in range(len(where.cores)) if tensor >> k & 1)
+    where = contractions.space
+    cores = tuple(bits(tensor))
     operands = [where.cores[k] for k in cores]
     views = tuple(tuple(sizes[axis] for axis in core) for core in operands)
-    if tensor == where.all and len(where.cores) > EXACT:
-        return Weight(cores, views, order(where.cores, axes, tuple(sizes.items())), cost)
-    pairs: list[tuple[int, int]] = []
-
-    def contract(part: int) -> int:
-        halves, _ = search.contraction(part)
-        if halves is None:
-            return cores.index(part.bit_length() - 1)
-        pairs.append((contract(halves[0]), contract(halves[1])))
-        return len(cores) + len(pairs) - 1
-
-    contract(tensor)
-    return Weight(cores, views, Contraction.of(operands, pairs, axes, sizes), cost)
+    contraction = Contraction.of(operands, contractions.pairs(tensor, cores), axes, sizes)
+    return Weight(cores, views, contraction, contractions.of(tensor)[1])

@@ -13,6 +13,7 @@ from tnlayers.config import check_pattern, matches
 from tnlayers.kinds import KINDS
 from tnlayers.layer import TensorLayer
 from tnlayers.observe import evaluating, run
+from tnlayers.quiet import shrink
 
 NEAR = 0.05
 """By what share a rescaled layer's second moment may miss the target: rounding of half precision, and no more."""
@@ -111,7 +112,7 @@ def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float |
         last: names of the last convolution or linear layer of every branch: globs, or ``re:`` and an expression. As in
             ``TensorizeConfig``, a module's name covers all layers inside it.
         factor: what weight and bias are multiplied with; ``1 / sqrt(L)``, of L layers that match, where not given. By
-            0, of a tensor layer the last core alone becomes zero, so that the first step moves it.
+            0, or less than a hundredth, of a tensor layer the last core alone, so that it learns.
 
     Returns:
         list[str]: the layers' names.
@@ -149,7 +150,7 @@ def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float |
     _check(model, chosen)
     scale = 1 / math.sqrt(len(chosen)) if factor is None else factor
     for layer in chosen:
-        _multiply(layer, scale)
+        shrink(_weights(layer), scale)
         if layer.bias is not None:
             layer.bias.mul_(scale)
     return list(chosen.values())
@@ -196,9 +197,6 @@ def _weights(layer: Any) -> list[nn.Parameter]:
 
 def _multiply(layer: Any, factor: float) -> None:
     weights = _weights(layer)
-    if factor == 0:
-        weights[-1].zero_()
-        return
     for weight in weights:
         weight.mul_(factor ** (1 / len(weights)))
 

@@ -17,7 +17,6 @@ from tnlayers.rank import Rank
 from tnlayers.variance import Init
 
 VERSION = 1
-DEFAULT_RANK = 0.25
 OVERRIDABLE = ("format", "options", "rank", "in_shape", "out_shape", "init", "decompose", "strategy", "memory")
 
 
@@ -30,7 +29,8 @@ class TensorizeConfig:
 
     Args:
         format: the name of a registered format.
-        rank: as a layer takes it, for every layer; a float is a keep ratio. Default 0.25. Not beside budget or energy.
+        rank: as a layer takes it, for every layer; a float is a keep ratio. None: as the layers'
+            default, but a layer whose smallest network saves nothing stays plain. Not beside budget or energy.
         budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
             layers that an override gives a rank do not count.
             With ``decompose`` it is spread by each kernel's singular values, else one keep ratio is found for all.
@@ -125,25 +125,22 @@ class TensorizeConfig:
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write ``to_dict`` as a YAML file."""
-        import yaml  # noqa: PLC0415  (loaded where it is in use)
+        from tnlayers.yaml_text import dump_yaml  # noqa: PLC0415  (loaded where it is in use)
 
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        Path(path).write_text(dump_yaml(self.to_dict()), encoding="utf-8")
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what ``to_yaml`` wrote, or a person did.
+        """Read what ``to_yaml`` wrote, or a person did, in YAML 1.2; see ``tnlayers.yaml_text``.
 
         Raises:
             OSError: the file cannot be read.
-            TypeError, ValueError: it is not YAML, or as for ``from_dict``.
+            TypeError, ValueError: ``path`` is no name of a file; it is not YAML, or has a key twice, an alias, or a
+                number that versions of YAML read differently; or as for ``from_dict``.
         """
-        import yaml  # noqa: PLC0415
+        from tnlayers.yaml_text import read_yaml  # noqa: PLC0415
 
-        try:
-            plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{os.fspath(path)} is not YAML: {' '.join(str(error).split())}") from None
-        return cls.from_dict(plain)
+        return cls.from_dict(read_yaml(path))
 
     def of(self, names: Iterable[str]) -> dict[str, Any] | None:
         """What holds for the layer of these names, overrides included; None: leave it alone."""

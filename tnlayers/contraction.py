@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
+from heapq import heappop, heappush
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tnlayers.modes import again, own_precision, plain_autograd
 from tnlayers.network import TensorNetwork
-from tnlayers.notation import Axes
+from tnlayers.notation import Axes, bits
 from tnlayers.step import Side, Step, inverse, meet, permutation, unviewed, view
 
 
@@ -122,7 +123,7 @@ class Contraction:
 
 @lru_cache(maxsize=4096)
 def order(operands: tuple[Axes, ...], out: Axes, sizes: tuple[tuple[str, int], ...]) -> Contraction:
-    """Order the contraction of operands with named axes, greedily by the memory that a step adds.
+    """Order the contraction of operands with named axes, see ``pairs``.
 
     Args:
         operands: the axes of each operand; an axis may be in any number of them.
@@ -135,28 +136,77 @@ def order(operands: tuple[Axes, ...], out: Axes, sizes: tuple[tuple[str, int], .
         [('b',), ('a',)]
     """
     size = dict(sizes)
+    return Contraction.of(operands, pairs(operands, out, size), out, size)
 
-    def volume(axes: Axes) -> int:
-        return math.prod(size[axis] for axis in axes)
 
-    alive = dict(enumerate(operands))
-    holders = Counter(axis for axes in operands for axis in axes)
-    holders.update(out)  # the result needs its axes to the end
-    pairs: list[tuple[int, int]] = []
+def pairs(
+    operands: Sequence[Axes], out: Axes, sizes: Mapping[str, int], apart: Sequence[Axes] = ()
+) -> list[tuple[int, int]]:
+    """Choose the pairs of operands to contract, greedily by the memory that a step adds.
+
+    The axes of what some operands contract to do not depend on how the others contract. So each pair is judged once,
+    and the time grows with the square of the number of operands.
+
+    Args:
+        operands: the axes of each operand.
+        out: the axes of the result.
+        sizes: the size of each axis.
+        apart: groups of axes; a pair whose result has axes of fewer groups goes first, whatever it adds.
+
+    Returns:
+        list[tuple[int, int]]: the numbers of two operands each; results are numbered behind the operands.
+
+    Example:
+        >>> pairs([("a", "b"), ("b", "c"), ("c",)], ("a",), {"a": 9, "b": 9, "c": 9})
+        [(1, 2), (0, 3)]
+    """
+    bit = {axis: 1 << k for k, axis in enumerate(sizes)}
+    lengths, kept = list(sizes.values()), sum(bit[axis] for axis in set(out))
+    masks = [sum(bit[axis] for axis in axes) for axes in operands]
+    homes = [sum(1 << k for k, mask in enumerate(masks) if mask & axis) for axis in bit.values()]
+
+    @cache
+    def volume(mask: int) -> int:
+        return math.prod(lengths[k] for k in bits(mask))
+
+    def summed(a: int, b: int) -> int:
+        """The axes of two tensors that neither the output nor another tensor needs."""
+        both = alive[a][0] & alive[b][0] & ~kept
+        return sum(1 << k for k in bits(both) if not homes[k] & ~(alive[a][1] | alive[b][1])) if both else 0
+
+    # Of each tensor: its axes, and the operands that it comes from.
+    alive = {k: (mask, 1 << k) for k, mask in enumerate(masks)}
+    groups = [sum(bit[axis] for axis in group) for group in apart]
+    heap: list[tuple[int, int, int, int, int]] = []
+
+    def judge(a: int, b: int) -> tuple[int, int, int, int, int]:
+        (one, _), (two, _) = alive[a], alive[b]
+        union = volume(one) * volume(two) // volume(one & two)
+        joined = sum([1 for group in groups if (one | two) & group])
+        return joined, union // volume(summed(a, b)) - volume(one) - volume(two), union, a, b
+
+    def consider(new: int, others: Iterable[int]) -> None:
+        axes = alive[new][0]
+        for other in others:
+            if axes & alive[other][0]:
+                heappush(heap, judge(min(new, other), max(new, other)))
+
+    for k in alive:
+        consider(k, range(k))
+    found: list[tuple[int, int]] = []
     while len(alive) > 1:
-        every = [(a, b) for a in alive for b in alive if a < b]
-        joined = [(a, b) for a, b in every if not set(alive[a]).isdisjoint(alive[b])]
-        candidates = []
-        for a, b in joined or every:  # an outer product only where there is nothing else to do
-            union = tuple(dict.fromkeys(alive[a] + alive[b]))
-            result = tuple(axis for axis in union if holders[axis] > (axis in alive[a]) + (axis in alive[b]))
-            candidates.append((volume(result) - volume(alive[a]) - volume(alive[b]), volume(union), a, b, result))
-        *_, a, b, result = min(candidates)
-        holders.subtract(alive.pop(a) + alive.pop(b))
-        holders.update(result)
-        pairs.append((a, b))
-        alive[len(operands) + len(pairs) - 1] = result
-    return Contraction.of(operands, pairs, out, size)
+        while heap and not (heap[0][3] in alive and heap[0][4] in alive):
+            heappop(heap)
+        if heap:
+            *_, a, b = heappop(heap)
+        else:  # outer products alone are left, of which the smallest tensors' is the smallest
+            a, b = sorted(sorted(alive, key=lambda k: (volume(alive[k][0]), k))[:2])
+        new, gone = len(masks) + len(found), summed(a, b)
+        (one, here), (two, there) = alive.pop(a), alive.pop(b)
+        found.append((a, b))
+        alive[new] = (one | two) & ~gone, here | there
+        consider(new, [other for other in alive if other != new])
+    return found
 
 
 def contract(operands: Sequence[Tensor], axes: Sequence[Axes], out: Axes) -> Tensor:

@@ -8,14 +8,11 @@ import torch
 from torch import nn
 
 from tnlayers import errors
+from tnlayers.attributes import from_geometry, settable
 from tnlayers.geometry import Geometry
 from tnlayers.layer import TensorLayer
 from tnlayers.rank import Rank
 from tnlayers.variance import Init
-
-
-def _from_geometry(name: str) -> Any:
-    return property(lambda layer: getattr(layer.geometry, name), doc=f"``nn.ConvNd``'s {name}; read only.")
 
 
 class TensorConv(TensorLayer):
@@ -26,7 +23,7 @@ class TensorConv(TensorLayer):
             ``torch.nn.ConvNd`` takes them; dtype is float64, float32, bfloat16 or float16.
         rank: an integer for every bond; a sequence in the order of ``layer.rank``; a mapping from bond to size; or a
             float in (0, 1], the keep ratio: the largest network with at most this share of the dense kernel's
-            parameters.
+            parameters. None: a keep ratio of 0.25, or the format's smallest network where that is larger.
         in_shape, out_shape: factors of in_channels / groups and of out_channels, most significant first; None: the
             format's own split.
         init: the name of a mode, 'fan_in', 'fan_out' or 'fan_avg', or a ``tnlayers.Init``.
@@ -43,6 +40,10 @@ class TensorConv(TensorLayer):
 
     Raises:
         TypeError, ValueError: an argument is none of these; the sentence names it, its value, and what is accepted.
+            Or the cores are larger than the free memory, before any of it is taken.
+
+    Warns:
+        tnlayers.room.LargerThanDense: the cores have more parameters than the dense kernel. Not on the meta device.
     """
 
     dense_name = "conv"
@@ -62,7 +63,7 @@ class TensorConv(TensorLayer):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        rank: Rank = 0.25,
+        rank: Rank | None = None,
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
         init: str | Init = "fan_in",
@@ -85,20 +86,20 @@ class TensorConv(TensorLayer):
             options=options,
         )
 
-    # nn.ConvNd's attributes, to be read only: the geometry is what the layer computes with.
-    in_channels = _from_geometry("in_channels")
-    out_channels = _from_geometry("out_channels")
-    kernel_size = _from_geometry("kernel_size")
-    stride = _from_geometry("stride")
-    padding = _from_geometry("padding")
-    dilation = _from_geometry("dilation")
-    groups = _from_geometry("groups")
-    padding_mode = _from_geometry("padding_mode")
-    transposed = _from_geometry("transposed")
-    output_padding = _from_geometry("output_padding")
+    # nn.ConvNd's attributes: the geometry is what the layer computes with.
+    in_channels = from_geometry("in_channels")
+    out_channels = from_geometry("out_channels")
+    kernel_size = from_geometry("kernel_size")
+    stride = settable("stride")
+    padding = settable("padding")
+    dilation = settable("dilation")
+    groups = from_geometry("groups")
+    padding_mode = settable("padding_mode")
+    transposed = from_geometry("transposed")
+    output_padding = settable("output_padding")
 
     @classmethod
-    def from_conv(cls, conv: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
+    def from_conv(cls, conv: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
         """``from_dense`` under a convolution's name: the tensor layer in place of an ``nn.ConvNd``."""
         return cls.from_dense(conv, rank=rank, decompose=decompose, **kwargs)
 

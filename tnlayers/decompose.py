@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tnlayers.contraction import contract, reconstruct
+from tnlayers.gauge import level
 from tnlayers.metric import as_metric, check
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import Axes
@@ -64,8 +65,9 @@ def decompose(
             thousandth of its mean diagonal is added to the diagonal.
 
     Returns:
-        tuple[list[Tensor], float]: the cores in float64, all of one norm, and ``||weight - fit|| / ||weight||``, with
-        or without ``moments``.
+        tuple[list[Tensor], float]: the cores in float64, level as in ``tnlayers.gauge``, and the relative error
+        ``||weight - fit|| / ||weight||``, with or without ``moments``. Of a kernel of zeros all cores are zero, and get
+        no gradient; ``TensorLayer.set_weight_`` makes them such that they learn.
 
     Raises:
         TypeError: ``weight`` or ``moments`` is no tensor of real floating-point numbers.
@@ -86,12 +88,11 @@ def decompose(
     device = torch.device("cpu") if weight.device.type == "mps" else weight.device
     metric = None if moments is None else as_metric(network, moments, device)
     target = weight.detach().to(device, torch.float64)
-    largest = float(target.abs().max())  # the squares of very small or large entries leave float64's range
-    norm = largest * float((target / (largest or 1.0)).norm())
+    norm = length(target)
     if norm == 0:
         return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in network.core_shapes], 0.0
     target = (target / norm).reshape(network.shape(network.dense_axes))
-    cores = _fit(network, target, metric, torch.Generator().manual_seed(seed))
+    cores = level(network, _fit(network, target, metric, torch.Generator().manual_seed(seed)))
     return [core * norm ** (1 / len(cores)) for core in cores], Objective(network, target).error(cores)
 
 
@@ -122,6 +123,17 @@ def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generato
     cores = _fit(network, changed(target, network.dense_axes, factor), None, generator)
     cores[home] = changed(cores[home], network.cores[home], torch.linalg.inv(factor))
     return balance(cores)
+
+
+def length(tensor: Tensor) -> float:
+    """The Frobenius norm, also of entries so small or large that their squares leave the dtype's range.
+
+    Example:
+        >>> length(torch.tensor([3 * 2.0**-100, 4 * 2.0**-100])) * 2.0**100
+        5.0
+    """
+    largest = float(tensor.abs().max())
+    return largest * float((tensor / (largest or 1.0)).norm())
 
 
 class Objective:

@@ -25,15 +25,21 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
     return number
 
 
-def integers(name: str, value: Any, length: int, minimum: int = 1) -> tuple[int, ...]:
-    """Return ``length`` integers from one integer (repeated) or from a sequence of that length.
+def integers(name: str, value: Any, length: int, minimum: int = 1, *, repeat: bool = False) -> tuple[int, ...]:
+    """Return ``length`` integers from one integer (repeated) or from a sequence or array of that length.
+
+    With ``repeat``, a sequence of one integer is repeated too, as torch's convolutions do it.
 
     Example:
-        >>> integers("stride", 2, 2), integers("stride", (2, 1), 2)
-        ((2, 2), (2, 1))
+        >>> integers("stride", 2, 2), integers("stride", (2, 1), 2), integers("stride", [2], 2, repeat=True)
+        ((2, 2), (2, 1), (2, 2))
     """
+    if hasattr(value, "tolist"):  # an array or tensor
+        value = value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         values = tuple(value)
+        if repeat and len(values) == 1:
+            values *= length
         if len(values) != length:
             raise ValueError(f"{name} {values} has {len(values)} entries; it must be one integer or {length} of them")
         return tuple(integer(f"{name}[{k}]", v, minimum) for k, v in enumerate(values))
@@ -63,6 +69,8 @@ def boolean(name: str, value: Any, others: str = "") -> bool:
         >>> boolean("bias", True)
         True
     """
+    if str(getattr(value, "dtype", "")) == "bool" and not value.shape:  # of numpy
+        value = bool(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be True or False{others}")
     return value

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tnlayers.search import Search
+from tnlayers.pricing import Pricing
 from tnlayers.trail import Trail
 
 
@@ -24,17 +24,17 @@ class Footprint:
     copies: tuple[int, ...]
 
     @classmethod
-    def of(cls, search: Search, trail: Trail) -> "Footprint":
+    def of(cls, pricing: Pricing, trail: Trail) -> "Footprint":
         """That of a trail."""
-        where, geometry, batch = search.space, search.space.geometry, search.setting.batch
-        absorbed, between = 0, sum(search.between(option.cores) for option in trail.options)
+        where, geometry, batch = pricing.space, pricing.space.geometry, pricing.setting.batch
+        absorbed, between = 0, sum(pricing.contractions.between(option.cores) for option in trail.options)
         built = sum(where.volume(where.weight_axes(option.cores)) for option in trail.options) if between else 0
-        tensors = [batch * geometry.in_channels * search.length(0)]
+        tensors = [batch * geometry.in_channels * pricing.length(0)]
         for option in trail.options:
             absorbed |= option.cores
-            tensors.append(batch * where.volume(where.x_axes(absorbed)) * search.length(absorbed))
-        tensors[-1] = batch * geometry.out_channels * search.length(absorbed)
-        size = search.setting.dtype.itemsize
+            tensors.append(batch * where.volume(where.x_axes(absorbed)) * pricing.length(absorbed))
+        tensors[-1] = batch * geometry.out_channels * pricing.length(absorbed)
+        size = pricing.setting.dtype.itemsize
         weights = size * (2 * where.network.num_params + built + between)
         copies = (2 * x * option.moved for x, option in zip(tensors, trail.options, strict=False))
         return cls(weights, tuple(size * entries for entries in tensors), tuple(size * entries for entries in copies))

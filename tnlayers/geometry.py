@@ -63,7 +63,7 @@ class Geometry:
             raise TypeError(f"kernel_size is {self.kernel_size!r}; it must be a tuple, one integer per spatial axis")
         ndim = len(self.kernel_size)
         for name in ("kernel_size", "stride", "dilation"):
-            checked[name] = errors.integers(name, getattr(self, name), ndim)
+            checked[name] = errors.integers(name, getattr(self, name), ndim, repeat=True)
         modes = PADDING_MODES[:1] if self.transposed else PADDING_MODES
         checked["padding_mode"] = errors.choice("padding_mode", self.padding_mode, modes)
         if isinstance(self.padding, str):
@@ -71,8 +71,9 @@ class Geometry:
             if self.padding == "same" and set(checked["stride"]) != {1}:
                 raise ValueError(f"stride is {checked['stride']}; padding='same' is defined for stride 1 only")
         else:
-            checked["padding"] = errors.integers("padding", self.padding, ndim, minimum=0)
-        checked["output_padding"] = errors.integers("output_padding", self.output_padding, ndim, minimum=0)
+            checked["padding"] = errors.integers("padding", self.padding, ndim, minimum=0, repeat=True)
+        extra = errors.integers("output_padding", self.output_padding, ndim, minimum=0, repeat=True)
+        checked["output_padding"] = extra
         self._check_transposed(checked)
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -20,6 +20,7 @@ from tnlayers.draw import draw, uniform
 from tnlayers.formats.base import numbered
 from tnlayers.geometry import Geometry
 from tnlayers.layer import DTYPES, TensorLayer, copy_state
+from tnlayers.memory import sharing
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import KERNEL_AXES, Axes
 from tnlayers.variance import Init, Variance, solve
@@ -56,7 +57,7 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
     tltorch: Any = sys.modules.get("tltorch")  # a module that holds its layers has imported it
     theirs = (tltorch.FactorizedConv, tltorch.FactorizedLinear) if tltorch else ()
     changes: list[tuple[Any, _Factored, Variance]] = []
-    owners: dict[int, str] = {}
+    cores: list[tuple[str, Tensor]] = []
     for path, layer in module.named_modules():
         name = f"{type(layer).__name__} {path!r}" if path else type(layer).__name__
         try:
@@ -66,13 +67,16 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
                 found, holder = _read(layer), layer.weight
             else:
                 continue
-            _check_settable([*found.factors, *found.weights], holder, name, owners)
+            _check_settable([*found.factors, *found.weights], holder)
             variance = solve(found.network, replace(found.geometry, input_size=init.input_size), init)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
         changes.append((layer, found, variance))
+        cores += [(name, core) for core in (*found.factors, *found.weights)]
     if not changes:
         raise ValueError("module has nothing to initialise: no layer of tnlayers, FactorizedConv or FactorizedLinear")
+    for first, other in sharing([core for _, core in cores]):
+        raise ValueError(f"{cores[other][0]}: it shares a core with {cores[first][0]}; each needs its own values")
     for change in changes:
         _redraw(*change, init)
     return module
@@ -231,17 +235,13 @@ def _read(layer: Any) -> _Factored:
     return _Factored(network, Geometry(inner, out, tuple(kernel), **own), family, factors, weights)
 
 
-def _check_settable(cores: Sequence[Tensor], holder: nn.Module, name: str, owners: dict[int, str]) -> None:
-    """Refuse cores that cannot be set, or whose values are those of another core too."""
+def _check_settable(cores: Sequence[Tensor], holder: nn.Module) -> None:
+    """Refuse cores that cannot be set."""
     if any(core.is_meta for core in cores):
         raise ValueError("it is on the meta device and has no cores to set; call to_empty first")
     own = {id(t if t._base is None else t._base) for t in (*holder.parameters(), *holder.buffers())}
-    for place in (id(core if core._base is None else core._base) for core in cores):
-        if place not in own:
-            raise TypeError("its cores are computed from other tensors; remove parametrizations and pruning first")
-        if place in owners:
-            raise ValueError(f"it shares a core with {owners[place]}; each core must have values of its own")
-        owners[place] = name
+    if any(id(core if core._base is None else core._base) not in own for core in cores):
+        raise TypeError("its cores are computed from other tensors; remove parametrizations and pruning first")
 
 
 def _redraw(layer: Any, found: _Factored, variance: Variance, init: Init) -> None:

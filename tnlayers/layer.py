@@ -1,8 +1,7 @@
 """The base of every layer: it holds the cores and calls format, solver and planner, once each."""
 
 import inspect
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -10,16 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers import errors
+from tnlayers import errors, room
+from tnlayers.attributes import from_constructor
+from tnlayers.computed_weight import ComputesWeight
 from tnlayers.contraction import reconstruct
-from tnlayers.decompose import decompose
+from tnlayers.decompose import decompose, length
 from tnlayers.draw import draw, uniform
 from tnlayers.formats import FORMATS, Format
+from tnlayers.formats.base import checked_shape
 from tnlayers.geometry import Geometry
+from tnlayers.inputs import check_cores
 from tnlayers.meeting import exchange
 from tnlayers.modes import own_precision
 from tnlayers.planned import PlannedModule
 from tnlayers.planner import Planner
+from tnlayers.quiet import learnable
 from tnlayers.rank import Rank
 from tnlayers.sharded import place, whole
 from tnlayers.variance import Init, Variance, solve
@@ -27,7 +31,7 @@ from tnlayers.variance import Init, Variance, solve
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class TensorLayer(PlannedModule):
+class TensorLayer(ComputesWeight, PlannedModule):
     """A linear map whose weight is a tensor network.
 
     A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
@@ -53,6 +57,8 @@ class TensorLayer(PlannedModule):
     """The torch layer with the same arguments."""
     bias: nn.Parameter | None
     variance: Variance
+    format: Format = from_constructor("format")
+    rank: Mapping[str, int] = from_constructor("rank")
 
     def __init_subclass__(cls, *, format: str | type[Format] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -71,7 +77,7 @@ class TensorLayer(PlannedModule):
         bias: bool,
         device: Any,
         dtype: torch.dtype | None,
-        rank: Rank,
+        rank: Rank | None,
         in_shape: Sequence[int] | None,
         out_shape: Sequence[int] | None,
         init: str | Init,
@@ -80,23 +86,24 @@ class TensorLayer(PlannedModule):
         options: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.format = self._format(options)
-        self.geometry = geometry
+        self.__dict__["format"] = self._format(options)
         self.init = Init.of(init)
-        inputs, groups = geometry.in_channels // geometry.groups, geometry.groups
-        split = self.format.split(inputs, geometry.out_channels, groups)
+        outputs, groups = geometry.out_channels, geometry.groups
+        inputs = geometry.in_channels // groups
+        split = self.format.split(inputs, outputs, groups)
         inputs_name, outputs_name = self.channel_names
         inputs_name += "" if groups == 1 else " / groups"
-        self.network, self.rank = self.format.build(
-            split[0] if in_shape is None else _shape("in_shape", in_shape, inputs_name, inputs),
-            split[1] if out_shape is None else _shape("out_shape", out_shape, outputs_name, geometry.out_channels),
+        network, self.__dict__["rank"] = self.format.build(
+            split[0] if in_shape is None else checked_shape("in_shape", in_shape, inputs_name, inputs),
+            split[1] if out_shape is None else checked_shape("out_shape", out_shape, outputs_name, outputs),
             geometry.kernel_size,
             rank,
         )
-        self._planner = Planner(self.network, geometry, strategy, memory)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
+        room.check(type(self).__name__, network, rank, torch.empty(0, device=device, dtype=dtype))
+        self._planner = Planner(network, geometry, strategy, memory)
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in self.network.core_shapes
         )
@@ -127,20 +134,16 @@ class TensorLayer(PlannedModule):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Solve for the variances and draw the cores and the bias again."""
+        self.init = Init.of(self.init)
         variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
         self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
         self.variance = variance
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense kernel, contracted at each access, of the shape that torch's layer holds.
-
-        That is (out_channels, in_channels / groups, *kernel_size); for a transposed convolution (in_channels,
-        out_channels / groups, *kernel_size); for a linear layer (out_features, in_features).
-        """
+    def _kernel(self) -> Tensor:
         cores = [whole(core) for core in self.cores]
+        check_cores(cores)
         if len(cores) == 1:
             kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
         else:
@@ -156,6 +159,9 @@ class TensorLayer(PlannedModule):
     @torch.no_grad()
     def set_weight_(self, weight: Tensor, *, moments: Tensor | None = None) -> float:
         """Fit the cores to a dense kernel, by alternating least squares in float64.
+
+        The cores are of one norm each. Of a kernel of zeros, or below a hundredth of the norm that the solver draws,
+        the last core alone is small, so that it learns: see ``tnlayers.quiet``.
 
         Args:
             weight: of the shape of ``layer.weight``.
@@ -176,17 +182,15 @@ class TensorLayer(PlannedModule):
                 raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
             weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
         cores, _ = decompose(self.network, weight, moments=moments)
+        target = weight.detach().to("cpu", torch.float64)
+        norm = length(target)
+        cores = learnable(self, cores, norm)
         cores = [fitted.to(core.device, core.dtype) for core, fitted in zip(self.cores, cores, strict=True)]
         found = reconstruct(self.network, cores).to("cpu", torch.float64)
-        target = weight.to("cpu", torch.float64)
         if not bool(torch.isfinite(found).all()):
-            raise ValueError(
-                f"weight has norm {float(target.norm()):.3g}; {cores[0].dtype} cannot hold its fit "
-                "or the cores' product"
-            )
+            raise ValueError(f"weight has norm {norm:.3g}; {cores[0].dtype} cannot hold its fit or the cores' product")
         self._assign(cores)
-        scale = float(target.abs().max()) or 1.0
-        return float(((found - target) / scale).norm() / max(float((target / scale).norm()), 1.0))
+        return length(found - target) / (norm or 1.0)
 
     @staticmethod
     def _arguments(layer: Any) -> dict[str, Any]:
@@ -198,7 +202,7 @@ class TensorLayer(PlannedModule):
         cls,
         dense: nn.Module,
         *,
-        rank: Rank = 0.25,
+        rank: Rank | None = None,
         decompose: bool = True,
         moments: Tensor | None = None,
         **kwargs: Any,
@@ -232,6 +236,7 @@ class TensorLayer(PlannedModule):
         device = "meta" if decompose else weight.device
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
         if decompose:
+            room.check(cls.__name__, layer.network, rank, weight)
             layer.to_empty(device=weight.device).set_weight_(weight, moments=moments)
         layer.cores.requires_grad_(weight.requires_grad)
         copy_state(dense, layer)
@@ -239,7 +244,7 @@ class TensorLayer(PlannedModule):
 
     def to_dense(self) -> Any:
         """A plain torch layer with the same function, on the same device."""
-        weight = self.weight.detach()
+        weight = self._kernel().detach()
         # Built without storage, so that torch's own initialisation draws no random numbers.
         dense = self.dense_type(**self._arguments(self), device="meta").to_empty(device=weight.device).to(weight.dtype)
         dense.weight.data.copy_(weight)
@@ -283,15 +288,3 @@ def _show_options(layer: type[TensorLayer], format_type: type[Format]) -> None:
             parameters.insert(-1, inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default))
         del parameters[-1]
     layer.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-
-
-def _shape(name: str, value: Any, product_name: str, product: int) -> tuple[int, ...]:
-    """A channel shape of the user's, checked against its product."""
-    try:
-        given = tuple(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; it must be a sequence of integers with product {product}") from None
-    shape = tuple(errors.integer(f"{name}[{k}]", factor) for k, factor in enumerate(given))
-    if math.prod(shape) != product or not shape:
-        raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
-    return shape

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tnlayers import errors
+from tnlayers.attributes import from_geometry
 from tnlayers.geometry import Geometry
+from tnlayers.inputs import check_dtypes
 from tnlayers.layer import TensorLayer
 from tnlayers.rank import Rank
 from tnlayers.variance import Init
@@ -42,7 +45,7 @@ class TensorLinear(TensorLayer):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        rank: Rank = 0.25,
+        rank: Rank | None = None,
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
         init: str | Init = "fan_in",
@@ -65,11 +68,11 @@ class TensorLinear(TensorLayer):
             options=options,
         )
 
-    in_features = property(lambda layer: layer.geometry.in_channels, doc="``nn.Linear``'s in_features; read only.")
-    out_features = property(lambda layer: layer.geometry.out_channels, doc="``nn.Linear``'s out_features; read only.")
+    in_features = from_geometry("in_features", "in_channels")
+    out_features = from_geometry("out_features", "out_channels")
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, *, rank: Rank = 0.25, decompose: bool = True, **kwargs: Any) -> Self:
+    def from_linear(cls, linear: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
         """``from_dense`` under a linear layer's name: the tensor layer in place of an ``nn.Linear``."""
         return cls.from_dense(linear, rank=rank, decompose=decompose, **kwargs)
 
@@ -88,6 +91,11 @@ class TensorLinear(TensorLayer):
             given = f"input has shape {tuple(shape)}"
             raise ValueError(f"{given}; {type(self).__name__} takes (*, {self.in_features}), its in_features")
         return math.prod(shape[:-1]), self.in_features
+
+    def _nested(self, input: Tensor) -> Tensor:
+        """As ``nn.Linear`` of a nested tensor, with the dense kernel."""
+        check_dtypes(input, self.cores[0].dtype, self.bias)
+        return F.linear(input, self._kernel(), self.bias)
 
     def _unbatched(self, y: Tensor, shape: Sequence[int]) -> Tensor:
         return y.reshape(*shape[:-1], y.shape[-1])

@@ -6,11 +6,36 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+_TRACERS = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
+
+
+def traced() -> bool:
+    """Whether what runs is recorded: sizes may be tensors or symbols then, and whatever is no input a constant."""
+    if torch._C._get_tracing_state() is not None:
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 and any(torch._C._get_dispatch_mode(key) for key in _TRACERS)
+
+
+def sizes(x: Tensor) -> torch.Size:
+    """The shape of a tensor in numbers also where ``torch.jit.trace`` makes tensors of them."""
+    state = torch._C._get_tracing_state()
+    if state is None:
+        return x.shape
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return x.shape
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
 
 def plain_autograd() -> bool:
-    """Whether nothing but autograd looks on: no compiler, which does this itself, no torch.func, no forward mode."""
+    """Whether nothing but autograd looks on: no compiler, which does this itself, no torch.func, no forward mode.
+
+    ``torch.jit.trace`` records no operation of ours, whatever it does.
+    """
     return not (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
     )

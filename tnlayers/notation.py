@@ -1,6 +1,7 @@
 """The little language of networks: axis names, their text, and the einsum equations they become."""
 
 import re
+from collections.abc import Iterator
 
 Axes = tuple[str, ...]
 
@@ -60,3 +61,16 @@ def einsum_equation(*operands: Axes, out: Axes) -> str:
     letter = {name: chr(97 + k) if k < 26 else chr(39 + k) if k < 52 else chr(140 + k) for k, name in enumerate(names)}
     left = ",".join("".join(letter[axis] for axis in operand) for operand in operands)
     return f"{left}->{''.join(letter[axis] for axis in out)}"
+
+
+def bits(mask: int) -> Iterator[int]:
+    """The positions of the bits of a set that is held as a bit mask, the lowest first.
+
+    Example:
+        >>> list(bits(0b1010))
+        [1, 3]
+    """
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest

@@ -30,6 +30,28 @@ def run(model: nn.Module, example: Any) -> Any:
     return model(example)
 
 
+def run_on_copy(model: nn.Module, example: Any) -> None:
+    """Run a model on copies of an example's tensors, which it may change.
+
+    Raises:
+        Exception: what the model raises, with a note.
+    """
+    try:
+        run(model, tree_map_only(Tensor, Tensor.clone, _plain(example)))
+    except Exception as error:
+        error.add_note(
+            f"This was raised while the model ran on a {type(example).__name__}. A tuple is taken as "
+            "arguments, a mapping as named ones, anything else as the only one."
+        )
+        raise
+
+
+def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
+    """Return the input tensor among a layer's arguments; None where a subclass takes something else."""
+    x = arguments[0] if arguments else named.get("input")
+    return x if isinstance(x, Tensor) else None
+
+
 def observe(
     model: nn.Module,
     layers: Iterable[nn.Module],
@@ -54,8 +76,8 @@ def observe(
     """
 
     def note(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = arguments[0] if arguments else named.get("input")
-        if isinstance(x, Tensor):  # a subclass may have arguments of its own
+        x = input_of(arguments, named)
+        if x is not None:
             see(layer, x.detach())
 
     def put(new: nn.Module) -> Any:
@@ -70,14 +92,7 @@ def observe(
     try:
         with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for example in examples:
-                try:
-                    run(model, tree_map_only(Tensor, Tensor.clone, _plain(example)))
-                except Exception as error:
-                    error.add_note(
-                        f"This was raised while the model ran on a {type(example).__name__}. A tuple is taken as "
-                        "arguments, a mapping as named ones, anything else as the only one."
-                    )
-                    raise
+                run_on_copy(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -119,19 +134,25 @@ def _plain(example: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and the training flags as they were behind it.
-
-    Meanwhile nothing runs compiled, which might pass by hooks, and torch's transformers make no nested tensors.
-    """
+    """Eval mode, and the training flags as they were behind it; meanwhile as ``as_written``."""
     flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with as_written():
+            yield
+    finally:
+        for module, training in flags:  # what a module does in train() beside, it does there and back
+            if module.training != training:
+                module.train(training)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Nothing runs compiled, which might pass by hooks, and torch's transformers make no nested tensors."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:  # where dynamo has not been imported, nothing is compiled
         with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in flags:  # what a module does in train() beside, it does there and back
-            if module.training != training:
-                module.train(training)

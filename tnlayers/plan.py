@@ -4,7 +4,9 @@ import heapq
 import itertools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 
 from tnlayers import errors
@@ -12,10 +14,11 @@ from tnlayers.assemble import Plan, Thrift, assemble
 from tnlayers.footprint import Footprint
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
+from tnlayers.pricing import Pricing
 from tnlayers.rates import MOVE, rates
 from tnlayers.search import Search
 from tnlayers.space import space
-from tnlayers.trail import Setting, Trail
+from tnlayers.trail import Path, Setting, Trail
 
 STRATEGIES = ("auto", "reconstruct", "factorized")
 MEMORY = ("auto", "low")
@@ -25,6 +28,9 @@ LIMIT = 1.5
 
 TRAILS = 256
 """How many ways are looked at, once there is a plan among them."""
+
+KNOWN, NEAR = 24, 1.25
+"""Of each corner of a range of sizes, see ``plan``: how many steps are kept in all, in ways how near to the best."""
 
 
 @lru_cache(maxsize=4096)
@@ -37,13 +43,55 @@ def plan(
 ) -> Plan:
     """The plan of least estimated time, in doubt the dense kernel; see ``candidates`` for the arguments.
 
+    The search runs where batch and sizes are powers of two. Elsewhere the best plans of the two corners around the
+    setting compete at the setting's own costs: to price these again takes less than a millisecond.
+
     Example:
         >>> cp = TensorNetwork.parse("i:64 r:16, o:64 r, h:3 r, w:3 r")
         >>> found = plan(cp, Geometry(64, 64, (3, 3), padding=1), Setting(32, (32, 32)))
         >>> found.order, [meeting.op for meeting in found.meetings]
         ('0 > 2*3 > 1', ['matmul', 'conv', 'matmul'])
     """
-    return next(candidates(network, geometry, setting, strategy, memory))
+    pricing = _search(network, geometry, setting, strategy, memory).pricing
+    corners = _corners(network, geometry, setting)
+    paths = {path: None for corner in corners for path in _known(network, geometry, corner, strategy, memory)}
+    trails = sorted(filter(None, map(pricing.price, paths)), key=lambda trail: trail.seconds)
+    return assemble(pricing, *next(_choices(pricing, trails, strategy, memory)))
+
+
+def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> Iterator[Setting]:
+    """The settings around one whose batch and sizes are powers of two, as far as the kernel fits in."""
+    numbers = setting.batch, *setting.size
+    below = tuple(1 << number.bit_length() >> 1 for number in numbers)
+    above = tuple(low if low == number else 2 * low for low, number in zip(below, numbers, strict=True))
+    # Where the search is not exact, one corner must do.
+    for batch, *size in dict.fromkeys((below, above) if space(network, geometry).exact else (above,)):
+        with suppress(ValueError):
+            geometry.output_size(tuple(size))
+            yield replace(setting, batch=batch, size=tuple(size))
+
+
+@lru_cache(maxsize=4096)
+def _known(
+    network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str
+) -> tuple[Path, ...]:
+    """The best ways in a setting, and those of the dense kernel, of which one can always run."""
+    search = _search(network, geometry, setting, strategy, memory)
+    found: list[Trail] = []
+    for trail, thrift in _choices(search.pricing, search, strategy, memory):
+        search.limit = min(search.limit, NEAR * (trail.seconds + thrift.seconds))
+        if found and sum(len(other.options) for other in (*found, trail)) > KNOWN:
+            break
+        found.append(trail)
+    if strategy == "auto":
+        found += _search(network, geometry, setting, "reconstruct", memory)
+    return tuple(dict.fromkeys(trail.path for trail in found))
+
+
+def _search(network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str) -> Search:
+    named = parse(strategy, network, geometry)
+    table = rates(setting.device, str(setting.dtype).removeprefix("torch."))
+    return Search(space(network, geometry), setting, table, named, memory == "low" and setting.mode == "train")
 
 
 def candidates(
@@ -71,52 +119,55 @@ def candidates(
     Raises:
         TypeError, ValueError: the strategy is refused, see ``parse``; or the kernel is larger than the padded input.
     """
-    where = space(network, geometry)
-    named = parse(strategy, network, geometry)
-    thrifty = memory == "low" and setting.mode == "train"
-    table = rates(setting.device, str(setting.dtype).removeprefix("torch."))
-    search = Search(where, setting, table, named, thrifty)
-    limit = LIMIT * _dense(network, geometry, setting)
+    search = _search(network, geometry, setting, strategy, memory)
+    for trail, thrift in _choices(search.pricing, search, strategy, memory):
+        yield assemble(search.pricing, trail, thrift)
+
+
+def _choices(pricing: Pricing, trails: Iterable[Trail], strategy: str, memory: str) -> Iterator[tuple[Trail, Thrift]]:
+    """Trails, which come the fastest first, with what they do to save memory, in the order of ``candidates``."""
+    setting, doubt = pricing.setting, pricing.rates.doubt if strategy == "auto" else 0.0
+    limit = LIMIT * _dense(pricing.space.network, pricing.space.geometry, setting)
     waiting: list[tuple[float, int, Trail, Thrift]] = []  # until nothing can come that goes first
     some = False
-    for number, trail in enumerate(search):
+    for number, trail in enumerate(trails):
         if number >= TRAILS and (some or waiting):
             break
         dense = len(trail.options) == 1
         thrift: Thrift | None = Thrift()
-        if thrifty:
-            thrift = Thrift(kept=(False,) * (len(trail.options) - 1), parts=search.parts, rebuild=True)
+        if pricing.thrifty:
+            thrift = Thrift(kept=(False,) * (len(trail.options) - 1), parts=pricing.parts, rebuild=True)
         elif setting.mode == "train":
-            thrift = _within(search, trail, limit)
+            thrift = _within(pricing, trail, limit)
             # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
             if thrift is None and (dense or strategy not in ("auto", "reconstruct")):
                 thrift = Thrift()
         if thrift is not None:
-            doubt = table.doubt if strategy == "auto" and not dense else 0.0
-            heapq.heappush(waiting, ((trail.seconds + thrift.seconds) * (1 + doubt), number, trail, thrift))
+            seconds = (trail.seconds + thrift.seconds) * (1 if dense else 1 + doubt)
+            heapq.heappush(waiting, (seconds, number, trail, thrift))
         while waiting and waiting[0][0] <= trail.seconds:
             some = True
-            yield assemble(search, *heapq.heappop(waiting)[-2:])
+            yield heapq.heappop(waiting)[-2:]
     while waiting:
-        yield assemble(search, *heapq.heappop(waiting)[-2:])
+        yield heapq.heappop(waiting)[-2:]
 
 
-def _within(search: Search, trail: Trail, limit: float) -> Thrift | None:
+def _within(pricing: Pricing, trail: Trail, limit: float) -> Thrift | None:
     """What takes a trail within a limit on memory in the least time, if anything does."""
-    found = Footprint.of(search, trail)
+    found = Footprint.of(pricing, trail)
     again = [option.cost.forward for option in trail.options[:-1]]
     another = sum(option.part for option in trail.options)
     kept = [True] * len(again)
     best: Thrift | None = None
     # What is cheap to make again for its size goes first.
-    for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / found.tensors[k + 1])):
+    for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / max(1, found.tensors[k + 1]))):
         if number is not None:
             kept[number] = False
-        if parts := found.parts(kept, limit, search.parts):
+        if parts := found.parts(kept, limit, pricing.parts):
             seconds = sum(itertools.compress(again, map(operator.not_, kept))) + (parts - 1) * another
             if parts > 1:  # the parts of the input's gradient are put together, and so may be those of the output
                 joined = found.tensors[0] + (0 if any(kept) else found.tensors[-1])
-                seconds += search.infer[MOVE].seconds(0, 2 * joined)
+                seconds += pricing.infer[MOVE].seconds(0, 2 * joined)
             best = min(best or Thrift(math.inf), Thrift(seconds, tuple(kept), parts))
         if parts == 1:
             break

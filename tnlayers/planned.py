@@ -1,13 +1,15 @@
 """The part of a layer that runs: a forward by plan, and what can be asked about it."""
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from tnlayers import errors
+from tnlayers.attributes import check_geometry, fixed
 from tnlayers.geometry import Geometry
+from tnlayers.inputs import check_bias, check_dtypes, check_tensor
+from tnlayers.modes import sizes
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import KERNEL_AXES
 from tnlayers.planner import Planner
@@ -17,11 +19,21 @@ from tnlayers.trail import Setting
 class PlannedModule(nn.Module):
     """A module with cores, a bias, and a planner for them."""
 
-    network: TensorNetwork
-    geometry: Geometry
     cores: nn.ParameterList
     bias: nn.Parameter | None
     _planner: Planner
+
+    network: TensorNetwork = fixed("network", lambda layer: layer._planner.network)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The arguments of the convolution or linear map, checked; setting it plans anew."""
+        return self._planner.geometry
+
+    @geometry.setter
+    def geometry(self, geometry: Geometry) -> None:
+        check_geometry(self, geometry)
+        self._planner = self._planner.anew(geometry=geometry)
 
     @property
     def strategy(self) -> str:
@@ -30,7 +42,7 @@ class PlannedModule(nn.Module):
 
     @strategy.setter
     def strategy(self, strategy: str) -> None:
-        self._planner = Planner(self.network, self.geometry, strategy, self.memory)
+        self._planner = self._planner.anew(strategy=strategy)
 
     @property
     def memory(self) -> str:
@@ -39,20 +51,25 @@ class PlannedModule(nn.Module):
 
     @memory.setter
     def memory(self, memory: str) -> None:
-        self._planner = Planner(self.network, self.geometry, self.strategy, memory)
+        self._planner = self._planner.anew(memory=memory)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether ``tnlayers.freeze_`` lets inference keep the weights that the cores contract to; read only."""
+        return self._planner.frozen
 
     def flops(self, input_shape: Sequence[int]) -> int:
         """Floating-point operations of one forward on an input of this shape, two for each multiply-add, without bias.
 
-        In training mode, of a forward with gradients; in eval mode, of one without, its weights kept from before. For a
-        contiguous input; one with channels last in memory may be given another plan.
+        In training mode, of a forward with gradients; in eval mode, of one without, in which a frozen layer's weights
+        are there. For a contiguous input; one with channels last in memory may be given another plan.
         """
         return self._planner.plan(self._setting(input_shape)).flops
 
     def explain(self, input_shape: Sequence[int]) -> str:
         """How an input of this shape is computed and why: steps, FLOPs, bytes, shares of the time, and the runner-up.
 
-        In training mode for a forward and backward; in eval mode for inference with kept weights.
+        In training mode for a forward and backward; in eval mode for inference.
 
         Example:
             >>> import tnlayers
@@ -65,17 +82,20 @@ class PlannedModule(nn.Module):
               matmul x[ro:16] with o:64 ro:16                          67,108,864   10,489,856   ...%
             runner-up: factorized, 0 > 1 > 2 (matmul first last, conv ...
         """
-        first, *rest = islice(self._planner.candidates(self._setting(input_shape)), 2)
-        return first.explain(*rest)
+        setting = self._setting(input_shape)
+        chosen = self._planner.plan(setting)
+        others = (plan for plan in self._planner.candidates(setting) if plan.meetings != chosen.meetings)
+        return chosen.explain(next(others, None))
 
     def _setting(self, input_shape: Sequence[int]) -> Setting:
         batch, _, *size = self._batched(_counts(input_shape))
-        core, mode = self.cores[0], "train" if self.training else "cached"
+        core, mode = self.cores[0], "train" if self.training else "cached" if self._planner.keeps else "infer"
         return Setting(max(1, batch), tuple(size), mode=mode, device=core.device.type, dtype=core.dtype)
 
     def train(self, mode: bool = True) -> Self:
-        """As ``nn.Module.train``; the weights that inference keeps are dropped."""
-        self._planner.forget()
+        """As ``nn.Module.train``; a frozen layer is so no more."""
+        if mode:
+            self._planner.thaw()
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -125,15 +145,31 @@ class PlannedModule(nn.Module):
 
     def _run(self, input: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
         """``forward``, with another output padding than the geometry's, if any."""
-        planner, shape = self._planner, input.shape
+        if type(input) is not Tensor or input.is_nested:
+            check_tensor(type(self).__name__, input)
+            if input.is_nested:
+                return self._nested(input)
+        planner, shape = self._planner, sizes(input)
         batched = len(shape) == planner.dim and shape[1] == planner.channels
         x = input if batched else input.reshape(self._batched(shape))
         # Iterating over a ParameterList looks every name up; parametrized or pruned cores are not its parameters.
         held = self._modules["cores"]._parameters  # type: ignore[union-attr]
         cores: list[Any] = [*held.values()] if tuple(held) == planner.names else self._listed()
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
+        if bias is not None and sizes(bias) != (planner.geometry.out_channels,):
+            check_bias(bias, planner.geometry.out_channels)
+        dtype = cores[0].dtype  # that of all, see build
+        if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
+            check_dtypes(x, dtype, bias)
         y = planner(x, cores, bias, self.training, output_padding)
         return y if batched or len(shape) == planner.dim else self._unbatched(y, shape)
+
+    def _nested(self, input: Tensor) -> Tensor:
+        """``forward`` of a nested tensor."""
+        raise TypeError(
+            f"input is a nested tensor; {type(self).__name__} takes a torch.Tensor of one size, as torch's "
+            "convolutions do: call it on each of input.unbind()"
+        )
 
     def _listed(self) -> list[Any]:
         """The cores as parametrizations give them."""

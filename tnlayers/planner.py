@@ -1,9 +1,10 @@
-"""A layer's plans: made on the first input of a kind and kept, with the weights' part of inference."""
+"""A layer's plans: made on the first input of a kind and kept; with the weights of a layer that is frozen."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from tnlayers.assemble import Plan
 from tnlayers.contraction import order
 from tnlayers.geometry import Geometry
 from tnlayers.meeting import MATMUL
-from tnlayers.modes import autocast_dtype
+from tnlayers.modes import autocast_dtype, sizes, traced
 from tnlayers.network import TensorNetwork
 from tnlayers.plan import MEMORY, STRATEGIES, candidates, parse, plan
 from tnlayers.product import FIRST, LAST
@@ -21,10 +22,25 @@ from tnlayers.run import build, meet, pad, run
 from tnlayers.trail import Setting
 
 _KEPT = 256
-"""The largest number of plans that a layer holds; beyond, it starts anew."""
+"""Maximum number of cached plans per layer. Beyond it, the one that was not used for the longest time goes."""
 
 _NOMINAL = 32, 32
 """Batch and positions along each axis that a compiler, which may leave them open, plans for before any eager call."""
+
+
+class _Kept(NamedTuple):
+    """Weights, and the cores that they were built from with their versions and addresses."""
+
+    cores: list[Tensor]
+    versions: list[tuple[int, int]]
+    weights: list[Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes, beside those of the cores."""
+        own = {core.untyped_storage().data_ptr() for core in self.cores}
+        storages = {weight.untyped_storage().data_ptr(): weight.untyped_storage() for weight in self.weights}
+        return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
 
 
 class Planner:
@@ -38,6 +54,7 @@ class Planner:
     Attributes:
         dim, channels: how many a batched input has.
         names: of the cores, in order.
+        frozen: whether inference keeps the weights that the cores contract to, see ``tnlayers.freeze_``.
         contraction: how the cores contract to the dense kernel, where no plan says so.
 
     Raises:
@@ -50,13 +67,26 @@ class Planner:
         self.strategy, self.memory = strategy, errors.choice("memory", memory, MEMORY)
         self.dim, self.channels = geometry.ndim + 2, geometry.in_channels
         self.names = tuple(map(str, range(len(network.cores))))
-        self._plans: dict[Any, Plan] = {}
-        self._weights: dict[Any, tuple[list[Tensor], list[tuple[int, int]], list[Tensor]]] = {}
+        self.frozen = False
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._weights: OrderedDict[Any, _Kept] = OrderedDict()
         self.contraction = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
         self._latest: tuple[int, tuple[int, ...]] | None = None
 
     def __reduce__(self) -> Any:
         return Planner, (self.network, self.geometry, self.strategy, self.memory)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether inference keeps weights: of a frozen layer that may take memory for them."""
+        return self.frozen and self.memory != "low"
+
+    def anew(self, **changes: Any) -> "Planner":
+        """A planner with another geometry, strategy or memory; of a layer that is frozen, if this one is."""
+        settings = {name: getattr(self, name) for name in ("geometry", "strategy", "memory")} | changes
+        planner = Planner(self.network, **settings)
+        planner.frozen = self.frozen
+        return planner
 
     def candidates(self, setting: Setting) -> Iterator[Plan]:
         """Plans for a setting, as ``tnlayers.plan.candidates`` orders them."""
@@ -72,8 +102,13 @@ class Planner:
         return plan(self.network, geometry, setting, strategy or self.strategy, self.memory)
 
     def forget(self) -> None:
-        """Drop the weights that inference keeps."""
+        """Drop the weights that a frozen layer keeps."""
         self._weights.clear()
+
+    def thaw(self) -> None:
+        """Keep no weights any more."""
+        self.frozen = False
+        self.forget()
 
     def __call__(
         self,
@@ -85,52 +120,73 @@ class Planner:
     ) -> Tensor:
         """Run the layer on an input of shape (batch, in_channels, *spatial)."""
         grad = torch.is_grad_enabled() and (x.requires_grad or any(core.requires_grad for core in cores))
-        mode = "train" if grad else "infer" if training else "cached"
-        kind, dtype = x.device.type, x.dtype
+        if grad and self.frozen:
+            self.thaw()  # a step may follow; fused optimizers' steps do not count as changes
+        mode, kind, dtype = "train" if grad else "infer", x.device.type, x.dtype
         if torch.compiler.is_compiling():
             whole = mode == "train" and self.strategy == STRATEGIES[0] and _open(x)
-            name = self.prepare("infer" if mode == "cached" else mode, kind, str(dtype), output_padding, whole)
+            name = self.prepare(mode, kind, str(dtype), output_padding, whole)
             return run(getattr(self, name), x, cores, bias)
+        if torch._C._get_tracing_state() is not None:
+            mode = "infer"  # torch.jit.trace takes its check without gradients, and wants the same operations there
         cast = None if dtype == torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
         layout = LAST if self.dim == 2 or _is_channels_last(x) else FIRST
         if layout == LAST and dtype == torch.float64 and kind == "cpu" and self.dim > 2:
             x, layout = x.contiguous(), FIRST  # torch's own convolution fails there in some backward passes
-        key = (x.shape, mode, layout, dtype, kind, output_padding)
+        if self.keeps and not grad and not training and not traced():  # a trace would hold the weights for ever
+            mode = "cached"
+        shape: tuple[int, ...] = sizes(x)
+        if type(x) is not Tensor or traced():
+            shape = tuple(map(int, shape))  # symbols; plans, and their cache, are for numbers
+        key = (shape, mode, layout, dtype, kind, output_padding)
         found = self._plans.get(key)
         if found is None:
-            if len(self._plans) == _KEPT:
-                self._plans.clear()
-            size = tuple(x.shape[2:])
-            setting = Setting(max(1, x.shape[0]), size, layout, mode, kind, dtype)
+            batch, _, *size = shape
+            setting = Setting(max(1, batch), tuple(size), layout, mode, kind, dtype)
             found = self._plans[key] = self.plan(setting, output_padding)
-            self._latest = setting.batch, size
-        if mode == "cached":
-            weights = self._kept(found, cores, cast)
-            if found.direct is not None:
-                return found.direct.apply(x, weights[0], bias)
-            return meet(found, pad(found, x), weights, bias)
-        if grad and self._weights:
-            self.forget()  # a step may follow; fused optimizers' steps do not count as changes
-        return run(found, x, cores, bias)
+            self._latest = setting.batch, setting.size
+            if len(self._plans) > _KEPT:
+                self._plans.popitem(last=False)
+        else:
+            self._plans.move_to_end(key)
+        if mode != "cached":
+            return run(found, x, cores, bias)
+        weights = self._kept(found, cores, cast)
+        if found.direct is not None:
+            return found.direct.apply(x, weights[0], bias)
+        return meet(found, pad(found, x), weights, bias)
 
     def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
-        """The weights of a plan, as autocast wants them, built once for as long as no core changes."""
+        """The weights of a plan, as autocast wants them, built once for as long as no core is seen to change."""
         try:
             versions = [(core._version, core.data_ptr()) for core in cores]
         except RuntimeError:  # inference tensors do not count their versions
             return build(found, cores)
-        kept = self._weights.get((found.signature, cast))
-        if kept is None or kept[1] != versions or not all(map(is_, kept[0], cores)):
-            if not all(type(core) is nn.Parameter for core in cores):
-                return build(found, cores)  # made up for this call, as torch.func does
-            with torch.inference_mode(False), torch.no_grad():
-                weights = [
-                    (weight.contiguous() if meeting.op == MATMUL else weight).to(cast or weight.dtype)
-                    for weight, meeting in zip(build(found, cores), found.meetings, strict=True)
-                ]
-            kept = self._weights[found.signature, cast] = list(cores), versions, weights
-        return kept[2]
+        key = found.signature, cast
+        kept = self._weights.get(key)
+        if kept is not None and kept.versions == versions and all(map(is_, kept.cores, cores)):
+            self._weights.move_to_end(key)
+            return kept.weights
+        if not all(type(core) is nn.Parameter for core in cores):
+            return build(found, cores)  # made up for this call, as torch.func does
+        with torch.inference_mode(False), torch.no_grad():
+            weights = [
+                (weight.contiguous() if meeting.op == MATMUL else weight).to(cast or weight.dtype)
+                for weight, meeting in zip(build(found, cores), found.meetings, strict=True)
+            ]
+        self._keep(key, _Kept(list(cores), versions, weights))
+        return weights
+
+    def _keep(self, key: Any, new: "_Kept") -> None:
+        """Keep weights, and of older ones no more than make up the memory of one dense kernel with them."""
+        self._weights.pop(key, None)
+        room = self.network.dense_params * new.cores[0].element_size() - new.size
+        if room < 0:
+            return
+        while sum(kept.size for kept in self._weights.values()) > room:
+            self._weights.popitem(last=False)
+        self._weights[key] = new
 
     def prepare(
         self, mode: str, device: str, dtype: str, output_padding: tuple[int, ...] | None = None, whole: bool = False

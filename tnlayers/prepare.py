@@ -13,6 +13,7 @@ from tnlayers.meeting import exchange
 from tnlayers.metric import damped
 from tnlayers.moments import channels, follow, pairs, products, second_moments
 from tnlayers.observe import dense_flops, fewest_flops, observe
+from tnlayers.room import refuse
 from tnlayers.spots import Spot
 
 logger = logging.getLogger("tnlayers")
@@ -26,18 +27,14 @@ def watch(
     Returns:
         list[Spot]: in the order of their first calls; those without a call last.
     """
-    usable = {
-        spot.module: spot
-        for spot in spots
-        if not isinstance(spot.module._parameters.get("weight"), nn.UninitializedParameter)
-    }
+    watched = {spot.module: spot for spot in spots}
     order: dict[nn.Module, int] = {}
 
     def see(layer: nn.Module, x: Tensor) -> None:
         order.setdefault(layer, len(order))
-        note(usable[layer], x)
+        note(watched[layer], x)
 
-    observe(model, usable, examples, see)
+    observe(model, watched, examples, see)
     spots = sorted(spots, key=lambda spot: order.get(spot.module, len(order)))
     for spot in spots:  # the first that is called tells where it began
         if spot.moments is not None:
@@ -78,6 +75,8 @@ def _by_energy(undecided: list[Spot], energy: float) -> None:
     for spot in undecided:
         if not spot.settings["decompose"]:
             raise ValueError(f"energy is {energy}, but an override says decompose=False for {spot.names[0]}")
+        if not spot.kernel.any():
+            continue  # a kernel of zeros has no energy, and the default rank
         rank, dense = by_energy(spot.make(1), _weighted(spot), energy), spot.module.weight.numel()
         spot.settings["rank"] = rank
         if spot.make(rank).network.num_params >= dense:
@@ -114,6 +113,7 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
         fit = spot.settings["decompose"]
         try:
             draft = spot.make(arguments["rank"])
+            refuse(cls.__name__, draft.network, arguments["rank"], spot.module.weight)
         except TypeError as error:
             raise TypeError(f"{spot.names[0]}: {error}") from None
         except ValueError as error:
@@ -121,6 +121,10 @@ def make(model: nn.Module, chosen: list[Spot], dry_run: bool, calibration: Seque
             continue
         if len(draft.network.cores) == 1 and not draft.rank:
             spot.reason = "refused: its network would be one dense core"
+            continue
+        if arguments["rank"] is None and draft.keep_ratio >= 1:  # nobody asked for this size
+            count, dense = draft.network.num_params, draft.network.dense_params
+            spot.reason = f"refused: its smallest network has {count:,} parameters, no fewer than its {dense:,}"
             continue
         if fit and spot.module.weight.is_meta and not dry_run:
             raise ValueError(f"{spot.names[0]} is on the meta device and has no kernel to fit; say decompose=False")
@@ -161,7 +165,8 @@ def _calibrated(
 
 
 def _candidate(spot: Spot, what: str) -> Candidate:
-    kernel = _weighted(spot) if spot.settings["decompose"] else None
+    # Of a kernel of zeros as little is known as of one that is drawn: its size.
+    kernel = _weighted(spot) if spot.settings["decompose"] and spot.kernel.any() else None
     if what == "params":
         return Candidate(spot.make, lambda layer: layer.network.num_params, spot.module.weight.numel(), kernel)
     dense = dense_flops(spot.geometry, spot.shapes)

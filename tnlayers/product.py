@@ -7,6 +7,7 @@ gradient once per image before it sums them, and returns the input's gradient in
 import torch
 from torch import Tensor
 
+from tnlayers.modes import sizes
 from tnlayers.step import NARROW
 
 FIRST, LAST = "first", "last"
@@ -30,7 +31,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tens
         (20, 1, 4)
     """
     batch = x.shape[0]
-    if target == LAST and weight.shape[0] >= NARROW:
+    if target == LAST and sizes(weight)[0] >= NARROW:
         return _bmm(x.mT, weight.mT.expand(batch, -1, -1), bias).mT
     y = _bmm(weight.expand(batch, -1, -1), x, None if bias is None else bias[:, None])
     return y.mT.contiguous().mT if target == LAST else y

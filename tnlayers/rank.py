@@ -12,12 +12,15 @@ from tnlayers.notation import parse
 
 Rank = int | float | Sequence[int] | Mapping[str, int]
 
+DEFAULT_KEEP = 0.25
+"""The keep ratio of a layer without a rank, or that of its smallest network where that is larger."""
+
 _EXHAUSTIVE = 12
 """Up to this many bonds, every subset is tried for the last step of the keep-ratio search: 4,096 of them. With more,
 they are raised one by one, which may leave a few parameters of the budget unused."""
 
 
-def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank) -> tuple[TensorNetwork, dict[str, int]]:
+def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank | None) -> tuple[TensorNetwork, dict[str, int]]:
     """Give every bond of a network its size.
 
     Args:
@@ -27,6 +30,7 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank) -> tuple[Tens
             from bond to size; or a float in (0, 1], the keep ratio: the largest network with at most that share of the
             dense kernel's parameters in which all bonds are equal to within one, except where a larger bond could add
             nothing. Bonds that lead to a kernel axis alone are then kept whole. Where no bond is free it has no effect.
+            None is a keep ratio of ``DEFAULT_KEEP``, or the smallest network where that is larger.
 
     Returns:
         tuple[TensorNetwork, dict[str, int]]: the network with all sizes, and the sizes of the bonds that are not fixed.
@@ -45,6 +49,9 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank) -> tuple[Tens
     ones = {axis: 1 for axis in TensorNetwork.skeleton(text).axes if axis not in written}
     template = TensorNetwork.parse(text, ones | dict(dense_sizes))
     free = tuple(bond for bond in template.bonds if bond not in written)
+    if rank is None:
+        chosen = _keep(template, free, DEFAULT_KEEP, least=True)
+        return template.resize(chosen), chosen
     if isinstance(rank, bool | str | bytes) or not isinstance(rank, Real | Sequence | Mapping):
         accepted = "an integer, a sequence or mapping of integers, or a keep ratio in (0, 1]"
         raise TypeError(f"rank is {rank!r}; it must be {accepted}")
@@ -76,8 +83,11 @@ def _named(template: TensorNetwork, free: tuple[str, ...], rank: Any) -> dict[st
     return dict.fromkeys(free, errors.integer("rank", rank))
 
 
-def _keep(template: TensorNetwork, free: tuple[str, ...], keep: float) -> dict[str, int]:
-    """The bonds of the largest network of at most ``keep`` times the dense parameters, its bonds raised together."""
+def _keep(template: TensorNetwork, free: tuple[str, ...], keep: float, least: bool = False) -> dict[str, int]:
+    """The bonds of the largest network of at most ``keep`` times the dense parameters, its bonds raised together.
+
+    Where the smallest network has more, that is refused, or taken with ``least``.
+    """
     if not 0 < keep <= 1:
         raise ValueError(
             f"rank is {keep}; a float is a keep ratio and must be in (0, 1] (write an integer for a bond's size)"
@@ -95,13 +105,14 @@ def _keep(template: TensorNetwork, free: tuple[str, ...], keep: float) -> dict[s
         full = {**template.sizes, **sizes}
         return sum(math.prod(full[axis] for axis in core) for core in template.cores)
 
-    if params(level(1)) > budget:
-        least = params(level(1))
+    if (smallest := params(level(1))) > budget:
+        if least:
+            return level(1)
         fixed = [f"{bond}:{template.sizes[bond]}" for bond in template.bonds if bond not in free]
         hint = f"; {', '.join(fixed)} is fixed by the network's text or the format's options" if fixed else ""
         raise ValueError(
             f"rank is {keep}; that keep ratio leaves {int(budget)} of {template.dense_params} parameters, but network "
-            f"'{template}' has at least {least} (keep ratio {least / template.dense_params:.3g}){hint}"
+            f"'{template}' has at least {smallest} (keep ratio {smallest / template.dense_params:.3g}){hint}"
         )
     low, high = 1, 2
     while params(level(high)) <= budget and level(high) != level(low):

@@ -47,7 +47,7 @@ def floor(table: Mapping[str, Rate]) -> Rate:
     return Rate(*(min(getattr(rate, number) for rate in meetings) for number in ("call", "flop", "byte")))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rates:
     """What every kind of operation costs on one kind of device, in one dtype.
 

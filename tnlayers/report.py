@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from tnlayers import tables
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -94,26 +96,32 @@ class TensorizeReport(Mapping[str, LayerReport]):
         return (sum(before for before, _ in pairs), sum(after for _, after in pairs)) if pairs else None
 
     def __str__(self) -> str:
-        rows = [("layer", "was", "becomes", "parameters", "FLOPs", "error", "why")]
-        for layer in self.layers:
-            rank = dict.fromkeys((layer.rank or {}).values())
-            sizes = [*rank] if len(rank) == 1 else [*(layer.rank or {}).values()]
-            rows.append((
-                layer.name + "".join(f" = {alias}" for alias in layer.aliases),
+        rows, totals = self._table()
+        return f"{tables.text(rows)}\n{totals}"
+
+    def _repr_html_(self) -> str:
+        """The same table in a notebook."""
+        return tables.page(*self._table())
+
+    def _table(self) -> tuple[list[tuple[str, ...]], str]:
+        rows: list[tuple[str, ...]] = [("layer", "was", "becomes", "parameters", "FLOPs", "error", "why")]
+        rows += [
+            (
+                tables.place(layer.name, layer.aliases),
                 layer.kind,
-                f"{layer.format} {', '.join(map(str, sizes))}".rstrip() if layer.format else "-",
+                f"{layer.format} {tables.sizes(layer.rank)}".rstrip() if layer.format else "-",
                 _change(layer.params),
                 _change(layer.flops),
                 "" if layer.error is None else f"{layer.error:.4f}",
                 layer.reason,
-            ))  # fmt: skip
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]) - 1)]
-        lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows]
+            )
+            for layer in self.layers
+        ]
         count = f"{len(self.swapped)} of {len(self)} layers {'would be ' if self.dry_run else ''}swapped"
         totals = [f"{_change(self.total('params'))} in their weights", f"{_change(self.model_params)} in the model"]
         flops = self.total("flops")
         totals += [f"{_change(flops)} FLOPs"] if flops else []
-        return "\n".join([*lines, f"{count}; parameters: {'; '.join(totals)}"])
+        return rows, f"{count}; parameters: {'; '.join(totals)}"
 
 
 def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:

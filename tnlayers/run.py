@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tnlayers.assemble import Plan
+from tnlayers.inputs import check_cores
 from tnlayers.meeting import reorder
 from tnlayers.modes import again, autocast_dtype, own_precision, plain_autograd
 from tnlayers.product import LAST
@@ -28,19 +29,12 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
         Tensor: shape (batch, out_channels, *spatial').
     """
     x = pad(plan, x)
-    if torch.is_grad_enabled() and plain_autograd() and (plan.own_backward or _mixed(x, cores, bias)):
+    if torch.is_grad_enabled() and plain_autograd() and plan.own_backward:
         others = cores if bias is None else (bias, *cores)
         if x.requires_grad or any(tensor.requires_grad for tensor in others):
-            dtype = autocast_dtype(x.device.type) if x.is_floating_point() and x.dtype != torch.float64 else None
-            if (dtype or cores[0].dtype) == (dtype or x.dtype):  # else torch is to refuse it in its own words
-                return _Run.apply(plan, x.to(dtype or x.dtype), bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
+            dtype = autocast_dtype(x.device.type) if x.dtype != torch.float64 else None
+            return _Run.apply(plan, x.to(dtype or x.dtype), bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
     return meet(plan, x, build(plan, cores), bias)
-
-
-def _mixed(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None) -> bool:
-    """Whether there are dtypes that a convolution of torch's would refuse, and ``_Run`` brings together."""
-    held = cores[0].dtype
-    return (bias is not None and bias.dtype != held) or held == torch.float64 != x.dtype
 
 
 def pad(plan: Plan, x: Tensor) -> Tensor:
@@ -53,6 +47,7 @@ def pad(plan: Plan, x: Tensor) -> Tensor:
 
 def build(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that ``x`` meets; in the cores' dtype, also under autocast."""
+    check_cores(cores)
     with own_precision(cores[0]):
         return [
             meeting.take(weight.contraction(weight.operands(cores)))
@@ -133,6 +128,7 @@ class _Run(torch.autograd.Function):
 
 def _built(plan: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors that ``x`` meets, in its dtype, and what came between them and the cores."""
+    check_cores(cores)
     weights, between = [], []
     for weight, meeting in zip(plan.weights, plan.meetings, strict=True):
         tensors = weight.contraction.run(weight.operands(cores))

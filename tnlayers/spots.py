@@ -1,7 +1,6 @@
 """The layers of a model: where each is, what it is called, whether it can be swapped, and if not, why."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,14 +8,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers.config import DEFAULT_RANK, TensorizeConfig, matches
+from tnlayers.config import TensorizeConfig, matches
 from tnlayers.geometry import Geometry
+from tnlayers.held import HOOKS, held, ties
 from tnlayers.kinds import KINDS, layer_class
 from tnlayers.layer import DTYPES, TensorLayer
 from tnlayers.meeting import exchange
 
 _TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_planner")
-STATE_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and "state_dict" in name]
+STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Spot:
     names: tuple[str, ...]
     places: list[tuple[nn.Module, str]]
     held: str = ""
+    tied: str = ""
     reason: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     new: Any = None
@@ -74,67 +75,71 @@ class Spot:
     def layer(self) -> tuple[type[TensorLayer], dict[str, Any]]:
         """The class, and the keyword arguments of ours."""
         own = {name: value for name, value in self.settings.items() if name not in ("format", "options", "decompose")}
-        own["rank"] = DEFAULT_RANK if own["rank"] is None else own["rank"]
         return layer_class(self.settings["format"], self.kind), own | self.settings["options"]
 
 
-def find(model: nn.Module, types: tuple[type, ...], what: str) -> list[Spot]:
-    """The model's layers of some types, each once, with all their names and places."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
-    if isinstance(model, types):
-        raise ValueError(
-            f"model is itself a {type(model).__name__}, which cannot be replaced in place; convert it alone"
-        )
+def find(model: nn.Module, types: tuple[type[nn.Module], ...], what: str, alone: Callable[[Any], str]) -> list[Spot]:
+    """The model's layers of some types, each once, with all their names and places.
+
+    ``alone`` tells what to do with a layer that is no part of a model.
+    """
+    found = layers(model, types, what)
+    root = model._modules.get("_orig_mod", model)  # where it is compiled
+    if isinstance(root, types):
+        raise ValueError(f"model is itself a {type(root).__name__}, {alone(root)}")
     for module in model.modules():
         if isinstance(module, DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
             raise ValueError(
                 f"model is wrapped in {type(module).__name__}, which holds on to the parameters it was made with; "
                 "swap the layers first, then wrap"
             )
+    for parent in model.modules():
+        for key, child in parent._modules.items():
+            if child is not None and child in found:
+                found[child].places.append((parent, key))
+    return list(found.values())
+
+
+def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> dict[nn.Module, Spot]:
+    """The model's layers of some types, each once, with all their names; the model may be one itself."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
     found: dict[nn.Module, Spot] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, types):
             spot = found.setdefault(module, Spot(module, (), []))
             spot.names += (_plain_name(path, model),)
-    for parent in model.modules():
-        for key, child in parent._modules.items():
-            if child is not None and child in found:
-                found[child].places.append((parent, key))
-        for child, name in _held(parent):
-            if child in found:
-                found[child].held = f"{type(parent).__name__}.{name}"
+    if not found:
+        raise ValueError(f"model has no {what} ({type(model).__name__})")
     # What is inside a layer, such as a parametrization, is the layer's own.
     inside = {inner for module in found for inner in module.modules() if inner is not module}
-    spots = [spot for module, spot in found.items() if module not in inside]
-    if not spots:
-        raise ValueError(f"model has no {what} ({type(model).__name__})")
-    return spots
+    return {module: spot for module, spot in found.items() if module not in inside}
 
 
-def _held(parent: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Modules in a module's plain attributes and lists, where an old layer would stay."""
-    for name, value in vars(parent).items():
-        some = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-        if name != "_modules":
-            yield from ((child, name) for child in some if isinstance(child, nn.Module))
+def note_holders(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], spots: Sequence[Spot]) -> None:
+    """Note what else has a layer, or the parameters that leave the model with it."""
+    holders, tied = held(model, leaving), ties(model, leaving)
+    for spot in spots:
+        spot.held, spot.tied = holders.get(spot.module, ""), tied.get(spot.module, "")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside what ``torch.compile`` and ``DataParallel`` put around it."""
-    inner: nn.Module = getattr(model, "_orig_mod", model)
-    return unwrapped(inner.module) if isinstance(inner, nn.DataParallel) else inner
+    """The model inside what ``torch.compile`` and data parallelism put around it."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    inner: Any = model._modules.get("_orig_mod", model)
+    return unwrapped(inner.module) if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
 
 
 def _plain_name(path: str, model: nn.Module) -> str:
     """Without what ``torch.compile`` and ``DataParallel`` put before a name."""
     parts = [part for part in path.split(".") if part != "_orig_mod"]
-    if isinstance(getattr(model, "_orig_mod", model), nn.DataParallel) and parts[0] == "module":
+    if isinstance(model._modules.get("_orig_mod", model), nn.DataParallel) and parts[0] == "module":
         parts = parts[1:]
     return ".".join(parts)
 
 
-def left_alone(spot: Spot, config: TensorizeConfig, owners: Counter[int]) -> str:
+def left_alone(spot: Spot, config: TensorizeConfig) -> str:
     """Why a layer is not to be swapped; empty: it is. Fills in its settings."""
     module = spot.module
     if isinstance(module, TensorLayer):
@@ -148,11 +153,11 @@ def left_alone(spot: Spot, config: TensorizeConfig, owners: Counter[int]) -> str
     if settings is None:
         return "left alone by an override"
     spot.settings = settings
-    refusal = next(_refusals(spot, config, owners), None)
+    refusal = next(_refusals(spot, config), None)
     return f"refused: {refusal}" if refusal else _policy(module, config)
 
 
-def _refusals(spot: Spot, config: TensorizeConfig, owners: Counter[int]) -> Iterator[str]:
+def _refusals(spot: Spot, config: TensorizeConfig) -> Iterator[str]:
     """What would be lost if a layer were swapped; nothing further is looked at after the first."""
     module, kind = spot.module, spot.kind
     if is_parametrized(module):
@@ -171,25 +176,25 @@ def _refusals(spot: Spot, config: TensorizeConfig, owners: Counter[int]) -> Iter
         yield "its forward was replaced"
     if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in spot.places):
         yield "it is compiled by itself; compile the model instead"
-    if spot.held:
-        yield f"{spot.held} holds it too, outside of the modules"
     own = vars(spot.plain).keys()
     if taken := [name for name in vars(module).keys() - own if hasattr(TensorLayer, name) or name in _TAKEN]:
         yield f"its attributes {', '.join(taken)} are a tensor layer's own"
     if any(getattr(module, name) for name in STATE_HOOKS):
         yield "it has hooks on its state_dict"
-    yield from _weight_refusals(weight, owners)
+    yield from _weight_refusals(weight)
+    if spot.held:
+        yield spot.held
+    if spot.tied:
+        yield f"another module has the same weight: {spot.tied}"
 
 
-def _weight_refusals(weight: Any, owners: Counter[int]) -> Iterator[str]:
+def _weight_refusals(weight: Any) -> Iterator[str]:
     if hasattr(weight, "device_mesh"):
         yield "its weight is sharded"
     if weight.dtype not in DTYPES:
         yield f"its weight is of {weight.dtype}"
     if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
         yield "its weight has hooks"
-    if owners[id(weight)] > 1:
-        yield "another module has the same weight"
 
 
 def _policy(module: Any, config: TensorizeConfig) -> str:

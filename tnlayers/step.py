@@ -8,6 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from tnlayers.modes import sizes as sizes_of
 from tnlayers.notation import Axes
 
 NARROW = 16
@@ -115,14 +116,14 @@ class Step:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """A batched matrix product, turned around where its result would have few columns and many rows."""
-    if b.shape[2] < NARROW <= a.shape[1]:
+    if sizes_of(b)[2] < NARROW <= sizes_of(a)[1]:
         return torch.bmm(b.mT, a.mT).mT
     return torch.bmm(a, b)
 
 
 def view(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """A reshape, without torch's overhead where there is nothing to do."""
-    return tensor if tensor.shape == shape else tensor.reshape(shape)
+    return tensor if sizes_of(tensor) == shape else tensor.reshape(shape)
 
 
 def unviewed(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tnlayers.config import TensorizeConfig
 from tnlayers.kinds import exactly, outline
+from tnlayers.memory import sharing
 
 VERSION = 1
 KEY = "tnlayers"
@@ -36,6 +37,7 @@ class Content(NamedTuple):
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # aliases too
     layers: Mapping[str, Any]
     aliases: Mapping[str, str]
+    views: Mapping[str, str]
     config: TensorizeConfig | None
 
 
@@ -50,7 +52,7 @@ def read(file: Any) -> Content:
         raise ValueError("its metadata are no JSON object with a version; save_tensorized wrote none of it")
     if version > VERSION:
         raise ValueError(f"it was written by version {version}; this library reads up to {VERSION}")
-    exactly("metadata", about, _FIELDS)
+    exactly("metadata", about, (*_FIELDS, "views") if "views" in about else _FIELDS)
     tensors = {}
     for name in file.keys():  # noqa: SIM118  (no mapping)
         part = file.get_slice(name)
@@ -67,6 +69,9 @@ def read(file: Any) -> Content:
         if not isinstance(name, str) or name not in stored:
             raise ValueError(f"alias {alias!r} stands for {name!r}, which is no tensor in it")
         tensors[alias] = stored[name]
+    views = about.get("views", {})
+    if not isinstance(views, dict) or not all(isinstance(name, str) and name in tensors for name in views.values()):
+        raise ValueError("views must be a JSON object whose values are names of tensors in it")
     for name, description in layers.items():
         with about_layer(name):
             shapes = outline(description).core_shapes
@@ -74,7 +79,7 @@ def read(file: Any) -> Content:
         found = tuple(tensors[core][0] if core in tensors else None for core in cores)
         if found != shapes:
             raise ValueError(f"layer {name!r} is described with cores of shapes {shapes}; its tensors have {found}")
-    return Content(tensors, layers, aliases, None if config is None else TensorizeConfig.from_dict(config))
+    return Content(tensors, layers, aliases, views, None if config is None else TensorizeConfig.from_dict(config))
 
 
 def _parse(text: str) -> Any:
@@ -125,6 +130,13 @@ def shared_names(state: Mapping[str, Tensor]) -> dict[str, str]:
         if value.numel() and first.setdefault(key, name) != name:
             aliases[name] = first[key]
     return aliases
+
+
+def views(state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Names of tensors that share memory with another one but are no aliases, with that one's name."""
+    names = [name for name in state if name not in aliases]
+    pairs = sharing([state[name] for name in names])
+    return {names[later]: names[earlier] for earlier, later in reversed(pairs)}  # the first of many counts
 
 
 def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

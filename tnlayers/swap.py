@@ -1,33 +1,31 @@
 """Model-wide swapping: plain layers to tensor layers, in place, and back to plain layers."""
 
-import warnings
-import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from tnlayers import errors, zoo
+from tnlayers import errors
 from tnlayers.config import TensorizeConfig, check_patterns, matches
-from tnlayers.kinds import KINDS
+from tnlayers.kinds import KINDS, layer_class
 from tnlayers.layer import TensorLayer
-from tnlayers.observe import dense_flops, fewest_flops
+from tnlayers.observe import observe
 from tnlayers.prepare import choose_ranks, make, note_moments, note_shape, watch
-from tnlayers.report import LayerReport, Replaced, TensorizeReport, holders
-from tnlayers.spots import STATE_HOOKS, Spot, find, left_alone, unwrapped
+from tnlayers.put import finish, keep_bias
+from tnlayers.reads import reads
+from tnlayers.report import TensorizeReport
+from tnlayers.spots import STATE_HOOKS, Spot, find, left_alone, note_holders, unwrapped
 from tnlayers.unfold import unfold
 
 _READERS = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention
 """Modules of torch's that ask their layers for their weights."""
-_HOOKS = [name for name in vars(nn.Module()) if "hook" in name and name not in STATE_HOOKS]
+_ALONE = "which cannot be replaced in place; write `layer = {}`"
 
 
 def tensorize_(
     model: nn.Module,
-    config: TensorizeConfig | None = None,
+    config: TensorizeConfig | str | Mapping[str, Any] | None = None,
     *,
     example_input: Any = None,
     calibration: Iterable[Any] | None = None,
@@ -36,15 +34,19 @@ def tensorize_(
     """Replace convolutions, transposed convolutions and linear layers of a model by tensor layers, in place.
 
     What is replaced keeps its bias (the same parameter), device, dtype, ``requires_grad``, training flag, hooks and
-    attributes. A module at several places stays one module. All new layers are made before the first is put in its
-    place, so that whatever raises leaves the model as it was. Progress is logged to ``tnlayers``.
+    attributes. A module at several places stays one module. One that is also held outside of the modules, by lists,
+    hooks, closures or whatever else, is left alone, and so is one whose weight shares memory with another parameter.
+    All new layers are made before the first is put in its place, so that whatever raises leaves the model as it was.
+    Progress is logged to ``tnlayers``.
 
     Args:
         model: any module that is not itself such a layer. Compile it or wrap it for data parallelism afterwards, or
             pass a compiled model, which is compiled anew.
-        config: which layers, and what they become; default: ``TensorizeConfig()``.
+        config: which layers, and what they become; default: ``TensorizeConfig()``. The name of a format, such as "tr",
+            stands for ``TensorizeConfig("tr")``, and a mapping for ``TensorizeConfig.from_dict`` of it.
         example_input: a tensor, a tuple of arguments or a mapping of named ones; the model then runs on it once, in
-            eval mode without gradients, and FLOPs are reported. A budget of FLOPs needs it.
+            eval mode without gradients, and FLOPs are reported. A budget of FLOPs needs it. Lazy layers have their
+            shapes from then on, and are swapped as others are.
         calibration: a list of such inputs. In the order in which layers are called, each is then fitted so that its
             outputs, behind the fitted layers before it, come near to the original ones. How near, is judged by the
             second moments of patches of its inputs; of patches with more than 2,304 entries and in transposed layers by
@@ -58,10 +60,11 @@ def tensorize_(
         TensorizeReport: every such layer, replaced or not, and why.
 
     Raises:
-        TypeError, ValueError: calibration is no list, empty or of no use, a pattern covers no layer, the model has no
-            layer to swap, every chosen layer refuses its rank, a budget cannot be met, weights to be fitted are on the
-            meta device, or the model is wrapped for distributed data parallelism; what the model raises on an input. A
-            layer alone that cannot become a tensor layer is left alone, and the report says why.
+        TypeError, ValueError: config is none of these; calibration is no list, empty or of no use, a pattern covers no
+            layer, the model has no layer to swap or is one itself, every chosen layer refuses its rank, a budget cannot
+            be met, weights to be fitted are on the meta device, or the model is wrapped for distributed data
+            parallelism; what the model raises on an input. A layer alone that cannot become a tensor layer is left
+            alone, and the report says why.
 
     Warns:
         UserWarning: an optimizer holds parameters that left the model; ``remap_optimizer_`` exchanges them.
@@ -73,24 +76,29 @@ def tensorize_(
         >>> report.swapped, type(model[0]).__name__, report["3"].reason
         (('0',), 'TuckerConv2d', "excluded by '3'")
     """
-    config = TensorizeConfig() if config is None else config
-    if not isinstance(config, TensorizeConfig):
-        raise TypeError(f"config is {config!r}; it must be a tnlayers.TensorizeConfig")
+    config = _config(config)
     errors.boolean("dry_run", dry_run)
-    spots = find(model, (*KINDS, TensorLayer), "convolution or linear layer")
+    if example_input is None and config.budget and "flops" in config.budget:
+        raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
+    batches = [] if calibration is None else _batches(calibration)
+    spots = _found(model, config)
     check_patterns(config, [spot.names for spot in spots])
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    # First of all, since what is lazy is plain behind the first run, and what is made there is there.
+    if example_input is not None:
+        shapes = {spot.module: spot.shapes for spot in watch(model, spots, [example_input], note_shape)}
+        spots = _found(model, config)
+        for spot in spots:
+            spot.shapes = shapes.get(spot.module, [])
+    elif any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        observe(model, (), batches[:1], lambda *_: None)
+    weights = {spot.module: spot.module._parameters.get("weight") for spot in spots}
+    note_holders(model, {layer: [] if weight is None else [weight] for layer, weight in weights.items()}, spots)
     for spot in spots:
-        spot.reason = left_alone(spot, config, owners)
+        spot.reason = left_alone(spot, config)
     chosen = [spot for spot in spots if not spot.reason]
     if not chosen:
         left = "; ".join(f"{spot.names[0]}: {spot.reason}" for spot in spots[:3])
         raise ValueError(f"model has no layer to swap ({left}{', ...' if len(spots) > 3 else ''})")
-    if example_input is not None:
-        watch(model, spots, [example_input], note_shape)
-    elif config.budget and "flops" in config.budget:
-        raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
-    batches = [] if calibration is None else _batches(calibration)
     if batches:
         if not any(spot.settings["decompose"] for spot in chosen):
             raise ValueError(
@@ -101,10 +109,36 @@ def tensorize_(
     with torch.inference_mode(False), torch.no_grad():
         choose_ranks(chosen, config)
         make(model, chosen, dry_run, batches)
-    report = _finish(model, spots, dry_run)
+    for spot in chosen:
+        keep_bias(spot)
+    report = finish(model, spots, dry_run)
     if not dry_run:
         unwrapped(model)._tensorize_config = config  # type: ignore[assignment]
     return report
+
+
+def _config(given: Any) -> TensorizeConfig:
+    if given is None or isinstance(given, str):
+        return TensorizeConfig() if given is None else TensorizeConfig(given)
+    if isinstance(given, Mapping):
+        return TensorizeConfig.from_dict(given)
+    if not isinstance(given, TensorizeConfig):
+        raise TypeError(f"config is {given!r}; it must be a tnlayers.TensorizeConfig, a format's name or a mapping")
+    return given
+
+
+def _found(model: nn.Module, config: TensorizeConfig) -> list[Spot]:
+    def alone(layer: Any) -> str:
+        if isinstance(layer, TensorLayer):
+            return "a tensor layer already"
+        cls = layer_class(config.format, next(kind for kind in KINDS if isinstance(layer, kind)))
+        name = f"{'tnlayers.' if cls.__module__.startswith('tnlayers.zoo') else ''}{cls.__name__}"
+        given = ({} if config.rank is None else {"rank": config.rank}) | dict(config.options)
+        given |= {} if config.decompose else {"decompose": False}
+        arguments = ", ".join(["layer", *(f"{key}={value!r}" for key, value in given.items())])
+        return _ALONE.format(f"{name}.from_{cls.dense_name}({arguments})")
+
+    return find(model, (*KINDS, TensorLayer), "convolution or linear layer", alone)
 
 
 def _batches(calibration: Any) -> list[Any]:
@@ -129,8 +163,8 @@ def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeR
         TensorizeReport: as of ``tensorize_``.
 
     Raises:
-        ValueError: the model holds no tensor layer, or is one itself (take ``to_dense`` of that); a pattern covers no
-            layer.
+        ValueError: the model holds no tensor layer, or is one itself (take ``to_conv`` or ``to_linear`` of that); a
+            pattern covers no layer; something outside of the modules holds a layer or its cores, and would keep them.
 
     Example:
         >>> import tnlayers
@@ -139,27 +173,30 @@ def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeR
         >>> print(model[0])
         Conv2d(16, 32, kernel_size=(3, 3), stride=(1, 1))
     """
-    return _back(model, include, lambda layer: layer.to_dense(), "plain again")
+    return _back(model, include, lambda layer: layer.to_dense(), "plain again", "layer.to_{}()")
 
 
-def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeReport:
+def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input: Any = None) -> TensorizeReport:
     """Replace every tensor layer by plain torch layers in sequence, in place: what is exported needs nothing of ours.
 
     See ``tnlayers.unfold``, which finds the sequence with the fewest multiply-adds; where that is the dense kernel, one
-    plain layer. A sequence has no ``weight`` or ``stride``: where a model's own code asks a layer for them, take
-    ``densify_`` for that one (in torch's own transformer layers, they are made plain). A layer with a channel shuffle
-    takes batched inputs only, and a transposed one no ``output_size``.
+    plain layer. Of a layer's attributes, a sequence has ``weight.dtype`` and ``weight.device`` alone. Where a model's
+    own code reads more, such as weights or strides, give an ``example_input``: layers of which it is read then become
+    single plain ones, which have all. (In torch's own transformer layers, they do so anyway.) A sequence with a channel
+    shuffle takes batched inputs only, and a transposed one no ``output_size``.
 
     Args:
         model: a module that holds tensor layers.
         include: patterns of the layers to replace, see ``TensorizeConfig``.
+        example_input: as for ``tensorize_``; the model then runs on it once, in eval mode without gradients.
 
     Returns:
         TensorizeReport: as of ``tensorize_``.
 
     Raises:
         ValueError: the model holds no tensor layer, or is one itself (take ``unfold`` of that); a pattern covers no
-            layer.
+            layer; something outside of the modules holds a layer or its cores, and would keep them; or the model reads
+            what no plain layer has, such as ``cores``.
 
     Example:
         >>> import tnlayers
@@ -168,13 +205,18 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeRe
         >>> print(model[0][1])
         Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)
     """
-    return _back(model, include, unfold, "unfolded")
+    return _back(model, include, unfold, "unfolded", "tnlayers.unfold(layer)", example_input)
 
 
 def _back(
-    model: nn.Module, include: Sequence[str], convert: Callable[[Any], nn.Module], reason: str
+    model: nn.Module,
+    include: Sequence[str],
+    convert: Callable[[Any], nn.Module],
+    reason: str,
+    alone: str,
+    example: Any = None,
 ) -> TensorizeReport:
-    spots = find(model, (TensorLayer,), "tensor layer")
+    spots = find(model, (TensorLayer,), "tensor layer", lambda layer: _ALONE.format(alone.format(layer.dense_name)))
     config = TensorizeConfig(include=include)
     check_patterns(config, [spot.names for spot in spots])
     chosen = [spot for spot in spots if any(matches(pattern, spot.names) for pattern in config.include)]
@@ -183,88 +225,39 @@ def _back(
     for spot in chosen:
         if any(getattr(spot.module, name) for name in STATE_HOOKS):
             raise ValueError(f"{spot.names[0]} has hooks on its state_dict, which would be lost; remove them first")
+    read = {} if example is None else reads(model, [spot.module for spot in chosen], example)
     with torch.no_grad():
         for spot in chosen:
             spot.new = convert(spot.module)
-            if not isinstance(spot.new, spot.module.dense_type) and any(
-                isinstance(p, _READERS) for p, _ in spot.places
-            ):
-                spot.new, spot.reason = spot.module.to_dense(), "plain again: its parent reads its weight"
-    report = _finish(model, spots)
+            if not isinstance(spot.new, spot.module.dense_type):
+                _make_readable(spot, read.get(spot.module, ()))
+            keep_bias(spot)
+    # Before the first is put in its place: all that leaves the model, and what would keep it.
+    stays = {id(p) for spot in chosen for p in spot.new.parameters()}
+    leaving = {spot.module: [p for p in spot.module.parameters() if id(p) not in stays] for spot in chosen}
+    note_holders(model, leaving, chosen)
+    for spot in chosen:
+        if spot.held:
+            raise ValueError(
+                f"{spot.names[0]} cannot be replaced: {spot.held}, and would keep the old layer; remove it there, or "
+                "leave the layer out by include"
+            )
+        spot.reason += f", no longer tied to {spot.tied}" if spot.tied else ""
+    report = finish(model, spots)
     if len(chosen) == len(spots):
         for module in model.modules():
             vars(module).pop("_tensorize_config", None)
     return report
 
 
-def _finish(model: nn.Module, spots: list[Spot], dry_run: bool = False) -> TensorizeReport:
-    """Put every new layer in its places, unless it is a dry run, and report."""
-    swapped = [spot for spot in spots if spot.new is not None]
-    before = _params(model)
-    layers = tuple(map(_row, spots))
-    after = before + sum(_params(spot.new) - _params(spot.module) for spot in swapped)
-    gone = [p for spot in swapped for p in spot.module.parameters() if p is not spot.module.bias]
-    # Before anything is put anywhere, since a warning may be an error.
-    for optimizer in () if dry_run or not gone else holders(gone):
-        warnings.warn(
-            f"{type(optimizer).__name__} was made before the swap and holds parameters that left the model, so it "
-            "would not train what came instead; call tnlayers.remap_optimizer_(optimizer, report)",
-            stacklevel=3,
+def _make_readable(spot: Spot, names: Sequence[str]) -> None:
+    """Make a single plain layer of one whose attributes are read, where it is not one anyway."""
+    if missing := [name for name in names if not hasattr(dense := spot.module.to_dense(), name)]:
+        raise ValueError(
+            f"{spot.names[0]}: the model reads its {', '.join(missing)}, which no {type(dense).__name__} has; leave "
+            "the layer out by include"
         )
-    old_order = [*map(id, model.parameters())]
-    replaced = [] if dry_run else [each for spot in swapped for each in _put(spot)]
-    return TensorizeReport(layers, (before, after), dry_run, replaced, (old_order, [*map(id, model.parameters())]))
-
-
-def _row(spot: Spot) -> LayerReport:
-    new, tensor = spot.new, spot.new if isinstance(spot.new, TensorLayer) else None
-    flops = None
-    if spot.shapes:
-        dense = dense_flops(spot.geometry, spot.shapes)
-        flops = dense, dense if tensor is None else fewest_flops(tensor, spot.shapes, spot.module.weight.device.type)
-    return LayerReport(
-        name=spot.names[0],
-        aliases=spot.names[1:],
-        kind=repr(spot.module) if len(repr(spot.module)) < 60 else type(spot.module).__name__,
-        swapped=new is not None,
-        reason=spot.reason,
-        format=None if tensor is None else tensor.format.name,
-        rank=None if tensor is None else dict(tensor.rank),
-        params=(_params(spot.module, False), _params(spot.module if new is None else new, False)),
-        flops=flops,
-        error=spot.error,
-    )
-
-
-def _params(module: nn.Module, bias: bool = True) -> int:
-    sized = ((name, p) for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter))
-    return sum(p.numel() for name, p in sized if bias or not name.endswith("bias"))
-
-
-def _put(spot: Spot) -> list[Replaced]:
-    """Put a new layer in its places, with all that is no matter of the kernel: bias, hooks, attributes."""
-    old, new = spot.module, spot.new
-    last = new[-1] if isinstance(new, nn.Sequential) else new
-    if "bias" in last._parameters:  # before a shuffle at the end, the bias is another one, its entries permuted
-        last.bias = old.bias
-    for name in _HOOKS:
-        setattr(new, name, getattr(old, name))
-    for name in vars(old).keys() - _own():
-        setattr(new, name, vars(old)[name])
-    before, after = dict(old.named_parameters()), dict(new.named_parameters())
-    stays = {*map(id, before.values())} & {*map(id, after.values())}
-    leaving, coming = ({k: p for k, p in named.items() if id(p) not in stays} for named in (before, after))
-    for parent, key in spot.places:
-        parent._modules[key] = new
-    # All that comes takes the place of the first that leaves.
-    return [
-        Replaced(weakref.ref(parameter), name, {} if number else coming)
-        for number, (name, parameter) in enumerate(leaving.items())
-    ]
-
-
-@cache
-def _own() -> set[str]:
-    """Attributes of layers, ours and torch's; whatever else is found there, somebody has put there."""
-    layers = (kind(1, 1, *([] if kind is nn.Linear else [1]), device="meta") for kind in KINDS)
-    return {name for layer in (*layers, zoo.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer)}
+    if any(isinstance(parent, _READERS) for parent, _ in spot.places):
+        spot.new, spot.reason = spot.module.to_dense(), "plain again: its parent reads its weight"
+    elif names:
+        spot.new, spot.reason = spot.module.to_dense(), f"plain again: the model reads its {', '.join(names)}"

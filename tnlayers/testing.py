@@ -6,6 +6,7 @@
 import copy
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial, wraps
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tnlayers.contraction import reconstruct
 from tnlayers.layer import TensorLayer
+from tnlayers.room import LargerThanDense
 from tnlayers.variance import DISTRIBUTIONS, Init
 
 Make = Callable[..., TensorLayer]
@@ -31,7 +33,8 @@ def promise(function: Callable[[Make], None]) -> Callable[[Make], None]:
 
     @wraps(function)
     def seeded(make: Make) -> None:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", LargerThanDense)  # a small layer is to be tested, not to be used
             torch.manual_seed(0)
             function(make)
 

@@ -41,6 +41,9 @@ class Cost(NamedTuple):
     bytes: int
 
 
+FREE = Cost(0.0, 0.0, 0, 0)
+
+
 class Option(NamedTuple):
     """One way for ``x`` to meet a tensor.
 
@@ -74,8 +77,17 @@ class Sizes(NamedTuple):
     flops: int
 
 
+Path = tuple[Option, ...]
+"""A complete way without its costs: one for inputs of many sizes."""
+
+
 class Trail(NamedTuple):
     """A complete way: its options in order, and its cost with all contractions of weights."""
 
     options: tuple[Option, ...]
     seconds: float
+
+    @property
+    def path(self) -> Path:
+        """It without its costs."""
+        return tuple(option._replace(cost=FREE, part=0.0) for option in self.options)

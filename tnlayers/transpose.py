@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tnlayers import errors
 from tnlayers.conv import TensorConv
 from tnlayers.geometry import Geometry
+from tnlayers.inputs import check_tensor
 from tnlayers.layer import TensorLayer
 from tnlayers.rank import Rank
 from tnlayers.variance import Init
@@ -47,7 +48,7 @@ class TensorConvTranspose(TensorConv):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        rank: Rank = 0.25,
+        rank: Rank | None = None,
         in_shape: Sequence[int] | None = None,
         out_shape: Sequence[int] | None = None,
         init: str | Init = "fan_in",
@@ -89,7 +90,8 @@ class TensorConvTranspose(TensorConv):
         Raises:
             ValueError: the input has other dimensions or channels; or it cannot give this output size.
         """
-        if output_size is None:
+        check_tensor(type(self).__name__, input)
+        if output_size is None or input.is_nested:
             return self._run(input)
         size, extra = self._sizes(input, output_size)
         if not torch.compiler.is_compiling():

@@ -76,7 +76,8 @@ def unfold(layer: TensorLayer) -> nn.Module:
         nn.Module: an ``nn.Sequential`` of convolutions, transposed only where a kernel axis is met, and of
         ``nn.ChannelShuffle`` where needed; or of ``nn.Linear``. Where no sequence has fewer multiply-adds than the
         dense kernel, ``layer.to_dense()``. Device, dtype, training flag and what requires gradients are as the layer
-        has them; nothing is shared with it.
+        has them; nothing is shared with it. The sequence's ``weight`` is a buffer of one NaN that is in no state_dict:
+        it answers models that ask a layer for its weight's dtype or device, and no other question.
 
     Raises:
         TypeError: ``layer`` is no tensor layer.
@@ -117,7 +118,12 @@ def unfold(layer: TensorLayer) -> nn.Module:
         if stage.front:
             modules.append(nn.ChannelShuffle(where.volume(stage.front)))
             order = _part(order, stage.front) + _part(order, ~stage.front)
-    return nn.Sequential(*reversed(modules)).train(layer.training)
+    plain = nn.Sequential(*reversed(modules)).train(layer.training)
+    # In no state_dict. NaN, lest a sum over it pass for one over a weight; of one entry, since a model's own code that
+    # takes it for a weight mostly fails at its shape.
+    stand_in = whole(layer.cores[0]).detach().new_full([1] * len(layer.geometry.weight_shape), math.nan)
+    plain.register_buffer("weight", stand_in, persistent=False)
+    return plain
 
 
 def _convolution(
@@ -218,17 +224,7 @@ def _search(where: Space) -> tuple[_Stage, ...]:
 
 def _blocks(where: Space) -> list[int]:
     """Every set of cores that ``x`` may meet at once; of many cores, those that go best together stay together."""
-    units = [1 << k for k in range(len(where.cores))]
-    ends = [sum(axes) for axes in (where.inputs, where.outputs, where.kernel)]
-
-    def growth(pair: tuple[int, int]) -> tuple[int, int]:
-        entries = (where.volume(where.weight_axes(part)) for part in pair)
-        axes = where.weight_axes(sum(pair))
-        return sum(bool(axes & end) for end in ends), where.volume(axes) - sum(entries)
-
-    while len(units) > MANY:
-        pair = min(combinations(units, 2), key=growth)
-        units = [*(unit for unit in units if unit not in pair), sum(pair)]
+    units = where.units(MANY)
     return [sum(block) for size in range(len(units)) for block in combinations(units, size + 1)]
 
 

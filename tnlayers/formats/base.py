@@ -2,17 +2,22 @@
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any, ClassVar
 
+from tnlayers import errors
 from tnlayers.network import TensorNetwork
 from tnlayers.notation import KERNEL_AXES, Axes
 from tnlayers.rank import resolve
 
 Shape = tuple[int, ...]
+
+_MOST = 2**32
+"""Of so many channels there are at most 1,536 divisors, whose best factors take a second."""
 
 FORMATS: dict[str, type["Format"]] = {}
 """Every registered format, by name."""
@@ -54,7 +59,7 @@ class Format(ABC):
             inputs: names of the input axes, ``("i",)`` or ``("i1", "i2", ...)``.
             outputs: names of the output axes, likewise.
             kernel: names of the kernel axes, such as ``("h", "w")``.
-            rank: the user's request, for formats whose very shape depends on it (Tucker).
+            rank: the user's request, for formats whose very shape depends on it (Tucker); None: nothing is asked.
         """
 
     @property
@@ -126,6 +131,18 @@ def numbered(letter: str, count: int) -> Axes:
     return (letter,) if count == 1 else tuple(f"{letter}{k}" for k in range(1, count + 1))
 
 
+def checked_shape(name: str, value: Any, product_name: str, product: int) -> tuple[int, ...]:
+    """Return a channel shape of the user's if it has this product."""
+    try:
+        given = tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be a sequence of integers with product {product}") from None
+    shape = tuple(errors.integer(f"{name}[{k}]", factor) for k, factor in enumerate(given))
+    if math.prod(shape) != product or not shape:
+        raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
+    return shape
+
+
 @lru_cache(maxsize=1024)
 def factorize(number: int, parts: int, multiple_of: int = 1, exact: bool = False) -> Shape:
     """Split a number of channels into at most ``parts`` factors, as equal as can be, the largest first.
@@ -137,7 +154,10 @@ def factorize(number: int, parts: int, multiple_of: int = 1, exact: bool = False
         exact: fill up with ones to exactly ``parts`` factors.
 
     Returns:
-        Shape: the factors of smallest sum; among those, the most of them.
+        Shape: the factors of smallest sum; among those, the most of them; among those, the largest first.
+
+    Raises:
+        ValueError: ``number`` is beyond any tensor's channels, and its factors would take long to find.
 
     Example:
         >>> factorize(64, 3), factorize(32, 3), factorize(10, 3), factorize(7, 3), factorize(24, 3, multiple_of=6)
@@ -145,14 +165,18 @@ def factorize(number: int, parts: int, multiple_of: int = 1, exact: bool = False
         >>> factorize(10, 3, exact=True)
         (5, 2, 1)
     """
-    candidates = [
-        (first, *rest)
-        for first in _divisors(number)
-        if first % multiple_of == 0
-        for rest in _descending(number // first, parts - 1)
-    ]
-    best = min(candidates, key=lambda shape: (sum(shape), -len(shape), tuple(-factor for factor in shape)))
+    if number > _MOST:
+        raise ValueError(f"{number:,} channels are to be split into factors; at most {_MOST:,} can be")
+    divisors = _divisors(number)
+    others = _descending(divisors, parts - 1)
+    firsts = [first for first in divisors if first % multiple_of == 0 and number // first in others]
+    best = min(((first, *others[number // first]) for first in firsts), key=_order)
     return best + (1,) * (parts - len(best)) if exact else best
+
+
+def _order(shape: Shape) -> tuple[int, int, Shape]:
+    """What makes factors better: a smaller sum, then more of them, then the largest ones first."""
+    return sum(shape), -len(shape), tuple(-factor for factor in shape)
 
 
 def _divisors(number: int) -> list[int]:
@@ -160,15 +184,25 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // k for k in small)})
 
 
-def _descending(number: int, parts: int) -> list[Shape]:
-    """Every way to write ``number`` as at most ``parts`` factors above 1, the largest first; 1 is the empty product."""
-    if number == 1:
-        return [()]
-    if parts == 0:
-        return []
-    return [
-        (first, *rest)
-        for first in _divisors(number)[1:]
-        for rest in _descending(number // first, parts - 1)
-        if not rest or rest[0] <= first
-    ]
+def _descending(divisors: list[int], parts: int) -> dict[int, Shape]:
+    """For each of a number's divisors its best factors above 1, at most ``parts`` of them, the largest first.
+
+    The best factors of a number are the largest of them, and the best ones of what that leaves. So one table for one
+    factor less is enough, and there is no need to try all ways to write the number.
+    """
+    found: dict[int, Shape] = {1: ()}  # the empty product
+    for count in range(1, parts + 1):
+        before, found = found, {}
+        for value in divisors:
+            best = before.get(value, (value,))
+            # The largest is at least the root, and one above the best sum makes none better.
+            for factor in divisors[bisect_left(divisors, max(2, int(value ** (1 / count)))) :]:
+                if factor > sum(best):
+                    break
+                rest = before.get(value // factor) if value % factor == 0 else None
+                if rest is not None and rest[:1] <= (factor,):
+                    best = min(best, (factor, *rest), key=_order)
+            found[value] = best
+        if found == before:
+            break
+    return found

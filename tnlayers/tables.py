@@ -1,0 +1,51 @@
+"""Tables of text cells, for terminals and for notebooks, and how counts and ranks stand in them."""
+
+import html
+from collections.abc import Collection, Mapping, Sequence
+
+
+def text(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """Align the columns of a table; those in ``numbers`` to the right.
+
+    Example:
+        >>> print(text([("layer", "FLOPs"), ("stem", "12"), ("head", "3,456")], numbers=[1]))
+        layer  FLOPs
+        stem      12
+        head   3,456
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    signs = [">" if k in numbers else "<" for k in range(len(widths))]
+    line = "  ".join(f"{{:{sign}{width}}}" for sign, width in zip(signs, widths, strict=True))
+    return "\n".join(line.format(*row).rstrip() for row in rows)
+
+
+def page(rows: Sequence[Sequence[str]], caption: str, numbers: Collection[int] = ()) -> str:
+    """Write a table as HTML, its first row as the header; every cell is escaped.
+
+    Example:
+        >>> page([("layer", "FLOPs"), ("a<b", "12")], "all", numbers=[1]).splitlines()[2]
+        '<tr><td style="text-align: left">a&lt;b</td><td style="text-align: right">12</td></tr>'
+    """
+    styles = [f'style="text-align: {"right" if k in numbers else "left"}"' for k in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        tag = "td" if number else "th"
+        cells = (f"<{tag} {style}>{html.escape(cell)}</{tag}>" for style, cell in zip(styles, row, strict=True))
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return "\n".join([f"<table><caption>{html.escape(caption)}</caption>", *lines, "</table>"])
+
+
+def place(name: str, aliases: Sequence[str]) -> str:
+    """The names of a module, one or more."""
+    return " = ".join((name, *aliases))
+
+
+def count(number: int | None) -> str:
+    """A count with thousands separated; empty where there is none."""
+    return "" if number is None else f"{number:,}"
+
+
+def sizes(rank: Mapping[str, int] | None) -> str:
+    """The sizes of a rank's bonds: one if all are alike."""
+    values = [*(rank or {}).values()]
+    return ", ".join(map(str, values[:1] if len(set(values)) == 1 else values))
