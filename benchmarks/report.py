@@ -68,8 +68,7 @@ def speed(rows: Rows) -> str:
         "batch 1": lambda runs: _over(runs, "dense", mode="train", batch="1"),
         "/ dense, inference, batch 32": lambda runs: _over(runs, "dense", mode="infer", batch="32"),
         "batch 1 ": lambda runs: _over(runs, "dense", mode="infer", batch="1"),
-        "/ dense, frozen, batch 32": lambda runs: _over(runs, "dense", mode="frozen", batch="32"),
-        "batch 1  ": lambda runs: _over(runs, "dense", mode="frozen", batch="1"),
+        "frozen, batch 1": lambda runs: _over(runs, "dense", mode="frozen", batch="1"),
         "/ tednet": lambda runs: _over(runs, "tednet"),
         "/ tensorly-torch": lambda runs: _over(runs, "tltorch"),
         "/ best own plan": lambda runs: _over(runs, *OWN),
@@ -108,7 +107,7 @@ def promises(rows: Rows) -> str:
         "auto / best own plan": (_over(rows, *OWN), 1.25, 1.05),
         "auto / dense, batch 32": (_over(rows, "dense", batch="32"), 1.10, None),
         "auto / dense, inference": (_over(rows, "dense", mode="infer"), 1.05, None),
-        "auto / dense, inference, frozen": (_over(rows, "dense", mode="frozen"), 1.05, None),
+        "auto / dense, inference, frozen, batch 1": (_over(rows, "dense", mode="frozen"), 1.05, None),
         "auto / dense, training, batch 1": (_over(rows, "dense", mode="train", batch="1"), 1.5, None),
         "the same where FLOPs allow it": (attainable(_over(rows, "dense", mode="train", batch="1")), 1.5, None),
         "keep 0.1, training: CP, Tucker, TT chain, TR / dense": (

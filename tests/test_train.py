@@ -743,7 +743,9 @@ def test_every_preset_states_only_what_differs(path):
     [
         ("learning_rate: 1", "has the key 'learning_rate', but only dataset, model, conv"),
         ("lr: fast", "lr is 'fast', but float is accepted"),
-        ("lr: 5e-4", "lr is '5e-4', but float is accepted"),  # YAML 1.1 reads a number only with a point
+        ("lr: 0.1\nlr: 0.2", "line 2: the key 'lr' is there twice"),
+        ("epochs: 010", "line 1: 010 is octal in YAML 1.1"),
+        ("name: &a x\nconv: *a", "line 1: &a is an anchor or an alias"),
         ("epochs: 1.5", "epochs is 1.5, but int is accepted"),
         ("epochs: true", "epochs is True, but int is accepted"),
         ("augment: 1", "augment is 1, but bool is accepted"),
@@ -754,7 +756,7 @@ def test_every_preset_states_only_what_differs(path):
         ("rank: 3", "rank is 3, but dense convolutions have none"),
         ("- epochs", r"holds \['epochs'\], but lines of the form"),
         ("", "holds None, but lines of the form"),
-        ("epochs: [", "is not YAML: "),
+        ("epochs: [", "it is not YAML: "),
     ],
 )
 def test_a_wrong_preset_is_told(tmp_path, text, sentence):

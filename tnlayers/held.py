@@ -109,13 +109,15 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
 
 def _reached(model: nn.Module) -> Iterator[tuple[Any, _Trail]]:
     """Modules and tensors that anything but the modules' registered children and parameters leads to, each once."""
-    tree = {*map(id, model.modules())}
+    # The function that torch.compile makes of a model has a copy of its attributes, so leads to its own places.
+    own = ("_modules", "_parameters", "_buffers")
+    tree = {id(place) for module in model.modules() for place in (module, *(vars(module)[name] for name in own))}
     waiting: deque[tuple[Any, _Trail]] = deque()
     for module in model.modules():
         trail = None, type(module).__name__
         waiting.append((type(module), trail))
         # A layer's hooks, and what somebody has put there, move to the new layer; the rest goes.
-        skipped = {"_modules", "_parameters", "_buffers"}
+        skipped = {*own}
         skipped |= own_attributes() - HOOKS if isinstance(module, (TensorLayer, *KINDS)) else set()
         waiting += [(value, (trail, f".{name}")) for name, value in vars(module).items() if name not in skipped]
     # By identity, since not all can be hashed or compared; alive, lest another one gets its address.

@@ -140,16 +140,15 @@ class Planner:
         if type(x) is not Tensor or traced():
             shape = tuple(map(int, shape))  # symbols; plans, and their cache, are for numbers
         key = (shape, mode, layout, dtype, kind, output_padding)
-        found = self._plans.get(key)
+        found = self._plans.pop(key, None)  # and put in again, as the latest; threads may share a planner
         if found is None:
             batch, _, *size = shape
             setting = Setting(max(1, batch), tuple(size), layout, mode, kind, dtype)
-            found = self._plans[key] = self.plan(setting, output_padding)
+            found = self.plan(setting, output_padding)
             self._latest = setting.batch, setting.size
-            if len(self._plans) > _KEPT:
+            if len(self._plans) >= _KEPT:
                 self._plans.popitem(last=False)
-        else:
-            self._plans.move_to_end(key)
+        self._plans[key] = found
         if mode != "cached":
             return run(found, x, cores, bias)
         weights = self._kept(found, cores, cast)
@@ -166,7 +165,6 @@ class Planner:
         key = found.signature, cast
         kept = self._weights.get(key)
         if kept is not None and kept.versions == versions and all(map(is_, kept.cores, cores)):
-            self._weights.move_to_end(key)
             return kept.weights
         if not all(type(core) is nn.Parameter for core in cores):
             return build(found, cores)  # made up for this call, as torch.func does
@@ -184,7 +182,7 @@ class Planner:
         room = self.network.dense_params * new.cores[0].element_size() - new.size
         if room < 0:
             return
-        while sum(kept.size for kept in self._weights.values()) > room:
+        while sum(kept.size for kept in [*self._weights.values()]) > room:
             self._weights.popitem(last=False)
         self._weights[key] = new
 
