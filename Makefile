@@ -21,7 +21,7 @@ demo: $(VENV)/ready
 	$(PY) benchmarks/demo.py
 
 test: $(VENV)/ready
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow

@@ -214,7 +214,7 @@ def test_what_processes_send_adds_up(tmp_path):
     """In a process of its own, because process groups are global."""
     out = tmp_path / "out.csv"
     command = [ROOT / "benchmarks" / "scale.py", "--network", "resnet20", "--convs", "dense", "tr"]
-    command += ["--processes", "4", "--size", "32", "--out", out]
+    command += ["--processes", "4", "--size", "8", "--out", out]
     assert processes.run(command, tmp_path, tmp_path / "out.txt", os.environ) == 0, (tmp_path / "out.txt").read_text()
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -232,6 +232,6 @@ def test_what_processes_send_adds_up(tmp_path):
         assert int(copies["state"]) == 12 * parameters
         assert int(shards["state"]) >= 3 * parameters
         with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(2, 3, 32, 32)).sum().backward()
+            model(torch.zeros(2, 3, 8, 8)).sum().backward()
         assert int(copies["flops_per_image"]) == int(shards["flops_per_image"]) == counter.get_total_flops() // 2
     assert "| tr | " in report.scale(rows)

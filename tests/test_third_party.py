@@ -8,10 +8,16 @@ import tnlayers
 from cases import FAMILIES
 from tnlayers import TensorizeConfig, TensorLayer, densify_, tensorize_, unfold_
 
-transformers = pytest.importorskip("transformers")
-monai_nets = pytest.importorskip("monai.networks.nets")
-
 LABELS = {"num_labels": 3}
+
+
+def transformers():
+    """Imported where it is in use: the other processes of the test run save ten seconds."""
+    return pytest.importorskip("transformers")
+
+
+def monai_nets():
+    return pytest.importorskip("monai.networks.nets")
 
 
 def image(size=32):
@@ -19,44 +25,44 @@ def image(size=32):
 
 
 def resnet():
-    config = transformers.ResNetConfig(
+    config = transformers().ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="bottleneck", **LABELS
     )
-    return transformers.ResNetForImageClassification(config), image()
+    return transformers().ResNetForImageClassification(config), image()
 
 
 def regnet():
-    config = transformers.RegNetConfig(
+    config = transformers().RegNetConfig(
         embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], groups_width=8, **LABELS
     )
-    return transformers.RegNetForImageClassification(config), image()
+    return transformers().RegNetForImageClassification(config), image()
 
 
 def mobilenet(**own):
-    config = transformers.MobileNetV2Config(depth_multiplier=0.25, image_size=64, **LABELS, **own)
-    return transformers.MobileNetV2ForImageClassification(config), image(64)
+    config = transformers().MobileNetV2Config(depth_multiplier=0.25, image_size=64, **LABELS, **own)
+    return transformers().MobileNetV2ForImageClassification(config), image(64)
 
 
 def convnext():
-    config = transformers.ConvNextConfig(hidden_sizes=[16, 32], depths=[1, 1], num_stages=2, **LABELS)
-    return transformers.ConvNextForImageClassification(config), image()
+    config = transformers().ConvNextConfig(hidden_sizes=[16, 32], depths=[1, 1], num_stages=2, **LABELS)
+    return transformers().ConvNextForImageClassification(config), image()
 
 
 def vit():
-    config = transformers.ViTConfig(
+    config = transformers().ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
         **LABELS,
     )  # fmt: skip
-    return transformers.ViTForImageClassification(config), image()
+    return transformers().ViTForImageClassification(config), image()
 
 
 def unet3d():
-    model = monai_nets.UNet(3, in_channels=1, out_channels=2, channels=(8, 16), strides=(2,), num_res_units=1)
+    model = monai_nets().UNet(3, in_channels=1, out_channels=2, channels=(8, 16), strides=(2,), num_res_units=1)
     return model, {"x": torch.randn(2, 1, 8, 8, 8)}
 
 
 def resnet3d():
-    model = monai_nets.ResNet(
+    model = monai_nets().ResNet(
         "basic", [1, 1, 1, 1], [8, 8, 16, 16], spatial_dims=3, n_input_channels=1, num_classes=3, conv1_t_size=3
     )
     return model, {"x": torch.randn(2, 1, 16, 16, 16)}
@@ -123,26 +129,26 @@ def test_back_to_plain_layers(make, back):
 def clip():
     own = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = own | {"vocab_size": 20, "max_position_embeddings": 8, "eos_token_id": 1, "bos_token_id": 0}
-    config = transformers.CLIPConfig(
+    config = transformers().CLIPConfig(
         text_config=text, vision_config=own | {"image_size": 16, "patch_size": 8}, projection_dim=16
     )
     tokens = torch.tensor([[0, 5, 6, 1], [0, 7, 8, 1]])
-    return transformers.CLIPModel(config), {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": tokens}
+    return transformers().CLIPModel(config), {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": tokens}
 
 
 def t5():
-    config = transformers.T5Config(
+    config = transformers().T5Config(
         vocab_size=20, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0
     )
-    model = transformers.T5ForConditionalGeneration(config)
+    model = transformers().T5ForConditionalGeneration(config)
     return model, {"input_ids": torch.tensor([[3, 5, 6, 1]]), "decoder_input_ids": torch.tensor([[0, 4]])}
 
 
 def mamba():
-    config = transformers.MambaConfig(
+    config = transformers().MambaConfig(
         vocab_size=20, hidden_size=32, state_size=4, num_hidden_layers=1, time_step_rank=4
     )
-    return transformers.MambaModel(config), {"input_ids": torch.tensor([[3, 5, 6, 1]])}
+    return transformers().MambaModel(config), {"input_ids": torch.tensor([[3, 5, 6, 1]])}
 
 
 @pytest.mark.parametrize("example", [False, True])

@@ -63,7 +63,8 @@ def check(model, x, config):
     assert {name for each in report.layers for name in (each.name, *each.aliases)} == plain
     for each in report.layers:
         assert EXPLAINED.match(each.reason), each.reason
-        assert each.flops is not None
+        # The attention of beit and eva02 hands the weight to F.linear itself: the layer is never called.
+        assert each.flops is not None or each.name.endswith(".attn.qkv"), each.name
     assert len(report.swapped) >= len(plain) / 3
     dense = copy.deepcopy(model)
     densify_(dense)
