@@ -413,7 +413,9 @@ def test_every_preset_states_only_what_differs(path):
     [
         ("learning_rate: 1", "has the key 'learning_rate', but only dataset, model, conv"),
         ("lr: fast", "lr is 'fast', but float is accepted"),
-        ("lr: 5e-4", "lr is '5e-4', but float is accepted"),  # YAML 1.1 reads a number only with a point
+        ("lr: 1_000", "lr is '1_000', but float is accepted"),
+        ("epochs: 010", "line 1: 010 is octal in YAML 1.1"),
+        ("epochs: 3\nepochs: 4", "line 2: the key 'epochs' is there twice"),
         ("epochs: 1.5", "epochs is 1.5, but int is accepted"),
         ("epochs: true", "epochs is True, but int is accepted"),
         ("augment: 1", "augment is 1, but bool is accepted"),
@@ -424,7 +426,7 @@ def test_every_preset_states_only_what_differs(path):
         ("rank: 3", "rank is 3, but dense convolutions have none"),
         ("- epochs", r"holds \['epochs'\], but lines of the form"),
         ("", "holds None, but lines of the form"),
-        ("epochs: [", "is not YAML: "),
+        ("epochs: [", "it is not YAML: "),
     ],
 )
 def test_a_wrong_preset_is_told(tmp_path, text, sentence):
@@ -436,9 +438,9 @@ def test_a_wrong_preset_is_told(tmp_path, text, sentence):
 
 def test_a_preset_can_hold_every_type(tmp_path):
     path = tmp_path / "preset.yaml"
-    path.write_text("conv: tucker\nrank: [8, 8]\nlr: 1\namp: true\nthreads: null\ndata_dir: somewhere\n")
+    path.write_text("conv: tucker\nrank: [8, 8]\nlr: 1\nweight_decay: 5e-4\namp: true\nthreads: null\ndata_dir: somewhere\n")
     assert Config.from_yaml(path) == Config(
-        conv="tucker", rank=(8, 8), lr=1.0, amp=True, threads=None, data_dir=Path("somewhere")
+        conv="tucker", rank=(8, 8), lr=1.0, weight_decay=5e-4, amp=True, threads=None, data_dir=Path("somewhere")
     )
 
 
