@@ -479,7 +479,7 @@ def test_what_is_compared_by_seed_saw_the_same_batches():
         ({"lrs": [0.1, 0.2]}, r"lrs is \[0\.1, 0\.2\], but three at least are needed"),
         ({"lrs": []}, "lrs is .., but three at least are needed"),
         ({"lrs": [0.1, 0.2, 0]}, "lrs is .*, but they must be above 0"),
-        ({"lrs": [[0.1, 0.2, 0.3] for _ in range(2)]}, "lrs is .*, but one list is needed, or one for each network"),
+        ({"lrs": [[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]}, "lrs is .*, but one list is needed, or one for each network"),
         ({"seeds": [0, 0, 1]}, "seeds is .*, but three at least are needed"),
         ({"rank": 0}, "rank is 0, but it must be above 0"),
         ({"rank": 1, "families": ["narrow"]}, "rank is 1, but narrow needs a keep ratio of at most 1"),

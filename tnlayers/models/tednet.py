@@ -55,7 +55,7 @@ def tednet_resnet(
         TypeError, ValueError: there is no such depth, format or rank.
 
     Example:
-        >>> [sum(p.numel() for p in tednet_resnet(20, "tr", rank).parameters()) for rank in (2, 6, 10)]
+        >>> [sum(p.numel() for p in tednet_resnet(20, "tr", rank, device="meta").parameters()) for rank in (2, 6, 10)]
         [3626, 21546, 57386]
     """
     errors.choice("format", format, FORMATS)

@@ -22,7 +22,7 @@ class EinsumConv2d(TensorConv2d, format="einsum"):
     that bond.
 
     Example:
-        >>> layer = EinsumConv2d(16, 32, 3, padding=1, network="i1 a, i2 b, a b h w c, c o", rank=8)
+        >>> layer = EinsumConv2d(16, 32, 3, padding=1, network="i1 a, i2 b, a b h w c, c o", rank=6)
         >>> print(layer.network)
         i1 a, i2 b, a b h w c, c o
     """
@@ -54,7 +54,7 @@ class EinsumLinear(TensorLinear, format="einsum"):
     """A user-written tensor-network linear layer. See ``EinsumConv2d`` and ``TensorLinear``.
 
     Example:
-        >>> layer = EinsumLinear(16, 32, network="i1 a, i2 a b, b o", rank=8)
+        >>> layer = EinsumLinear(16, 32, network="i1 a, i2 a b, b o", rank=6)
         >>> print(layer.network)
         i1 a, i2 a b, b o
     """

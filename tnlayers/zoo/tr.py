@@ -9,7 +9,7 @@ class TRConv1d(TensorConv1d, format="tr"):
     """A tensor-ring (TR) convolution over (N, C, W). See ``TRConv2d``.
 
     Example:
-        >>> layer = TRConv1d(16, 32, 3, padding=1, rank=8)
+        >>> layer = TRConv1d(16, 32, 3, padding=1, rank=4)
         >>> print(layer.network)
         r0 i r1, r1 w r2, r2 o r0
     """
@@ -56,7 +56,7 @@ class TRLinear(TensorLinear, format="tr"):
     """A tensor-ring (TR) linear layer. See ``TRConv2d`` and ``TensorLinear``.
 
     Example:
-        >>> layer = TRLinear(16, 32, rank=4)
+        >>> layer = TRLinear(16, 32, rank=3)
         >>> print(layer.network)
         r0 i r1, r1 o r0
     """

@@ -9,7 +9,7 @@ class TTConv1d(TensorConv1d, format="tt"):
     """A tensor-train (TT) convolution over (N, C, W). See ``TTConv2d``.
 
     Example:
-        >>> layer = TTConv1d(16, 32, 3, padding=1, rank=8)
+        >>> layer = TTConv1d(16, 32, 3, padding=1, rank=4)
         >>> print(layer.network)
         w r1, r1 i1 o1 r2, r2 i2 o2
     """
