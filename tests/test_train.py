@@ -773,7 +773,7 @@ def test_a_preset_can_hold_every_type(tmp_path):
         "conv: tucker\nrank: [8, 8]\nlr: 1\nweight_decay: 5e-4\namp: true\nthreads: null\ndata_dir: somewhere\n"
     )
     assert Config.from_yaml(path) == Config(
-        conv="tucker", rank=(8, 8), lr=1.0, weight_decay=5e-4, amp=True, threads=None, data_dir=Path("somewhere")
+        conv="tucker", rank=(8, 8), lr=1.0, weight_decay=5e-4, amp=True, threads=None, data_dir=Path("here")
     )
 
 
