@@ -769,9 +769,7 @@ def test_a_wrong_preset_is_told(tmp_path, text, sentence):
 
 def test_a_preset_can_hold_every_type(tmp_path):
     path = tmp_path / "preset.yaml"
-    path.write_text(
-        "conv: tucker\nrank: [8, 8]\nlr: 1\nweight_decay: 5e-4\namp: true\nthreads: null\ndata_dir: somewhere\n"
-    )
+    path.write_text("conv: tucker\nrank: [8, 8]\nlr: 1\nweight_decay: 5e-4\namp: true\nthreads: null\ndata_dir: here\n")
     assert Config.from_yaml(path) == Config(
         conv="tucker", rank=(8, 8), lr=1.0, weight_decay=5e-4, amp=True, threads=None, data_dir=Path("here")
     )
