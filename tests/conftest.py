@@ -1,7 +1,9 @@
 """Settings of the whole test run."""
 
+import gc
 import multiprocessing
 
+import pytest
 import torch
 
 # The tensors here are tiny: threads only wait for each other, and the runner keeps the cores busy with several tests.
@@ -15,3 +17,10 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 def pytest_configure(config):
     """Of tensors so tiny, many have more parameters than the dense kernel; tests/test_room.py asks for the warning."""
     config.addinivalue_line("filterwarnings", "ignore::tnlayers.room.LargerThanDense")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collector_ignores_what_is_there():
+    """What was imported stays: the collector, and a swap that looks for optimizers, need not go through it each time."""
+    gc.collect()
+    gc.freeze()

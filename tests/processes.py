@@ -41,9 +41,10 @@ def run(command: Sequence[str], cwd: Path, out: Path, environment: Mapping[str, 
             process = left.pop(sentinel)
             process.join()
             if process.exitcode:  # the others would wait for it
-                for other in left.values():
-                    other.kill()
-                    other.join()
+                for end in (ForkServerProcess.terminate, ForkServerProcess.kill):
+                    for other in left.values():
+                        end(other)
+                        other.join(30)
                 return process.exitcode
     return 0
 

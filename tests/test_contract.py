@@ -115,35 +115,41 @@ def kind_of(case: Case) -> str:
 
 
 TIED = {"Conv": ["padding", "stride"], "ConvTranspose": ["stride", "dilation", "output_padding"], "Linear": []}
-TRIPLES = {
-    kind: make(
-        options,
-        strength=min(3, len(options)),
-        constraints=[{"operator": "fn", "requires": TIED[kind], "evaluate": valid}] if TIED[kind] else [],
-    )
-    for kind, options in OPTIONS.items()
+COVERS = {
+    strength: {
+        kind: make(
+            options,
+            strength=min(strength, len(options)),
+            constraints=[{"operator": "fn", "requires": TIED[kind], "evaluate": valid}] if TIED[kind] else [],
+        )
+        for kind, options in OPTIONS.items()
+    }
+    for strength in (2, 3)
 }
+"""Rows in which any two, or any three, options are together."""
+FIRST = {(case.format, case.kind): case for case in reversed(CASES)}
 # torch tells so of its own layer.
 torch_pads_with_a_copy = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
+@pytest.mark.parametrize("strength", COVERS)
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_triples_cover_every_three_options(kind):
-    for names in itertools.combinations(OPTIONS[kind], min(3, len(OPTIONS[kind]))):
+def test_the_covers_have_all_options_together(kind, strength):
+    for names in itertools.combinations(OPTIONS[kind], min(strength, len(OPTIONS[kind]))):
         for values in itertools.product(*(OPTIONS[kind][name] for name in names)):
             options = dict(zip(names, values, strict=True))
             others = [name for name in ("stride", "dilation") if name in OPTIONS[kind] and name not in options]
             if any(valid(options | dict(zip(others, more, strict=True))) for more in
                    itertools.product(*(OPTIONS[kind][name] for name in others))):  # fmt: skip
-                assert any(options.items() <= row.items() for row in TRIPLES[kind])
+                assert any(options.items() <= row.items() for row in COVERS[strength][kind])
 
 
 @torch_pads_with_a_copy
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_options_in_threes(case: Case):
-    """Any three options together, for every case."""
+def test_options_together(case: Case):
+    """Any three options together for every layer; any two for its further ranks and shapes."""
     torch.manual_seed(0)
-    for options in TRIPLES[kind_of(case)]:
+    for options in COVERS[3 if case is FIRST[case.format, case.kind] else 2][kind_of(case)]:
         check_options(case, options)
 
 

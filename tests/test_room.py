@@ -117,17 +117,17 @@ def test_cores_that_fit_nowhere_are_refused(layer, rank, monkeypatch):
 
 
 def test_the_refusal_names_what_is_wanted_and_what_there_is(monkeypatch):
-    layer = tnlayers.TTConv2d(8, 8, 3, rank=60)
+    layer = tnlayers.TTConv2d(8, 8, 3, rank=300)
     wanted = sum(core.nbytes for core in layer.cores)
     enough = room.DRAWN * wanted
     monkeypatch.setattr(room, "free", lambda device: enough)
-    tnlayers.TTConv2d(8, 8, 3, rank=60)
+    tnlayers.TTConv2d(8, 8, 3, rank=300)
     monkeypatch.setattr(room, "free", lambda device: enough - 1)
-    sentence = f"rank is 60; the cores of TTConv2d would take {wanted:,} bytes, .* but cpu has {enough - 1:,} free"
+    sentence = f"rank is 300; the cores of TTConv2d would take {wanted:,} bytes, .* but cpu has {enough - 1:,} free"
     with pytest.raises(ValueError, match=sentence):
-        tnlayers.TTConv2d(8, 8, 3, rank=60)
-    tnlayers.TTConv2d(8, 8, 3, rank=60, device="meta")
-    tnlayers.TTConv2d(8, 8, 3, rank=60, dtype=torch.bfloat16)
+        tnlayers.TTConv2d(8, 8, 3, rank=300)
+    tnlayers.TTConv2d(8, 8, 3, rank=300, device="meta")
+    tnlayers.TTConv2d(8, 8, 3, rank=300, dtype=torch.bfloat16)
 
 
 def test_on_the_meta_device_only_tensors_that_cannot_be_are_refused():

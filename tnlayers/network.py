@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -147,7 +148,7 @@ class TensorNetwork:
         """Every axis, in the order of first appearance."""
         return tuple(self.sizes)
 
-    @property
+    @cached_property
     def bonds(self) -> Axes:
         """The axes that are summed over, hyperedges once each, in the order of first appearance."""
         count = Counter(axis for core in self.cores for axis in core)
@@ -157,17 +158,17 @@ class TensorNetwork:
         found = [match for match in map(CHANNEL.fullmatch, self.axes) if match and match[1] == letter]
         return tuple(match[0] for match in sorted(found, key=lambda match: int(match[2] or 0)))
 
-    @property
+    @cached_property
     def inputs(self) -> Axes:
         """The input axes, most significant first."""
         return self._channels("i")
 
-    @property
+    @cached_property
     def outputs(self) -> Axes:
         """The output axes, most significant first."""
         return self._channels("o")
 
-    @property
+    @cached_property
     def kernel(self) -> Axes:
         """The kernel axes, in the order d, h, w."""
         bonds = self.bonds

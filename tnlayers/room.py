@@ -18,6 +18,7 @@ _WIDEST = 8  # bytes of an entry: cores are drawn in float64 at most
 _MOST = 2**63 - 1  # bytes of a tensor
 DRAWN = 5
 """Times the memory of the cores that it takes to draw them; 4.5 were seen."""
+_ASKED = 2**20  # bytes of cores that the free memory is asked for: that takes a fifth of a small layer's construction
 _GROUPS = {
     "": ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -68,7 +69,9 @@ def refuse(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
             f"{_asked(rank)}; a core of {name} would have more entries than a tensor can; choose a smaller rank"
         )
     wanted = network.num_params * like.element_size()
-    if not _virtual(like) and DRAWN * wanted > (available := free(like.device)):
+    if wanted < _ASKED or _virtual(like):
+        return
+    if DRAWN * wanted > (available := free(like.device)):
         raise ValueError(
             f"{_asked(rank)}; the cores of {name} would take {wanted:,} bytes, and {DRAWN} times as many while they "
             f"are drawn, but {like.device} has {available:,} free; choose a smaller rank"
