@@ -21,6 +21,6 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def _collector_ignores_what_is_there():
-    """What was imported stays: the collector, and a swap that looks for optimizers, need not go through it each time."""
+    """What was imported stays: the collector, and a swap that looks for optimizers, need not see it each time."""
     gc.collect()
     gc.freeze()

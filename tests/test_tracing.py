@@ -15,7 +15,7 @@ from cases import FAMILIES
 KINDS = ["Conv2d", "ConvTranspose2d", "Linear"]
 # torch says so of its own functions.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
     pytest.mark.parametrize("format", [layer.format_type.__name__ for layer in FAMILIES]),
 ]
 

@@ -349,7 +349,7 @@ def test_compiled_code_gets_a_plain_tensor():
     assert types == [Tensor]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
 def test_tracers_and_transforms_get_a_plain_tensor():
     made, x, types = make(tnlayers.TRLinear), torch.randn(2, 8), []
 
