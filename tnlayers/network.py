@@ -14,9 +14,8 @@ behind the name, ``"n:4 i r, n o r"``: such a bond is fixed, and no rank counts 
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -36,6 +35,12 @@ class TensorNetwork:
         cores: the axes' names of each core.
         sizes: the size of every axis.
 
+    Attributes:
+        bonds: the axes that are summed over, hyperedges once each, in the order of first appearance.
+        inputs: the input axes, most significant first.
+        outputs: the output axes, most significant first.
+        kernel: the kernel axes, in the order d, h, w.
+
     Raises:
         TypeError: a size is not an integer.
         ValueError: a core is empty or repeats an axis, a dense axis is in two cores, a bond is in one core only, a size
@@ -53,6 +58,10 @@ class TensorNetwork:
 
     cores: tuple[Axes, ...]
     sizes: Mapping[str, int]
+    bonds: Axes = field(init=False, repr=False, compare=False)
+    inputs: Axes = field(init=False, repr=False, compare=False)
+    outputs: Axes = field(init=False, repr=False, compare=False)
+    kernel: Axes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         cores = tuple(tuple(core) for core in self.cores)
@@ -70,14 +79,22 @@ class TensorNetwork:
                         f"axis {axis!r} is {count} times in core {position} ({' '.join(core)!r}); "
                         "give each axis of a core its own name"
                     )
-        object.__setattr__(self, "sizes", MappingProxyType(self._checked(dict(self.sizes))))
-
-    def _checked(self, sizes: dict[str, Any]) -> dict[str, int]:
-        """Every rule that spans cores, each with its sentence; the sizes in the order of the axes."""
         homes: dict[str, list[int]] = {}
-        for position, core in enumerate(self.cores):
+        for position, core in enumerate(cores):
             for axis in core:
                 homes.setdefault(axis, []).append(position)
+        object.__setattr__(self, "sizes", MappingProxyType(self._checked(homes, dict(self.sizes))))
+        # Kept, for they are asked for many times; as plain attributes, which every tracer can read.
+        channels = [match for match in map(CHANNEL.fullmatch, homes) if match]
+        channels.sort(key=lambda match: int(match[2] or 0))
+        for name, letter in (("inputs", "i"), ("outputs", "o")):
+            object.__setattr__(self, name, tuple(match[0] for match in channels if match[1] == letter))
+        bonds = tuple(axis for axis, cores in homes.items() if not self._is_dense(axis, len(cores)))
+        object.__setattr__(self, "bonds", bonds)
+        object.__setattr__(self, "kernel", tuple(axis for axis in KERNEL_AXES if len(homes.get(axis, ())) == 1))
+
+    def _checked(self, homes: Mapping[str, Sequence[int]], sizes: dict[str, Any]) -> dict[str, int]:
+        """Every rule that spans cores, each with its sentence; the sizes in the order of the axes."""
         for axis, cores in homes.items():
             if len(cores) == 1 and not self._is_dense(axis, 1):
                 raise ValueError(
@@ -147,32 +164,6 @@ class TensorNetwork:
     def axes(self) -> Axes:
         """Every axis, in the order of first appearance."""
         return tuple(self.sizes)
-
-    @cached_property
-    def bonds(self) -> Axes:
-        """The axes that are summed over, hyperedges once each, in the order of first appearance."""
-        count = Counter(axis for core in self.cores for axis in core)
-        return tuple(axis for axis in self.axes if not self._is_dense(axis, count[axis]))
-
-    def _channels(self, letter: str) -> Axes:
-        found = [match for match in map(CHANNEL.fullmatch, self.axes) if match and match[1] == letter]
-        return tuple(match[0] for match in sorted(found, key=lambda match: int(match[2] or 0)))
-
-    @cached_property
-    def inputs(self) -> Axes:
-        """The input axes, most significant first."""
-        return self._channels("i")
-
-    @cached_property
-    def outputs(self) -> Axes:
-        """The output axes, most significant first."""
-        return self._channels("o")
-
-    @cached_property
-    def kernel(self) -> Axes:
-        """The kernel axes, in the order d, h, w."""
-        bonds = self.bonds
-        return tuple(axis for axis in KERNEL_AXES if axis in self.sizes and axis not in bonds)
 
     @property
     def dense_axes(self) -> Axes:
