@@ -3,7 +3,7 @@
 Several presets are the arms of a comparison, and with --seeds each arm runs once per seed:
 
     python benchmarks/train.py --config configs/digits-dense.yaml configs/digits-tr.yaml --seeds 0 1 2 \
-        --results benchmarks/results/digits.csv
+        --results benchmarks/results/digits.csv --overwrite
 
 Every other flag overrides the presets. Accuracy is that of the last epoch: none is picked by looking at test images.
 
@@ -19,6 +19,7 @@ and SIGHUP end it after the step or the evaluation it is in, with a checkpoint a
 number. Several processes end together, where their losses are added up: REPORT_EVERY steps later at most.
 """
 
+import csv
 import io
 import math
 import os
@@ -51,7 +52,7 @@ import tnlayers
 from atomic import WriteError, about_writing, check, remove_unfinished, write
 from config import Config, ConfigError
 from data import Batches, DataError, ImageData, Part, draws, load
-from provenance import provenance, write_csv
+from provenance import provenance, read_csv, write_csv
 
 REPORT_EVERY = 10  # steps; each report waits for the device
 EVALUATION_BATCH = 1000  # images
@@ -767,8 +768,28 @@ def check_files(commands: Sequence[Command]) -> None:
     for command in commands:
         if command.results is not None:
             check(command.results, "results")
+            check_kept(command.results, [run for each in commands for run in each.runs])
         for run in command.runs:
             check_new(run)
+
+
+def check_kept(path: Path, runs: Sequence[Config]) -> None:
+    """Refuse to replace the rows of other runs.
+
+    Raises:
+        ConfigError: the file has rows, and neither overwrite is asked for, nor resume by the runs that they are of.
+    """
+    if not path.is_file() or not path.stat().st_size or all(run.overwrite for run in runs):
+        return
+    mine = {(run.arm, str(run.seed)) for run in runs if run.resume}
+    try:
+        rows = {(row.get("arm"), row.get("seed")) for row in read_csv(path)}
+    except (UnicodeDecodeError, csv.Error):  # no table
+        rows = {(None, None)}
+    if not rows <= mine:
+        raise ConfigError(
+            f"results is {path}, which has rows of other runs: choose another file, or replace them with --overwrite"
+        )
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:

@@ -173,3 +173,21 @@ def test_an_infinite_input_gives_what_the_dense_kernel_gives(strategy):
             with torch.set_grad_enabled(grad):
                 expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
                 torch.testing.assert_close(layer.train(training)(x), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "reconstruct", "factorized"])
+def test_cores_of_other_shapes_are_refused(strategy):
+    """Also where only the order of their axes is another: the entries would be taken for those of another core."""
+    layer, x = tnlayers.TRConv2d(8, 8, 3, padding=1, rank=2, strategy=strategy), torch.randn(2, 8, 5, 5)
+    cores = [*layer.cores]
+    sentence = r"core 0 has shape \(8, 2, 2\); network 'r0 i r1, .*' has \(2, 8, 2\) there"
+    for values, told in (
+        ([cores[0].permute(1, 0, 2).contiguous(), *cores[1:]], sentence),
+        ([*cores, cores[0]], r"there are 4 cores; network 'r0 i r1, .*' has 3"),
+    ):
+        layer.cores = nn.ParameterList(values)
+        for use in (layer, lambda _: layer.weight, tnlayers.unfold):
+            with pytest.raises(ValueError, match=told):
+                use(x if use is not tnlayers.unfold else layer)
+        with torch.no_grad(), pytest.raises(ValueError, match=told):
+            layer.eval()(x)

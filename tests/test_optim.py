@@ -496,3 +496,17 @@ def test_zero_cores_and_meta_layers_have_expected_rates():
     biases_channels_kernel = 3
     assert len(param_groups(zeroed(), 0.1, scale="expected")) == biases_channels_kernel
     assert len(param_groups(TRConv2d(8, 8, 3, rank=2, device="meta"), 0.1, scale="expected")) == biases_channels_kernel
+
+
+def test_few_ways_are_judged_whatever_the_number_of_cores():
+    for bonds in (20, 60):
+        text = ", ".join(["i h w r0", *(f"r{k} s r{k + 1}" for k in range(bonds)), f"r{bonds} s o"])
+        network = tnlayers.TensorNetwork.parse(
+            text, {"i": 4, "h": 3, "w": 3, "o": 4, "s": 2, **{f"r{k}": 2 for k in range(bonds + 1)}}
+        )
+        found = [*ways(network, "cpu", "float32")]
+        assert [len(way.groups) for way in found] == [bonds + 2, *range(square.GROUPS, 0, -1)]
+        cores = [torch.randn(shape, dtype=torch.float64) for shape in network.core_shapes]
+        expected = reconstruct(network, cores).square().sum()
+        for way in found:
+            torch.testing.assert_close(way(cores), expected)

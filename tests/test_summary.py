@@ -362,3 +362,14 @@ def test_the_page_runs_and_shows_what_comes_out(capsys):
 def test_the_page_judges_every_counter(name):
     assert f"**{name}**" in PAGE.replace("`", "")
     assert re.search(rf"^\|.*{name}.*\|", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("layer", FAMILIES)
+def test_frozen_layers_count_as_in_every_forward_but_the_first(layer):
+    model, x = nn.Sequential(layer(16, 16, 3, padding=1, rank=2)).eval(), torch.randn(4, 16, 8, 8)
+    tnlayers.freeze_(model)
+    found = [summary(model, x).totals.flops for _ in range(2)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    assert found == [counter.get_total_flops()] * 2 == [model[0].flops(x.shape)] * 2
+    assert model[0].frozen

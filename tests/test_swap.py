@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import itertools
 import pickle
 import re
 import types
@@ -10,9 +11,12 @@ import warnings
 import weakref
 from collections import deque, namedtuple
 from dataclasses import dataclass
+from operator import and_
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
@@ -674,6 +678,32 @@ def test_tensors_without_an_address_or_with_few_entries():
     sparse = torch.eye(3).to_sparse()
     odd = [*fake, fake[0].t(), one, one[2:], sparse, sparse, nn.LazyLinear(3).weight, torch.zeros(0), torch.zeros(0)]
     assert sharing(odd) == [(0, 2), (3, 4), (5, 6)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_sharing_is_that_of_the_bytes(data):
+    """Against all bytes of strided tensors of several dtypes in one storage."""
+    base, tensors = torch.zeros(800, dtype=torch.uint8), []
+    for _ in range(3):
+        flat = base.view(data.draw(st.sampled_from([torch.uint8, torch.int16, torch.float32])))
+        axes = data.draw(st.lists(st.tuples(st.integers(1, 4), st.sampled_from([0, 1, 2, 3, 5, 16, 20])), max_size=3))
+        start = data.draw(st.integers(0, 19))
+        tensors.append(flat.as_strided([n for n, _ in axes], [step for _, step in axes], start))
+    taken = []
+    for tensor in tensors:
+        first = tensor.storage_offset() * tensor.element_size()
+        steps = [step * tensor.element_size() for step in tensor.stride()]
+        entries = base.new_zeros(800).as_strided((*tensor.shape, tensor.element_size()), (*steps, 1), first)
+        taken.append(entries.fill_(1).untyped_storage().tolist())
+    expected = [(a, b) for a, b in itertools.combinations(range(3), 2) if any(map(and_, taken[a], taken[b]))]
+    assert sharing(tensors) == expected
+
+
+def test_many_parts_of_one_storage_are_told_apart_without_its_memory():
+    with FakeTensorMode():  # which would refuse to tell any values
+        packed = torch.empty(512, 48 * 512)
+        assert sharing([packed[:, k * 512 : (k + 1) * 512] for k in range(48)]) == []
 
 
 def test_sharded_weights_are_left(tmp_path):

@@ -471,6 +471,13 @@ def test_one_command_runs_every_arm_with_every_seed(tmp_path, capsys):
         metrics = read(tmp_path / f"digits-resnet20-{row['arm']}-seed{row['seed']}" / "metrics.csv")
         assert metrics[-1]["accuracy"] == row["accuracy"]
     assert "digits-resnet20-tr-0.2-seed3" in capsys.readouterr().out
+    before = results.read_bytes()
+    kept = f"error: results is {results}, which has rows of other runs: choose another file, or replace them with "
+    for more in (["--out", str(tmp_path / "new")], ["--resume", "--seeds", "0"]):
+        with pytest.raises(SystemExit) as told:
+            train.main([*flags, *more])
+        assert str(told.value) == f"{kept}--overwrite"
+        assert results.read_bytes() == before
 
 
 def test_every_arm_is_checked_before_the_first_is_trained(tmp_path):

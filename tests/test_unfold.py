@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnlayers
 from cases import CASES, FAMILIES, Case
 from networks import geometries, networks
-from tnlayers import testing
+from tnlayers import testing, unfold_
 from tnlayers.space import Space
 from tnlayers.unfold import unfold
 
@@ -304,9 +305,20 @@ def test_groups_that_no_factor_has_give_the_dense_layer():
     assert type(check(layer)) is nn.Conv2d
 
 
+class AsksForDtypes(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.conv = layer
+
+    def forward(self, x):
+        return self.conv(x.to(self.conv.weight.dtype))
+
+
 def test_sequences_answer_for_their_weights_dtype_and_device():
     layer = tnlayers.CPConv2d(16, 16, 3, padding=1, rank=4)
-    plain, dense = unfold(layer), layer.to_dense()
+    model = AsksForDtypes(layer)
+    unfold_(model)
+    plain, dense = model.conv, layer.to_dense()
     assert plain.weight.untyped_storage().nbytes() == 4
     assert (len(plain), [*plain.state_dict()]) == (4, [*nn.Sequential(*plain).state_dict()])
     assert [*plain.parameters()] == [*nn.Sequential(*plain).parameters()]
@@ -319,6 +331,19 @@ def test_sequences_answer_for_their_weights_dtype_and_device():
     assert plain.to("meta").weight.is_meta
     assert "weight" not in repr(plain)
     plain.load_state_dict(unfold(layer).state_dict(), assign=True)
+
+
+@pytest.mark.parametrize("example", [None, torch.zeros(2, 16, 8, 8)])
+def test_models_that_ask_for_no_weights_have_buffers_that_can_be_written(example):
+    """As averages of models, and DistributedDataParallel, write them."""
+    model = nn.Sequential(tnlayers.CPConv2d(16, 16, 3, padding=1, rank=4), nn.BatchNorm2d(16))
+    unfold_(model, example_input=example)
+    average = AveragedModel(model, use_buffers=True)
+    model(torch.randn(2, 16, 8, 8))
+    for _ in range(2):
+        average.update_parameters(model)
+    torch.testing.assert_close(average.module[1].running_mean, model[1].running_mean)
+    assert not hasattr(model[0], "weight")
 
 
 def test_pickles_without_us(tmp_path):

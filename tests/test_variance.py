@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -488,3 +489,23 @@ def test_layers_are_the_same_under_autocast(channels, typical):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             weights.append(tnlayers.TRConv2d(channels, channels, 3, rank=4, init=Init(typical=typical)).weight)
     assert torch.equal(*weights)
+
+
+def between_every_two(cores):
+    axes = ["i1", "i2", "i3", "h", "w", "o1", "o2", "o3"]
+    bonds = [[f"b{min(k, j)}x{max(k, j)}:2" for j in range(cores) if j != k] for k in range(cores)]
+    return ", ".join(" ".join([*axes[k : k + 1], *bonds[k]]) for k in range(cores))
+
+
+@pytest.mark.parametrize("typical", [False, True])
+@pytest.mark.parametrize("cores", [10, 12])
+def test_no_draw_goes_through_tensors_far_larger_than_the_kernel(cores, typical, monkeypatch):
+    """Ten such cores would contract to a small kernel through 19 GB; the draw then has its norm in expectation."""
+    for name in ("exact", "typical", "squared"):
+        monkeypatch.setattr(f"tnlayers.draw.{name}", None)
+    own = {"network": between_every_two(cores), "in_shape": (4,) * 3, "out_shape": (4,) * 3}
+    with pytest.warns(tnlayers.room.LargerThanDense) if cores == 12 else nullcontext():
+        layer = tnlayers.EinsumConv2d(64, 64, 3, init=Init(typical=typical), **own)
+    for core, std in zip(layer.cores, layer.variance.std, strict=True):
+        # Orthogonal matrices are scaled to have this mean square; a core is a few of them.
+        assert float(core.detach().square().mean().sqrt()) == pytest.approx(std, rel=0.5)

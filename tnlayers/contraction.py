@@ -79,6 +79,11 @@ class Contraction:
         """Floating-point operations."""
         return sum(step.flops for step in self.steps)
 
+    @property
+    def largest(self) -> int:
+        """The number of entries of the largest result of a step."""
+        return max((math.prod(step.shape) for step in self.steps), default=0)
+
     def __call__(self, operands: Sequence[Tensor]) -> Tensor:
         """The result: contiguous, or the view of a single operand."""
         if (

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from tnlayers.contraction import order
 from tnlayers.exact import exact, smooth, typical
 from tnlayers.geometry import Geometry
 from tnlayers.network import TensorNetwork
-from tnlayers.square import squared
+from tnlayers.square import fastest, squared
 from tnlayers.variance import Init, Variance
 
 FINE = 2**17
@@ -50,12 +51,17 @@ def draw(
     coarse = draws[0].device.type == "mps" or network.dense_params > FINE
     draws = draws if coarse else [values.double() for values in draws]
     norm = variance.weight_std * math.sqrt(network.dense_params)
-    if init.exact and network.dense_params > LARGEST:
+    # A network may go through far larger tensors than its kernel: its draw has the norm in expectation alone.
+    most = max(LARGEST, network.dense_params)
+    wide = order(network.cores, network.dense_axes, tuple(network.sizes.items())).largest > most
+    if init.exact and (wide or network.dense_params > LARGEST):
+        if fastest(network, draws[0].device.type, str(draws[0].dtype).removeprefix("torch.")).largest > most:
+            return draws
         scale = (norm / float(squared(network, draws).sqrt())) ** (1 / len(draws))
         draws = [values * scale for values in draws]
     elif init.exact:
         draws = exact(network, draws, norm, ((), ()) if init.exact == "white" else smooth(network, geometry))
-    return typical(network, draws) if init.typical else draws
+    return typical(network, draws) if init.typical and not wide else draws
 
 
 def flow(network: TensorNetwork) -> list[tuple[list[int], list[int], list[int]]]:

@@ -18,7 +18,7 @@ from tnlayers.draw import draw, uniform
 from tnlayers.formats import FORMATS, Format
 from tnlayers.formats.base import checked_shape
 from tnlayers.geometry import Geometry
-from tnlayers.inputs import check_cores
+from tnlayers.inputs import check_cores, check_shapes
 from tnlayers.meeting import exchange
 from tnlayers.modes import own_precision
 from tnlayers.planned import PlannedModule
@@ -144,6 +144,8 @@ class TensorLayer(ComputesWeight, PlannedModule):
     def _kernel(self) -> Tensor:
         cores = [whole(core) for core in self.cores]
         check_cores(cores)
+        if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
+            check_shapes(self.network, cores)
         if len(cores) == 1:
             kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
         else:

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -26,6 +26,7 @@ def sharing(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
     one without strides, as a sparse one, shares with itself alone.
 
     Example:
+        >>> import torch
         >>> base = torch.zeros(4, 4)
         >>> sharing([base[:2], base[2:], base.t(), base[:, ::2], base[:, 1::2], base])
         [(0, 2), (0, 3), (0, 4), (0, 5), (1, 2), (1, 3), (1, 4), (1, 5), (2, 3), (2, 4), (2, 5), (3, 5), (4, 5)]
@@ -72,15 +73,36 @@ def _meet(one: _Span, other: _Span) -> bool:
     spans = one, other
     if all(span.tensor.numel() * span.tensor.element_size() == span.end - span.start for span in spans):
         return True
-    unit = math.gcd(one.start - other.start, *(span.tensor.element_size() for span in spans))
-    low = min(one.start, other.start)
-    marks = torch.zeros((max(one.end, other.end) - low) // unit, dtype=torch.bool, device="cpu")
+    sizes = [span.tensor.element_size() for span in spans]
+    unit = math.gcd(one.start - other.start, *sizes)
+    # A byte of one at an index is one of the other: a sum of multiples of the strides is the distance of the starts.
+    terms = [(1, 1 - sizes[1] // unit, sizes[0] // unit - 1)]
+    for span, size, sign in zip(spans, sizes, (1, -1), strict=True):
+        for n, step in zip(span.tensor.shape, span.tensor.stride(), strict=True):
+            last = sign * (n - 1)
+            terms.append((step * size // unit, min(0, last), max(0, last)))
+    terms = [term for term in terms if term[0] and term[1:] != (0, 0)]
+    return _is_sum((other.start - one.start) // unit, sorted(terms, reverse=True))
 
-    def entries(span: _Span) -> Tensor:
-        size = span.tensor.element_size() // unit
-        steps = [step * size for step in span.tensor.stride()]
-        shape = [n if step else 1 for n, step in zip(span.tensor.shape, steps, strict=True)]  # expanded: once
-        return marks.as_strided((*shape, size), (*steps, 1), (span.start - low) // unit)
 
-    entries(one).fill_(True)
-    return bool(entries(other).any())
+def _is_sum(target: int, terms: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether a number is a sum of multiples: of each step, the largest first, by a factor from least to most."""
+    rests = [(0, 0, 0)]  # of the terms from each on: the least sum, the largest, and what divides them all
+    for step, least, most in reversed(terms):
+        low, high, divisor = rests[-1]
+        rests.append((low + least * step, high + most * step, math.gcd(divisor, step)))
+    rests.reverse()
+
+    @cache
+    def search(k: int, left: int) -> bool:
+        low, high, divisor = rests[k]
+        if not low <= left <= high or (divisor and left % divisor):
+            return False
+        if k == len(terms):
+            return True
+        step, least, most = terms[k]
+        low, high, _ = rests[k + 1]
+        factors = range(max(least, -((high - left) // step)), min(most, (left - low) // step) + 1)
+        return any(search(k + 1, left - factor * step) for factor in factors)
+
+    return search(0, target)

@@ -40,6 +40,7 @@ class TensorNetwork:
         inputs: the input axes, most significant first.
         outputs: the output axes, most significant first.
         kernel: the kernel axes, in the order d, h, w.
+        core_shapes: the shape of every core.
 
     Raises:
         TypeError: a size is not an integer.
@@ -62,6 +63,7 @@ class TensorNetwork:
     inputs: Axes = field(init=False, repr=False, compare=False)
     outputs: Axes = field(init=False, repr=False, compare=False)
     kernel: Axes = field(init=False, repr=False, compare=False)
+    core_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         cores = tuple(tuple(core) for core in self.cores)
@@ -89,8 +91,9 @@ class TensorNetwork:
         channels.sort(key=lambda match: int(match[2] or 0))
         for name, letter in (("inputs", "i"), ("outputs", "o")):
             object.__setattr__(self, name, tuple(match[0] for match in channels if match[1] == letter))
-        bonds = tuple(axis for axis, cores in homes.items() if not self._is_dense(axis, len(cores)))
+        bonds = tuple(axis for axis, found in homes.items() if not self._is_dense(axis, len(found)))
         object.__setattr__(self, "bonds", bonds)
+        object.__setattr__(self, "core_shapes", tuple(map(self.shape, cores)))
         object.__setattr__(self, "kernel", tuple(axis for axis in KERNEL_AXES if len(homes.get(axis, ())) == 1))
 
     def _checked(self, homes: Mapping[str, Sequence[int]], sizes: dict[str, Any]) -> dict[str, int]:
@@ -175,11 +178,6 @@ class TensorNetwork:
     def shape(self, axes: Iterable[str]) -> tuple[int, ...]:
         """The sizes of the axes given."""
         return tuple(self.sizes[axis] for axis in axes)
-
-    @property
-    def core_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of every core."""
-        return tuple(self.shape(core) for core in self.cores)
 
     @property
     def dense_shape(self) -> tuple[int, ...]:

@@ -101,10 +101,10 @@ _NUMBERS = range(4, len(_HEADER))
 def summary(model: nn.Module, x: Any) -> Summary:
     """Count the parameters and FLOPs of a model and of each of its layers, beside those of the dense layers.
 
-    The model runs once, in the mode that it is in: in training mode with gradients, in eval mode without. FLOPs are
-    what ``torch.utils.flop_counter.FlopCounterMode`` counts meanwhile, of the forward alone: matrix products,
-    convolutions and attention, two for each multiply-add; no biases, norms or activations. So they are those of the
-    plans that run, for this input, device, dtype and mode.
+    The model runs once, in the mode that it is in: in training mode with gradients, in eval mode without; if a layer is
+    frozen, once before, for it to build what it keeps. FLOPs are what ``torch.utils.flop_counter.FlopCounterMode``
+    counts meanwhile, of the forward alone: matrix products, convolutions and attention, two for each multiply-add; no
+    biases, norms or activations. So they are those of the plans that run, for this input, device, dtype and mode.
 
     Two things are counted that ``FlopCounterMode`` alone does not know in torch 2.13: fused attention on the CPU, and
     torch's transformer layers in eval mode, which run without their fused kernel here. Two are not: products of a
@@ -196,21 +196,15 @@ def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[n
         count.calls += 1
         count.shapes += [] if given is None else [tuple(given.shape)]
 
+    devices = {weight.device for weight in model.parameters() if weight.is_cuda}
+    if any(layer.frozen for layer in found if isinstance(layer, TensorLayer)):
+        with _untouched(model, devices):
+            run_on_copy(model, x)  # later forwards have what the first one builds and keeps
     # Around all other hooks, which may be the layer's own (weight_norm); the input is what these leave of it.
     handles = [layer.register_forward_pre_hook(enter, prepend=True) for layer in counts]
     handles += [layer.register_forward_hook(leave, with_kwargs=True) for layer in counts]
-    training = model.training
-    devices = {weight.device for weight in model.parameters() if weight.is_cuda}
     try:
-        with (
-            warnings.catch_warnings(),
-            torch.inference_mode(False) if training else nullcontext(),
-            torch.set_grad_enabled(training),
-            torch.random.fork_rng(devices),
-            as_written(),
-            _state(model),
-            counter,
-        ):
+        with warnings.catch_warnings(), _untouched(model, devices), counter:
             # The counter's hooks fire once more for each, which its total does not notice.
             warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
             run_on_copy(model, x)
@@ -219,6 +213,19 @@ def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[n
             handle.remove()
         torch.clear_autocast_cache()  # of weights cast without gradients, which a later step would be given
     return counts, counter.get_total_flops()
+
+
+@contextmanager
+def _untouched(model: nn.Module, devices: set[torch.device]) -> Iterator[None]:
+    """A forward in the mode that a model is in leaves no trace."""
+    with (
+        torch.inference_mode(False) if model.training else nullcontext(),
+        torch.set_grad_enabled(model.training),
+        torch.random.fork_rng(devices),
+        as_written(),
+        _state(model),
+    ):
+        yield
 
 
 @contextmanager

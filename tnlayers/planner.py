@@ -13,6 +13,7 @@ from tnlayers import errors
 from tnlayers.assemble import Plan
 from tnlayers.contraction import order
 from tnlayers.geometry import Geometry
+from tnlayers.inputs import check_shapes
 from tnlayers.meeting import MATMUL
 from tnlayers.modes import autocast_dtype, sizes, traced
 from tnlayers.network import TensorNetwork
@@ -129,6 +130,8 @@ class Planner:
             return run(getattr(self, name), x, cores, bias)
         if torch._C._get_tracing_state() is not None:
             mode = "infer"  # torch.jit.trace takes its check without gradients, and wants the same operations there
+        else:
+            check_shapes(self.network, cores)
         cast = None if dtype == torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
         layout = LAST if self.dim == 2 or _is_channels_last(x) else FIRST

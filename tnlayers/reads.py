@@ -1,9 +1,11 @@
 """What a model's own code reads of its layers, beside calling them, seen while it runs."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from types import CodeType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,25 @@ from tnlayers.observe import observe
 
 _ANSWERED = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
 """What a sequence of layers can tell of a weight that it does not have."""
+_KIND = "weight.dtype"
 
 
-def reads(model: nn.Module, layers: Sequence[nn.Module], example: Any) -> dict[nn.Module, list[str]]:
-    """Run a model as ``observe`` does, and name what is read of layers that a sequence lacks.
+class Read(NamedTuple):
+    """What is read of a layer.
 
-    Of a weight, its dtype and its device are no matter. What is read within a layer's own forward is no matter either,
+    Attributes:
+        names: attributes that a sequence of layers lacks.
+        kind: whether a weight's dtype or device are read, which a stand-in can tell.
+    """
+
+    names: Sequence[str] = ()
+    kind: bool = False
+
+
+def reads(model: nn.Module, layers: Sequence[nn.Module], example: Any) -> dict[nn.Module, Read]:
+    """Run a model as ``observe`` does, and name what is read of its layers.
+
+    What is read within a layer's own forward is no matter either,
     and so is what somebody has put on the layer, which moves to the one that comes instead.
     """
     found: dict[nn.Module, dict[str, None]] = {layer: {} for layer in layers}
@@ -31,7 +46,30 @@ def reads(model: nn.Module, layers: Sequence[nn.Module], example: Any) -> dict[n
     finally:
         for layer, kind in kinds.items():
             layer.__class__ = kind
-    return {layer: sorted(names) for layer, names in found.items() if names}
+    return {layer: Read(sorted({*names} - {_KIND}), _KIND in names) for layer, names in found.items()}
+
+
+def mentions(model: nn.Module, name: str) -> bool:
+    """Whether a model's code asks for an attribute of this name: that of its classes, torch's own aside, or held by it.
+
+    Functions with "init" in their names are left out: they run when the model is made.
+    """
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    values = [value for module in model.modules() for value in vars(module).values()]
+    for kind in kinds:
+        if kind.__module__.partition(".")[0] not in ("builtins", "tnlayers", "torch"):
+            values += vars(kind).values()
+    for value in values:
+        function = inspect.unwrap(getattr(value, "__func__", getattr(value, "fget", value)))
+        code = getattr(function, "__code__", None)
+        if isinstance(code, CodeType) and "init" not in code.co_name and _has(code, name):
+            return True
+    return False
+
+
+def _has(code: CodeType, name: str) -> bool:
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    return name in code.co_names or name in code.co_consts or any(_has(each, name) for each in inner)
 
 
 @cache
@@ -53,8 +91,7 @@ def _spy(kind: type[Any], names: dict[str, None], within: list[bool]) -> type[An
     class Watched(Tensor):
         @classmethod
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func not in _ANSWERED:
-                names["weight"] = None
+            names[_KIND if func in _ANSWERED else "weight"] = None
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs or {})
 

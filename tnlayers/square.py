@@ -18,6 +18,9 @@ from tnlayers.rates import CONTRACT, MOVE, WEIGHTS, rates
 from tnlayers.sharded import whole
 from tnlayers.step import unviewed
 
+GROUPS = 8
+"""Most groups of cores, beside every core for itself, whose contraction with copies is looked at closely."""
+
 
 def squared(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
     """The square, of cores in any floating-point dtype, which may be held in shards; see ``optim.squared_norm``."""
@@ -61,6 +64,11 @@ class Way:
         """Floating-point operations of the forward."""
         last = 2 * math.prod(self.parts[0].source) if self.whole is None else self.whole.flops
         return last + sum(part.flops for part in self.parts)
+
+    @property
+    def largest(self) -> int:
+        """The number of entries of the largest result of a step."""
+        return max(each.largest for each in (*self.parts, *([self.whole] if self.whole else [])))
 
     def __call__(self, cores: Sequence[Tensor]) -> Tensor:
         """The number."""
@@ -142,6 +150,9 @@ _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in t
 def ways(network: TensorNetwork, device: str, dtype: str) -> Iterator[Way]:
     """The ways to choose from: cores contract as to the kernel, for none to all of its steps, then copies join them.
 
+    To judge a way takes time by the square of its groups. So of many cores, the ways with few groups are judged, and
+    the one without any steps.
+
     Example:
         >>> network = TensorNetwork.parse("i:512 r:8, r o:512")
         >>> [(way.groups, way.flops) for way in ways(network, "cpu", "float32")]
@@ -152,7 +163,8 @@ def ways(network: TensorNetwork, device: str, dtype: str) -> Iterator[Way]:
     kernel = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
     for number, step in enumerate(kernel.steps, start=len(trees)):
         trees[number] = tuple(trees.pop(k) for k in sorted((step.left.operand, step.right.operand)))
-        yield _way(network, [*trees.values()], device, dtype)
+        if len(trees) <= GROUPS:
+            yield _way(network, [*trees.values()], device, dtype)
 
 
 def _way(network: TensorNetwork, trees: Sequence[Any], device: str, dtype: str) -> Way:
@@ -169,7 +181,7 @@ def _way(network: TensorNetwork, trees: Sequence[Any], device: str, dtype: str) 
 
     ends = [_open(network, group) for group in groups]
     ends = [steps[-1].axes[2] if (steps := part(k, end).steps) else end for k, end in enumerate(ends)]
-    for k in range(len(ends) if len(ends) > 1 else 0):  # lay it out as it is wanted, if that saves copies
+    for k in range(len(ends) if 1 < len(ends) <= GROUPS else 0):  # lay it out as it is wanted, if that saves copies
         sides = (side for step in join(ends).steps for side in (step.left, step.right) if not side.ready)
         orders = [side.order for side in sides if side.order and side.operand % len(ends) == k]
         tries = [[*ends[:k], tuple(ends[k][j] for j in found), *ends[k + 1 :]] for found in orders]

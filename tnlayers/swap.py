@@ -1,5 +1,6 @@
 """Model-wide swapping: plain layers to tensor layers, in place, and back to plain layers."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from tnlayers.layer import TensorLayer
 from tnlayers.observe import observe
 from tnlayers.prepare import choose_ranks, make, note_moments, note_shape, watch
 from tnlayers.put import finish, keep_bias
-from tnlayers.reads import reads
+from tnlayers.reads import Read, mentions, reads
 from tnlayers.report import TensorizeReport
 from tnlayers.spots import STATE_HOOKS, Spot, find, left_alone, note_holders, unwrapped
 from tnlayers.unfold import unfold
@@ -180,7 +181,9 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
     """Replace every tensor layer by plain torch layers in sequence, in place: what is exported needs nothing of ours.
 
     See ``tnlayers.unfold``, which finds the sequence with the fewest multiply-adds; where that is the dense kernel, one
-    plain layer. Of a layer's attributes, a sequence has ``weight.dtype`` and ``weight.device`` alone. Where a model's
+    plain layer. Of a layer's attributes, a sequence has the dtype, device and shape of a ``weight`` alone, and that
+    only where the code of the model's own classes asks for weights: it is an expanded buffer, which nothing can write,
+    so that averages of buffers and DistributedDataParallel, which do, raise. Where a model's
     own code reads more, such as weights or strides, give an ``example_input``: layers of which it is read then become
     single plain ones, which have all. (In torch's own transformer layers, they do so anyway.) A sequence with a channel
     shuffle takes batched inputs only, and a transposed one no ``output_size``.
@@ -225,12 +228,13 @@ def _back(
     for spot in chosen:
         if any(getattr(spot.module, name) for name in STATE_HOOKS):
             raise ValueError(f"{spot.names[0]} has hooks on its state_dict, which would be lost; remove them first")
+    asked = example is None and mentions(model, "weight")
     read = {} if example is None else reads(model, [spot.module for spot in chosen], example)
     with torch.no_grad():
         for spot in chosen:
             spot.new = convert(spot.module)
             if not isinstance(spot.new, spot.module.dense_type):
-                _make_readable(spot, read.get(spot.module, ()))
+                _make_readable(spot, read.get(spot.module, Read(kind=asked)))
             keep_bias(spot)
     # Before the first is put in its place: all that leaves the model, and what would keep it.
     stays = {id(p) for spot in chosen for p in spot.new.parameters()}
@@ -250,8 +254,9 @@ def _back(
     return report
 
 
-def _make_readable(spot: Spot, names: Sequence[str]) -> None:
-    """Make a single plain layer of one whose attributes are read, where it is not one anyway."""
+def _make_readable(spot: Spot, read: Read) -> None:
+    """Make a single plain layer of one whose attributes are read, or let it tell the dtype and device of a weight."""
+    names = read.names
     if missing := [name for name in names if not hasattr(dense := spot.module.to_dense(), name)]:
         raise ValueError(
             f"{spot.names[0]}: the model reads its {', '.join(missing)}, which no {type(dense).__name__} has; leave "
@@ -261,3 +266,8 @@ def _make_readable(spot: Spot, names: Sequence[str]) -> None:
         spot.new, spot.reason = spot.module.to_dense(), "plain again: its parent reads its weight"
     elif names:
         spot.new, spot.reason = spot.module.to_dense(), f"plain again: the model reads its {', '.join(names)}"
+    elif read.kind:
+        # In no state_dict. Of the weight's shape, without its memory; NaN, so that what is computed with it shows.
+        like = next(spot.new.parameters())
+        stand_in = like.detach().new_full([1], math.nan).expand(spot.geometry.weight_shape)
+        spot.new.register_buffer("weight", stand_in, persistent=False)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers.contraction import contract
+from tnlayers.inputs import check_shapes
 from tnlayers.layer import TensorLayer
 from tnlayers.meeting import exchange
 from tnlayers.sharded import whole
@@ -76,11 +77,11 @@ def unfold(layer: TensorLayer) -> nn.Module:
         nn.Module: an ``nn.Sequential`` of convolutions, transposed only where a kernel axis is met, and of
         ``nn.ChannelShuffle`` where needed; or of ``nn.Linear``. Where no sequence has fewer multiply-adds than the
         dense kernel, ``layer.to_dense()``. Device, dtype, training flag and what requires gradients are as the layer
-        has them; nothing is shared with it. The sequence's ``weight`` is a buffer that is in no state_dict, for models
-        that ask a layer for its weight's dtype, device or shape; its values are NaN, and take no memory until moved.
+        has them; nothing is shared with it.
 
     Raises:
         TypeError: ``layer`` is no tensor layer.
+        ValueError: a core has another shape than the network says.
 
     Example:
         >>> from tnlayers import CPConv2d
@@ -94,6 +95,7 @@ def unfold(layer: TensorLayer) -> nn.Module:
     """
     if not isinstance(layer, TensorLayer):
         raise TypeError(f"layer is {type(layer).__name__}; it must be a TensorLayer")
+    check_shapes(layer.network, [*layer.cores])
     where = Space(layer.network, layer.geometry)
     # Groups that are no axis of the network are known to the dense kernel alone.
     stages = _search(where) if where.split else ()
@@ -118,11 +120,7 @@ def unfold(layer: TensorLayer) -> nn.Module:
         if stage.front:
             modules.append(nn.ChannelShuffle(where.volume(stage.front)))
             order = _part(order, stage.front) + _part(order, ~stage.front)
-    plain = nn.Sequential(*reversed(modules)).train(layer.training)
-    # In no state_dict. Of the weight's shape, without its memory; NaN, so that what is computed with it shows.
-    stand_in = whole(layer.cores[0]).detach().new_full([1], math.nan).expand(layer.geometry.weight_shape)
-    plain.register_buffer("weight", stand_in, persistent=False)
-    return plain
+    return nn.Sequential(*reversed(modules)).train(layer.training)
 
 
 def _convolution(
