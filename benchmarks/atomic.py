@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tnlayers.stored import replacing
+from tnlayers.checkpoint.file import replacing
 
 UNFINISHED = f".{'[0-9a-f]' * 16}.tmp"  # names that `replacing` gives to what is not whole yet
 

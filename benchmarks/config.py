@@ -14,7 +14,8 @@ import tnlayers
 from data import DATASETS
 from large import DATASETS as LARGE
 from tednets import PRESETS, tednet_network
-from tnlayers import models, yaml_text
+from tnlayers import models
+from tnlayers.tensorize import yaml_text
 
 DENSE = "dense"
 CONVOLUTIONS = {DENSE: models.dense_conv} | {

@@ -20,8 +20,8 @@ import tnlayers
 from provenance import REPOSITORY, csv_file, write_csv
 from speed import FAMILIES as TIMED
 from speed import rounds
-from tnlayers.optim import squared_norm
-from tnlayers.square import fastest
+from tnlayers.ops.squared_norm import fastest
+from tnlayers.training.learning_rates import squared_norm
 
 FAMILIES = TIMED | {
     name: (getattr(tnlayers, f"{kind.__name__}Conv2d"), {})

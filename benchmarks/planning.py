@@ -19,10 +19,10 @@ import tnlayers
 from provenance import REPOSITORY, csv_file, write_csv
 from speed import FAMILIES
 from tnlayers import Geometry, TensorNetwork
+from tnlayers.backend.rates import MODES
 from tnlayers.formats import factorize
-from tnlayers.plan import plan
-from tnlayers.rates import MODES
-from tnlayers.trail import Setting
+from tnlayers.planning.choose import plan
+from tnlayers.planning.path import Setting
 
 OUT = REPOSITORY / "benchmarks" / "results" / "planning.csv"
 FACTORS = (1, 2, 3)
@@ -45,7 +45,12 @@ def networks() -> Iterator[tuple[str, TensorNetwork, Geometry]]:
 
 def forget() -> None:
     """Let the next plan be the first one of its network."""
-    for module in (tnlayers.plan, tnlayers.pricing, tnlayers.assemble, tnlayers.space):
+    for module in (
+        tnlayers.planning.choose,
+        tnlayers.planning.options,
+        tnlayers.planning.plan,
+        tnlayers.planning.search_space,
+    ):
         for value in vars(module).values():
             getattr(value, "cache_clear", lambda: None)()
     gc.collect()

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import tnlayers
 from provenance import csv_file, read_csv, write_csv
 from tnlayers import TensorLayer, testing
-from tnlayers.sharded import whole
+from tnlayers.backend.sharding import whole
 
 OUT = Path(__file__).parent / "results" / "tools.csv"
 KINDS = ("Conv2d", "ConvTranspose2d", "Linear")

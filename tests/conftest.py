@@ -16,7 +16,7 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 
 def pytest_configure(config):
     """Of tensors so tiny, many have more parameters than the dense kernel; tests/test_room.py asks for the warning."""
-    config.addinivalue_line("filterwarnings", "ignore::tnlayers.room.LargerThanDense")
+    config.addinivalue_line("filterwarnings", "ignore::tnlayers.layers.core_memory.LargerThanDense")
 
 
 @pytest.fixture(scope="module", autouse=True)

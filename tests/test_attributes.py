@@ -11,7 +11,7 @@ from torch import nn
 
 import tnlayers
 from cases import FAMILIES, KINDS
-from tnlayers.kinds import build, describe
+from tnlayers.layers.registry import build, describe
 
 LAYERS = [
     getattr(tnlayers, family.__name__.replace("Conv2d", kind))

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import tnlayers
-from tnlayers.checkpoint import load_tensorized, save_tensorized
-from tnlayers.config import TensorizeConfig
-from tnlayers.kinds import describe, layer_class
+from tnlayers.checkpoint.save_load import load_tensorized, save_tensorized
+from tnlayers.layers.registry import describe, layer_class
+from tnlayers.tensorize.config import TensorizeConfig
 
 COMPILER = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 """Importing it warns."""

@@ -12,9 +12,9 @@ from torch import nn
 import tnlayers
 from networks import networks
 from tnlayers import Init, TensorizeConfig, tensorize_
-from tnlayers.allocate import cuts, estimate
-from tnlayers.config import matches
-from tnlayers.contraction import reconstruct
+from tnlayers.ops.contraction import reconstruct
+from tnlayers.tensorize.config import matches
+from tnlayers.tensorize.rank_budget import cuts, estimate
 
 FULL = TensorizeConfig(
     "tt",
@@ -184,7 +184,7 @@ def test_energy_bounds_what_every_cut_loses(name):
     kernels = [model[k].weight.detach().clone() for k in (0, 1, 3)]
     report = tensorize_(model, TensorizeConfig(name, energy=0.7, rank=None), dry_run=True)
     for layer, kernel, position in zip(report.layers, kernels, (0, 1, 3), strict=True):
-        made = tnlayers.kinds.layer_class(name, type(model[position]))
+        made = tnlayers.layers.registry.layer_class(name, type(model[position]))
         shape = kernel.shape[1], kernel.shape[0], *([3] if kernel.ndim == 4 else [])
         network = made(*shape, rank=layer.rank).network
         found = cuts(network, kernel)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from networks import networks
-from tnlayers.contraction import Contraction, order
-from tnlayers.footprint import Footprint
+from tnlayers.ops.contraction import Contraction, order
+from tnlayers.planning.memory import Footprint
 
 SIZES = st.integers(0, 1 << 40)
 

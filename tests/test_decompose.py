@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import tnlayers
-from tnlayers import decompose as decomposition
-from tnlayers.decompose import decompose
+from tnlayers.fitting import decompose as decomposition
+from tnlayers.fitting.decompose import decompose
 
 
 def kernel(*shape: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from tnlayers import (
     TTConv2d,
     TuckerConv2d,
 )
-from tnlayers.decompose import decompose
+from tnlayers.fitting.decompose import decompose
 
 
 def up(**kwargs):

@@ -9,7 +9,7 @@ from torch import nn
 
 import tnlayers
 from cases import FAMILIES
-from tnlayers.planner import Planner
+from tnlayers.execution.executor import Planner
 
 LAYERS = [*FAMILIES, *(getattr(tnlayers, f"{layer.format_type.__name__}Linear") for layer in FAMILIES)]
 
@@ -88,13 +88,13 @@ class Kept:
 
     def __init__(self, layer, monkeypatch):
         self.layer, self.builds = layer, 0
-        original = tnlayers.planner.build
+        original = tnlayers.execution.executor.build
 
         def counting(*arguments):
             self.builds += 1
             return original(*arguments)
 
-        monkeypatch.setattr(tnlayers.planner, "build", counting)
+        monkeypatch.setattr(tnlayers.execution.executor, "build", counting)
 
     @property
     def bytes(self) -> int:
@@ -267,7 +267,7 @@ def test_one_kernel_s_memory_at_most(layer, strategy):
 
 
 def test_plans_are_dropped_least_recently_used(monkeypatch):
-    monkeypatch.setattr(tnlayers.planner, "_KEPT", 3)
+    monkeypatch.setattr(tnlayers.execution.executor, "_KEPT", 3)
     layer = tnlayers.TRConv2d(8, 12, 3, rank=3)
     planner: Planner = layer._planner
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cases import CASES, FAMILIES, Case
-from tnlayers.contraction import reconstruct
-from tnlayers.decompose import decompose
-from tnlayers.gauge import level
-from tnlayers.network import TensorNetwork
+from tnlayers.fitting.decompose import decompose
+from tnlayers.fitting.gauge import level
+from tnlayers.ops.contraction import reconstruct
+from tnlayers.spec.network import TensorNetwork
 
 
 def generator() -> torch.Generator:
@@ -63,7 +63,7 @@ def test_of_what_is_nearly_zero_one_slice_alone_is_small(tiny):
 
 @pytest.mark.parametrize("layer", FAMILIES)
 def test_fits_are_level(layer, monkeypatch):
-    monkeypatch.setattr("tnlayers.decompose.SWEEPS", 10)
+    monkeypatch.setattr("tnlayers.fitting.decompose.SWEEPS", 10)
     network = layer(8, 12, 3, rank=2, device="meta").network
     weight = torch.randn(12, 8, 3, 3, generator=generator(), dtype=torch.float64)
     cores, error = decompose(network, weight)

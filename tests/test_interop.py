@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import tnlayers
-from tnlayers import Init, interop
-from tnlayers.interop import from_tltorch, initialize_, to_tltorch
+from tnlayers import Init
+from tnlayers.interop import tensorly_torch
+from tnlayers.interop.tensorly_torch import from_tltorch, initialize_, to_tltorch
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 INPUT = {1: (11,), 2: (9, 10), 3: (5, 6, 7)}
@@ -103,7 +104,7 @@ def test_second_moments_contract_to_the_target(make, monkeypatch):
     def moments(network, geometry, variance, init, cores):
         return [torch.full_like(core, std**2) for core, std in zip(cores, variance.std, strict=True)]
 
-    monkeypatch.setattr(interop, "draw", moments)
+    monkeypatch.setattr(tensorly_torch, "draw", moments)
     layer = make(dtype=torch.float64)
     for mode in ("fan_in", "fan_out"):
         for split in ("equal", "balanced"):

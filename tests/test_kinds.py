@@ -11,8 +11,9 @@ from torch.nn.utils import parametrize
 
 import tnlayers
 from cases import CASES, Case
-from tnlayers import FORMATS, Format, Init, TensorConv2d, kinds
-from tnlayers.kinds import KINDS, build, describe, layer_class
+from tnlayers import FORMATS, Format, Init, TensorConv2d
+from tnlayers.layers import registry
+from tnlayers.layers.registry import KINDS, build, describe, layer_class
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def test_classes_are_found_or_made_once(chain: type[Format]):
     layer = made(4, 6, rank=2)
     assert pickle.loads(pickle.dumps(layer)).network == layer.network
     with pytest.raises(AttributeError, match="has no attribute 'ChainPool'"):
-        _ = kinds.ChainPool
+        _ = registry.ChainPool
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 import tnlayers
-from tnlayers import moments
-from tnlayers.contraction import reconstruct
-from tnlayers.decompose import decompose
-from tnlayers.geometry import Geometry
-from tnlayers.metric import DAMPING
-from tnlayers.moments import channels, columns, follow, pairs, second_moments
-from tnlayers.network import TensorNetwork
-from tnlayers.observe import observe
-from tnlayers.prepare import note_moments
+from tnlayers.backend.observe import observe
+from tnlayers.fitting import input_moments
+from tnlayers.fitting.decompose import decompose
+from tnlayers.fitting.input_moments import channels, columns, follow, pairs, second_moments
+from tnlayers.fitting.metric import DAMPING
+from tnlayers.ops.contraction import reconstruct
+from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.tensorize.new_layers import note_moments
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 GEOMETRIES = [
@@ -40,8 +40,8 @@ def test_columns_times_the_kernel_are_the_outputs(ndim, groups, options, monkeyp
     geometry = Geometry(4, 6, size, groups=groups, **options)
     wanted = conv(x).unflatten(1, (groups, -1)).movedim(1, 0).movedim(2, -1).flatten(1, -2)
     rows = conv.weight.reshape(groups, 6 // groups, -1).mT
-    for chunk in (moments.CHUNK, 1):
-        monkeypatch.setattr(moments, "CHUNK", chunk)
+    for chunk in (input_moments.CHUNK, 1):
+        monkeypatch.setattr(input_moments, "CHUNK", chunk)
         found = [*columns(x, geometry)]
         assert len(found) == (3 if chunk == 1 else 1)
         torch.testing.assert_close(torch.cat(found, 1) @ rows, wanted)
@@ -51,7 +51,7 @@ def test_columns_times_the_kernel_are_the_outputs(ndim, groups, options, monkeyp
 def test_large_patches_and_transposed_layers_are_seen_by_channel(monkeypatch):
     x = torch.randn(2, 4, 5, 5)
     transposed = Geometry(4, 6, (3, 3), transposed=True)
-    monkeypatch.setattr(moments, "LARGEST_PATCH", 35)
+    monkeypatch.setattr(input_moments, "LARGEST_PATCH", 35)
     for geometry in (Geometry(4, 6, (3, 3)), transposed, Geometry(4, 6, (1, 1))):
         (found,) = columns(x, geometry)
         torch.testing.assert_close(found[0], x.permute(0, 2, 3, 1).reshape(-1, 4))
@@ -347,7 +347,9 @@ def test_the_models_own_error_says_on_which_input():
 
 def test_moments_are_kept_only_where_ranks_are_chosen_by_them(monkeypatch):
     seen = []
-    monkeypatch.setattr("tnlayers.prepare.channels", lambda *arguments: seen.append(1) or channels(*arguments))
+    monkeypatch.setattr(
+        "tnlayers.tensorize.new_layers.channels", lambda *arguments: seen.append(1) or channels(*arguments)
+    )
     for options, count in (({}, 0), ({"rank": None, "budget": {"params": 0.5}}, 3)):
         calibrated(PLAIN, [torch.randn(2, 8, 6, 6)], **options)
         assert len(seen) == count

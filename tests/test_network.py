@@ -10,7 +10,7 @@ from hypothesis import given, settings
 import tnlayers
 from networks import networks
 from tnlayers import TensorNetwork
-from tnlayers.contraction import reconstruct
+from tnlayers.ops.contraction import reconstruct
 
 CP = TensorNetwork.parse("i:8 r:4, o:6 r, h:3 r, w:2 r")
 

@@ -13,11 +13,13 @@ from torch.nn.utils import parametrize
 import tnlayers
 from cases import CASES, FAMILIES, Case
 from networks import networks
-from tnlayers import EinsumConv2d, Init, TRConv2d, TTConv2d, TuckerConv2d, optim, square
-from tnlayers.contraction import contract, reconstruct
-from tnlayers.optim import column_squares, frobenius_penalty, param_groups, squared_norm
-from tnlayers.square import fastest, ways
-from tnlayers.variance import SPLITS
+from tnlayers import EinsumConv2d, Init, TRConv2d, TTConv2d, TuckerConv2d
+from tnlayers.init.variance import SPLITS
+from tnlayers.ops import squared_norm as norm_contractions
+from tnlayers.ops.contraction import contract, reconstruct
+from tnlayers.ops.squared_norm import fastest, ways
+from tnlayers.training import learning_rates
+from tnlayers.training.learning_rates import column_squares, frobenius_penalty, param_groups, squared_norm
 
 MANY = ", ".join(["i r0", *(f"r{k} r{k + 1}" for k in range(12)), "r12 h w o"])
 RULES = (("sgd", "decrease"), ("adam", "decrease"), ("adam", "norm"))
@@ -141,8 +143,8 @@ def test_precision():
 def test_a_second_call_searches_nothing(monkeypatch):
     layer = TRConv2d(8, 12, 3, rank=3)
     squared_norm(layer)
-    monkeypatch.setattr(square, "ways", None)
-    monkeypatch.setattr(square, "order", None)
+    monkeypatch.setattr(norm_contractions, "ways", None)
+    monkeypatch.setattr(norm_contractions, "order", None)
     squared_norm(layer).backward()
 
 
@@ -235,7 +237,7 @@ def model_of_all_kinds() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("scale", optim.SCALES)
+@pytest.mark.parametrize("scale", learning_rates.SCALES)
 @pytest.mark.parametrize(("optimizer", "match"), RULES)
 def test_every_parameter_is_in_one_group(optimizer, match, scale):
     model = model_of_all_kinds()
@@ -385,7 +387,7 @@ def agrees(values: torch.Tensor, expected: float = 1.0) -> bool:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", learning_rates.OPTIMIZERS)
 @pytest.mark.parametrize(("family", "options"), THREE)
 def test_the_first_step_gains_what_a_dense_layer_does(family, options, optimizer, split):
     """And several times less at equal rates, where the split is equal too."""
@@ -505,7 +507,7 @@ def test_few_ways_are_judged_whatever_the_number_of_cores():
             text, {"i": 4, "h": 3, "w": 3, "o": 4, "s": 2, **{f"r{k}": 2 for k in range(bonds + 1)}}
         )
         found = [*ways(network, "cpu", "float32")]
-        assert [len(way.groups) for way in found] == [bonds + 2, *range(square.GROUPS, 0, -1)]
+        assert [len(way.groups) for way in found] == [bonds + 2, *range(norm_contractions.GROUPS, 0, -1)]
         cores = [torch.randn(shape, dtype=torch.float64) for shape in network.core_shapes]
         expected = reconstruct(network, cores).square().sum()
         for way in found:

@@ -14,13 +14,13 @@ import tnlayers
 from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork, testing
-from tnlayers import plan as planning
-from tnlayers.plan import LIMIT, MEMORY, candidates, plan
-from tnlayers.rates import MODES, TABLES, rates
-from tnlayers.run import run
-from tnlayers.search import Search
-from tnlayers.space import refine, space
-from tnlayers.trail import Setting
+from tnlayers.backend.rates import MODES, TABLES, rates
+from tnlayers.execution.run import run
+from tnlayers.planning import choose as planning
+from tnlayers.planning.choose import LIMIT, MEMORY, candidates, plan
+from tnlayers.planning.path import Setting
+from tnlayers.planning.search import Search
+from tnlayers.planning.search_space import refine, space
 
 TEXTS = ("i r, o r, h r, w r", "i a, a h w b, b o", "z i a, a h w b, b o z", "h w a, a i1 o1 b, b i2 o2")
 
@@ -78,7 +78,7 @@ def test_every_plan_computes_the_same(network, mode, layout, bias):
     x.requires_grad_(mode == "train")
     cores = [torch.randn(s, dtype=dtype, requires_grad=mode == "train") for s in network.core_shapes]
     offset = torch.randn(out_channels, dtype=dtype) if bias else None
-    weight = tnlayers.contraction.reconstruct(network, cores)
+    weight = tnlayers.ops.contraction.reconstruct(network, cores)
     conv = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(kernel) - 1]
     expected = conv(x, weight, offset, padding=1)
     scale = float(expected.detach().abs().max()) + 1
@@ -198,7 +198,7 @@ def test_a_second_forward_searches_nothing(monkeypatch):
     x = torch.randn(2, 8, 6, 6)
     layer(x)
     monkeypatch.setattr(planning, "Search", None)
-    monkeypatch.setattr(tnlayers.planner, "plan", None)
+    monkeypatch.setattr(tnlayers.execution.executor, "plan", None)
     layer(x)
 
 

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 import tnlayers
 from cases import FAMILIES
 from networks import networks
-from tnlayers import Geometry, TensorNetwork, space
-from tnlayers import plan as planning
-from tnlayers.contraction import pairs
+from tnlayers import Geometry, TensorNetwork
+from tnlayers.backend.rates import MODES, rates
 from tnlayers.formats import factorize
-from tnlayers.plan import plan
-from tnlayers.rates import MODES, rates
-from tnlayers.search import WORK, Search
-from tnlayers.trail import Setting
+from tnlayers.ops.contraction import pairs
+from tnlayers.planning import choose as planning
+from tnlayers.planning import search_space
+from tnlayers.planning.choose import plan
+from tnlayers.planning.path import Setting
+from tnlayers.planning.search import WORK, Search
 
 ENDS = {0: ["i:8"], 1: ["h:3", "w:3"], 59: ["o:8"]}
 LARGE = {
@@ -56,7 +57,7 @@ def large(name: str) -> tuple[TensorNetwork, Geometry]:
 @pytest.fixture
 def clear():
     """Forget what other tests have planned."""
-    for module in (planning, tnlayers.pricing, tnlayers.assemble, space, tnlayers.contraction):
+    for module in (planning, tnlayers.planning.options, tnlayers.planning.plan, search_space, tnlayers.ops.contraction):
         for value in vars(module).values():
             getattr(value, "cache_clear", lambda: None)()
 
@@ -68,11 +69,11 @@ def test_few_steps_are_priced_and_little_memory_taken(name, strategy, clear, mon
     network, geometry = large(name)
     size = (28, 28)[: geometry.ndim]
     counted = []
-    original = tnlayers.pricing.Pricing._kinds
-    monkeypatch.setattr(tnlayers.pricing.Pricing, "_kinds", lambda *args: counted.append(1) or original(*args))
+    original = tnlayers.planning.options.Pricing._kinds
+    monkeypatch.setattr(tnlayers.planning.options.Pricing, "_kinds", lambda *args: counted.append(1) or original(*args))
     judged = []
-    push = tnlayers.contraction.heappush
-    monkeypatch.setattr(tnlayers.contraction, "heappush", lambda heap, entry: judged.append(1) or push(heap, entry))
+    push = tnlayers.ops.contraction.heappush
+    monkeypatch.setattr(tnlayers.ops.contraction, "heappush", lambda heap, entry: judged.append(1) or push(heap, entry))
     for mode, memory in (("train", "auto"), ("train", "low"), ("infer", "auto"), ("cached", "auto")):
         counted.clear()
         setting = Setting(7, size, mode=mode)
@@ -131,10 +132,10 @@ def test_what_a_bounded_search_finds_is_near_to_the_best(layer, monkeypatch):
             continue  # the format takes another number of factors, or no rank so small
         if len(made.cores) > 8:
             continue
-        monkeypatch.setattr(space, "MOST_SETS", 2**8)
-        exact = space.Space(made.network, made.geometry)
-        monkeypatch.setattr(space, "MOST_SETS", 0)
-        bounded = space.Space(made.network, made.geometry)
+        monkeypatch.setattr(search_space, "MOST_SETS", 2**8)
+        exact = search_space.Space(made.network, made.geometry)
+        monkeypatch.setattr(search_space, "MOST_SETS", 0)
+        bounded = search_space.Space(made.network, made.geometry)
         assert exact.exact
         assert not bounded.exact
         (batch, size, layout), mode = CELLS[checked % 3], MODES[checked // 3 % 3]

@@ -9,8 +9,9 @@ from torch import nn
 
 import tnlayers
 from cases import CASES, CHANNELS, FAMILIES, Case
-from tnlayers import TensorizeConfig, quiet, scale_residual_, tensorize_, testing
-from tnlayers.contraction import reconstruct
+from tnlayers import TensorizeConfig, scale_residual_, tensorize_, testing
+from tnlayers.layers import zero_kernels
+from tnlayers.ops.contraction import reconstruct
 
 RATE = 1.0
 
@@ -18,9 +19,9 @@ RATE = 1.0
 @pytest.fixture(autouse=True)
 def _short_fits(monkeypatch):
     """How cores share a kernel does not depend on how well they fit it."""
-    monkeypatch.setattr("tnlayers.decompose.SWEEPS", 10)
-    monkeypatch.setattr("tnlayers.starts.PROBE", 1)
-    monkeypatch.setattr("tnlayers.starts.RANDOM", 1)
+    monkeypatch.setattr("tnlayers.fitting.decompose.SWEEPS", 10)
+    monkeypatch.setattr("tnlayers.fitting.starts.PROBE", 1)
+    monkeypatch.setattr("tnlayers.fitting.starts.RANDOM", 1)
 
 
 def step(layer: tnlayers.TensorLayer) -> torch.Tensor:
@@ -100,7 +101,7 @@ def test_nearly_zero_kernels_are_kept_and_move_as_drawn_ones(layer, scale):
     expected = same.set_weight_(DENSE)
     error = made.set_weight_(DENSE * scale)
     assert error == pytest.approx(expected, abs=1e-3 if scale > 1e-40 else 1e-2)
-    assert all(core.norm() > 0.1 * same.cores[0].norm() * quiet.SMALL for core in made.cores[:-1])
+    assert all(core.norm() > 0.1 * same.cores[0].norm() * zero_kernels.SMALL for core in made.cores[:-1])
     assert 0.01 * drawn < float(step(made).norm())
     assert min(gradients(made)) > 0
 
@@ -109,7 +110,7 @@ def test_nearly_zero_kernels_are_kept_and_move_as_drawn_ones(layer, scale):
 def test_ordinary_kernels_are_balanced_down_to_a_hundredth_of_a_draw(layer):
     made = layer(*CHANNELS, 3, rank=2, dtype=torch.float64)
     drawn = made.variance.weight_std * math.sqrt(DENSE.numel())
-    for share, balanced in ((1.0, True), (1.01 * quiet.SMALL, True), (0.99 * quiet.SMALL, False)):
+    for share, balanced in ((1.0, True), (1.01 * zero_kernels.SMALL, True), (0.99 * zero_kernels.SMALL, False)):
         made.set_weight_(DENSE.double() * (share * drawn / DENSE.double().norm()))
         norms = [float(core.detach().norm()) for core in made.cores]
         assert (max(norms) < 1.001 * min(norms)) == balanced

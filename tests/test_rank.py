@@ -6,7 +6,7 @@ import tnlayers
 from cases import KERNELS, KINDS
 from networks import networks
 from tnlayers import testing
-from tnlayers.rank import _caps, _kernel_bonds, resolve
+from tnlayers.spec.rank import _caps, _kernel_bonds, resolve
 
 LAYERS = [
     tnlayers.CPConv2d,

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tnlayers
 from cases import FAMILIES
-from tnlayers import TensorizeConfig, models, room, tensorize_, testing
+from tnlayers import TensorizeConfig, models, tensorize_, testing
+from tnlayers.layers import core_memory
 
 
 def told(call):
@@ -46,13 +47,13 @@ def twice():
         lambda: tnlayers.TTConv2d.from_conv(nn.Conv2d(8, 8, 3), rank=60),
         lambda: tensorize_(nn.Sequential(nn.Conv2d(8, 8, 3)), TensorizeConfig("tt", rank=60, decompose=False)),
         lambda: tensorize_(nn.Sequential(nn.Conv2d(8, 8, 3)), TensorizeConfig("tt", rank=60)),
-        lambda: tnlayers.kinds.build(
-            tnlayers.kinds.describe(tnlayers.TTConv2d(8, 8, 3, rank=60, device="meta")), device="cpu"
+        lambda: tnlayers.layers.registry.build(
+            tnlayers.layers.registry.describe(tnlayers.TTConv2d(8, 8, 3, rank=60, device="meta")), device="cpu"
         ),
     ],
 )
 def test_more_parameters_than_the_dense_kernel_are_told_once_and_where(call, monkeypatch):
-    monkeypatch.setattr("tnlayers.decompose.SWEEPS", 1)
+    monkeypatch.setattr("tnlayers.fitting.decompose.SWEEPS", 1)
     (line,) = {line for _, _, line in told(call)}
     ((sentence, here, _),) = told(call)
     assert SENTENCE in sentence
@@ -95,7 +96,7 @@ def test_fake_tensors_take_no_memory():
 @pytest.mark.parametrize("rank", [600, 10**9, 10**30])
 @pytest.mark.parametrize("layer", [tnlayers.BTTConv2d, tnlayers.TRConv2d, tnlayers.HTLinear])
 def test_cores_that_fit_nowhere_are_refused(layer, rank, monkeypatch):
-    monkeypatch.setattr(room, "_machine", lambda: 2**20)
+    monkeypatch.setattr(core_memory, "_machine", lambda: 2**20)
     kernel = [3] if issubclass(layer, tnlayers.TensorConv2d) else []
     make = partial(layer, 8, 8, *kernel, rank=rank)
     with pytest.raises(ValueError, match=rf"rank is {rank}; .*cores? of {layer.__name__} would") as caught:
@@ -119,10 +120,10 @@ def test_cores_that_fit_nowhere_are_refused(layer, rank, monkeypatch):
 def test_the_refusal_names_what_is_wanted_and_what_there_is(monkeypatch):
     layer = tnlayers.TTConv2d(8, 8, 3, rank=300)
     wanted = sum(core.nbytes for core in layer.cores)
-    enough = room.DRAWN * wanted
-    monkeypatch.setattr(room, "free", lambda device: enough)
+    enough = core_memory.DRAWN * wanted
+    monkeypatch.setattr(core_memory, "free", lambda device: enough)
     tnlayers.TTConv2d(8, 8, 3, rank=300)
-    monkeypatch.setattr(room, "free", lambda device: enough - 1)
+    monkeypatch.setattr(core_memory, "free", lambda device: enough - 1)
     sentence = f"rank is 300; the cores of TTConv2d would take {wanted:,} bytes, .* but cpu has {enough - 1:,} free"
     with pytest.raises(ValueError, match=sentence):
         tnlayers.TTConv2d(8, 8, 3, rank=300)
@@ -168,16 +169,16 @@ PLACES = {
 )
 def test_free_memory_is_the_machines_or_what_a_container_leaves(files, expected, monkeypatch):
     there = PLACES | files
-    monkeypatch.setattr(room, "_read", lambda path: there.get(path, ""))
-    assert room.free(torch.device("cpu")) == expected
+    monkeypatch.setattr(core_memory, "_read", lambda path: there.get(path, ""))
+    assert core_memory.free(torch.device("cpu")) == expected
 
 
 def test_systems_that_tell_nothing_refuse_nothing(monkeypatch):
-    monkeypatch.setattr(room, "_read", lambda path: "")
-    assert room.free(torch.device("cpu")) >= 2**30  # all there is
+    monkeypatch.setattr(core_memory, "_read", lambda path: "")
+    assert core_memory.free(torch.device("cpu")) >= 2**30  # all there is
     monkeypatch.delattr("os.sysconf")
-    assert room.free(torch.device("cpu")) == float("inf")
-    assert room.free(torch.device("mps")) == float("inf")
+    assert core_memory.free(torch.device("cpu")) == float("inf")
+    assert core_memory.free(torch.device("mps")) == float("inf")
 
 
 @pytest.mark.parametrize("layer", FAMILIES)

@@ -5,11 +5,11 @@ import tensorly
 import torch
 
 import tnlayers
-from tnlayers import decompose as decomposition
-from tnlayers.contraction import reconstruct
-from tnlayers.decompose import decompose
-from tnlayers.network import TensorNetwork
-from tnlayers.starts import starts
+from tnlayers.fitting import decompose as decomposition
+from tnlayers.fitting.decompose import decompose
+from tnlayers.fitting.starts import starts
+from tnlayers.ops.contraction import reconstruct
+from tnlayers.spec.network import TensorNetwork
 
 STAR = "i:6 a:3, a b c h:3, b:4 o:5, c:2 w:3"
 PATH = "i1:3 a:4, a i2:2 h:3 b:4, b o:5"

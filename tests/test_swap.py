@@ -35,7 +35,7 @@ from tnlayers import (
     tensorize_,
     unfold_,
 )
-from tnlayers.memory import sharing
+from tnlayers.backend.shared_memory import sharing
 
 NAMES = [name for name in tnlayers.FORMATS if name != "einsum"]
 

@@ -7,6 +7,7 @@ from torch import nn
 import tnlayers
 from cases import FAMILIES
 from tnlayers import TensorizeConfig, TensorLayer, densify_, tensorize_, unfold_
+from tnlayers.layers.registry import KINDS
 
 LABELS = {"num_labels": 3}
 
@@ -83,7 +84,7 @@ def loss_of(model, inputs):
 def test_from_scratch_forward_and_a_training_step(make, layer):
     torch.manual_seed(0)
     model, inputs = make()
-    plain = {name for name, module in model.named_modules() if isinstance(module, tuple(tnlayers.kinds.KINDS))}
+    plain = {name for name, module in model.named_modules() if isinstance(module, tuple(KINDS))}
     config = TensorizeConfig(layer.format_type.name, rank=0.5, decompose=False)
     report = tensorize_(model, config, example_input=inputs)
     assert {name for each in report.layers for name in (each.name, *each.aliases)} == plain

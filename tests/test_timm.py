@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-import tnlayers
 from tnlayers import TensorizeConfig, TensorLayer, densify_, tensorize_
+from tnlayers.layers.registry import KINDS
 
 timm = pytest.importorskip("timm", reason="timm is not installed; make test-latest has it")
 
@@ -58,7 +58,7 @@ def model_and_images(name):
 
 def check(model, x, config):
     """Swap, compare with the same model densified, take the gradients of a training step; return the report."""
-    plain = {name for name, module in model.named_modules() if isinstance(module, tuple(tnlayers.kinds.KINDS))}
+    plain = {name for name, module in model.named_modules() if isinstance(module, tuple(KINDS))}
     report = tensorize_(model, config, example_input=x)
     assert {name for each in report.layers for name in (each.name, *each.aliases)} == plain
     for each in report.layers:

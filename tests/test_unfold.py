@@ -1,6 +1,5 @@
 """A layer as plain modules: the same function, in the structure expected, at no more work, and without us."""
 
-import importlib
 import io
 import itertools
 import pickle
@@ -22,11 +21,9 @@ import tnlayers
 from cases import CASES, FAMILIES, Case
 from networks import geometries, networks
 from tnlayers import testing, unfold_
-from tnlayers.space import Space
-from tnlayers.unfold import unfold
-
-# The attribute of the package may be the function.
-MODULE = importlib.import_module("tnlayers.unfold")
+from tnlayers.interop import plain_torch
+from tnlayers.interop.plain_torch import unfold
+from tnlayers.planning.search_space import Space
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -102,7 +99,7 @@ def scrambled(monkeypatch):
                 return most
             return zlib.crc32(repr((seed, absorbed, cores)).encode()) % (most // 9 + 1)
 
-        monkeypatch.setattr(MODULE, "_multiply_adds", price)
+        monkeypatch.setattr(plain_torch, "_multiply_adds", price)
 
     return seeded
 
@@ -141,7 +138,7 @@ def test_any_network_keeps_its_function(network, data):
             most = layer.network.dense_params
             prices = data.draw(st.randoms(use_true_random=False))
             patch.setattr(
-                MODULE,
+                plain_torch,
                 "_multiply_adds",
                 lambda where, _, cores: most if cores == where.all else prices.randint(0, most // 7),
             )
@@ -224,7 +221,7 @@ def test_no_sequence_is_cheaper_than_the_one_found():
         blocks = [sum(1 << k for k in numbers if labels[k] == label) for label in numbers]
         blocks = [block for block in blocks if block]
         before = [sum(blocks[:k]) for k in range(len(blocks))]
-        found.append(sum(map(MODULE._multiply_adds, [where] * len(blocks), before, blocks)))
+        found.append(sum(map(plain_torch._multiply_adds, [where] * len(blocks), before, blocks)))
     x = torch.randn(1, 32, 8, 8)
     assert flops(unfold(layer), x) == 2 * 16 * min(found)
 

@@ -14,10 +14,10 @@ import tnlayers
 from cases import FAMILIES
 from networks import geometries, networks
 from tnlayers import Geometry, Init, TensorNetwork, solve
-from tnlayers.contraction import contract, reconstruct
-from tnlayers.draw import FINE, draw, flow
-from tnlayers.exact import smooth
-from tnlayers.variance import DISTRIBUTIONS, MODES
+from tnlayers.init.draw import FINE, draw, flow
+from tnlayers.init.exact_gain import smooth
+from tnlayers.init.variance import DISTRIBUTIONS, MODES
+from tnlayers.ops.contraction import contract, reconstruct
 
 CONV = {1: F.conv1d, 2: F.conv2d}
 DRAWS = 300
@@ -406,7 +406,7 @@ def test_fans_by_autograd(layer, arguments):
 
 
 def reproduced(dy: torch.Tensor, kernel: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """The input's gradient as the module docstring of tnlayers.variance states it: one stride-1 convolution."""
+    """The input's gradient as the module docstring of tnlayers.init.variance states it: one stride-1 convolution."""
     groups, out, ndim = geometry.groups, geometry.out_channels, geometry.ndim
     # Put stride - 1 zeros between neighbours.
     spread = dy.new_zeros(*dy.shape[:2], *((n - 1) * s + 1 for n, s in zip(dy.shape[2:], geometry.stride, strict=True)))
@@ -463,8 +463,8 @@ def test_which_axes_an_input_may_be_constant_along():
 
 def test_large_kernels_are_not_contracted(monkeypatch):
     """Beyond the limit, the norm is still exact, and nothing of the kernel's size is ever made."""
-    monkeypatch.setattr(tnlayers.draw, "LARGEST", 1000)
-    monkeypatch.setattr(tnlayers.exact, "reconstruct", None)
+    monkeypatch.setattr(tnlayers.init.draw, "LARGEST", 1000)
+    monkeypatch.setattr(tnlayers.init.exact_gain, "reconstruct", None)
     torch.manual_seed(0)
     made = tnlayers.TTConv2d(16, 16, 3, rank=3, dtype=torch.float64)
     monkeypatch.undo()
@@ -502,9 +502,9 @@ def between_every_two(cores):
 def test_no_draw_goes_through_tensors_far_larger_than_the_kernel(cores, typical, monkeypatch):
     """Ten such cores would contract to a small kernel through 19 GB; the draw then has its norm in expectation."""
     for name in ("exact", "typical", "squared"):
-        monkeypatch.setattr(f"tnlayers.draw.{name}", None)
+        monkeypatch.setattr(f"tnlayers.init.draw.{name}", None)
     own = {"network": between_every_two(cores), "in_shape": (4,) * 3, "out_shape": (4,) * 3}
-    with pytest.warns(tnlayers.room.LargerThanDense) if cores == 12 else nullcontext():
+    with pytest.warns(tnlayers.layers.core_memory.LargerThanDense) if cores == 12 else nullcontext():
         layer = tnlayers.EinsumConv2d(64, 64, 3, init=Init(typical=typical), **own)
     for core, std in zip(layer.cores, layer.variance.std, strict=True):
         # Orthogonal matrices are scaled to have this mean square; a core is a few of them.

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import tnlayers
 from cases import FAMILIES
-from tnlayers.computed_weight import ComputedWeight
+from tnlayers.layers.computed_weight import ComputedWeight
 
 LAYERS = [
     layer

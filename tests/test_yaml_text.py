@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tnlayers import TensorizeConfig, yaml_text
-from tnlayers.yaml_text import dump_yaml, load_yaml
+from tnlayers import TensorizeConfig
+from tnlayers.tensorize import yaml_text
+from tnlayers.tensorize.yaml_text import dump_yaml, load_yaml
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

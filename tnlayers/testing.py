@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tnlayers.contraction import reconstruct
-from tnlayers.layer import TensorLayer
-from tnlayers.room import LargerThanDense
-from tnlayers.variance import DISTRIBUTIONS, Init
+from tnlayers.init.variance import DISTRIBUTIONS, Init
+from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.core_memory import LargerThanDense
+from tnlayers.ops.contraction import reconstruct
 
 Make = Callable[..., TensorLayer]
 """Builds the layer under test; keyword arguments override its own."""

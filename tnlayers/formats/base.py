@@ -9,10 +9,10 @@ from functools import lru_cache
 from itertools import zip_longest
 from typing import Any, ClassVar
 
-from tnlayers import errors
-from tnlayers.network import TensorNetwork
-from tnlayers.notation import KERNEL_AXES, Axes
-from tnlayers.rank import resolve
+from tnlayers import validate
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import KERNEL_AXES, Axes
+from tnlayers.spec.rank import resolve
 
 Shape = tuple[int, ...]
 
@@ -53,7 +53,7 @@ class Format(ABC):
 
     @abstractmethod
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """The network over the given dense axes, as ``tnlayers.network`` reads it.
+        """The network over the given dense axes, as ``tnlayers.spec.network`` reads it.
 
         Args:
             inputs: names of the input axes, ``("i",)`` or ``("i1", "i2", ...)``.
@@ -137,7 +137,7 @@ def checked_shape(name: str, value: Any, product_name: str, product: int) -> tup
         given = tuple(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}; it must be a sequence of integers with product {product}") from None
-    shape = tuple(errors.integer(f"{name}[{k}]", factor) for k, factor in enumerate(given))
+    shape = tuple(validate.integer(f"{name}[{k}]", factor) for k, factor in enumerate(given))
     if math.prod(shape) != product or not shape:
         raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
     return shape

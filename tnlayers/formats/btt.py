@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tnlayers import errors
+from tnlayers import validate
 from tnlayers.formats.base import Format, paired, register
-from tnlayers.notation import Axes
+from tnlayers.spec.notation import Axes
 
 
 @register("btt")
@@ -29,7 +29,7 @@ class BTT(Format):
     blocks: int = 4
 
     def __post_init__(self) -> None:
-        errors.integer("blocks", self.blocks)
+        validate.integer("blocks", self.blocks)
 
     @property
     def factors(self) -> int:

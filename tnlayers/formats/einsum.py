@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnlayers.formats.base import Format, Shape, factorize, register
-from tnlayers.network import TensorNetwork
-from tnlayers.notation import Axes
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import Axes
 
 
 @register("einsum")
@@ -14,7 +14,7 @@ class Einsum(Format):
     """The network as it is written; the channels are split into as many factors as it has input and output axes.
 
     Args:
-        network: text as ``tnlayers.network`` describes it.
+        network: text as ``tnlayers.spec.network`` describes it.
 
     Example:
         >>> Einsum("i1 a, i2 b, a b h w c, c o").split(64, 32, 1)

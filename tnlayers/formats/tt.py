@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tnlayers import errors
+from tnlayers import validate
 from tnlayers.formats.base import Format, paired, register
-from tnlayers.notation import Axes
+from tnlayers.spec.notation import Axes
 
 
 @register("tt")
@@ -32,7 +32,7 @@ class TT(Format):
     layout: str = "matrix"
 
     def __post_init__(self) -> None:
-        errors.choice("layout", self.layout, ("matrix", "chain"))
+        validate.choice("layout", self.layout, ("matrix", "chain"))
 
     @property
     def factors(self) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnlayers.formats.base import Format, register
-from tnlayers.notation import Axes
+from tnlayers.spec.notation import Axes
 
 
 @register("tucker")

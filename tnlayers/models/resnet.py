@@ -19,7 +19,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tnlayers import errors
+from tnlayers import validate
 
 __all__ = ["BasicBlock", "ResNet", "dense_conv", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
 
@@ -69,7 +69,7 @@ class BasicBlock(nn.Module):
         self.stride = stride
         self.new_channels = channels - in_channels
         self.downsample: nn.Module | None = None
-        if errors.choice("shortcut", shortcut, SHORTCUTS) == "B":
+        if validate.choice("shortcut", shortcut, SHORTCUTS) == "B":
             self.downsample = projection(in_channels, channels, stride, conv, norm)
 
     def shortcut(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from tnlayers import errors, zoo
+from tnlayers import validate, zoo
 from tnlayers.models.resnet import ResNet
 
 SHAPES = {3: (3, 1, 1), 16: (4, 2, 2), 32: (4, 4, 2), 64: (4, 4, 4), 100: (10, 10, 1)}
@@ -58,7 +58,7 @@ def tednet_resnet(
         >>> [sum(p.numel() for p in tednet_resnet(20, "tr", rank, device="meta").parameters()) for rank in (2, 6, 10)]
         [3626, 21546, 57386]
     """
-    errors.choice("format", format, FORMATS)
+    validate.choice("format", format, FORMATS)
     if not isinstance(ranks, int | Sequence):
         raise TypeError(f"ranks is {ranks!r}; it must be one integer or {len(PLACES)}: {', '.join(PLACES)}")
     given = [ranks] * len(PLACES) if isinstance(ranks, int) else list(ranks)
@@ -66,7 +66,7 @@ def tednet_resnet(
         raise ValueError(
             f"ranks has {len(given)} entries; it must be one integer or {len(PLACES)}: {', '.join(PLACES)}"
         )
-    given = [errors.integer(f"the rank of {place}", rank) for place, rank in zip(PLACES, given, strict=True)]
+    given = [validate.integer(f"the rank of {place}", rank) for place, rank in zip(PLACES, given, strict=True)]
     pairs = 2 * max((depth - 2) // 6, 1)  # convolutions of a stage
     counts = (pairs, 2, pairs - 2, 2, pairs - 2)
     order = chain.from_iterable(repeat(rank, count) for rank, count in zip(given[1:-1], counts, strict=True))

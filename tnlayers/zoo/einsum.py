@@ -1,8 +1,8 @@
 """User-written tensor-network layers."""
 
-from tnlayers.conv import TensorConv1d, TensorConv2d, TensorConv3d
-from tnlayers.linear import TensorLinear
-from tnlayers.transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
+from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
+from tnlayers.layers.conv_transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
+from tnlayers.layers.linear import TensorLinear
 
 
 class EinsumConv1d(TensorConv1d, format="einsum"):
@@ -18,7 +18,7 @@ class EinsumConv1d(TensorConv1d, format="einsum"):
 class EinsumConv2d(TensorConv2d, format="einsum"):
     """A user-written tensor-network convolution over (N, C, H, W).
 
-    ``network`` is the text of any network, as ``tnlayers.network`` reads it; a size behind a name, ``n:4``, fixes
+    ``network`` is the text of any network, as ``tnlayers.spec.network`` reads it; a size behind a name, ``n:4``, fixes
     that bond.
 
     Example:

@@ -1,8 +1,8 @@
 """Tensor-ring (TR) layers."""
 
-from tnlayers.conv import TensorConv1d, TensorConv2d, TensorConv3d
-from tnlayers.linear import TensorLinear
-from tnlayers.transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
+from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
+from tnlayers.layers.conv_transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
+from tnlayers.layers.linear import TensorLinear
 
 
 class TRConv1d(TensorConv1d, format="tr"):

@@ -1,0 +1,104 @@
+"""What a forward can take: a tensor, of the dtype of the cores; and a sentence for anything else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnlayers.backend.torch_state import autocast_dtype
+from tnlayers.spec.network import TensorNetwork
+
+
+def check_tensor(layer: str, value: Any) -> None:
+    """Refuse an input that is no tensor.
+
+    Raises:
+        TypeError: its type and what is accepted.
+
+    Example:
+        >>> check_tensor("CPConv2d", None)
+        Traceback (most recent call last):
+            ...
+        TypeError: input is None; CPConv2d takes a torch.Tensor
+    """
+    if isinstance(value, Tensor) or hasattr(type(value), "__torch_function__"):  # torch.fx' proxies have that
+        return
+    given = "None" if value is None else f"of type {type(value).__name__}"
+    made = hasattr(value, "__array__") or isinstance(value, list | tuple)
+    raise TypeError(f"input is {given}; {layer} takes a torch.Tensor" + ", as torch.as_tensor makes of it" * made)
+
+
+def check_bias(bias: Tensor, channels: int) -> None:
+    """Refuse a bias of another shape than one number per output channel, which could be broadcast without a word.
+
+    Raises:
+        ValueError: its shape and the one that it must have.
+    """
+    if tuple(bias.shape) != (channels,):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({channels},)")
+
+
+def check_shapes(network: TensorNetwork, cores: Sequence[Tensor]) -> None:
+    """Refuse cores of other shapes than the network's, which could be taken for these if only their sizes agree.
+
+    Raises:
+        ValueError: the core, its shape and the one that it must have.
+
+    Example:
+        >>> check_shapes(TensorNetwork.parse("i:4 r:2, r:2 o:8"), [torch.ones(2, 4), torch.ones(2, 8)])
+        Traceback (most recent call last):
+            ...
+        ValueError: core 0 has shape (2, 4); network 'i r, r o' has (4, 2) there
+    """
+    shapes = network.core_shapes
+    if len(cores) != len(shapes):
+        raise ValueError(f"there are {len(cores)} cores; network '{network}' has {len(shapes)}")
+    for number, (core, shape) in enumerate(zip(cores, shapes, strict=True)):
+        if core.shape != shape:
+            raise ValueError(f"core {number} has shape {tuple(core.shape)}; network '{network}' has {shape} there")
+
+
+def check_cores(cores: Sequence[Tensor]) -> None:
+    """Refuse cores of several dtypes, which some plans would bring together and others not.
+
+    Raises:
+        RuntimeError: the dtypes and how to make them one.
+    """
+    dtype = cores[0].dtype
+    for core in cores:
+        if core.dtype is not dtype:
+            several = ", ".join(sorted({str(each.dtype) for each in cores}))
+            raise RuntimeError(f"cores have dtypes {several}; they need one: layer.to({dtype}) converts them all")
+
+
+def check_dtypes(x: Tensor, held: torch.dtype, bias: Tensor | None) -> None:
+    """Refuse dtypes that differ, as torch's layers do; under autocast, those that still differ behind its casts.
+
+    Raises:
+        RuntimeError: as torch's own; the dtypes and how to make them one.
+
+    Example:
+        >>> check_dtypes(torch.ones(1), torch.float64, None)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        RuntimeError: input has dtype torch.float32, but the layer's cores have torch.float64; convert it with ...
+    """
+    cast = autocast_dtype(x.device.type)
+    note = "" if cast is None else f" (autocast takes floating-point dtypes but torch.float64 to {cast})"
+
+    def seen(dtype: torch.dtype) -> torch.dtype:
+        """What a convolution gets to see of a dtype."""
+        return dtype if cast is None or not dtype.is_floating_point or dtype == torch.float64 else cast
+
+    if bias is not None and seen(bias.dtype) != seen(held):
+        raise RuntimeError(
+            f"bias has dtype {bias.dtype}, but the layer's cores have {held}; they need one: layer.to({held}) converts "
+            f"both{note}"
+        )
+    if seen(x.dtype) != seen(held):
+        layer = f", or the layer with layer.to({x.dtype})" if x.is_floating_point() else ""
+        raise RuntimeError(
+            f"input has dtype {x.dtype}, but the layer's cores have {held}; convert it with input.to({held}){layer}"
+            f"{note}"
+        )

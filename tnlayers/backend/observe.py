@@ -1,0 +1,158 @@
+"""What goes into a model's layers, seen by hooks while it runs, and what it costs them."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from tnlayers.execution.executor import Planner
+from tnlayers.layers.base import TensorLayer
+from tnlayers.spec.geometry import Geometry
+
+
+def run(model: nn.Module, example: Any) -> Any:
+    """Call a model with a tensor, a tuple of arguments, or a mapping of named ones.
+
+    Example:
+        >>> run(nn.ReLU(), {"input": torch.tensor(-1.0)})
+        tensor(0.)
+    """
+    if isinstance(example, Mapping):
+        return model(**example)
+    if isinstance(example, tuple):
+        return model(*example)
+    return model(example)
+
+
+def run_on_copy(model: nn.Module, example: Any) -> None:
+    """Run a model on copies of an example's tensors, which it may change.
+
+    Raises:
+        Exception: what the model raises, with a note.
+    """
+    try:
+        run(model, tree_map_only(Tensor, Tensor.clone, _plain(example)))
+    except Exception as error:
+        error.add_note(
+            f"This was raised while the model ran on a {type(example).__name__}. A tuple is taken as "
+            "arguments, a mapping as named ones, anything else as the only one."
+        )
+        raise
+
+
+def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
+    """Return the input tensor among a layer's arguments; None where a subclass takes something else."""
+    x = arguments[0] if arguments else named.get("input")
+    return x if isinstance(x, Tensor) else None
+
+
+def observe(
+    model: nn.Module,
+    layers: Iterable[nn.Module],
+    examples: Iterable[Any],
+    see: Callable[[nn.Module, Tensor], None],
+    stand_ins: Mapping[nn.Module, nn.Module] | None = None,
+) -> None:
+    """Run a model in eval mode without gradients, and see what its layers get.
+
+    Training flags, parameters, the examples and torch's random state on the CPU stay as they were; what the model's own
+    forward changes (counters, lazy layers) it changes here too. Compiled models run as they are written.
+
+    Args:
+        model: any module.
+        layers: those to watch.
+        examples: for each run, what ``run`` takes.
+        see: called with a layer and its input, at each of its calls.
+        stand_ins: for layers of the model, what gives their outputs instead.
+
+    Raises:
+        Exception: what the model raises, with a note.
+    """
+
+    def note(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = input_of(arguments, named)
+        if x is not None:
+            see(layer, x.detach())
+
+    def put(new: nn.Module) -> Any:
+        return lambda _, arguments, named, __: new(*arguments, **named)
+
+    # Behind the hooks that are there, which may change the input: what the layer itself gets is seen. And before them,
+    # since they are to see what stands in.
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    handles += [
+        old.register_forward_hook(put(new), prepend=True, with_kwargs=True) for old, new in (stand_ins or {}).items()
+    ]
+    try:
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for example in examples:
+                run_on_copy(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Floating-point operations of the plain layer on inputs of these shapes, two for each multiply-add, without bias.
+
+    Example:
+        >>> dense_flops(Geometry(16, 32, (3, 3), padding=1), [(1, 16, 8, 8)])
+        589824
+    """
+    total, ndim, entries = 0, geometry.ndim, math.prod(geometry.weight_shape)
+    for shape in shapes:
+        spatial = shape[len(shape) - ndim :] if ndim else shape[:-1]
+        # Each entry of a kernel meets every output position; of a transposed one, every input position.
+        positions = geometry.output_size(spatial) if ndim and not geometry.transposed else spatial
+        batch = shape[0] if ndim and len(shape) == ndim + 2 else 1
+        total += 2 * entries * batch * math.prod(positions)
+    return total
+
+
+def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: str) -> int:
+    """As ``dense_flops``, of a tensor layer: of its own plan, or that of strategy 'factorized' if that has fewer.
+
+    Plans are for the kind of device that the layer is to be on; it may be on the meta device yet.
+    """
+    planners = [layer._planner]
+    with suppress(ValueError):  # of groups that cut through a factor
+        planners.append(Planner(layer.network, layer.geometry, "factorized", layer.memory))
+    settings = [replace(layer._setting(shape), device=device) for shape in shapes]
+    return sum(min(planner.plan(setting).flops for planner in planners) for setting in settings)
+
+
+def _plain(example: Any) -> Any:
+    """Mappings as dictionaries, whose values are found to be copied."""
+    return dict(example) if isinstance(example, Mapping) else example
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and the training flags as they were behind it; meanwhile as ``as_written``."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with as_written():
+            yield
+    finally:
+        for module, training in flags:  # what a module does in train() beside, it does there and back
+            if module.training != training:
+                module.train(training)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Nothing runs compiled, which might pass by hooks, and torch's transformers make no nested tensors."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:  # where dynamo has not been imported, nothing is compiled
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

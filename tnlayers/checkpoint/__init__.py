@@ -1,0 +1,1 @@
+"""Swapped models as safetensors files."""

@@ -1,0 +1,113 @@
+"""The layers that a file describes, in the place of those of a model."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
+
+from tnlayers.checkpoint.file import Content, about_layer, join
+from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.registry import KINDS, build, describe
+from tnlayers.tensorize.held_outside import held
+
+_PARALLEL = DataParallel, DistributedDataParallel
+
+
+def swap(model: nn.Module, content: Content) -> tuple[nn.Module, dict[nn.Module, TensorLayer]]:
+    """Put the file's layers, without values yet, in the place of the model's; also tell which replaced which."""
+    modules = modules_of(model)
+    if any(isinstance(module, DistributedDataParallel) for _, module in modules.values()):
+        raise ValueError("the model is distributed; distribute it after loading, when it has its parameters")
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.is_meta:
+            raise ValueError(f"the factory makes {name!r} on the meta device; it must make a model with values")
+    found, made = dict(modules.values()), {}
+    first: dict[nn.Module, str] = {}
+    for name, description in content.layers.items():
+        if name not in found:
+            raise ValueError(f"the file has the layer {name!r}, but the model has no module of this name")
+        twin = first.setdefault(old := found[name], name)
+        if description != content.layers[twin]:
+            raise ValueError(f"{twin!r} and {name!r} are one module in the model, but differ in the file")
+        if twin == name:
+            with about_layer(name):
+                _compare(old, description)
+                if not _is(old, description):
+                    made[old] = build(description, device="meta")
+    for raw, (name, module) in modules.items():
+        if isinstance(module, TensorLayer) and name not in content.layers:
+            raise ValueError(f"the model has the tensor layer {name!r}, but the file has no such layer")
+        if module in made and raw and modules[raw.rpartition(".")[0]][0] == name:
+            raise ValueError(f"layer {name!r} is compiled or wrapped by itself in the model; do that after loading")
+    weights = {old: [p for name, p in old.named_parameters() if name != "bias"] for old in made}
+    for old, holder in held(model, weights).items():
+        raise ValueError(
+            f"layer {first[old]!r}: {holder}, and would keep the old layer; let the factory remove it there, or make "
+            "the layers that the file describes"
+        )
+    return _place(model, modules, made), made
+
+
+def _is(old: Any, description: Mapping[str, Any]) -> bool:
+    """Whether a module is the layer that a description makes."""
+    try:
+        return isinstance(old, TensorLayer) and json.loads(json.dumps(describe(old))) == description
+    except (TypeError, ValueError):  # a layer that has no description
+        return False
+
+
+def _place(
+    model: nn.Module, modules: Mapping[str, tuple[str, nn.Module]], made: Mapping[nn.Module, TensorLayer]
+) -> nn.Module:
+    for raw, (_, module) in modules.items():
+        parent, _, leaf = raw.rpartition(".")
+        if module in made and not raw:
+            model = made[module]
+        elif module in made:
+            modules[parent][1]._modules[leaf] = made[module]
+    return model
+
+
+def _compare(old: Any, description: Mapping[str, Any]) -> None:
+    """Refuse a module that the layer of a description cannot stand in for."""
+    ours = isinstance(old, TensorLayer)
+    kind = old.dense_type if ours else next((kind for kind in KINDS if isinstance(old, kind)), None)
+    there = f"a {type(old).__name__}"
+    theirs = _said(description["kind"], description["arguments"], description["dtype"])
+    if kind is not None:
+        weight = old.cores[0] if ours else old.weight
+        own = json.loads(json.dumps(KINDS[kind]._arguments(old)))
+        there = _said(kind.__name__, own, str(weight.dtype).removeprefix("torch."))
+    if there != theirs:
+        raise ValueError(f"the file has {theirs}, but the model has {there}")
+    hooks = [name for name, value in vars(old).items() if "_hooks" in name and value]
+    if hooks or is_parametrized(old):
+        raise ValueError(f"the model's module has {', '.join(hooks) or 'parametrizations'}; add them after loading")
+
+
+def _said(kind: str, arguments: Mapping[str, Any], dtype: str) -> str:
+    return f"{kind}({', '.join(f'{name}={arguments[name]}' for name in sorted(arguments))}, dtype={dtype})"
+
+
+def fill(made: Mapping[nn.Module, TensorLayer]) -> None:
+    """Give the layers memory, and what they take over from those that they replace."""
+    old: Any
+    for old, new in made.items():
+        weights = list(old.cores) if isinstance(old, TensorLayer) else [old.weight]
+        new.to_empty(device=weights[0].device).train(old.training)
+        new.cores.requires_grad_(any(weight.requires_grad for weight in weights))
+        new.bias = old.bias
+
+
+def modules_of(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+    """Every module by its name, shared ones by each, with its name without wrappers; what is wrapped comes last."""
+    found: dict[str, tuple[str, nn.Module]] = {}
+    for raw, module in model.named_modules(remove_duplicate=False):
+        prefix, _, leaf = raw.rpartition(".")
+        above, parent = found.get(prefix, ("", None))
+        wrapped = leaf == "_orig_mod" or (leaf == "module" and isinstance(parent, _PARALLEL))
+        found[raw] = above if wrapped else join(above, leaf), module
+    return found

@@ -1,0 +1,112 @@
+"""Inference with weights that are contracted once: a model is frozen, and thawed again."""
+
+from types import TracebackType
+from typing import Self
+
+from torch import nn
+
+from tnlayers.execution.module import PlannedModule
+
+
+class Frozen:
+    """What ``freeze_`` returns; as a context manager, it thaws at the end what it has frozen.
+
+    Attributes:
+        layers: the names of the layers that are frozen.
+    """
+
+    def __init__(self, layers: dict[str, PlannedModule], new: dict[str, PlannedModule]) -> None:
+        self.layers, self._new = tuple(layers), tuple(new.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for layer in self._new:
+            layer._planner.thaw()
+
+    def __repr__(self) -> str:
+        return f"Frozen({len(self.layers)} layers)"
+
+
+def freeze_(model: nn.Module) -> Frozen:
+    """Let the tensor layers of a model contract their weights once and keep them, for inference; in place.
+
+    By default every forward contracts the cores, so that it is right whatever was written into them. In a frozen layer
+    the first forward without gradients builds the weights, and later ones use them. That saves time where the input is
+    small, such as a single image. Weights that autograd's version counter or another tensor in the place of a core
+    shows to be old are built again. What neither shows is on you: writes into ``core.data``, through numpy, or by
+    fused optimizers. Call ``freeze_`` again behind those.
+
+    ``model.train()``, or a forward that records gradients, thaws a layer. ``load_state_dict`` and ``to`` leave it
+    frozen and drop its weights; copies are not frozen. This has nothing to do with ``requires_grad``.
+
+    Each layer keeps at most the memory of one dense kernel; what needs more, and all of a layer with ``memory="low"``,
+    is contracted in each forward. Compiled and traced forwards keep nothing.
+
+    Args:
+        model: a module in eval mode that holds tensor layers, or is one.
+
+    Returns:
+        Frozen: a context manager, behind which the layers are thawed that were not frozen before; it need not be used
+        as one.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: it has no tensor layer whose weights may be kept, or one is in training mode.
+
+    Example:
+        >>> import torch, tnlayers
+        >>> model = nn.Sequential(tnlayers.TTConv2d(16, 16, 3, rank=4), nn.ReLU()).eval()
+        >>> with torch.no_grad(), freeze_(model) as frozen:
+        ...     y = model(torch.ones(1, 16, 8, 8))
+        >>> frozen.layers, model[0].frozen
+        (('0',), False)
+    """
+    layers = _layers(model)
+    kept = {name: layer for name, layer in layers.items() if layer.memory != "low"}
+    if not kept:
+        raise ValueError("model has only layers with memory='low', which keep nothing; set layer.memory = 'auto' first")
+    for name, layer in kept.items():
+        if layer.training:
+            raise ValueError(
+                f"{name or 'model'} is in training mode, where no weights are kept; call model.eval() first"
+            )
+    new = {name: layer for name, layer in kept.items() if not layer.frozen}
+    for layer in kept.values():
+        layer._planner.thaw()
+        layer._planner.frozen = True
+    return Frozen(kept, new)
+
+
+def thaw_(model: nn.Module) -> None:
+    """Let the tensor layers of a model contract their weights in every forward again; in place.
+
+    Args:
+        model: a module that holds tensor layers, or is one.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: it has no tensor layer.
+
+    Example:
+        >>> import tnlayers
+        >>> layer = tnlayers.TTConv2d(16, 16, 3, rank=4).eval()
+        >>> _ = freeze_(layer)
+        >>> thaw_(layer)
+        >>> layer.frozen
+        False
+    """
+    for layer in _layers(model).values():
+        layer._planner.thaw()
+
+
+def _layers(model: nn.Module) -> dict[str, PlannedModule]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PlannedModule)}
+    if not layers:
+        raise ValueError(f"model has no tensor layer ({type(model).__name__})")
+    return layers

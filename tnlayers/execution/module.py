@@ -1,0 +1,192 @@
+"""The part of a layer that runs: a forward by plan, and what can be asked about it."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from tnlayers import validate
+from tnlayers.backend.input_checks import check_bias, check_dtypes, check_tensor
+from tnlayers.backend.torch_state import sizes
+from tnlayers.execution.attributes import check_geometry, fixed
+from tnlayers.execution.executor import Planner
+from tnlayers.planning.path import Setting
+from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import KERNEL_AXES
+
+
+class PlannedModule(nn.Module):
+    """A module with cores, a bias, and a planner for them."""
+
+    cores: nn.ParameterList
+    bias: nn.Parameter | None
+    _planner: Planner
+
+    network: TensorNetwork = fixed("network", lambda layer: layer._planner.network)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The arguments of the convolution or linear map, checked; setting it plans anew."""
+        return self._planner.geometry
+
+    @geometry.setter
+    def geometry(self, geometry: Geometry) -> None:
+        check_geometry(self, geometry)
+        self._planner = self._planner.anew(geometry=geometry)
+
+    @property
+    def strategy(self) -> str:
+        """'auto', 'reconstruct', 'factorized' or an order such as '0 > 1*2'; setting it plans anew."""
+        return self._planner.strategy
+
+    @strategy.setter
+    def strategy(self, strategy: str) -> None:
+        self._planner = self._planner.anew(strategy=strategy)
+
+    @property
+    def memory(self) -> str:
+        """'auto' or 'low'; setting it plans anew."""
+        return self._planner.memory
+
+    @memory.setter
+    def memory(self, memory: str) -> None:
+        self._planner = self._planner.anew(memory=memory)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether ``tnlayers.freeze_`` lets inference keep the weights that the cores contract to; read only."""
+        return self._planner.frozen
+
+    @frozen.setter
+    def frozen(self, value: object) -> None:
+        raise AttributeError(
+            f"frozen cannot be set to {value!r}; call tnlayers.freeze_(layer) or tnlayers.thaw_(layer)"
+        )
+
+    def flops(self, input_shape: Sequence[int]) -> int:
+        """Floating-point operations of one forward on an input of this shape, two for each multiply-add, without bias.
+
+        In training mode, of a forward with gradients; in eval mode, of one without, in which a frozen layer's weights
+        are there. For a contiguous input; one with channels last in memory may be given another plan.
+        """
+        return self._planner.plan(self._setting(input_shape)).flops
+
+    def explain(self, input_shape: Sequence[int]) -> str:
+        """How an input of this shape is computed and why: steps, FLOPs, bytes, shares of the time, and the runner-up.
+
+        In training mode for a forward and backward; in eval mode for inference.
+
+        Example:
+            >>> import tnlayers
+            >>> layer = tnlayers.TuckerConv2d(64, 64, 3, padding=1, rank=16)
+            >>> print(layer.explain((32, 64, 32, 32)))  # doctest: +ELLIPSIS
+            factorized plan of 'i ri, ri ro h w, ro o' for input (32, 64, 32, 32), training: 285,212,672 FLOPs
+              step                                                          FLOPs        bytes  time
+              matmul x[i:64] with ri:16 i:64                           67,108,864   10,489,856   ...%
+              conv x[ri:16] with ro:16 ri:16 h:3 w:3                  150,994,944    4,203,520   ...%
+              matmul x[ro:16] with o:64 ro:16                          67,108,864   10,489,856   ...%
+            runner-up: factorized, 0 > 1 > 2 (matmul first last, conv ...
+        """
+        setting = self._setting(input_shape)
+        chosen = self._planner.plan(setting)
+        others = (plan for plan in self._planner.candidates(setting) if plan.meetings != chosen.meetings)
+        return chosen.explain(next(others, None))
+
+    def _setting(self, input_shape: Sequence[int]) -> Setting:
+        batch, _, *size = self._batched(_counts(input_shape))
+        core, mode = self.cores[0], "train" if self.training else "cached" if self._planner.keeps else "infer"
+        return Setting(max(1, batch), tuple(size), mode=mode, device=core.device.type, dtype=core.dtype)
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``; a frozen layer is so no more."""
+        if mode:
+            self._planner.thaw()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._planner.forget()
+
+        def flat(tensor: Tensor) -> Any:
+            # A memory format is meant for images and kernels. Cores are neither, even if they have four or five axes.
+            if tensor.dim() < 4 or not tensor.is_contiguous() or hasattr(tensor, "device_mesh"):
+                return fn(tensor)
+            return fn(tensor.flatten()).reshape(tensor.shape)
+
+        super()._apply(flat, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._planner.forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _batched(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape with its batch axis; refuses what ``forward`` cannot take."""
+        ndim, channels = self.geometry.ndim, self.geometry.in_channels
+        if len(shape) not in (ndim + 1, ndim + 2):
+            inner = ", ".join((str(channels), *KERNEL_AXES[-ndim:]))
+            raise ValueError(
+                f"input has shape {tuple(shape)}; {type(self).__name__} takes (N, {inner}), or ({inner}) unbatched"
+            )
+        if shape[-ndim - 1] != channels:
+            raise ValueError(
+                f"input has shape {tuple(shape)}, so {shape[-ndim - 1]} channels; in_channels is {channels}"
+            )
+        return tuple(shape) if len(shape) == ndim + 2 else (1, *shape)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched; a linear layer's is
+                (*, in_features).
+
+        Returns:
+            Tensor: shape (N, out_channels, *spatial'), or without N; a linear layer's is (*, out_features).
+
+        Raises:
+            ValueError: the input has other dimensions or channels.
+        """
+        return self._run(input)
+
+    def _run(self, input: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
+        """``forward``, with another output padding than the geometry's, if any."""
+        if type(input) is not Tensor or input.is_nested:
+            check_tensor(type(self).__name__, input)
+            if input.is_nested:
+                return self._nested(input)
+        planner, shape = self._planner, sizes(input)
+        batched = len(shape) == planner.dim and shape[1] == planner.channels
+        x = input if batched else input.reshape(self._batched(shape))
+        # Iterating over a ParameterList looks every name up; parametrized or pruned cores are not its parameters.
+        held = self._modules["cores"]._parameters  # type: ignore[union-attr]
+        cores: list[Any] = [*held.values()] if tuple(held) == planner.names else self._listed()
+        bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
+        if bias is not None and sizes(bias) != (planner.geometry.out_channels,):
+            check_bias(bias, planner.geometry.out_channels)
+        dtype = cores[0].dtype  # that of all, see build
+        if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
+            check_dtypes(x, dtype, bias)
+        y = planner(x, cores, bias, self.training, output_padding)
+        return y if batched or len(shape) == planner.dim else self._unbatched(y, shape)
+
+    def _nested(self, input: Tensor) -> Tensor:
+        """``forward`` of a nested tensor."""
+        raise TypeError(
+            f"input is a nested tensor; {type(self).__name__} takes a torch.Tensor of one size, as torch's "
+            "convolutions do: call it on each of input.unbind()"
+        )
+
+    def _listed(self) -> list[Any]:
+        """The cores as parametrizations give them."""
+        return [core for core in self.cores]  # noqa: C416  (a star stops the compilers of torch 2.8 and 2.11)
+
+    def _unbatched(self, y: Tensor, shape: Sequence[int]) -> Tensor:
+        """The output for an input of this shape, which ``_batched`` has changed."""
+        return y.squeeze(0)
+
+
+def _counts(shape: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"input_shape is {shape!r}; it must be a sequence of integers, the shape of an input")
+    return tuple(validate.integer(f"input_shape[{k}]", size, minimum=0) for k, size in enumerate(shape))

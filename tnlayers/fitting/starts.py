@@ -1,0 +1,300 @@
+"""Where a fit begins: cores from singular value decompositions, as the shape of the network allows, and random ones.
+
+What counts is which cores a network joins, not what its format is called. Stars, paths and rings go to tensorly, the
+dense axes of every core merged to one mode; any other tree is decomposed leaf by leaf, and a sum of terms term by term.
+No start needs to be exact, since alternating least squares goes on from it; of several, the best after some sweeps.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor
+
+from tnlayers.ops.contraction import reconstruct
+from tnlayers.ops.pairwise import permutation
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import Axes
+
+if TYPE_CHECKING:
+    from tnlayers.fitting.decompose import Objective
+
+RANDOM = 3
+"""Random starts of networks with cycles or hyperedges, whose fits end in local minima."""
+SIDE = 1536
+"""The largest Gram matrix has this side, 18 MiB; beyond it, singular vectors come from a random projection."""
+HOOI, LARGE = 10, 2**20  # iterations of tensorly's partial_tucker, whose own SVDs take minutes for larger kernels
+PADDING = 1e-3
+"""Size of the random entries where a rank exceeds what a decomposition fills, relative to the core's other entries."""
+
+PROBE = 5
+"""Sweeps from every start, before the better half goes on with twice as many, and so on to the last one."""
+TOLERANCE, WINDOW = 1e-5, 10
+"""Sweeps end when they lower the error by less than this share of it each, on an average of ``WINDOW``."""
+MOMENTUM, GROWTH, LOSS = 0.5, 1.05, 0.5
+"""How far beyond the last sweep the next one begins, what a success makes of that, and what a failure."""
+
+Links = Mapping[frozenset[int], str]
+"""The bond between two cores."""
+
+
+def starts(network: TensorNetwork, target: Tensor, generator: Generator) -> list[list[Tensor]]:
+    """Cores from which to fit a network to a kernel: one start for a tree, several with cycles or hyperedges.
+
+    Args:
+        network: the form of the fit.
+        target: the kernel in float64, with one dimension for each of ``network.dense_axes``.
+        generator: of random starts, and of what fills a rank beyond those of the kernel.
+
+    Reference:
+        De Lathauwer et al. 2000 for Tucker, Oseledets 2011 for trains, Zhao et al. 2016 for rings, Grasedyck 2010.
+
+    Example:
+        >>> train = TensorNetwork.parse("i:4 a:4, a h:3 b:5, b o:5")
+        >>> [[tuple(core.shape) for core in cores] for cores in starts(train, torch.ones(5, 4, 3), torch.Generator())]
+        [[(4, 4), (4, 3, 5), (5, 5)]]
+    """
+    start, count = _Start(network, target, generator), len(network.cores)
+    links = _links(network)
+    order = _walk(links)
+    degrees = Counter(core for pair in links for core in pair)
+    if links and len(order) == count == len(links) + 1:
+        centre, joined = degrees.most_common(1)[0]
+        if joined == count - 1 > 1 and target.numel() <= LARGE:
+            return [start.star([centre, *sorted(set(order) - {centre})], links)]
+        return [start.train(order, links) if joined <= 2 else start.tree()]
+    found = []
+    if links and len(order) == count == len(links) and set(degrees.values()) == {2}:
+        found = [start.ring(order[k:] + order[:k], links) for k in range(count)]
+    elif _sums(network):
+        found = [start.terms()]
+    return [*found, *(start.random() for _ in range(RANDOM))]
+
+
+def race(objective: "Objective", begin: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
+    """A few sweeps from every start, more of them from the better half, and so on; ``count`` at most from the last."""
+    runs, sweeps = [_Run(objective, balance(cores)) for cores in begin], PROBE
+    while len(runs) > 1:
+        for run in runs:
+            run.sweep(sweeps)
+        runs, sweeps = sorted(runs, key=lambda run: run.error)[: (len(runs) + 1) // 2], 2 * sweeps
+    runs[0].sweep(count)
+    return runs[0].cores
+
+
+class _Run:
+    """Sweeps from one start: the best cores so far, their error, and where the next sweep begins."""
+
+    def __init__(self, objective: "Objective", cores: list[Tensor]) -> None:
+        self.objective, self.cores, self.ahead = objective, cores, cores
+        self.error, self.momentum = objective.error(cores), MOMENTUM
+
+    def sweep(self, count: int) -> None:
+        """So many sweeps, or until they no longer lower the error."""
+        before = math.inf
+        for number in range(1, count + 1):
+            found = self.objective.sweep(self.ahead)
+            error = self.objective.error(found)
+            if error < self.error:
+                self.momentum = min(1.0, self.momentum * GROWTH)
+                self.ahead = [new + self.momentum * (new - old) for new, old in zip(found, self.cores, strict=True)]
+                self.cores, self.error = found, error
+            else:
+                self.momentum *= LOSS
+                self.ahead = self.cores
+            self.objective.report(number, self.error)
+            if number % WINDOW == 0:
+                if before - self.error <= WINDOW * TOLERANCE * self.error:
+                    break
+                before = self.error
+
+
+def balance(cores: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the cores to one common norm; the kernel stays as it is."""
+    norms = [float(core.norm()) for core in cores]
+    if not all(norms):
+        return list(cores)
+    common = math.exp(sum(map(math.log, norms)) / len(norms))
+    return [core * (common / norm) for core, norm in zip(cores, norms, strict=True)]
+
+
+def _leading(matrix: Tensor, count: int, generator: Generator) -> Tensor:
+    """The leading left singular vectors, as columns: from the shorter side's Gram matrix or a random projection."""
+    rows, columns = matrix.shape
+    if min(rows, columns) > SIDE:
+        shape = columns, min(count + 8, rows, columns)
+        sketch = torch.randn(shape, generator=generator, dtype=matrix.dtype, device="cpu").to(matrix.device)
+        basis: Tensor = torch.linalg.qr(matrix @ sketch)[0]
+        for _ in range(4):  # power iterations
+            basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.mT @ basis)[0])[0]
+        inner: Tensor = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)[0]
+        return basis @ inner[:, :count]
+    if rows <= columns:
+        vectors: Tensor = torch.linalg.eigh(matrix @ matrix.mT)[1]
+        return vectors.flip(1)[:, :count]
+    basis, triangle = torch.linalg.qr(matrix)
+    return basis @ _leading(triangle, count, generator)
+
+
+def _links(network: TensorNetwork) -> Links:
+    """The bonds, where each joins two cores that no other one joins, and each dense axis is in one core; else none."""
+    homes = {axis: frozenset(k for k, core in enumerate(network.cores) if axis in core) for axis in network.axes}
+    links = {homes[bond]: bond for bond in network.bonds}
+    simple = len(links) == len(network.bonds) and all(len(pair) == 2 for pair in links)
+    return links if simple and all(len(homes[axis]) == 1 for axis in network.dense_axes) else {}
+
+
+def _sums(network: TensorNetwork) -> bool:
+    """Whether a bond of all cores tells terms of their own, none of which shares a dense axis between cores."""
+    count = sum(axis in core for core in network.cores for axis in network.dense_axes)
+    alone = count == len(network.dense_axes) and min(map(len, network.cores)) > 1 < len(network.cores)
+    return alone and bool(set.intersection(*map(set, network.cores)))
+
+
+def _walk(links: Links) -> list[int]:
+    """The cores that links join to the first one, depth first from an end: a path's or a ring's cores in order."""
+    degrees = Counter(core for pair in links for core in sorted(pair))
+    order: list[int] = []
+    ahead = [min(degrees, key=lambda core: (degrees[core], core))] if degrees else []
+    while ahead:
+        core = ahead.pop()
+        if core not in order:
+            order.append(core)
+            ahead.extend(other for pair in links if core in pair for other in pair if other not in order)
+    return order
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The starts of one network and kernel."""
+
+    network: TensorNetwork
+    target: Tensor
+    generator: Generator
+
+    def random(self) -> list[Tensor]:
+        """Standard normal entries."""
+        return [self._noise(shape) for shape in self.network.core_shapes]
+
+    def star(self, order: Sequence[int], links: Links) -> list[Tensor]:
+        """Higher-order orthogonal iteration (HOOI); the first core is the centre."""
+        centre, *leaves = order
+        bonds = [links[frozenset((centre, leaf))] for leaf in leaves]
+        merged = self._merged(order)
+        ranks = list(self.network.shape(bonds))
+        for _ in ranks:  # no rank above the product of the others, which the first round may have lowered
+            for j, size in enumerate(merged.shape[1:]):
+                others = math.prod(ranks[:j] + ranks[j + 1 :]) * merged.shape[0]
+                ranks[j] = min(ranks[j], size, others)
+        options = {"modes": list(range(1, len(order))), "n_iter_max": HOOI}
+        (core, factors), _ = self._tensorly("partial_tucker", merged, ranks, **options)
+        values = [factor.reshape(*self._sizes(leaf), -1) for leaf, factor in zip(leaves, factors, strict=True)]
+        axes = [(*self._dense(leaf), bond) for leaf, bond in zip(leaves, bonds, strict=True)]
+        core = core.reshape(*self._sizes(centre), *core.shape[1:])
+        return self._cores(order, [core, *values], [self._dense(centre) + tuple(bonds), *axes])
+
+    def train(self, order: Sequence[int], links: Links) -> list[Tensor]:
+        """TT-SVD along a path."""
+        bonds = [(), *((links[frozenset(pair)],) for pair in pairwise(order)), ()]
+        ranks = [math.prod(self.network.shape(bond)) for bond in bonds]
+        return self._chain(order, bonds, self._tensorly("tensor_train", self._merged(order), ranks).factors)
+
+    def ring(self, order: Sequence[int], links: Links) -> list[Tensor]:
+        """TR-SVD around a ring, from the first core of the order on."""
+        bonds = [(links[frozenset(pair)],) for pair in pairwise([order[-1], *order, order[0]])]
+        merged, ranks = self._merged(order), [self.network.sizes[bond] for (bond,) in bonds]
+        limit = min(merged.shape[0], math.prod(merged.shape[1:]))
+        while ranks[0] * ranks[1] > limit:
+            ranks[ranks[1] > ranks[0]] -= 1
+        ranks[-1] = ranks[0]
+        return self._chain(order, bonds, self._tensorly("tensor_ring", merged, ranks).factors)
+
+    def tree(self) -> list[Tensor]:
+        """Leaf by leaf: its core becomes singular vectors, and its bond takes the place of its axes in the kernel."""
+        left, axes = self.target, self.network.dense_axes
+        waiting = dict(enumerate(self.network.cores))
+        found: dict[int, tuple[Tensor, Axes]] = {}
+        while len(waiting) > 1:
+            leaf = next(k for k, core in waiting.items() if len(set(core) - set(axes)) == 1)
+            own = tuple(axis for axis in waiting.pop(leaf) if axis in axes)
+            (bond,) = set(self.network.cores[leaf]) - set(own)
+            rest = tuple(axis for axis in axes if axis not in own)
+            left = left.permute(permutation(axes, own + rest))
+            sizes = left.shape[: len(own)], left.shape[len(own) :]
+            matrix = left.reshape(math.prod(sizes[0]), -1)
+            vectors = _leading(matrix, self.network.sizes[bond], self.generator)
+            found[leaf] = vectors.reshape(*sizes[0], -1), (*own, bond)
+            left, axes = (vectors.mT @ matrix).reshape(-1, *sizes[1]), (bond, *rest)
+        found[next(iter(waiting))] = left, axes
+        return self._cores(list(found), *zip(*found.values(), strict=True))
+
+    def terms(self) -> list[Tensor]:
+        """Of a sum, told by a bond of all cores: singular vectors of every mode, or each term for what others left."""
+        (bond, *_) = sorted(set(self.network.bonds).intersection(*self.network.cores))
+        if len(self.network.bonds) == 1:
+            order, rank = range(len(self.network.cores)), self.network.sizes[bond]
+            unfolded = [self._merged([core, *({*order} - {core})]).flatten(1) for core in order]
+            values = [_leading(m, rank, self.generator).reshape(*self._sizes(k), -1) for k, m in enumerate(unfolded)]
+            return self._cores(order, values, [(*self._dense(core), bond) for core in order])
+        cores = tuple(tuple(axis for axis in core if axis != bond) for core in self.network.cores)
+        term = TensorNetwork(cores, {axis: size for axis, size in self.network.sizes.items() if axis != bond})
+        left, found = self.target, []
+        for _ in range(self.network.sizes[bond]):
+            found.append(starts(term, left, self.generator)[0])
+            left = left - reconstruct(term, found[-1]).reshape(left.shape)
+        values = [torch.stack(parts) for parts in zip(*found, strict=True)]
+        return self._cores(range(len(values)), values, [(bond, *core) for core in cores])
+
+    def _tensorly(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """A decomposition of tensorly's, in torch and without touching the user's backend, by our singular vectors."""
+
+        def svd(matrix: Tensor, n_eigenvecs: int, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+            vectors = _leading(matrix, n_eigenvecs, self.generator)
+            rows = vectors.mT @ matrix
+            lengths = rows.norm(dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
+            return vectors, lengths, rows / lengths[:, None]
+
+        backend = import_module("tensorly").backend_context("pytorch", local_threadsafe=True)
+        with backend, torch.device(self.target.device):
+            return getattr(import_module("tensorly.decomposition"), name)(*args, svd=svd, **kwargs)
+
+    def _dense(self, core: int) -> Axes:
+        return tuple(axis for axis in self.network.cores[core] if axis not in self.network.bonds)
+
+    def _sizes(self, core: int) -> tuple[int, ...]:
+        return self.network.shape(self._dense(core))
+
+    def _merged(self, order: Sequence[int]) -> Tensor:
+        """The kernel with one dimension for each core."""
+        axes = tuple(axis for core in order for axis in self._dense(core))
+        shape = [math.prod(self._sizes(core)) for core in order]
+        return self.target.permute(permutation(self.network.dense_axes, axes)).reshape(shape)
+
+    def _chain(self, order: Sequence[int], bonds: Sequence[Axes], factors: Sequence[Tensor]) -> list[Tensor]:
+        """Cores from factors (before, dense axes, after), of which a path's ends have one bond only."""
+        values, axes = [], []
+        for core, factor, (before, after) in zip(order, factors, pairwise(bonds), strict=True):
+            sides = factor.shape[: len(before)], factor.shape[2:][: len(after)]
+            values.append(factor.reshape(*sides[0], *self._sizes(core), *sides[1]))
+            axes.append(before + self._dense(core) + after)
+        return self._cores(order, values, axes)
+
+    def _cores(self, order: Sequence[int], values: Sequence[Tensor], axes: Sequence[Axes]) -> list[Tensor]:
+        """In the network's order and shapes; what a decomposition did not fill is small and random."""
+        found = {}
+        for core, value, have in zip(order, values, axes, strict=True):
+            part = value.permute(permutation(have, self.network.cores[core]))
+            whole = self._noise(self.network.core_shapes[core]) * (PADDING * part.square().mean().sqrt())
+            whole[tuple(map(slice, part.shape))] = part
+            found[core] = whole
+        return [found[core] for core in range(len(found))]
+
+    def _noise(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(tuple(shape), generator=self.generator, dtype=self.target.dtype, device="cpu").to(
+            self.target
+        )

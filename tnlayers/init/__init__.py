@@ -1,0 +1,1 @@
+"""How cores begin: the variance solver, and drawing to its answer."""

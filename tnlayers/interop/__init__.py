@@ -1,0 +1,1 @@
+"""Layers to and from plain PyTorch modules and tensorly-torch."""

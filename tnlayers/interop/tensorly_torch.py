@@ -1,0 +1,300 @@
+"""tensorly-torch's layers: initialised by the variance solver, and turned into ours and back without a fit.
+
+A factor there is a core here. All of it rests on one table, ``_layout``: the axes of every factor, in tensorly-torch's
+order and with the names that our formats give them. Sizes are read off the factors, since ``rank`` goes stale there.
+tensorly-torch is optional, and importing it sets tensorly's global backend: that is done only where it must be.
+"""
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tnlayers import zoo
+from tnlayers.backend.shared_memory import sharing
+from tnlayers.formats.base import numbered
+from tnlayers.init.draw import draw, uniform
+from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.layers.base import DTYPES, TensorLayer, copy_state
+from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import KERNEL_AXES, Axes
+
+_CONV = {"CP": "CPTensor", "Tucker": "TuckerTensor", "TT": "TTTensor", "Einsum": "DenseTensor"}
+_LINEAR = {"CP": "CPTensorized", "Tucker": "TuckerTensorized", "TT": "BlockTT", "Einsum": "DenseTensorized"}
+"""Families, by the names of our layers, and tensorly-torch's classes of them in a convolution and a linear layer."""
+_SPATIAL = "stride", "padding", "dilation"
+
+
+@torch.no_grad()
+def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
+    """Draw every tensor-network layer in a module again, in place, by the variance solver.
+
+    These are tensorly-torch's ``FactorizedConv`` and ``FactorizedLinear``, with the networks that their factors make,
+    and all layers of tnlayers, whose ``init`` becomes this one. Biases are drawn as in torch's layers. The weights that
+    CP has there beside its factors are set to ones, tensorly-torch's own convention, and take no share of the variance.
+    Parameters stay the objects they are; every other module is left alone. When it raises, nothing has been changed.
+
+    Raises:
+        TypeError: ``module`` is no module, or cores are complex or computed from other tensors (parametrized).
+        ValueError: there is no such layer, or one is on the meta device, has ``n_layers`` in one tensor, or factors of
+            unknown kind, that do not fit together, that a hook changes or that are in two places.
+
+    Example:
+        >>> import tltorch  # pip install 'tnlayers[tltorch]'
+        >>> layer = initialize_(tltorch.FactorizedConv(16, 32, 3, order=2, rank=0.2, factorization="tt"))
+        >>> print(f"{layer.weight.to_tensor().square().mean().item() * 16 * 9:.4f}")
+        2.0000
+    """
+    init = Init.of(init)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is {type(module).__name__}; it must be an nn.Module")
+    tltorch: Any = sys.modules.get("tltorch")  # a module that holds its layers has imported it
+    theirs = (tltorch.FactorizedConv, tltorch.FactorizedLinear) if tltorch else ()
+    changes: list[tuple[Any, _Factored, Variance]] = []
+    cores: list[tuple[str, Tensor]] = []
+    for path, layer in module.named_modules():
+        name = f"{type(layer).__name__} {path!r}" if path else type(layer).__name__
+        try:
+            if isinstance(layer, TensorLayer):
+                found, holder = _Factored(layer.network, layer.geometry, "", [*layer.cores], []), layer.cores
+            elif isinstance(layer, theirs):
+                found, holder = _read(layer), layer.weight
+            else:
+                continue
+            _check_settable([*found.factors, *found.weights], holder)
+            variance = solve(found.network, replace(found.geometry, input_size=init.input_size), init)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+        changes.append((layer, found, variance))
+        cores += [(name, core) for core in (*found.factors, *found.weights)]
+    if not changes:
+        raise ValueError("module has nothing to initialise: no layer of tnlayers, FactorizedConv or FactorizedLinear")
+    for first, other in sharing([core for _, core in cores]):
+        raise ValueError(f"{cores[other][0]}: it shares a core with {cores[first][0]}; each needs its own values")
+    for change in changes:
+        _redraw(*change, init)
+    return module
+
+
+@torch.enable_grad()  # so that views of factors tell whether these are trained
+def from_tltorch(layer: nn.Module) -> TensorLayer:
+    """The layer of ours with the function of one of tensorly-torch's; the factors are copied, not fitted.
+
+    CP, Tucker and TT become the classes of these names, TT with ``layout="chain"``; BlockTT becomes ``TTLinear``, and a
+    dense tensor an Einsum layer of one core. CP's weights are multiplied into the core of the first output axis.
+
+    Raises:
+        ImportError: tensorly-torch is missing.
+        TypeError: ``layer`` is no ``FactorizedConv`` or ``FactorizedLinear`` (subclasses may do more), or is complex.
+        ValueError: it has no counterpart, or its factors do not fit together.
+
+    Example:
+        >>> import tltorch  # pip install 'tnlayers[tltorch]'
+        >>> print(from_tltorch(initialize_(tltorch.FactorizedConv(16, 32, 3, order=2, rank=8))))
+        CPConv2d(16, 32, kernel_size=(3, 3), stride=(1, 1), bias=False, format=cp, rank=8, keep_ratio=0.0938)
+    """
+    tltorch = _tltorch()
+    if type(layer) not in (tltorch.FactorizedConv, tltorch.FactorizedLinear):
+        raise TypeError(f"layer is {type(layer).__name__}; it must be tensorly-torch's FactorizedConv or -Linear")
+    network, geometry, family, factors, weights = _read(layer)
+    layout = "chain" if geometry.ndim else "matrix"
+    own: dict[str, Any] = {"TT": {"layout": layout}, "Einsum": {"network": str(network)}}.get(family, {})
+    own |= {name: getattr(geometry, name) for name in ("kernel_size", *_SPATIAL) if geometry.ndim}
+    own |= {"in_shape": network.shape(network.inputs), "out_shape": network.shape(network.outputs)}
+    own |= {"rank": {bond: network.sizes[bond] for bond in network.bonds}, "dtype": factors[0].dtype, "device": "meta"}
+    make = getattr(zoo, family + (f"Conv{geometry.ndim}d" if geometry.ndim else "Linear"))
+    twin: TensorLayer = make(geometry.in_channels, geometry.out_channels, bias=layer.bias is not None, **own)
+    twin.to_empty(device=factors[0].device)
+    held = {frozenset(axes): (factor, axes) for axes, factor in zip(network.cores, factors, strict=True)}
+    for core, axes in zip(twin.cores, twin.network.cores, strict=True):
+        factor = _arranged(held, axes)
+        for vector in weights if axes == (network.outputs[0], "r") else ():
+            factor = factor * vector
+        core.data.copy_(factor.detach())
+        core.requires_grad_(factor.requires_grad)
+    copy_state(layer, twin)
+    return twin
+
+
+@torch.enable_grad()
+def to_tltorch(layer: TensorLayer) -> Any:
+    """The layer of tensorly-torch with the function of one of ours; the cores are copied.
+
+    Convolutions in CP, Tucker and TT (``layout="chain"``) with whole channels, without groups, and padded with zeros on
+    both sides alike become a ``FactorizedConv``; linear layers in CP, Tucker and TT (``layout="matrix"``, as many input
+    as output factors) a ``FactorizedLinear``. What only tensorly-torch has is set so that it changes nothing, and
+    frozen: CP's weights to ones, factors of kernel axes that Tucker leaves whole to identities.
+
+    Raises:
+        ImportError: tensorly-torch is missing.
+        TypeError: ``layer`` is no layer of ours.
+        ValueError: it is another layer than these.
+
+    Example:
+        >>> layer = zoo.TuckerConv2d(16, 32, 3, padding=1, rank=(4, 8))
+        >>> x = torch.randn(1, 16, 8, 8)
+        >>> bool(torch.allclose(to_tltorch(layer)(x), layer(x), atol=1e-5))  # pip install 'tnlayers[tltorch]'
+        True
+    """
+    tltorch = _tltorch()
+    if not isinstance(layer, TensorLayer):
+        raise TypeError(f"layer is {type(layer).__name__}; it must be a layer of tnlayers")
+    network, geometry, first = layer.network, layer.geometry, layer.cores[0]
+    for refused, given, accepted in (
+        (geometry.transposed, "layer is a transposed convolution", "has none"),
+        (geometry.groups > 1, f"groups is {geometry.groups}", "has none"),
+        (geometry.padding_mode != "zeros", f"padding_mode is {geometry.padding_mode!r}", "pads with zeros"),
+        (geometry.prepad, f"padding is {geometry.padding!r}, here {geometry.pads}", "pads both sides alike"),
+    ):
+        if refused:
+            raise ValueError(f"{given}; tensorly-torch {accepted}")
+    family, factors = _matched(layer)
+    shapes = network.shape(network.outputs), network.shape(network.inputs)
+    kind = getattr(tltorch, (_CONV if geometry.ndim else _LINEAR)[family])
+    weight = _factorized(kind, family, factors, () if geometry.ndim else shapes)
+    own = {"bias": layer.bias is not None, "factorization": weight, "device": first.device, "dtype": first.dtype}
+    # Its 'factorized' is not written for dense tensors, nor for Tucker with more factors on one side.
+    if family == "Einsum" or (family == "Tucker" and len(shapes[0]) != len(shapes[1])):
+        own["implementation"] = "reconstructed"
+    own |= {name: getattr(geometry, name) for name in ("kernel_size", "stride", "dilation") if geometry.ndim}
+    own |= {"padding": tuple(before for before, _ in geometry.pads)} if geometry.ndim else {}
+    ends = (geometry.in_channels, geometry.out_channels) if geometry.ndim else shapes[::-1]
+    twin = (tltorch.FactorizedConv if geometry.ndim else tltorch.FactorizedLinear)(*ends, **own)
+    copy_state(layer, twin)
+    return twin
+
+
+class _Factored(NamedTuple):
+    """A layer of tensorly-torch: a core of the network for each factor, whose values are views of it."""
+
+    network: TensorNetwork
+    geometry: Geometry
+    family: str
+    factors: list[Tensor]
+    weights: list[Tensor]
+
+
+def _layout(family: str, outputs: Axes, inputs: Axes, kernel: Axes) -> tuple[Axes, ...]:
+    """The axes of every factor, in tensorly-torch's order, without the outer ranks of trains, which are 1."""
+    dense = outputs + inputs + kernel
+    if family == "Einsum":
+        return (dense,)
+    if family == "CP":
+        return tuple((axis, "r") for axis in dense)
+    if family == "Tucker":
+        return tuple(f"r{axis}" for axis in dense), *((axis, f"r{axis}") for axis in dense)
+    train = [(axis,) for axis in inputs + kernel + outputs] if kernel else [*zip(outputs, inputs, strict=False)]
+    bonds: list[Axes] = [(), *((f"r{k}",) for k in range(1, len(train))), ()]
+    return tuple(bonds[k] + axes + bonds[k + 1] for k, axes in enumerate(train))
+
+
+def _read(layer: Any) -> _Factored:
+    """What a FactorizedConv or FactorizedLinear is made of, or a sentence why it cannot be read."""
+    tltorch, weight = _tltorch(), layer.weight
+    conv, kind = isinstance(layer, tltorch.FactorizedConv), type(weight).__name__
+    kinds = {name: family for family, name in (_CONV if conv else _LINEAR).items()}
+    if kind not in kinds or type(weight) is not getattr(tltorch, kind):
+        raise ValueError(f"its weight is a {kind}; accepted: {', '.join(kinds)}")
+    if layer.n_layers != 1:
+        raise ValueError(f"n_layers is {layer.n_layers}; it must be 1, a layer with a tensor of its own")
+    for hook in (*weight._forward_pre_hooks.values(), *weight._forward_hooks.values()):
+        raise ValueError(f"its weight has the hook {type(hook).__name__}, which may change factors; remove it first")
+    family, fits = kinds[kind], True
+    factors = [weight.tensor] if family == "Einsum" else [weight.factors[k] for k in range(len(weight.factors))]
+    if family == "TT":
+        fits = factors[0].shape[0] == factors[-1].shape[-1] == 1
+        factors[0] = factors[0][0]
+        factors[-1] = factors[-1][..., 0]
+    order = factors[0].ndim if family == "Einsum" else len(factors)
+    factors = [weight.core, *factors] if family == "Tucker" else factors
+    weights = [weight.weights] if family == "CP" and weight.weights is not None else []
+    whole = conv or family == "Einsum"
+    counts = [1, 1] if whole else [1 if isinstance(s, int) else len(s) for s in weight.tensorized_shape]
+    outputs, inputs = map(numbered, "oi", counts)
+    layout = _layout(family, outputs, inputs, KERNEL_AXES[5 - order :] if conv else ())
+    fits &= [len(axes) for axes in layout] == [factor.ndim for factor in factors] and (not conv or 3 <= order <= 5)
+    pairs = [*zip(chain(*layout), chain(*(factor.shape for factor in factors)), strict=False)]
+    sizes = dict(pairs)
+    fits &= all(sizes[axis] == size for axis, size in pairs)
+    if not fits or any(vector.shape != factors[0].shape[1:] for vector in weights):
+        given = ", ".join(str(tuple(tensor.shape)) for tensor in weight.state_dict().values())
+        raise ValueError(f"its factors, of shapes {given}, make no {kind} for a {type(layer).__name__}")
+    if any(factor.dtype not in DTYPES for factor in factors):
+        raise TypeError(f"its factors are of {factors[0].dtype}; accepted: {', '.join(map(str, DTYPES))}")
+    network = TensorNetwork(layout, sizes)
+    out, inner, *kernel = network.dense_shape
+    if not conv and (out, inner) != tuple(layer.weight_shape):
+        raise ValueError(f"its factors make {out} x {inner} entries of {layer.out_features} x {layer.in_features}")
+    own: dict[str, Any] = {name: tuple(getattr(layer, name).tolist()) for name in _SPATIAL if conv}
+    return _Factored(network, Geometry(inner, out, tuple(kernel), **own), family, factors, weights)
+
+
+def _check_settable(cores: Sequence[Tensor], holder: nn.Module) -> None:
+    """Refuse cores that cannot be set."""
+    if any(core.is_meta for core in cores):
+        raise ValueError("it is on the meta device and has no cores to set; call to_empty first")
+    own = {id(t if t._base is None else t._base) for t in (*holder.parameters(), *holder.buffers())}
+    if any(id(core if core._base is None else core._base) not in own for core in cores):
+        raise TypeError("its cores are computed from other tensors; remove parametrizations and pruning first")
+
+
+def _redraw(layer: Any, found: _Factored, variance: Variance, init: Init) -> None:
+    if isinstance(layer, TensorLayer):
+        layer.init = init
+        layer.reset_parameters()
+        return
+    drawn = draw(found.network, found.geometry, variance, init, found.factors)
+    for factor, values in zip(found.factors, drawn, strict=True):
+        factor.copy_(values)
+    for vector in found.weights:
+        vector.fill_(1)
+    if layer.bias is not None:
+        layer.bias.copy_(uniform(layer.bias, found.geometry.bias_bound))
+
+
+def _matched(layer: TensorLayer) -> tuple[str, list[nn.Parameter]]:
+    """The family of a layer of ours, and its cores arranged as the factors there."""
+    network, kernel = layer.network, layer.network.kernel
+    names = (("o",), ("i",)) if kernel else (network.outputs, network.inputs)
+    held = {frozenset(axes): (core, axes) for core, axes in zip(layer.cores, network.cores, strict=True)}
+    for family in _CONV if kernel else ("CP", "Tucker", "TT"):
+        # Where our Tucker leaves a kernel axis whole, there is a factor there: an identity, not trained.
+        whole = {f"r{a}": a for a in kernel if family == "Tucker" and f"r{a}" not in network.bonds}
+        eyes = {frozenset((a, b)): (torch.eye(network.sizes[a]).to(layer.cores[0]), (a, b)) for b, a in whole.items()}
+        first, *rest = _layout(family, *names, kernel)
+        layout = tuple(whole.get(axis, axis) for axis in first), *rest
+        if len(layout) == len(network.cores) + len(eyes) and set(map(frozenset, layout)) == held.keys() | eyes.keys():
+            parts = [_arranged(held | eyes, axes).clone(memory_format=torch.contiguous_format) for axes in layout]
+            return family, [nn.Parameter(part.detach(), part.requires_grad) for part in parts]
+    accepted = "TT in chain layout, channels whole" if kernel else "TT in matrix layout, features in pairs"
+    raise ValueError(f"network is '{network}' ({layer.format.name}); tensorly-torch has CP, Tucker and {accepted}")
+
+
+def _arranged(held: Mapping[frozenset[str], tuple[Tensor, Axes]], wanted: Axes) -> Tensor:
+    tensor, axes = held[frozenset(wanted)]
+    return tensor.permute([axes.index(axis) for axis in wanted])
+
+
+def _factorized(make: Any, family: str, factors: list[nn.Parameter], tensorized: tuple[Any, ...]) -> Any:
+    """tensorly-torch's tensor of factors that have the axes of ``_layout``."""
+    own = {"tensorized_shape": tensorized} if tensorized else {}
+    if family == "TT":
+        factors[0].data = factors[0].data.unsqueeze(0)
+        factors[-1].data = factors[-1].data.unsqueeze(-1)
+        own |= {"rank": (*(factor.shape[0] for factor in factors), 1)} if tensorized else {}
+    ones = nn.Parameter(torch.ones_like(factors[0][0]), requires_grad=False)
+    parts = {"CP": (ones, factors), "Tucker": (factors[0], factors[1:]), "TT": (factors,), "Einsum": factors}
+    return make(*parts[family], **own)
+
+
+def _tltorch() -> Any:
+    try:
+        return importlib.import_module("tltorch")
+    except ImportError as error:
+        raise ImportError("tensorly-torch is missing; pip install 'tnlayers[tltorch]'") from error

@@ -1,0 +1,293 @@
+"""The base of every layer: it holds the cores and calls format, solver and planner, once each."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from tnlayers import validate
+from tnlayers.backend.input_checks import check_cores, check_shapes
+from tnlayers.backend.sharding import place, whole
+from tnlayers.backend.torch_state import own_precision
+from tnlayers.execution.attributes import from_constructor
+from tnlayers.execution.executor import Planner
+from tnlayers.execution.module import PlannedModule
+from tnlayers.fitting.decompose import decompose, length
+from tnlayers.formats import FORMATS, Format
+from tnlayers.formats.base import checked_shape
+from tnlayers.init.draw import draw, uniform
+from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.layers import core_memory
+from tnlayers.layers.computed_weight import ComputesWeight
+from tnlayers.layers.zero_kernels import learnable
+from tnlayers.ops.contraction import reconstruct
+from tnlayers.ops.input_step import exchange
+from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.rank import Rank
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class TensorLayer(ComputesWeight, PlannedModule):
+    """A linear map whose weight is a tensor network.
+
+    A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
+    arguments of its constructor.
+
+    Attributes:
+        cores: the parameters, in network order.
+        bias: shape (out_channels,), or None.
+        format: the format, with its options.
+        network: which core has which axes, of which sizes.
+        rank: the size of every bond that is not fixed; as the argument ``rank`` it makes the same network again.
+        geometry: the arguments of the convolution or linear map, checked.
+        init: how it starts.
+        variance: the solver's answer: standard deviation of each core, fans, standard deviation of the weight.
+    """
+
+    format_type: ClassVar[type[Format] | None] = None
+    channel_names: ClassVar[tuple[str, str]] = ("in_channels", "out_channels")
+    """What the arguments for channels are called."""
+    dense_name: ClassVar[str]
+    """What a torch layer is called as an argument: 'conv' or 'linear'."""
+    dense_type: ClassVar[type[Any]]
+    """The torch layer with the same arguments."""
+    bias: nn.Parameter | None
+    variance: Variance
+    format: Format = from_constructor("format")
+    rank: Mapping[str, int] = from_constructor("rank")
+
+    def __init_subclass__(cls, *, format: str | type[Format] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if format is not None:
+            known = FORMATS[validate.choice("format", format, FORMATS)] if isinstance(format, str) else format
+            if not (isinstance(known, type) and issubclass(known, Format)):
+                raise TypeError(f"format is {format!r}; it must be a registered name or a subclass of tnlayers.Format")
+            cls.format_type = known
+        if cls.format_type is not None:
+            _show_options(cls, cls.format_type)
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        bias: bool,
+        device: Any,
+        dtype: torch.dtype | None,
+        rank: Rank | None,
+        in_shape: Sequence[int] | None,
+        out_shape: Sequence[int] | None,
+        init: str | Init,
+        strategy: str,
+        memory: str,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.__dict__["format"] = self._format(options)
+        self.init = Init.of(init)
+        outputs, groups = geometry.out_channels, geometry.groups
+        inputs = geometry.in_channels // groups
+        split = self.format.split(inputs, outputs, groups)
+        inputs_name, outputs_name = self.channel_names
+        inputs_name += "" if groups == 1 else " / groups"
+        network, self.__dict__["rank"] = self.format.build(
+            split[0] if in_shape is None else checked_shape("in_shape", in_shape, inputs_name, inputs),
+            split[1] if out_shape is None else checked_shape("out_shape", out_shape, outputs_name, outputs),
+            geometry.kernel_size,
+            rank,
+        )
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
+        core_memory.check(type(self).__name__, network, rank, torch.empty(0, device=device, dtype=dtype))
+        self._planner = Planner(network, geometry, strategy, memory)
+        self.cores = nn.ParameterList(
+            nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in self.network.core_shapes
+        )
+        if validate.boolean("bias", bias):
+            self.bias = nn.Parameter(torch.empty(geometry.out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    @classmethod
+    def _format(cls, options: dict[str, Any]) -> Format:
+        if cls.format_type is None:
+            raise TypeError(
+                f"{cls.__name__} has no format; use a subclass, or write one with format= in its class statement"
+            )
+        own = {field.name: field.default is MISSING for field in fields(cls.format_type)}
+        for name, value in options.items():
+            if name not in own:
+                accepted = (
+                    f"beside torch's and rank, in_shape, out_shape, init, strategy, memory: {', '.join(own) or 'none'}"
+                )
+                raise TypeError(f"{name} is {value!r}, but {cls.__name__} has no such argument; accepted {accepted}")
+        for name, required in own.items():
+            if required and name not in options:
+                raise TypeError(f"{name} is missing; {cls.__name__} needs it as a keyword argument")
+        return cls.format_type(**options)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Solve for the variances and draw the cores and the bias again."""
+        self.init = Init.of(self.init)
+        variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
+        self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
+        self.variance = variance
+        if self.bias is not None:
+            self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
+
+    def _kernel(self) -> Tensor:
+        cores = [whole(core) for core in self.cores]
+        check_cores(cores)
+        if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
+            check_shapes(self.network, cores)
+        if len(cores) == 1:
+            kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
+        else:
+            with own_precision(cores[0]):
+                kernel = self._planner.contraction(cores).reshape(self.network.dense_shape)
+        return exchange(kernel, self.geometry.groups).contiguous() if self.geometry.transposed else kernel
+
+    @property
+    def keep_ratio(self) -> float:
+        """Parameters of the cores over parameters of the dense kernel; the bias counts in neither."""
+        return self.network.num_params / self.network.dense_params
+
+    @torch.no_grad()
+    def set_weight_(self, weight: Tensor, *, moments: Tensor | None = None) -> float:
+        """Fit the cores to a dense kernel, by alternating least squares in float64.
+
+        The cores are of one norm each. Of a kernel of zeros, or below a hundredth of the norm that the solver draws,
+        the last core alone is small, so that it learns: see ``tnlayers.layers.zero_kernels``.
+
+        Args:
+            weight: of the shape of ``layer.weight``.
+            moments: ``E[x x^T]`` of the input channels (of one group), to minimise the error of the outputs instead.
+
+        Returns:
+            float: ``||weight - fit|| / ||weight||``, with the cores as the layer's dtype holds them.
+
+        Raises:
+            TypeError: ``weight`` is no tensor of real floating-point numbers, or the cores are parametrized.
+            ValueError: it has another shape, no values (meta device), holds NaN or infinity, or needs cores that the
+                layer's dtype cannot hold; or as for ``moments`` in ``decompose``. The cores are then as before.
+        """
+        if self.cores[0].is_meta:
+            raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
+        if isinstance(weight, Tensor):
+            if tuple(weight.shape) != self.geometry.weight_shape:
+                raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
+            weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
+        cores, _ = decompose(self.network, weight, moments=moments)
+        target = weight.detach().to("cpu", torch.float64)
+        norm = length(target)
+        cores = learnable(self, cores, norm)
+        cores = [fitted.to(core.device, core.dtype) for core, fitted in zip(self.cores, cores, strict=True)]
+        found = reconstruct(self.network, cores).to("cpu", torch.float64)
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(f"weight has norm {norm:.3g}; {cores[0].dtype} cannot hold its fit or the cores' product")
+        self._assign(cores)
+        return length(found - target) / (norm or 1.0)
+
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        """The arguments that made a layer, ours or torch's; device and dtype aside."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dense(
+        cls,
+        dense: nn.Module,
+        *,
+        rank: Rank | None = None,
+        decompose: bool = True,
+        moments: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The tensor layer in place of a torch layer, with its arguments, device, dtype, bias and training flag.
+
+        Args:
+            dense: a layer of ``dense_type``; subclasses are refused, since they may do more.
+            rank: as for the class.
+            decompose: fit the cores to the layer's weight; otherwise they are drawn.
+            moments: of the inputs, as for ``set_weight_``; only with ``decompose``.
+            **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
+
+        Raises:
+            TypeError: ``dense`` is something else.
+            ValueError: ``decompose`` for a weight without values, on the meta device, or ``moments`` without it.
+        """
+        name = cls.dense_name
+        if type(dense) is not cls.dense_type:
+            raise TypeError(
+                f"{name} is {type(dense).__name__}; {cls.__name__}.from_{name} takes an nn.{cls.dense_type.__name__}"
+            )
+        weight: Any = dense.weight
+        if validate.boolean("decompose", decompose) and weight.is_meta:
+            raise ValueError(
+                f"decompose is True, but {name} is on the meta device and has no values; pass decompose=False"
+            )
+        if moments is not None and not decompose:
+            raise ValueError("moments is given, but decompose is False and nothing is fitted; moments must be None")
+        # A layer that is to be fitted is not drawn first.
+        device = "meta" if decompose else weight.device
+        layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
+        if decompose:
+            core_memory.check(cls.__name__, layer.network, rank, weight)
+            layer.to_empty(device=weight.device).set_weight_(weight, moments=moments)
+        layer.cores.requires_grad_(weight.requires_grad)
+        copy_state(dense, layer)
+        return layer
+
+    def to_dense(self) -> Any:
+        """A plain torch layer with the same function, on the same device."""
+        weight = self._kernel().detach()
+        # Built without storage, so that torch's own initialisation draws no random numbers.
+        dense = self.dense_type(**self._arguments(self), device="meta").to_empty(device=weight.device).to(weight.dtype)
+        dense.weight.data.copy_(weight)
+        dense.weight.requires_grad_(any(core.requires_grad for core in self.cores))
+        copy_state(self, dense)
+        return dense
+
+    def _assign(self, values: Sequence[Tensor]) -> None:
+        if is_parametrized(self.cores):
+            raise TypeError("cores are parametrized, so their values cannot be set; remove the parametrizations first")
+        for core, value in zip(self.cores, values, strict=True):
+            core.copy_(place(value, core))
+
+    def __repr__(self) -> str:
+        # One line, as torch's layers: the cores are told by format and rank.
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        """The format with its options, the rank (one number if all bonds are alike), and the keep ratio."""
+        sizes = tuple(self.rank.values())
+        rank: object = sizes[0] if len(set(sizes)) == 1 else sizes
+        options = "".join(f", {field.name}={getattr(self.format, field.name)!r}" for field in fields(self.format))
+        return f"format={self.format.name}{options}, rank={rank}, keep_ratio={self.keep_ratio:.3g}"
+
+
+@torch.no_grad()
+def copy_state(source: Any, target: Any) -> None:
+    """Bias and training flag, which do not depend on how the kernel is held."""
+    if source.bias is not None:
+        target.bias.copy_(place(whole(source.bias), target.bias))
+        target.bias.requires_grad_(source.bias.requires_grad)
+    target.train(source.training)
+
+
+def _show_options(layer: type[TensorLayer], format_type: type[Format]) -> None:
+    """Let help() and editors show the format's options in place of the constructor's ``**options``."""
+    parameters = list(inspect.signature(layer.__init__).parameters.values())[1:]
+    if parameters and parameters[-1].kind == inspect.Parameter.VAR_KEYWORD:
+        for field in fields(format_type):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            parameters.insert(-1, inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default))
+        del parameters[-1]
+    layer.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,0 +1,62 @@
+"""Matrix products over the channels of every image, which may move them in memory, and their gradients.
+
+``torch.bmm`` with an expanded weight does the forward without a copy. Its own backward does not: it forms the weight's
+gradient once per image before it sums them, and returns the input's gradient in the other layout.
+"""
+
+import torch
+from torch import Tensor
+
+from tnlayers.backend.torch_state import sizes
+from tnlayers.ops.pairwise import NARROW
+
+FIRST, LAST = "first", "last"
+"""Where the channels lie in memory: as in (N, C, H, W), or as in (N, H, W, C)."""
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tensor:
+    """Multiply the channels of every image by a matrix.
+
+    Args:
+        x: shape (batch, summed, positions), with strides of either layout.
+        weight: shape (new, summed).
+        bias: shape (new,), or None.
+        target: where the result has its channels in memory, 'first' or 'last'.
+
+    Returns:
+        Tensor: shape (batch, new, positions).
+
+    Example:
+        >>> product(torch.ones(2, 3, 5), torch.ones(4, 3), None, "last").stride()
+        (20, 1, 4)
+    """
+    batch = x.shape[0]
+    if target == LAST and sizes(weight)[0] >= NARROW:
+        return _bmm(x.mT, weight.mT.expand(batch, -1, -1), bias).mT
+    y = _bmm(weight.expand(batch, -1, -1), x, None if bias is None else bias[:, None])
+    return y.mT.contiguous().mT if target == LAST else y
+
+
+def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """The sum over a batch of ``gradient[n] @ x[n].mT``: over images one by one if one product is larger than they are.
+
+    Args:
+        gradient: shape (batch, ..., new, positions).
+        x: shape (batch, ..., summed, positions).
+
+    Returns:
+        Tensor: shape (..., new, summed).
+    """
+    new, summed, length = gradient.shape[-2], x.shape[-2], x.shape[-1]
+    if gradient.shape[0] == 1:
+        return torch.matmul(gradient[0], x[0].mT)
+    if gradient.ndim > 3 or gradient.shape[0] == 0 or new * summed <= (new + summed) * length:
+        return torch.matmul(gradient, x.mT).sum(0)
+    total = torch.mm(gradient[0], x[0].mT)
+    for image in range(1, len(x)):
+        total.addmm_(gradient[image], x[image].mT)
+    return total
+
+
+def _bmm(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.bmm(left, right) if bias is None else torch.baddbmm(bias, left, right)

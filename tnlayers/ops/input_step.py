@@ -1,0 +1,245 @@
+"""The one kind of step in which the input takes part: it meets a tensor of weights.
+
+Of the axes of the two, those of ``x`` alone are folded into the batch; shared axes that are needed later become groups;
+shared axes that are finished are summed, as a convolution's input channels; new axes are its output channels. A kernel
+axis brings its stride, padding and dilation along. Without a kernel axis of more than one tap, the step is a matrix
+product over the channels, which may also take the channels from one place in memory to another: first, as in (N, C, H,
+W), or last, as in (N, H, W, C).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tnlayers.ops.channel_matmul import FIRST, LAST, product, weight_gradient
+from tnlayers.ops.pairwise import inverse, view
+
+CONV, MATMUL = "conv", "matmul"
+
+_CONV: Mapping[int, Callable[..., Tensor]] = MappingProxyType({1: F.conv1d, 2: F.conv2d, 3: F.conv3d})
+_TRANSPOSED: Mapping[int, Callable[..., Tensor]] = MappingProxyType(
+    {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """``x`` meets a tensor of weights; all is fixed beforehand but the batch and the positions.
+
+    Attributes:
+        op: 'conv' or 'matmul'.
+        kind: the row of the table of rates.
+        source, target: where the channels lie before and after.
+        move: sizes and permutation of the channel axes that must be reordered before, with a copy; or None.
+        folded, groups, summed, new: how many channels of each role.
+        taps: kernel size along each spatial axis, 1 where nothing is convolved.
+        stride, padding, output_padding, dilation: along each spatial axis.
+        transposed: whether it is a transposed convolution.
+        left, right, out: the axes of ``x``, of the weight and of the result, for people to read.
+        plain: whether it is one function of torch's and nothing else.
+        unsafe: whether torch's own backward, channels last, may write behind the gradient of the weight.
+        weight_shape: the weight's shape as its axes lie in memory; before channels last, a convolution's has them last.
+    """
+
+    op: str
+    kind: str
+    source: str
+    target: str
+    move: tuple[tuple[int, ...], tuple[int, ...]] | None
+    folded: int
+    groups: int
+    summed: int
+    new: int
+    taps: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    out: tuple[str, ...]
+
+    plain: bool = field(init=False, repr=False)
+    unsafe: bool = field(init=False, repr=False)
+    weight_shape: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shape: tuple[int, ...] = (self.groups, self.new, self.summed) if self.groups > 1 else (self.new, self.summed)
+        if self.op == CONV:
+            inner = (self.summed, *self.taps) if self.source == FIRST else (*self.taps, self.summed)
+            shape = (self.groups * self.new, *inner)
+        object.__setattr__(self, "weight_shape", shape)
+        whole = self.folded == 1 and not self.move
+        object.__setattr__(self, "plain", whole and (self.op == CONV or (not self.taps and self.groups == 1)))
+        # With channels last and few of them, oneDNN writes behind the gradient of such a weight (torch 2.13).
+        object.__setattr__(self, "unsafe", self.op == CONV and max(self.taps) == 1 < max(self.stride))
+
+    def take(self, weight: Tensor) -> Tensor:
+        """A weight with the axes ``right``, as the operation takes it."""
+        weight = view(weight, self.weight_shape)
+        if self.op == MATMUL:
+            return weight
+        weight = weight.contiguous() if self.source == FIRST else weight.contiguous().movedim(-1, 1)
+        return exchange(weight, self.groups).contiguous() if self.transposed else weight
+
+    def give(self, gradient: Tensor) -> Tensor:
+        """The gradient of what ``take`` returned as that of what it took."""
+        if self.transposed:
+            gradient = exchange(gradient, self.groups)
+        return gradient.movedim(1, -1) if self.op == CONV and self.source == LAST else gradient
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Shape (batch, folded * groups * summed, *positions) -> (batch, folded * groups * new, *positions')."""
+        if self.plain:
+            return self._convolve(x, weight, bias) if self.taps else F.linear(x, weight, bias)
+        if self.move:
+            x = reorder(x, *self.move)
+        fused = None if bias is None or self.folded > 1 or (self.op == MATMUL and self.groups > 1) else bias
+        if self.op == CONV:
+            y = self._unfolded(self._convolve(self._folded(x), weight, fused), x)
+        elif self.source == self.target == LAST and self.groups > 1:
+            y = torch.bmm(self._rows(x, self.summed), weight.mT).transpose(0, 1)
+            y = y.reshape(x.shape[0], *x.shape[2:], self.folded * self.groups * self.new).movedim(-1, 1)
+        elif self.source == self.target == LAST:
+            batch, _, *places = x.shape
+            y = F.linear(x.movedim(1, -1).reshape(batch, *places, self.folded, self.summed), weight, fused)
+            y = y.flatten(-2).movedim(-1, 1)
+        elif self.groups > 1:
+            y = torch.matmul(weight, self._grouped(x))
+            y = y.reshape(x.shape[0], self.folded * self.groups * self.new, *x.shape[2:])
+        else:
+            y = self._spread(product(self._images(x, self.source == LAST), weight, fused, self.target), x, self.target)
+        return y if bias is None or fused is not None else y + bias.to(y.dtype).reshape(-1, *(1,) * (y.ndim - 2))
+
+    def gradients(
+        self, x: Tensor, weight: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of ``x``, in its layout, and of the weight, where wanted."""
+        if self.move:
+            x = reorder(x, *self.move)
+        for_x = for_weight = None
+        if self.op == CONV:
+            sides: tuple[Tensor, ...] = (self._folded(gradient), self._folded(x), weight)
+            if wanted[1] and self.unsafe:
+                sides = tuple(map(_packed, sides))
+            for_x, for_weight, _ = torch.ops.aten.convolution_backward(
+                *sides, None, self.stride, self.padding, self.dilation,
+                self.transposed, self.output_padding, self.groups, (*wanted, False),
+            )  # fmt: skip
+            for_x = None if for_x is None else self._unfolded(for_x, x)
+        elif self.source == self.target == LAST:
+            for_x, for_weight = self._last_gradients(x, weight, gradient, wanted)
+        elif self.groups > 1:
+            g = self._grouped(gradient)
+            if wanted[0]:
+                for_x = torch.matmul(weight.mT, g).reshape(x.shape)
+            if wanted[1]:
+                for_weight = weight_gradient(g, self._grouped(x))
+        else:
+            g = self._images(gradient, gradient.stride(1) == 1)  # whatever comes back
+            if wanted[0]:
+                for_x = self._spread(product(g, weight.mT, None, self.source), x, self.source)
+            if wanted[1]:
+                for_weight = weight_gradient(g, self._images(x, self.source == LAST))
+        if self.move and for_x is not None:
+            sizes, order = self.move
+            for_x = reorder(for_x, tuple(sizes[k] for k in order), inverse(order))
+        return for_x, for_weight
+
+    def _last_gradients(
+        self, x: Tensor, weight: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of a matrix product with the channels last before and after."""
+        for_x = for_weight = None
+        if self.groups > 1:
+            rows = self._rows(gradient, self.new)
+            for_x = torch.bmm(rows, weight).transpose(0, 1) if wanted[0] else None
+            for_weight = torch.bmm(rows.mT, self._rows(x, self.summed)) if wanted[1] else None
+        else:
+            rows = gradient.movedim(1, -1).reshape(-1, self.new)
+            for_x = torch.mm(rows, weight) if wanted[0] else None
+            for_weight = torch.mm(rows.mT, x.movedim(1, -1).reshape(-1, self.summed)) if wanted[1] else None
+        if for_x is not None:
+            for_x = for_x.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
+        return for_x, for_weight
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not (self.unsafe and torch.is_grad_enabled()):
+            return self._convolution(x, weight, bias)
+        y = self._convolution(_packed(x), _packed(weight), bias)  # its backward may be torch's own
+        return _channels_last(y) if self.source == LAST else y
+
+    def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.transposed:
+            return _TRANSPOSED[len(self.taps)](
+                x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            )
+        return _CONV[len(self.taps)](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _rows(self, x: Tensor, channels: int) -> Tensor:
+        """Shape (groups, batch * positions * folded, channels)."""
+        return x.movedim(1, -1).reshape(-1, self.groups, channels).transpose(0, 1)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        """Shape (batch * folded, channels, *positions)."""
+        return x if self.folded == 1 else x.reshape(x.shape[0] * self.folded, x.shape[1] // self.folded, *x.shape[2:])
+
+    def _unfolded(self, y: Tensor, x: Tensor) -> Tensor:
+        return y if self.folded == 1 else y.reshape(x.shape[0], y.shape[1] * self.folded, *y.shape[2:])
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """Shape (batch * folded, groups, channels, positions)."""
+        channels = x.shape[1] // (self.folded * self.groups)
+        return x.reshape(x.shape[0] * self.folded, self.groups, channels, math.prod(x.shape[2:]))
+
+    def _images(self, x: Tensor, last: bool) -> Tensor:
+        """Shape (batch * folded, channels, positions), with the strides of either layout."""
+        batch, channels, *places = x.shape
+        if self.folded == 1 and last:
+            return x.movedim(1, -1).reshape(batch, math.prod(places), channels).mT
+        return x.reshape(batch * self.folded, channels // self.folded, math.prod(places))
+
+    def _spread(self, y: Tensor, x: Tensor, layout: str) -> Tensor:
+        """From the shape of ``_images`` to (batch, folded * channels, *positions)."""
+        batch, places = x.shape[0], x.shape[2:]
+        if layout == LAST:
+            return y.mT.reshape(batch, *places, y.shape[1]).movedim(-1, 1)
+        return y.reshape(batch, self.folded * y.shape[1], *places)
+
+
+def exchange(weight: Tensor, groups: int) -> Tensor:
+    """Between the shapes (groups * new, summed, *taps) and (groups * summed, new, *taps): what torch transposes.
+
+    Example:
+        >>> exchange(torch.empty(6, 4, 3), 2).shape
+        torch.Size([8, 3, 3])
+    """
+    if groups == 1:
+        return weight.transpose(0, 1)
+    outer, inner, *taps = weight.shape
+    weight = weight.reshape(groups, outer // groups, inner, *taps).transpose(1, 2)
+    return weight.reshape(groups * inner, outer // groups, *taps)
+
+
+def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: bool = False) -> Tensor:
+    """Permute the axes of ``sizes`` that make up the channels of (N, channels, *spatial); with them first, or last."""
+    batch, places = x.shape[0], x.shape[2:]
+    spatial = range(1 + len(sizes), 1 + len(sizes) + len(places))
+    x = x.reshape(batch, *sizes, *places).permute(0, *(1 + k for k in order), *spatial)
+    x = x.reshape(batch, math.prod(sizes), *places)
+    return _channels_last(x) if last else x.contiguous()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """With the strides of a contiguous tensor, those of axes of size 1 among them, which ``contiguous()`` leaves."""
+    return tensor.flatten().view(tensor.shape)

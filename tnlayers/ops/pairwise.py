@@ -1,0 +1,192 @@
+"""Two tensors with named axes meet: each is taken as a batch of matrices, where it lies if that can be."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from tnlayers.backend.torch_state import sizes as sizes_of
+from tnlayers.spec.notation import Axes
+
+NARROW = 16
+"""With fewer columns than this in its result, BLAS crawls: by 5 on a matrix of 1000 x 9. Measured."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One operand of a step, as a batch of matrices.
+
+    Attributes:
+        operand: its number.
+        ready: whether it comes from another step, which brings it into ``shape``.
+        source: the sizes of its axes as they come.
+        order: the permutation after which the axes of a role lie side by side, or None if they do.
+        shape: (batch, summed, free), or (batch, free, summed).
+        summed_first: which of the two.
+        turned, undo: the sizes ``source`` in the order ``order``, and the permutation back.
+    """
+
+    operand: int
+    ready: bool
+    source: tuple[int, ...]
+    order: tuple[int, ...] | None
+    shape: tuple[int, int, int]
+    summed_first: bool
+    turned: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    undo: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        order = tuple(range(len(self.source))) if self.order is None else self.order
+        object.__setattr__(self, "turned", tuple(self.source[k] for k in order))
+        object.__setattr__(self, "undo", inverse(order))
+
+    def matrices(self, tensor: Tensor) -> Tensor:
+        """A view of the operand where there is one, else a copy, of ``shape``."""
+        if self.order is None:
+            return view(tensor, self.shape)
+        return view(tensor, self.source).permute(self.order).reshape(self.shape)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """From ``shape`` to ``source``."""
+        gradient = view(gradient, self.turned)
+        return gradient if self.order is None else gradient.permute(self.undo)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two operands meet in a batched matrix product. Operands are numbered from 0, results go on from there.
+
+    Attributes:
+        left, right: the operands; the left one's free axes come before the right one's in the result.
+        axes: the axes of the left operand, of the right one, and of the result.
+        shape: of the result, (batch, free of the left, free of the right).
+        summed: how many products an entry of the result sums.
+    """
+
+    left: Side
+    right: Side
+    axes: tuple[Axes, Axes, Axes]
+    shape: tuple[int, int, int]
+    summed: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "summed", self.left.shape[1 if self.left.summed_first else 2])
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, two for each multiply-add; a product that sums nothing counts as none.
+
+        This is how ``torch.utils.flop_counter`` counts matrix products and convolutions.
+        """
+        return 2 * self.summed * math.prod(self.shape) if self.summed > 1 else 0
+
+    @property
+    def entries(self) -> int:
+        """Entries of the operands and of the result."""
+        return sum(map(math.prod, (self.left.shape, self.right.shape, self.shape)))
+
+    def run(self, left: Tensor, right: Tensor) -> Tensor:
+        """The result, of ``shape``."""
+        a, b = self._left(left), self._right(right)
+        return a * b if self.summed == 1 else _product(a, b).contiguous()
+
+    def left_gradient(self, right: Tensor, gradient: Tensor) -> Tensor:
+        """Of the left operand in its own layout, so that nothing large is turned around; ``gradient`` has ``shape``."""
+        b, g = self._right(right), gradient
+        return self.left.back(_product(b, g.mT) if self.left.summed_first else _product(g, b.mT))
+
+    def right_gradient(self, left: Tensor, gradient: Tensor) -> Tensor:
+        """Of the right operand, likewise."""
+        a, g = self._left(left), gradient
+        return self.right.back(_product(a.mT, g) if self.right.summed_first else _product(g.mT, a))
+
+    def _left(self, tensor: Tensor) -> Tensor:
+        """Shape (batch, free of the left, summed)."""
+        a = tensor if self.left.ready else self.left.matrices(tensor)
+        return a.mT if self.left.summed_first else a
+
+    def _right(self, tensor: Tensor) -> Tensor:
+        """Shape (batch, summed, free of the right)."""
+        b = tensor if self.right.ready else self.right.matrices(tensor)
+        return b if self.right.summed_first else b.mT
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A batched matrix product, turned around where its result would have few columns and many rows."""
+    if sizes_of(b)[2] < NARROW <= sizes_of(a)[1]:
+        return torch.bmm(b.mT, a.mT).mT
+    return torch.bmm(a, b)
+
+
+def view(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A reshape, without torch's overhead where there is nothing to do."""
+    return tensor if sizes_of(tensor) == shape else tensor.reshape(shape)
+
+
+def unviewed(tensor: Tensor) -> Tensor:
+    """The same tensor, but no view to autograd, which would forbid to change the result of a function in place."""
+    return torch.ops.aten._unsafe_view(tensor, tensor.shape) if tensor._is_view() else tensor
+
+
+def inverse(order: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that undoes one."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def meet(
+    pair: tuple[int, int],
+    ready: tuple[bool, bool],
+    axes: tuple[Axes, Axes],
+    batch: set[str],
+    summed: set[str],
+    rank: Mapping[str, int],
+    sizes: Mapping[str, int],
+) -> Step:
+    """The step in which two operands meet; the larger one is taken as it lies, if it can be."""
+
+    def volume(names: Iterable[str]) -> int:
+        return math.prod(sizes[axis] for axis in names)
+
+    def free(k: int) -> list[str]:
+        return [axis for axis in axes[k] if axis not in batch | summed]
+
+    def roles(k: int) -> list[int]:
+        labels = [0 if axis in batch else 1 if axis in summed else 2 for axis in axes[k]]
+        return [label for label, _ in groupby(labels)]
+
+    def lies(k: int) -> bool:
+        """Whether the axes of each role lie side by side, those of the batch before the others."""
+        found = roles(k)
+        return len(set(found)) == len(found) and 0 not in found[1:]
+
+    large, small = sorted((0, 1), key=lambda k: -volume(axes[k]))
+    guide = axes[large] if lies(large) else axes[small] if lies(small) else sorted(batch | summed, key=rank.__getitem__)
+    shared = [axis for axis in guide if axis in batch], [axis for axis in guide if axis in summed]
+
+    def side(k: int) -> tuple[Side, list[str]]:
+        source = tuple(sizes[axis] for axis in axes[k])
+        own = free(k)
+        for summed_first in (True, False):
+            wanted = [*shared[0], *(shared[1] + own if summed_first else own + shared[1])]
+            if wanted == list(axes[k]):
+                break
+        else:
+            own, summed_first = sorted(own, key=rank.__getitem__), True
+            wanted = [*shared[0], *shared[1], *own]
+        order = None if wanted == list(axes[k]) else permutation(axes[k], tuple(wanted))
+        inner = (volume(summed), volume(own)) if summed_first else (volume(own), volume(summed))
+        return Side(pair[k], ready[k], source, order, (volume(batch), *inner), summed_first), own
+
+    first, last = sorted((0, 1), key=lambda k: max((rank[axis] for axis in free(k)), default=-1))
+    (left, before), (right, after) = side(first), side(last)
+    result = (*shared[0], *before, *after)
+    shape = volume(batch), volume(before), volume(after)
+    return Step(left, right, (axes[first], axes[last], result), shape)
+
+
+def permutation(have: Axes, want: Axes) -> tuple[int, ...]:
+    """Where each wanted axis is, as ``Tensor.permute`` takes it."""
+    return tuple(have.index(axis) for axis in want)

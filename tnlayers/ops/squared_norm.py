@@ -1,0 +1,231 @@
+"""The squared norm of a network's kernel, contracted from the cores and a copy of each."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS, rates
+from tnlayers.backend.sharding import whole
+from tnlayers.backend.torch_state import again, own_precision, plain_autograd
+from tnlayers.ops.contraction import Contraction, order
+from tnlayers.ops.pairwise import unviewed
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import Axes
+
+GROUPS = 8
+"""Most groups of cores, beside every core for itself, whose contraction with copies is looked at closely."""
+
+
+def squared(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
+    """The square, of cores in any floating-point dtype, which may be held in shards; see ``optim.squared_norm``."""
+    cores = [whole(core) for core in cores]
+    fine = torch.promote_types(cores[0].dtype, torch.float32)
+    place = cores[0].device.type, str(fine).removeprefix("torch.")
+    way: Way
+    if torch.compiler.is_compiling():
+        # The network in parts: torch 2.11 takes no dataclass for a constant.
+        way = getattr(_FOR_COMPILERS, _prepare(network.cores, tuple(network.sizes.items()), *place))
+    else:
+        way = fastest(network, *place)
+    with own_precision(cores[0]):
+        return way([core.to(fine) for core in cores])
+
+
+def copy(axes: Axes, shared: Axes) -> Axes:
+    """The axes of a copy of a core."""
+    return tuple(axis if axis in shared else f"{axis}'" for axis in axes)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to contract the squared norm of the kernel.
+
+    Attributes:
+        groups: cores that contract with each other before they do with copies.
+        parts: how each group does.
+        whole: how the results and a copy of each contract to a number; None for one group, which contracts to the dense
+            kernel, whose entries are squared.
+        seconds: of forward and backward, by the rates of ``tnlayers.backend.rates``.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    parts: tuple[Contraction, ...]
+    whole: Contraction | None
+    seconds: float
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the forward."""
+        last = 2 * math.prod(self.parts[0].source) if self.whole is None else self.whole.flops
+        return last + sum(part.flops for part in self.parts)
+
+    @property
+    def largest(self) -> int:
+        """The number of entries of the largest result of a step."""
+        return max(each.largest for each in (*self.parts, *([self.whole] if self.whole else [])))
+
+    def __call__(self, cores: Sequence[Tensor]) -> Tensor:
+        """The number."""
+        if torch.is_grad_enabled() and plain_autograd() and any(core.requires_grad for core in cores):
+            return _Square.apply(self, *cores)  # type: ignore[no-any-return, no-untyped-call]
+        return self.run(cores)[-1][-1]
+
+    def run(self, cores: Sequence[Tensor]) -> list[list[Tensor]]:
+        """What ``Contraction.run`` returns for each part, then for the whole."""
+        runs = [part.run([cores[k] for k in group]) for part, group in zip(self.parts, self.groups, strict=True)]
+        made = [tensors[-1].contiguous() for tensors in runs]
+        if self.whole is None:
+            kernel = made[0].flatten()
+            return [*runs, [kernel, kernel.dot(kernel)]]
+        return [*runs, self.whole.run(made * 2)]
+
+    def gradients(self, runs: Sequence[Sequence[Tensor]], wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Of the cores, from what ``run`` returned: twice the gradients that they have if their copies stay."""
+        last = runs[-1]
+        shares: list[Tensor | None] = [2 * last[0]]
+        if self.whole is not None:
+            wants = [any(wanted[k] for k in group) for group in self.groups]
+            shares = self.whole.gradients(last[:-2], torch.full_like(last[-1], 2.0), wants + [False] * len(wants))
+        found: list[Tensor | None] = [None] * len(wanted)
+        for part, group, tensors, share in zip(self.parts, self.groups, runs, shares, strict=False):
+            if share is not None:
+                here = part.gradients(tensors[:-2], share, [wanted[k] for k in group])
+                for k, gradient in zip(group, here, strict=True):
+                    found[k] = gradient
+        return found
+
+
+class _Square(torch.autograd.Function):
+    """A ``Way`` that has its gradients before the backward: nothing is kept for it that is larger than the cores."""
+
+    @staticmethod
+    def forward(ctx: Any, way: Way, *cores: Tensor) -> Tensor:
+        """The number."""
+        runs = way.run(cores)
+        ctx.way = way
+        ctx.save_for_backward(*cores, *way.gradients(runs, ctx.needs_input_grad[1:]))
+        return unviewed(runs[-1][-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the cores, which may be differentiated again."""
+        way, needed, gradient = ctx.way, ctx.needs_input_grad[1:], gradients[0]
+        cores, shares = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
+        if torch.is_grad_enabled():
+            with own_precision(cores[0]):
+                return None, *again(lambda: way.run(cores)[-1][-1], cores, needed, gradient)
+        return None, *(None if share is None else gradient * share for share in shares)
+
+
+@lru_cache(maxsize=4096)
+def fastest(network: TensorNetwork, device: str, dtype: str) -> Way:
+    """The way of least estimated time."""
+    return min(ways(network, device, dtype), key=lambda way: way.seconds)
+
+
+class _ForCompilers:
+    """Ways as attributes, which is how a compiler can take them into its graph."""
+
+
+_FOR_COMPILERS = _ForCompilers()
+
+
+def _prepare(cores: tuple[Axes, ...], sizes: tuple[tuple[str, int], ...], device: str, dtype: str) -> str:
+    """Find the fastest way of a network, and tell the name of the attribute that holds it."""
+    network = TensorNetwork(cores, dict(sizes))
+    name = re.sub(r"\W", "_", f"{network!r} {device} {dtype}")
+    setattr(_FOR_COMPILERS, name, fastest(network, device, dtype))
+    return name
+
+
+_prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in tnlayers.execution.executor
+
+
+def ways(network: TensorNetwork, device: str, dtype: str) -> Iterator[Way]:
+    """The ways to choose from: cores contract as to the kernel, for none to all of its steps, then copies join them.
+
+    To judge a way takes time by the square of its groups. So of many cores, the ways with few groups are judged, and
+    the one without any steps.
+
+    Example:
+        >>> network = TensorNetwork.parse("i:512 r:8, r o:512")
+        >>> [(way.groups, way.flops) for way in ways(network, "cpu", "float32")]
+        [(((0,), (1,)), 131200), (((0, 1),), 4718592)]
+    """
+    trees: dict[int, Any] = {k: k for k in range(len(network.cores))}
+    yield _way(network, [*trees.values()], device, dtype)
+    kernel = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
+    for number, step in enumerate(kernel.steps, start=len(trees)):
+        trees[number] = tuple(trees.pop(k) for k in sorted((step.left.operand, step.right.operand)))
+        if len(trees) <= GROUPS:
+            yield _way(network, [*trees.values()], device, dtype)
+
+
+def _way(network: TensorNetwork, trees: Sequence[Any], device: str, dtype: str) -> Way:
+    """The way in which cores contract as some trees say, then the results with copies, in a greedy order."""
+    sizes = {f"{axis}{prime}": size for axis, size in network.sizes.items() for prime in ("", "'")}
+    groups = [_leaves(tree) for tree in trees]
+    pairs = [_pairs(tree, group) for tree, group in zip(trees, groups, strict=True)]
+
+    def part(k: int, out: Axes) -> Contraction:
+        return Contraction.of([network.cores[core] for core in groups[k]], pairs[k], out, sizes)
+
+    def join(ends: Sequence[Axes]) -> Contraction:
+        return order((*ends, *(copy(end, network.dense_axes) for end in ends)), (), tuple(sizes.items()))
+
+    ends = [_open(network, group) for group in groups]
+    ends = [steps[-1].axes[2] if (steps := part(k, end).steps) else end for k, end in enumerate(ends)]
+    for k in range(len(ends) if 1 < len(ends) <= GROUPS else 0):  # lay it out as it is wanted, if that saves copies
+        sides = (side for step in join(ends).steps for side in (step.left, step.right) if not side.ready)
+        orders = [side.order for side in sides if side.order and side.operand % len(ends) == k]
+        tries = [[*ends[:k], tuple(ends[k][j] for j in found), *ends[k + 1 :]] for found in orders]
+        ends = min([ends, *tries], key=lambda tried: _moved(join(tried)))
+    parts = tuple(part(k, end) for k, end in enumerate(ends))
+    whole = join(ends) if len(ends) > 1 else None
+    table, size = rates(device, dtype), getattr(torch, dtype).itemsize
+    seconds = 0.0 if whole else table.train[MOVE].byte * network.dense_params * size
+    for contraction in (*parts, *([whole] if whole else [])):
+        fixed = range(len(ends), 2 * len(ends)) if contraction is whole else ()  # the copies get no gradients
+        seconds += 2 * table.train[MOVE].byte * _moved(contraction) * size
+        seconds += table.infer[CONTRACT].call * bool(contraction.steps)
+        for step in contraction.steps:
+            once, both = (kind[WEIGHTS].seconds(step.flops, step.entries * size) for kind in (table.infer, table.train))
+            seconds += once + (both - once) / 2 * sum(side.operand not in fixed for side in (step.left, step.right))
+    return Way(tuple(groups), parts, whole, seconds)
+
+
+def _moved(contraction: Contraction) -> int:
+    """Entries of the operands that are turned around."""
+    sides = (side for step in contraction.steps for side in (step.left, step.right))
+    return sum(math.prod(side.source) for side in sides if side.order)
+
+
+def _open(network: TensorNetwork, group: Sequence[int]) -> Axes:
+    """The axes of what some cores contract to: dense ones, and those that other cores have too."""
+    others = {axis for k, core in enumerate(network.cores) if k not in group for axis in core}
+    mine = dict.fromkeys(axis for k in group for axis in network.cores[k])
+    return tuple(axis for axis in mine if axis in others or axis in network.dense_axes)
+
+
+def _leaves(tree: Any) -> tuple[int, ...]:
+    return (*_leaves(tree[0]), *_leaves(tree[1])) if isinstance(tree, tuple) else (tree,)
+
+
+def _pairs(tree: Any, leaves: Sequence[int]) -> list[tuple[int, int]]:
+    """The steps of a tree, as ``Contraction.of`` takes them."""
+    pairs: list[tuple[int, int]] = []
+
+    def visit(node: Any) -> int:
+        if not isinstance(node, tuple):
+            return leaves.index(node)
+        pairs.append((visit(node[0]), visit(node[1])))
+        return len(leaves) + len(pairs) - 1
+
+    visit(tree)
+    return pairs

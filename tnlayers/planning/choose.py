@@ -1,0 +1,214 @@
+"""The choice of a plan: the fastest one by estimate, or in doubt the dense kernel, under a limit on memory."""
+
+import heapq
+import itertools
+import math
+import operator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+
+from tnlayers import validate
+from tnlayers.backend.rates import MOVE, rates
+from tnlayers.planning.memory import Footprint
+from tnlayers.planning.options import Pricing
+from tnlayers.planning.path import Path, Setting, Trail
+from tnlayers.planning.plan import Plan, Thrift, assemble
+from tnlayers.planning.search import Search
+from tnlayers.planning.search_space import space
+from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
+
+STRATEGIES = ("auto", "reconstruct", "factorized")
+MEMORY = ("auto", "low")
+
+LIMIT = 1.5
+"""With memory='auto', the estimated peak of a training step over a dense one; what keeps to it mostly measures 1.25."""
+
+TRAILS = 256
+"""How many ways are looked at, once there is a plan among them."""
+
+_HUGE = 1 << 1000  # near to the largest float
+
+KNOWN, NEAR = 24, 1.25
+"""Of each corner of a range of sizes, see ``plan``: how many steps are kept in all, in ways how near to the best."""
+
+
+@lru_cache(maxsize=4096)
+def plan(
+    network: TensorNetwork,
+    geometry: Geometry,
+    setting: Setting,
+    strategy: str = "auto",
+    memory: str = "auto",
+) -> Plan:
+    """The plan of least estimated time, in doubt the dense kernel; see ``candidates`` for the arguments.
+
+    The search runs where batch and sizes are powers of two. Elsewhere the best plans of the two corners around the
+    setting compete at the setting's own costs: to price these again takes less than a millisecond.
+
+    Example:
+        >>> cp = TensorNetwork.parse("i:64 r:16, o:64 r, h:3 r, w:3 r")
+        >>> found = plan(cp, Geometry(64, 64, (3, 3), padding=1), Setting(32, (32, 32)))
+        >>> found.order, [meeting.op for meeting in found.meetings]
+        ('0 > 2*3 > 1', ['matmul', 'conv', 'matmul'])
+    """
+    pricing = _search(network, geometry, setting, strategy, memory).pricing
+    corners = _corners(network, geometry, setting)
+    paths = {path: None for corner in corners for path in _known(network, geometry, corner, strategy, memory)}
+    trails = sorted(filter(None, map(pricing.price, paths)), key=lambda trail: trail.seconds)
+    return assemble(pricing, *next(_choices(pricing, trails, strategy, memory)))
+
+
+def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> Iterator[Setting]:
+    """The settings around one whose batch and sizes are powers of two, as far as the kernel fits in."""
+    numbers = setting.batch, *setting.size
+    below = tuple(1 << number.bit_length() >> 1 for number in numbers)
+    above = tuple(low if low == number else 2 * low for low, number in zip(below, numbers, strict=True))
+    # Where the search is not exact, one corner must do.
+    for batch, *size in dict.fromkeys((below, above) if space(network, geometry).exact else (above,)):
+        with suppress(ValueError):
+            geometry.output_size(tuple(size))
+            yield replace(setting, batch=batch, size=tuple(size))
+
+
+@lru_cache(maxsize=4096)
+def _known(
+    network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str
+) -> tuple[Path, ...]:
+    """The best ways in a setting, and those of the dense kernel, of which one can always run."""
+    search = _search(network, geometry, setting, strategy, memory)
+    found: list[Trail] = []
+    for trail, thrift in _choices(search.pricing, search, strategy, memory):
+        search.limit = min(search.limit, NEAR * (trail.seconds + thrift.seconds))
+        if found and sum(len(other.options) for other in (*found, trail)) > KNOWN:
+            break
+        found.append(trail)
+    if strategy == "auto":
+        found += _search(network, geometry, setting, "reconstruct", memory)
+    return tuple(dict.fromkeys(trail.path for trail in found))
+
+
+def _search(network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str) -> Search:
+    named = parse(strategy, network, geometry)
+    table = rates(setting.device, str(setting.dtype).removeprefix("torch."))
+    return Search(space(network, geometry), setting, table, named, memory == "low" and setting.mode == "train")
+
+
+def candidates(
+    network: TensorNetwork,
+    geometry: Geometry,
+    setting: Setting,
+    strategy: str = "auto",
+    memory: str = "auto",
+) -> Iterator[Plan]:
+    """Plans by estimated time, the fastest first, but for the table's doubt.
+
+    Args:
+        network: the kernel's network.
+        geometry: the convolution.
+        setting: sizes, layout, mode, device and dtype.
+        strategy: 'reconstruct' builds the dense kernel; 'factorized' lets ``x`` meet the cores one by one; 'auto' takes
+            every way into account; '0 > 1*2' lets ``x`` meet core 0, then what cores 1 and 2 contract to.
+        memory: 'auto' keeps the peak of a training step within LIMIT times the dense layer's; 'low' keeps nothing
+            between forward and backward but the input.
+
+    Yields:
+        Plan: in the order of ``seconds``; under 'auto', those of plans other than the dense kernel's are taken to be
+            more by the ``doubt`` of ``tnlayers.backend.rates``.
+
+    Raises:
+        TypeError, ValueError: the strategy is refused, see ``parse``; or the kernel is larger than the padded input.
+    """
+    search = _search(network, geometry, setting, strategy, memory)
+    for trail, thrift in _choices(search.pricing, search, strategy, memory):
+        yield assemble(search.pricing, trail, thrift)
+
+
+def _choices(pricing: Pricing, trails: Iterable[Trail], strategy: str, memory: str) -> Iterator[tuple[Trail, Thrift]]:
+    """Trails, which come the fastest first, with what they do to save memory, in the order of ``candidates``."""
+    setting, doubt = pricing.setting, pricing.rates.doubt if strategy == "auto" else 0.0
+    limit = LIMIT * _dense(pricing.space.network, pricing.space.geometry, setting)
+    waiting: list[tuple[float, int, Trail, Thrift]] = []  # until nothing can come that goes first
+    some = False
+    for number, trail in enumerate(trails):
+        if number >= TRAILS and (some or waiting):
+            break
+        dense = len(trail.options) == 1
+        thrift: Thrift | None = Thrift()
+        if pricing.thrifty:
+            thrift = Thrift(kept=(False,) * (len(trail.options) - 1), parts=pricing.parts, rebuild=True)
+        elif setting.mode == "train":
+            thrift = _within(pricing, trail, limit)
+            # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
+            if thrift is None and (dense or strategy not in ("auto", "reconstruct")):
+                thrift = Thrift()
+        if thrift is not None:
+            seconds = (trail.seconds + thrift.seconds) * (1 if dense else 1 + doubt)
+            heapq.heappush(waiting, (seconds, number, trail, thrift))
+        while waiting and waiting[0][0] <= trail.seconds:
+            some = True
+            yield heapq.heappop(waiting)[-2:]
+    while waiting:
+        yield heapq.heappop(waiting)[-2:]
+
+
+def _within(pricing: Pricing, trail: Trail, limit: float) -> Thrift | None:
+    """What takes a trail within a limit on memory in the least time, if anything does."""
+    found = Footprint.of(pricing, trail)
+    again = [option.cost.forward for option in trail.options[:-1]]
+    another = sum(option.part for option in trail.options)
+    kept = [True] * len(again)
+    best: Thrift | None = None
+    # What is cheap to make again for its size goes first.
+    for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / min(max(1, found.tensors[k + 1]), _HUGE))):
+        if number is not None:
+            kept[number] = False
+        if parts := found.parts(kept, limit, pricing.parts):
+            seconds = sum(itertools.compress(again, map(operator.not_, kept))) + (parts - 1) * another
+            if parts > 1:  # the parts of the input's gradient are put together, and so may be those of the output
+                joined = found.tensors[0] + (0 if any(kept) else found.tensors[-1])
+                seconds += pricing.infer[MOVE].seconds(0, 2 * joined)
+            best = min(best or Thrift(math.inf), Thrift(seconds, tuple(kept), parts))
+        if parts == 1:
+            break
+    return best
+
+
+def _dense(network: TensorNetwork, geometry: Geometry, setting: Setting) -> int:
+    """Bytes that a training step of the dense layer takes: kernel, input and output, and their gradients."""
+    x = geometry.in_channels * setting.batch * math.prod(setting.size)
+    y = geometry.out_channels * setting.batch * math.prod(geometry.output_size(setting.size))
+    return setting.dtype.itemsize * 2 * (network.dense_params + x + y)
+
+
+def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tuple[int, ...]:
+    """One of STRATEGIES as it is; of an order such as '0 > 1*2', the sets of cores as bit masks.
+
+    Raises:
+        TypeError, ValueError: it is neither, does not name every core of the network once, or lets ``x`` meet less than
+            the dense kernel where the groups do not divide the most significant output factor.
+    """
+    count, order = len(network.cores), None
+    if strategy not in STRATEGIES:
+        if not isinstance(strategy, str) or not strategy[:1].isdigit():
+            validate.choice("strategy", strategy, (*STRATEGIES, "0 > 1*2"))
+        try:
+            sets = [[int(core) for core in part.split("*")] for part in strategy.split(">")]
+        except ValueError:
+            sets = []
+        if sorted(core for part in sets for core in part) != list(range(count)):
+            accepted = "', '".join(STRATEGIES)
+            raise ValueError(
+                f"strategy is {strategy!r}; accepted: '{accepted}', or an order such as '0 > 1*2' that names each of "
+                f"the network's cores, 0 to {count - 1}, once"
+            )
+        order = tuple(sum(1 << core for core in part) for part in sets)
+    split = geometry.groups == 1 or space(network, geometry).split
+    if not split and (strategy == "factorized" or (order is not None and len(order) > 1)):
+        raise ValueError(
+            f"strategy is {strategy!r}, but groups ({geometry.groups}) does not divide the first factor of out_shape "
+            f"{network.shape(network.outputs)}; choose another out_shape, or strategy='reconstruct'"
+        )
+    return strategy if order is None else order

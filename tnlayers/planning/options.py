@@ -1,0 +1,279 @@
+"""What plans cost: the contraction of cores, and the steps in which ``x`` meets what they contract to.
+
+Costs are those of ``tnlayers.backend.rates``. Sets of cores and of axes are bit masks, see ``search_space``.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+
+from tnlayers.backend.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates, floor
+from tnlayers.ops.channel_matmul import FIRST, LAST
+from tnlayers.ops.input_step import CONV, MATMUL
+from tnlayers.planning.path import FREE, Cost, Option, Path, Setting, Sizes, Trail
+from tnlayers.planning.search_space import Space, refine
+
+_CACHED = 1e-3
+"""Share at which contractions of weights count where they are cached: enough to prefer the smaller ones."""
+
+_SINGLE = 20480
+"""Entries up to which torch gives one image on a CPU to another convolution, which turns channels last around."""
+
+COLUMNS = 16
+"""Matrix products over the positions of an image pay for these in multiples of this."""
+
+PARTS = 16
+"""The largest number of parts into which the backward cuts the batch."""
+
+
+class Contractions:
+    """How sets of cores contract, and what that costs: the same for inputs of every size.
+
+    Attributes:
+        of: for a set of cores, the two parts of it that meet last (None for one core), and the cost of all of it.
+        between: entries of all that the contraction of some cores makes, its result included.
+    """
+
+    def __init__(self, where: Space, rates: Rates, mode: str, itemsize: int) -> None:
+        self.space, self.table, self.infer, self.itemsize = where, rates.of(mode), rates.infer, itemsize
+        self.share = _CACHED if mode == "cached" else 1.0
+        self.of, self.between = cache(self._of), cache(self._between)
+
+    def _of(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
+        if not tensor & (tensor - 1):
+            return None, FREE
+        where, volume = self.space, self.space.volume
+        axes, rate = where.weight_axes(tensor), self.table[WEIGHTS]
+        best: tuple[float, int, int, int] | None = None
+        for left in self._lefts(tensor):
+            a, b = where.weight_axes(left), where.weight_axes(tensor & ~left)
+            flops = 2 * volume(a | b) if (a | b) != axes else 0
+            entries = volume(a) + volume(b) + volume(axes)
+            seconds = self.share * rate.seconds(flops, entries * self.itemsize)
+            seconds += self.of(left)[1].seconds + self.of(tensor & ~left)[1].seconds
+            if best is None or seconds < best[0]:
+                best = seconds, left, flops, entries
+        assert best is not None
+        seconds, left, flops, entries = best
+        halves = left, tensor & ~left
+        size = entries * self.itemsize
+        forward = self.infer[WEIGHTS].seconds(flops, size)
+        step = Cost(seconds, forward, flops, size)
+        total = _sum(step, _sum(*(self.of(half)[1] for half in halves)))
+        return halves, total._replace(seconds=seconds)
+
+    def _lefts(self, tensor: int) -> list[int]:
+        """One part of each way to split a set: into two that ``x`` may meet too, else as the cores merge."""
+        sets = self.space.tensors()
+        known, lowest = frozenset(sets), tensor & -tensor
+        found = [part for part in sets if part & lowest and part & tensor == part != tensor and tensor & ~part in known]
+        return found or [self.space.halve(tensor)]
+
+    def pairs(self, tensor: int, cores: Sequence[int]) -> list[tuple[int, int]]:
+        """The steps of a set's contraction, as ``tnlayers.ops.contraction.Contraction.of`` takes them."""
+        found: list[tuple[int, int]] = []
+
+        def visit(part: int) -> int:
+            halves, _ = self.of(part)
+            if halves is None:
+                return cores.index(part.bit_length() - 1)
+            found.append((visit(halves[0]), visit(halves[1])))
+            return len(cores) + len(found) - 1
+
+        visit(tensor)
+        return found
+
+    def _between(self, tensor: int) -> int:
+        """Entries of all that the contraction of some cores makes, its result included."""
+        halves, _ = self.of(tensor)
+        made = self.space.volume(self.space.weight_axes(tensor)) if halves else 0
+        return made + sum(map(self.between, halves or ()))
+
+
+@lru_cache(maxsize=512)
+def contractions(where: Space, rates: Rates, mode: str, itemsize: int) -> Contractions:
+    """The contractions of a layer's cores under a table of rates."""
+    return Contractions(where, rates, mode, itemsize)
+
+
+class Pricing:
+    """What steps cost in one setting.
+
+    Args:
+        where: the space.
+        setting: what to plan for.
+        rates: what operations cost.
+        thrifty: whether the backward makes everything again, in as many parts of the batch as there may be.
+
+    Attributes:
+        parts: how many that are.
+        contractions: of the cores.
+    """
+
+    def __init__(self, where: Space, setting: Setting, rates: Rates, thrifty: bool = False) -> None:
+        self.space, self.setting, self.rates, self.thrifty = where, setting, rates, thrifty
+        self.parts = min(PARTS, setting.batch)
+        self.mode, self.infer, self.itemsize = rates.of(setting.mode), rates.infer, setting.dtype.itemsize
+        self.contractions = contractions(where, rates, setting.mode, self.itemsize)
+        geometry = where.geometry
+        nothing = ((0, 0),) * geometry.ndim
+        pads, later = (geometry.pads, nothing) if geometry.prepad else (nothing, geometry.pads)
+        before = [size + sum(pad) for size, pad in zip(setting.size, pads, strict=True)]
+        after = geometry.output_size(setting.size)
+        taps = zip(where.kernel, geometry.kernel_size, before, after, strict=True)
+        self.places = {bit: places for bit, _, *places in taps}
+        each = (geometry.each(name) for name in ("kernel_size", "stride", "output_padding"))
+        axes = zip(where.kernel, *each, later, strict=True)
+        self.trivial = sum(
+            bit for bit, size, stride, more, pad in axes if size == stride == 1 and not more and not any(pad)
+        )
+        self.length, self.sizes = cache(self._length), cache(self._sizes)
+        self.kinds, self.ways = cache(self._kinds), cache(self._ways)
+        self.least, self.ahead = cache(self._least), cache(self._ahead)
+        self.floor = floor(self.mode)
+
+    def _least(self, absorbed: int, tensor: int) -> float:
+        """A bound below the seconds of every option of a step: nothing is reordered, nothing made again."""
+        *_, x, y, weight, _ = self.sizes(absorbed, tensor)
+        size = (x + y + weight) * self.itemsize
+        step = min(self.mode[kind].seconds(work, size) for *_, kind, work in self.kinds(absorbed, tensor))
+        return self.contractions.of(tensor)[1].seconds + self._call(tensor) + step
+
+    def _call(self, tensor: int) -> float:
+        """Seconds that a contraction takes beside its steps."""
+        return self.mode[CONTRACT].call if tensor & (tensor - 1) and self.setting.mode != "cached" else 0.0
+
+    def _ahead(self, absorbed: int) -> float:
+        """A bound below the seconds that are left: at least one step more, which reads ``x`` and writes the output."""
+        if absorbed == (where := self.space).all:
+            return 0.0
+        entries = sum(where.volume(where.x_axes(state)) * self.length(state) for state in (absorbed, where.all))
+        return self.floor.seconds(0, self.setting.batch * entries * self.itemsize)
+
+    def seconds(self, absorbed: int, option: Option) -> float:
+        """What a step adds to the time of a trail, with what its weight takes."""
+        weights, cost = self.contractions.of(option.cores)[1], option.cost
+        seconds = weights.seconds + cost.seconds + self._call(option.cores)
+        if not self.thrifty:
+            return seconds
+        again = 0.0 if absorbed | option.cores == self.space.all else cost.forward
+        return seconds + weights.forward + again + (self.parts - 1) * option.part
+
+    def price(self, path: Path) -> Trail | None:
+        """A path as a trail, with its costs here; None if torch does one of its steps in another way here."""
+        absorbed, options, total = 0, [], 0.0
+        for option in path:
+            if (option.op, option.source, option.target) not in self.ways(absorbed, option.cores):
+                return None
+            here = self._priced(absorbed, option)
+            options.append(here)
+            total += self.seconds(absorbed, here)
+            absorbed |= option.cores
+        return Trail(tuple(options), total)
+
+    def options(self, absorbed: int, tensor: int, layout: str, axes: tuple[int, ...]) -> Iterator[Option]:
+        """Every way to do the step from a state to the next."""
+        where, roles = self.space, self.space.roles(absorbed, tensor)
+        dense, final = tensor == where.all, absorbed | tensor == where.all
+        classes = (0, 0, where.x_axes(0), 0) if dense else roles[:3]
+        straight = axes if dense else refine(axes, classes)
+        for op, source, target in self.ways(absorbed, tensor):
+            # x is copied where its axes lie in another order; from channels last to first, also where a copy is all.
+            order = straight if source == layout else None
+            if order is None and LAST in (source, target) and not (source == layout != target or not self.places):
+                continue
+            if source != target and (source != layout or (final and target != self.setting.layout)):
+                continue
+            parts = order if order is not None else where.inputs if dense else tuple(role for role in classes if role)
+            if dense:
+                result: tuple[int, ...] = where.outputs
+            else:
+                kept = tuple(part for part in parts if not part & roles.summed)
+                result = (*kept, roles.new) if roles.new else kept
+            tail = final and (target != self.setting.layout or refine(result, where.outputs) is None)
+            made = Option(tensor, op, "", source, target, order is None, tail, parts, result, FREE, 0.0)
+            yield self._priced(absorbed, made)
+
+    def _kinds(self, absorbed: int, tensor: int) -> list[tuple[str, str, str, str, int]]:
+        """The operations that do a step, from and to a layout, with their row in the table of rates and their FLOPs.
+
+        FLOPs are those that an operation pays for: some fill up their channels or positions.
+        """
+        f, g, s, n, x, _, _, flops = self.sizes(absorbed, tensor)
+        pointwise = not self.space.roles(absorbed, tensor).kernel & ~self.trivial
+        tiny = self.setting.device == "cpu" and self.setting.batch * f == g == 1 and x <= _SINGLE
+        found = []
+        if self.places:
+            deep = s == n == 1 < g
+            family = "depth" if deep else "group" if g > 1 else "point" if pointwise else "conv"
+            for laid in (FIRST, LAST) if len(self.places) > 1 and f == 1 and not tiny else (FIRST,):
+                lanes = self.rates.lanes[SINGLE if tiny else laid]
+                work = flops if deep else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
+                found.append((CONV, laid, laid, f"{family} {SINGLE if tiny else laid}", work))
+        if pointwise:
+            columns = self.length(absorbed)
+            padded = flops // max(1, columns) * _up(columns, COLUMNS)
+            if self.places:
+                found.append((MATMUL, FIRST, FIRST, "matmul first first", padded))
+            found.append((MATMUL, LAST, LAST, "matmul last last" if g == 1 else "matmul group", flops))
+            if self.places and f == g == 1:
+                found.append((MATMUL, FIRST, LAST, "matmul first last", padded))
+                found.append((MATMUL, LAST, FIRST, "matmul last first", padded))
+        return found
+
+    def _ways(self, absorbed: int, tensor: int) -> dict[tuple[str, str, str], tuple[str, Cost]]:
+        """The operations that do a step, from and to a layout, with their row in the table of rates and their cost."""
+        *_, x, y, weight, flops = self.sizes(absorbed, tensor)
+        fresh = self._fresh(y, x)
+        return {
+            (op, source, target): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh))
+            for op, source, target, kind, work in self.kinds(absorbed, tensor)
+        }
+
+    def _priced(self, absorbed: int, option: Option) -> Option:
+        """An option with its row in the table of rates and its cost, copies included."""
+        kind, cost = self.ways(absorbed, option.cores)[option.op, option.source, option.target]
+        *_, x, y, weight, _ = self.sizes(absorbed, option.cores)
+        for moving, entries in ((option.moved, x), (option.tail, y)):
+            if moving:
+                cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
+                cost = _sum(cost, self._fresh(entries, entries))
+        part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
+        return option._replace(kind=kind, cost=cost, part=part)
+
+    def _length(self, absorbed: int) -> int:
+        """Positions per image once ``x`` has met some cores."""
+        met = self.space._union(absorbed)
+        return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
+
+    def _sizes(self, absorbed: int, tensor: int) -> Sizes:
+        """What is multiplied where ``x`` meets a tensor."""
+        where, batch = self.space, self.setting.batch
+        f, g, s, n = where.channels(absorbed, tensor)
+        before, after = self.length(absorbed), self.length(absorbed | tensor)
+        taps = where.volume(where.roles(absorbed, tensor).kernel)
+        # Each entry of the input of a transposed convolution meets every tap, else each entry of the output does.
+        flops = 2 * batch * f * g * s * n * taps * (before if where.geometry.transposed else after)
+        return Sizes(f, g, s, n, batch * f * g * s * before, batch * f * g * n * after, g * s * n * taps, flops)
+
+    def _cost(self, kind: str, flops: int, entries: int, work: int) -> Cost:
+        """The cost of an operation that pays for ``work``, which is no less than its FLOPs."""
+        size = entries * self.itemsize
+        forward = self.infer[kind].seconds(work, size)
+        seconds = forward if self.mode is self.infer else self.mode[kind].seconds(work, size)
+        return Cost(seconds, forward, flops, size)
+
+    def _fresh(self, made: int, gradient: int) -> Cost:
+        """What it takes to have memory for a large result and, in the backward, for a gradient."""
+        large, each = self.rates.large, self.rates.fault * self.itemsize
+        forward = made * each if made * self.itemsize > large else 0.0
+        training = self.setting.mode == "train" and gradient * self.itemsize > large
+        return Cost(forward + (gradient * each if training else 0.0), forward, 0, 0)
+
+
+def _sum(a: Cost, b: Cost) -> Cost:
+    return Cost(a.seconds + b.seconds, a.forward + b.forward, a.flops + b.flops, a.bytes + b.bytes)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,93 @@
+"""What the search for a plan is about: the setting, the steps to choose from with their costs, and what it finds."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from tnlayers.ops.channel_matmul import FIRST, LAST
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a plan is made for.
+
+    Attributes:
+        batch, size: of the input: number of images, positions along each spatial axis.
+        layout: where its channels lie in memory, 'first' or 'last'; without positions, they are last.
+        mode: 'train', 'infer' or 'cached', see ``tnlayers.backend.rates``.
+        device: kind of device, as ``torch.device.type``.
+        dtype: what is computed in.
+    """
+
+    batch: int
+    size: tuple[int, ...]
+    layout: str = FIRST
+    mode: str = "train"
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if not self.size:
+            object.__setattr__(self, "layout", LAST)
+
+
+class Cost(NamedTuple):
+    """Estimated seconds in the setting's mode and of the forward alone; the forward's FLOPs, and bytes moved."""
+
+    seconds: float
+    forward: float
+    flops: int
+    bytes: int
+
+
+FREE = Cost(0.0, 0.0, 0, 0)
+
+
+class Option(NamedTuple):
+    """One way for ``x`` to meet a tensor.
+
+    The operation and its row in the table of rates, layouts, whether ``x`` is copied before and ``y`` after. ``part``
+    is what one more part of the batch costs in training: a call, and the weight read and its gradient added to the sum.
+    """
+
+    cores: int
+    op: str
+    kind: str
+    source: str
+    target: str
+    moved: bool
+    tail: bool
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    cost: Cost
+    part: float
+
+
+class Sizes(NamedTuple):
+    """Channels folded, in groups, summed and new; entries of ``x``, of the result and of the weight; FLOPs."""
+
+    f: int
+    g: int
+    s: int
+    n: int
+    x: int
+    y: int
+    weight: int
+    flops: int
+
+
+Path = tuple[Option, ...]
+"""A complete way without its costs: one for inputs of many sizes."""
+
+
+class Trail(NamedTuple):
+    """A complete way: its options in order, and its cost with all contractions of weights."""
+
+    options: tuple[Option, ...]
+    seconds: float
+
+    @property
+    def path(self) -> Path:
+        """It without its costs."""
+        return tuple(option._replace(cost=FREE, part=0.0) for option in self.options)

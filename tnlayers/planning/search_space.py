@@ -1,0 +1,233 @@
+"""The axes and cores of a layer as bit masks, and what becomes of them where ``x`` meets some cores.
+
+The order of axes that a step creates is left open until a later step asks for one: an order is a tuple of sets, each in
+any order.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from itertools import combinations
+from typing import NamedTuple
+
+from tnlayers.ops.contraction import pairs
+from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import Axes, bits
+
+GROUP = "(group)"
+"""The axis of the groups, which no user can name, since a name is letters and digits."""
+
+MOST_SETS = 64
+"""Up to this many connected sets of cores, the search for a plan looks at every one: in some 30 ms. Measured."""
+
+UNITS, FEW = 8, 4
+"""Of a network with more connected sets, the cores are merged until so many units are left; and until few are."""
+
+
+class Roles(NamedTuple):
+    """What the axes of ``x`` and of a tensor become where they meet, as sets."""
+
+    folded: int
+    groups: int
+    summed: int
+    new: int
+    kernel: int
+
+
+class Space:
+    """The axes and cores of a layer as bit masks; made once for a network and a geometry.
+
+    Attributes:
+        cores: the axes of each core; where the groups divide the first output factor, that is split into GROUP and
+            the rest.
+        names, sizes: of every axis, by its bit.
+        inputs, outputs, kernel: the bits of the channel axes of x and y, in order, and of the kernel axes.
+        split: whether the groups are an axis of the network; without groups they are.
+        singles: every core as a set.
+        params: entries of all cores.
+        exact: whether ``x`` may meet every connected set of cores, of which there are not too many.
+    """
+
+    def __init__(self, network: TensorNetwork, geometry: Geometry) -> None:
+        self.network, self.geometry = network, geometry
+        groups, top = geometry.groups, network.outputs[0]
+        self.split = network.sizes[top] % groups == 0
+        sizes = dict(network.sizes)
+        group: tuple[str, ...] = ()
+        if groups > 1 and self.split:
+            sizes |= {GROUP: groups, top: sizes[top] // groups}
+            group = (GROUP,)
+        self.cores: tuple[Axes, ...] = tuple(
+            tuple(a for axis in core for a in ((*group, top) if axis == top else (axis,))) for core in network.cores
+        )
+        self.names = tuple(sizes)
+        self.sizes = tuple(sizes.values())
+        bit = {name: 1 << k for k, name in enumerate(self.names)}
+        self.inputs = tuple(bit[axis] for axis in (*group, *network.inputs))
+        self.outputs = tuple(bit[axis] for axis in (*group, *network.outputs))
+        self.kernel = tuple(bit[axis] for axis in network.kernel)
+        self.unions = _tables([sum(bit[axis] for axis in core) for core in self.cores], operator.or_, 0)
+        self.volumes = _tables(self.sizes, operator.mul, 1)
+        self.all = (1 << len(self.cores)) - 1
+        self.params = network.num_params
+        self.ends = sum(self.inputs), sum(self.outputs), sum(self.kernel)
+        self.dense = self.ends[0] | self.ends[1] | self.ends[2]
+        self.volume = cache(self._volume)
+        self.weight_axes = cache(self._weight_axes)
+        self.x_axes = cache(self._x_axes)
+        self.roles = cache(self._roles)
+        self.singles = [1 << k for k in range(len(self.cores))]
+        self.tensors, self.coarse, self.merges = cache(self._tensors), cache(self._coarse), cache(self._merges)
+        self._every = self._connected()
+        self.exact = self._every is not None
+
+    def _tensors(self) -> list[int]:
+        """The sets of cores that ``x`` may meet: every connected one where there are few, else ``_some``."""
+        return self._some() if self._every is None else self._every
+
+    def _connected(self) -> list[int] | None:
+        """Every connected set of cores; None if there are more than MOST_SETS."""
+        found, fresh = set(self.singles), self.singles
+        while fresh:
+            grown = set()
+            for tensor in fresh:
+                axes = self.weight_axes(tensor)
+                grown |= {tensor | core for core in self.singles if not tensor & core and axes & self._union(core)}
+                if len(found) + len(grown) > MOST_SETS:
+                    return None
+            fresh = sorted(grown - found)
+            found.update(fresh)
+        return sorted(found)
+
+    def _some(self) -> list[int]:
+        """Connected sets of units: each, runs of neighbours, pairs, what a greedy contraction makes, and the rests."""
+        units = sorted(self.units(UNITS), key=lambda unit: unit & -unit)
+        count = len(units)
+        runs = (units[start:stop] for start in range(count) for stop in range(start + 1, count + 1))
+        made = (left | right for left, right in self.merges()[len(self.cores) - count :])
+        found = {*map(sum, runs), *map(sum, combinations(units, 2)), *made}
+        found |= {self.all & ~part for part in found}
+        return sorted(part for part in found if part and self._joined([unit for unit in units if unit & part]))
+
+    def _coarse(self) -> frozenset[int]:
+        """What a few units make, nothing among it; a search looks at them however little time it has."""
+        units = self.units(FEW)
+        return frozenset(sum(parts) for size in range(len(units) + 1) for parts in combinations(units, size))
+
+    def _joined(self, parts: Sequence[int]) -> bool:
+        """Whether sets of cores are connected with each other."""
+        first, *rest = parts
+        while rest:
+            near = [part for part in rest if self.weight_axes(part) & self.weight_axes(first)]
+            if not near:
+                return False
+            first |= sum(near)
+            rest = [part for part in rest if part not in near]
+        return True
+
+    def _merges(self) -> list[tuple[int, int]]:
+        """How the cores contract by pairs of sets: those go first that go best together.
+
+        Those go best together that join the fewest of input, output and kernel, then those whose product grows least.
+        """
+        made, sizes = list(self.singles), dict(zip(self.names, self.sizes, strict=True))
+        found = []
+        for a, b in pairs(self.cores, self.axes(self.dense), sizes, [self.axes(end) for end in self.ends]):
+            found.append((made[a], made[b]))
+            made.append(made[a] | made[b])
+        return found
+
+    def units(self, most: int) -> list[int]:
+        """Sets of cores, at most so many: cores that go best together are merged."""
+        units = list(self.singles)
+        for left, right in self.merges()[: max(0, len(units) - most)]:
+            units = [*(unit for unit in units if unit not in (left, right)), left | right]
+        return units
+
+    def halve(self, cores: int) -> int:
+        """One part of a set of cores, where the merges leave two for the last."""
+        for left, right in reversed(self.merges()):
+            if cores & left and cores & right:
+                return cores & left
+        raise ValueError("a single core has no parts")
+
+    def _union(self, cores: int) -> int:
+        union = 0
+        for table in self.unions:
+            union |= table[cores & _LOW]
+            cores >>= _CHUNK
+        return union
+
+    def _volume(self, axes: int) -> int:
+        total = 1
+        for table in self.volumes:
+            total *= table[axes & _LOW]
+            axes >>= _CHUNK
+        return total
+
+    def _weight_axes(self, cores: int) -> int:
+        """The axes of what some cores contract to: dense ones, and those that other cores have too."""
+        return self._union(cores) & (self._union(self.all & ~cores) | self.dense)
+
+    def _x_axes(self, absorbed: int) -> int:
+        """The channel axes of what ``x`` has become."""
+        have = self.ends[0] | self._union(absorbed)
+        return have & (self._union(self.all & ~absorbed) | self.ends[1]) & ~self.ends[2]
+
+    def _roles(self, absorbed: int, tensor: int) -> Roles:
+        x, w, y = self.x_axes(absorbed), self.weight_axes(tensor), self.x_axes(absorbed | tensor)
+        kernel = w & self.ends[2]
+        w &= ~kernel
+        return Roles(x & ~w, x & w & y, x & w & ~y, w & ~x, kernel)
+
+    def channels(self, absorbed: int, tensor: int) -> tuple[int, int, int, int]:
+        """How many channels are folded, groups, summed and new; groups of the dense kernel need not be an axis."""
+        if tensor == self.all:
+            groups = self.geometry.groups
+            return 1, groups, self.geometry.in_channels // groups, self.geometry.out_channels // groups
+        folded, groups, summed, new = (self.volume(role) for role in self.roles(absorbed, tensor)[:4])
+        return folded, groups, summed, new
+
+    def axes(self, mask: int) -> Axes:
+        """The names of a set of axes."""
+        return tuple(self.names[k] for k in bits(mask))
+
+
+_CHUNK = 8
+_LOW = (1 << _CHUNK) - 1
+
+
+def _tables(values: Sequence[int], join: Callable[[int, int], int], start: int) -> list[list[int]]:
+    """For each eight of the values, what every set of them joins to: planning spends its time in looking that up."""
+    tables = []
+    for first in range(0, len(values), _CHUNK):
+        table = [start]
+        for value in values[first : first + _CHUNK]:
+            table += [join(entry, value) for entry in table]
+        tables.append(table)
+    return tables
+
+
+@lru_cache(maxsize=256)
+def space(network: TensorNetwork, geometry: Geometry) -> Space:
+    """The search space of a layer."""
+    return Space(network, geometry)
+
+
+def refine(order: Sequence[int], classes: Sequence[int]) -> tuple[int, ...] | None:
+    """Split the sets of an order such that all axes of a class come before those of the next; None if none can.
+
+    Example:
+        >>> refine((0b001, 0b110), (0b011, 0b100)), refine((0b100, 0b011), (0b011, 0b100))
+        ((1, 2, 4), None)
+    """
+    refined, last = [], 0
+    for axes in order:
+        for number, members in enumerate(classes):
+            if part := axes & members:
+                if number < last:
+                    return None
+                last = number
+                refined.append(part)
+    return tuple(refined)

@@ -1,0 +1,1 @@
+"""What a layer is: networks as text, their axes, geometry and ranks. No tensors here."""

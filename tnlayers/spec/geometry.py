@@ -1,0 +1,216 @@
+"""A layer's geometry: every argument of ``torch.nn.ConvNd`` but the kernel, checked once. No tensors here."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tnlayers import validate
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution without its kernel's values: ``torch.nn.ConvNd``'s arguments, checked and normalised.
+
+    Without spatial axes it is a linear map.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: size of the kernel along each spatial axis; its length is the number of spatial axes.
+        stride, dilation: one integer, or one per spatial axis.
+        padding: one integer >= 0, one per spatial axis, 'same' or 'valid'.
+        groups: number of blocks of channels that do not mix; divides both numbers of channels.
+        padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
+        input_size: spatial size of the input, if known; then taps at the border are counted exactly.
+        transposed: the adjoint of the convolution from out_channels to in_channels, as ``torch.nn.ConvTransposeNd``.
+        output_padding: positions that a transposed convolution adds at the end of each axis of its output; less than
+            stride or dilation.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the sentence names it.
+
+    Example:
+        >>> g = Geometry(64, 128, (3, 3), stride=2, padding=1)
+        >>> g.fan_in, g.fan_out
+        (576.0, 288.0)
+        >>> g = Geometry(64, 128, (3, 3), stride=2, padding=1, input_size=(8, 8))
+        >>> round(g.fan_in, 1), round(g.fan_out, 1), g.output_size((8, 8))
+        (484.0, 242.0, (4, 4))
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | str | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+    padding_mode: str = "zeros"
+    input_size: tuple[int, ...] | None = None
+    transposed: bool = False
+    output_padding: int | tuple[int, ...] = 0
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            name: validate.integer(name, getattr(self, name)) for name in ("in_channels", "out_channels", "groups")
+        }
+        for name in ("in_channels", "out_channels"):
+            if checked[name] % checked["groups"]:
+                raise ValueError(f"groups is {checked['groups']}; it must divide {name}, which is {checked[name]}")
+        if not isinstance(self.kernel_size, tuple | list):
+            raise TypeError(f"kernel_size is {self.kernel_size!r}; it must be a tuple, one integer per spatial axis")
+        ndim = len(self.kernel_size)
+        for name in ("kernel_size", "stride", "dilation"):
+            checked[name] = validate.integers(name, getattr(self, name), ndim, repeat=True)
+        modes = PADDING_MODES[:1] if self.transposed else PADDING_MODES
+        checked["padding_mode"] = validate.choice("padding_mode", self.padding_mode, modes)
+        if isinstance(self.padding, str):
+            checked["padding"] = validate.choice("padding", self.padding, ("same", "valid"))
+            if self.padding == "same" and set(checked["stride"]) != {1}:
+                raise ValueError(f"stride is {checked['stride']}; padding='same' is defined for stride 1 only")
+        else:
+            checked["padding"] = validate.integers("padding", self.padding, ndim, minimum=0, repeat=True)
+        extra = validate.integers("output_padding", self.output_padding, ndim, minimum=0, repeat=True)
+        checked["output_padding"] = extra
+        self._check_transposed(checked)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.input_size is not None:
+            if not ndim and self.input_size:
+                raise ValueError(
+                    f"input_size is {self.input_size}; a linear layer's input has no spatial size, use None"
+                )
+            object.__setattr__(self, "input_size", validate.integers("input_size", self.input_size, ndim))
+            self.output_size(self.input_size)
+
+    def _check_transposed(self, checked: dict[str, Any]) -> None:
+        """What only one of convolution and transposed convolution can have."""
+        extra = checked["output_padding"]
+        if not self.transposed:
+            if any(extra):
+                raise ValueError(f"output_padding is {self.output_padding!r}; only a transposed convolution has one")
+            return
+        if "padding" not in checked or isinstance(checked["padding"], str):
+            raise ValueError(f"padding is {self.padding!r}; a transposed convolution takes integers only")
+        for more, stride, dilation in zip(extra, checked["stride"], checked["dilation"], strict=True):
+            if more >= max(stride, dilation):
+                raise ValueError(
+                    f"output_padding is {self.output_padding!r}; along each axis it must be less than stride "
+                    f"{checked['stride']} or dilation {checked['dilation']}"
+                )
+
+    @property
+    def ndim(self) -> int:
+        """The number of spatial axes."""
+        return len(self.kernel_size)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of torch's weight: out first, in / groups second; the other way round if transposed."""
+        first, second = self.out_channels, self.in_channels
+        if self.transposed:
+            first, second = second, first
+        return (first, second // self.groups, *self.kernel_size)
+
+    @property
+    def bias_bound(self) -> float:
+        """The bias of torch's layers is drawn from [-bound, bound]."""
+        return 1 / math.sqrt(math.prod(self.weight_shape[1:]))
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """How many input positions the dilated kernel covers along each axis."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.each("dilation"), self.kernel_size, strict=True))
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Positions added (before, after) along each axis; 'same' puts the odd one after, as torch does."""
+        if self.padding == "same":
+            return tuple(((span - 1) // 2, span - 1 - (span - 1) // 2) for span in self.spans)
+        return tuple((p, p) for p in self.each("padding"))
+
+    @property
+    def prepad(self) -> tuple[int, ...]:
+        """What ``F.pad`` must add before a convolution that cannot pad so itself, last axis first; empty if nothing."""
+        symmetric = self.padding_mode == "zeros" and all(before == after for before, after in self.pads)
+        if symmetric or not any(map(sum, self.pads)):
+            return ()
+        return tuple(amount for pair in reversed(self.pads) for amount in pair)
+
+    def each(self, name: str) -> tuple[int, ...]:
+        """Stride, dilation or a padding as one integer per axis, which __post_init__ has made of all but the words."""
+        value = getattr(self, name)
+        return (0,) * self.ndim if isinstance(value, str) else value
+
+    def output_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
+        """The output's spatial size for an input's.
+
+        Raises:
+            ValueError: the padded input is smaller than the dilated kernel; or a transposed convolution's padding
+                leaves nothing.
+        """
+        if self.transposed:
+            least, extra = self.least_size(input_size), self.each("output_padding")
+            found = tuple(size + more for size, more in zip(least, extra, strict=True))
+            if min(found) < 1:
+                raise ValueError(
+                    f"input size {tuple(input_size)} with padding {self.padding!r} gives the output size {found}; it "
+                    "must be at least 1 along each axis"
+                )
+            return found
+        out = []
+        for size, span, pad, stride in zip(input_size, self.spans, self.pads, self.each("stride"), strict=True):
+            if size + sum(pad) < span:
+                raise ValueError(
+                    f"input size {tuple(input_size)} with padding {self.padding!r} is smaller than the kernel, which "
+                    f"spans {self.spans} positions (kernel_size {self.kernel_size}, dilation {self.dilation})"
+                )
+            out.append((size + sum(pad) - span) // stride + 1)
+        return tuple(out)
+
+    def least_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
+        """A transposed convolution's output size without output_padding."""
+        each = zip(input_size, self.spans, self.each("stride"), self.each("padding"), strict=True)
+        return tuple((size - 1) * stride - 2 * pad + span for size, span, stride, pad in each)
+
+    @property
+    def taps(self) -> tuple[float, float]:
+        """T_fwd, T_bwd: mean number of real taps per output position, of (output, tap) pairs per input position.
+
+        A transposed convolution has the same pairs as the convolution whose adjoint it is.
+        """
+        forward = backward = 1.0
+        sizes = self.input_size or (None,) * self.ndim
+        outs = self.output_size(self.input_size) if self.input_size else (0,) * self.ndim
+        each = zip(sizes, outs, self.kernel_size, self.each("stride"), self.each("dilation"), self.pads, strict=True)
+        for size, out, kernel, stride, dilation, (before, _) in each:
+            if size is None:
+                strided = kernel / stride
+                forward, backward = (
+                    forward * (strided if self.transposed else kernel),
+                    backward * (kernel if self.transposed else strided),
+                )
+                continue
+            coarse, fine = (size, out) if self.transposed else (out, size)
+            if self.padding_mode == "zeros":
+                pairs = sum(
+                    0 <= stride * position + dilation * tap - before < fine
+                    for position in range(coarse)
+                    for tap in range(kernel)
+                )
+            else:
+                pairs = out * kernel
+            forward, backward = forward * pairs / out, backward * pairs / size
+        return forward, backward
+
+    @property
+    def fan_in(self) -> float:
+        """Number of input entries that an output entry sums, on average: C_in / groups * T_fwd."""
+        return self.in_channels / self.groups * self.taps[0]
+
+    @property
+    def fan_out(self) -> float:
+        """Number of output entries that an input entry reaches, on average: C_out / groups * T_bwd."""
+        return self.out_channels / self.groups * self.taps[1]

@@ -1,0 +1,239 @@
+"""What a kernel is made of: cores, their axes, and the axes' sizes. No tensors here.
+
+A network is written as text, one core after the other, an axis' name standing wherever it occurs::
+
+    CP       i r, o r, h r, w r                               r is one bond shared by four cores
+    Tucker   i ri, ri ro h w, ro o
+    ring     r0 i1 r1, r1 i2 r2, r2 h w r3, r3 o1 r4, r4 o2 r0
+
+Names tell the axes of the dense kernel: ``i``, ``i1``, ``i2``... are input axes and ``o``, ``o1``, ``o2``... output
+axes, most significant first (row-major); ``d``, ``h`` and ``w`` are kernel axes where exactly one core has them. Every
+other axis is a bond, summed over, and in at least two cores; more than two make it a hyperedge. A size may be written
+behind the name, ``"n:4 i r, n o r"``: such a bond is fixed, and no rank counts it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from tnlayers import validate
+from tnlayers.spec.notation import CHANNEL, KERNEL_AXES, NAME, Axes, einsum_equation, parse
+
+
+@dataclass(frozen=True)
+class TensorNetwork:
+    r"""An immutable tensor network: which core has which axes, and how large each axis is.
+
+    It contracts to the dense kernel of shape ``(out, in, *kernel)``,
+
+    .. math:: W_{o\,i\,k} = \sum_{\text{bonds}} \prod_k G^{(k)}_{\text{axes of core } k}.
+
+    Args:
+        cores: the axes' names of each core.
+        sizes: the size of every axis.
+
+    Attributes:
+        bonds: the axes that are summed over, hyperedges once each, in the order of first appearance.
+        inputs: the input axes, most significant first.
+        outputs: the output axes, most significant first.
+        kernel: the kernel axes, in the order d, h, w.
+        core_shapes: the shape of every core.
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: a core is empty or repeats an axis, a dense axis is in two cores, a bond is in one core only, a size
+            is missing, not positive, or belongs to no axis, or there is no input or no output axis.
+
+    Example:
+        >>> cp = TensorNetwork.parse("i r, o r, h r, w r", {"i": 16, "o": 32, "h": 3, "w": 3, "r": 8})
+        >>> cp.dense_shape, cp.num_params, cp.dense_params, cp.bonds
+        ((32, 16, 3, 3), 432, 4608, ('r',))
+        >>> print(cp, "->", cp.equation)
+        i r, o r, h r, w r -> ab,cb,db,eb->cade
+        >>> eval(repr(cp)) == cp
+        True
+    """
+
+    cores: tuple[Axes, ...]
+    sizes: Mapping[str, int]
+    bonds: Axes = field(init=False, repr=False, compare=False)
+    inputs: Axes = field(init=False, repr=False, compare=False)
+    outputs: Axes = field(init=False, repr=False, compare=False)
+    kernel: Axes = field(init=False, repr=False, compare=False)
+    core_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        cores = tuple(tuple(core) for core in self.cores)
+        object.__setattr__(self, "cores", cores)
+        for position, core in enumerate(cores):
+            if not core:
+                raise ValueError(f"core {position} of network '{self}' is empty; a core has at least one axis")
+            for axis, count in Counter(core).items():
+                if not (isinstance(axis, str) and NAME.fullmatch(axis)):
+                    raise ValueError(
+                        f"core {position} has the axis {axis!r}; an axis' name is a letter, then letters or digits"
+                    )
+                if count > 1:
+                    raise ValueError(
+                        f"axis {axis!r} is {count} times in core {position} ({' '.join(core)!r}); "
+                        "give each axis of a core its own name"
+                    )
+        homes: dict[str, list[int]] = {}
+        for position, core in enumerate(cores):
+            for axis in core:
+                homes.setdefault(axis, []).append(position)
+        object.__setattr__(self, "sizes", MappingProxyType(self._checked(homes, dict(self.sizes))))
+        # Kept, for they are asked for many times; as plain attributes, which every tracer can read.
+        channels = [match for match in map(CHANNEL.fullmatch, homes) if match]
+        channels.sort(key=lambda match: int(match[2] or 0))
+        for name, letter in (("inputs", "i"), ("outputs", "o")):
+            object.__setattr__(self, name, tuple(match[0] for match in channels if match[1] == letter))
+        bonds = tuple(axis for axis, found in homes.items() if not self._is_dense(axis, len(found)))
+        object.__setattr__(self, "bonds", bonds)
+        object.__setattr__(self, "core_shapes", tuple(map(self.shape, cores)))
+        object.__setattr__(self, "kernel", tuple(axis for axis in KERNEL_AXES if len(homes.get(axis, ())) == 1))
+
+    def _checked(self, homes: Mapping[str, Sequence[int]], sizes: dict[str, Any]) -> dict[str, int]:
+        """Every rule that spans cores, each with its sentence; the sizes in the order of the axes."""
+        for axis, cores in homes.items():
+            if len(cores) == 1 and not self._is_dense(axis, 1):
+                raise ValueError(
+                    f"bond {axis!r} is only in core {cores[0]} of network '{self}'; a bond "
+                    "joins at least two cores (axes of the dense kernel are i, i1, ..., o, o1, ..., d, h, w)"
+                )
+            if axis not in sizes:
+                raise ValueError(f"sizes has no entry for axis {axis!r} of network '{self}'; it has {sorted(sizes)}")
+        for axis in sizes:
+            if axis not in homes:
+                raise ValueError(
+                    f"sizes names axis {axis!r}, which network '{self}' has not; its axes are {list(homes)}"
+                )
+        for kind, letter in (("input", "i"), ("output", "o")):
+            if not any(match[1] == letter for match in map(CHANNEL.fullmatch, homes) if match):
+                raise ValueError(
+                    f"network '{self}' has no {kind} axis; name one {letter}, or several {letter}1, {letter}2"
+                )
+        return {axis: validate.integer(f"size of axis {axis!r}", sizes[axis]) for axis in homes}
+
+    @staticmethod
+    def _is_dense(axis: str, num_cores: int) -> bool:
+        return bool(CHANNEL.fullmatch(axis)) or (axis in KERNEL_AXES and num_cores == 1)
+
+    @classmethod
+    def parse(cls, text: str, sizes: Mapping[str, int] | None = None) -> "TensorNetwork":
+        """Build a network from its text; ``sizes`` completes the sizes written in the text.
+
+        Raises:
+            ValueError: as for the class, or a size in the text differs from the one in ``sizes``.
+
+        Example:
+            >>> TensorNetwork.parse("i:4 r, r o:8", {"r": 2})
+            TensorNetwork.parse('i:4 r:2, r:2 o:8')
+        """
+        cores, written = parse(text)
+        for axis, size in (sizes or {}).items():
+            if written.setdefault(axis, size) != size:
+                raise ValueError(
+                    f"network {text!r} fixes axis {axis!r} at {written[axis]}, but its size is given as {size}"
+                )
+        return cls(cores, written)
+
+    @classmethod
+    def skeleton(cls, text: str) -> "TensorNetwork":
+        """The network of a text before its sizes are known: every size that is not written in it is 1.
+
+        Example:
+            >>> TensorNetwork.skeleton("n:4 i r, n o r")
+            TensorNetwork.parse('n:4 i:1 r:1, n:4 o:1 r:1')
+        """
+        cores, written = parse(text)
+        return cls(cores, {axis: written.get(axis, 1) for core in cores for axis in core})
+
+    def resize(self, sizes: Mapping[str, int]) -> "TensorNetwork":
+        """The same cores with some axes resized.
+
+        Example:
+            >>> TensorNetwork.parse("i:4 r:2, r:2 o:8").resize({"r": 3})
+            TensorNetwork.parse('i:4 r:3, r:3 o:8')
+        """
+        return TensorNetwork(self.cores, {**self.sizes, **sizes})
+
+    # ------------------------------------------------------------------ axes
+
+    @property
+    def axes(self) -> Axes:
+        """Every axis, in the order of first appearance."""
+        return tuple(self.sizes)
+
+    @property
+    def dense_axes(self) -> Axes:
+        """The axes of the dense kernel in its order: output, input, kernel axes."""
+        return self.outputs + self.inputs + self.kernel
+
+    # ------------------------------------------------------------------ sizes
+
+    def shape(self, axes: Iterable[str]) -> tuple[int, ...]:
+        """The sizes of the axes given."""
+        return tuple(self.sizes[axis] for axis in axes)
+
+    @property
+    def dense_shape(self) -> tuple[int, ...]:
+        """The dense kernel's shape: (out, in, *kernel)."""
+        return (math.prod(self.shape(self.outputs)), math.prod(self.shape(self.inputs)), *self.shape(self.kernel))
+
+    @property
+    def num_params(self) -> int:
+        """The number of entries in all cores."""
+        return sum(map(math.prod, self.core_shapes))
+
+    @property
+    def dense_params(self) -> int:
+        """The number of entries of the dense kernel."""
+        return math.prod(self.dense_shape)
+
+    # ------------------------------------------------------------------ other forms
+
+    @property
+    def incidence(self) -> tuple[tuple[int, ...], ...]:
+        """A row per core, a column per axis in the order of ``axes``: the axis' size where the core has it, else 0."""
+        return tuple(tuple(self.sizes[axis] if axis in core else 0 for axis in self.axes) for core in self.cores)
+
+    @property
+    def adjacency(self) -> tuple[tuple[int, ...], ...]:
+        """Core by core: the product of the sizes of the bonds they share, 0 without one; dense sizes on the diagonal.
+
+        Example:
+            >>> TensorNetwork.parse("i:4 r:2, r:2 o:8").adjacency
+            ((4, 2), (2, 8))
+        """
+        bonds = set(self.bonds)
+
+        def weight(a: int, b: int) -> int:
+            if a == b:
+                return math.prod(self.shape(axis for axis in self.cores[a] if axis not in bonds))
+            shared = bonds.intersection(self.cores[a], self.cores[b])
+            return math.prod(self.shape(shared)) if shared else 0
+
+        span = range(len(self.cores))
+        return tuple(tuple(weight(a, b) for b in span) for a in span)
+
+    @property
+    def equation(self) -> str:
+        """The einsum equation that contracts the cores to the kernel with its channel axes still split."""
+        return einsum_equation(*self.cores, out=self.dense_axes)
+
+    def __str__(self) -> str:
+        return ", ".join(" ".join(core) for core in self.cores)
+
+    def __repr__(self) -> str:
+        text = ", ".join(" ".join(f"{axis}:{self.sizes[axis]}" for axis in core) for core in self.cores)
+        return f"TensorNetwork.parse({text!r})"
+
+    def __hash__(self) -> int:
+        return hash((self.cores, tuple(self.sizes.values())))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorNetwork, (self.cores, dict(self.sizes))

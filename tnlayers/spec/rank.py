@@ -1,0 +1,163 @@
+"""From a user's rank to the size of every bond: one integer, one per bond, or a keep ratio found by search."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from numbers import Real
+from typing import Any
+
+from tnlayers import validate
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import parse
+
+Rank = int | float | Sequence[int] | Mapping[str, int]
+
+DEFAULT_KEEP = 0.25
+"""The keep ratio of a layer without a rank, or that of its smallest network where that is larger."""
+
+_EXHAUSTIVE = 12
+"""Up to this many bonds, every subset is tried for the last step of the keep-ratio search: 4,096 of them. With more,
+they are raised one by one, which may leave a few parameters of the budget unused."""
+
+
+def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank | None) -> tuple[TensorNetwork, dict[str, int]]:
+    """Give every bond of a network its size.
+
+    Args:
+        text: the network; a bond whose size is written in it is fixed and takes no part.
+        dense_sizes: sizes of the input, output and kernel axes.
+        rank: an integer for every bond; a sequence in the order of ``network.bonds``, fixed ones left out; a mapping
+            from bond to size; or a float in (0, 1], the keep ratio: the largest network with at most that share of the
+            dense kernel's parameters in which all bonds are equal to within one, except where a larger bond could add
+            nothing. Bonds that lead to a kernel axis alone are then kept whole. Where no bond is free it has no effect.
+            None is a keep ratio of ``DEFAULT_KEEP``, or the smallest network where that is larger.
+
+    Returns:
+        tuple[TensorNetwork, dict[str, int]]: the network with all sizes, and the sizes of the bonds that are not fixed.
+
+    Raises:
+        TypeError: ``rank`` is of another type.
+        ValueError: a size below 1, the wrong number of sizes, an unknown or missing bond, or a keep ratio that is out
+            of range or too small for any network of this form.
+
+    Example:
+        >>> dense = {"i": 64, "o": 64, "h": 3, "w": 3}
+        >>> resolve("i ri, ri ro h w, ro o", dense, 0.1)[1]
+        {'ri': 14, 'ro': 14}
+    """
+    written = parse(text)[1]
+    ones = {axis: 1 for axis in TensorNetwork.skeleton(text).axes if axis not in written}
+    template = TensorNetwork.parse(text, ones | dict(dense_sizes))
+    free = tuple(bond for bond in template.bonds if bond not in written)
+    if rank is None:
+        chosen = _keep(template, free, DEFAULT_KEEP, least=True)
+        return template.resize(chosen), chosen
+    if isinstance(rank, bool | str | bytes) or not isinstance(rank, Real | Sequence | Mapping):
+        accepted = "an integer, a sequence or mapping of integers, or a keep ratio in (0, 1]"
+        raise TypeError(f"rank is {rank!r}; it must be {accepted}")
+    if isinstance(rank, Real) and not hasattr(rank, "__index__"):
+        chosen = _keep(template, free, float(rank))
+        return template.resize(chosen), chosen
+    if not free and rank not in ((), [], {}):
+        raise ValueError(f"rank is {rank!r}, but network '{text}' has no bond left to size; leave rank out")
+    chosen = _named(template, free, rank)
+    return template.resize(chosen), chosen
+
+
+def _named(template: TensorNetwork, free: tuple[str, ...], rank: Any) -> dict[str, int]:
+    if isinstance(rank, Mapping):
+        for bond in rank:
+            if bond not in free:
+                raise ValueError(f"rank names {bond!r}; the bonds of network '{template}' are {', '.join(free)}")
+        for bond in free:
+            if bond not in rank:
+                raise ValueError(f"rank {dict(rank)} has no size for bond {bond!r}; the bonds are {', '.join(free)}")
+        return {bond: validate.integer(f"rank[{bond!r}]", rank[bond]) for bond in free}
+    if isinstance(rank, Sequence):
+        if len(rank) != len(free):
+            raise ValueError(
+                f"rank {tuple(rank)} has {len(rank)} entries; network '{template}' has {len(free)} bonds: "
+                f"{', '.join(free)}"
+            )
+        return {bond: validate.integer(f"rank[{k}]", rank[k]) for k, bond in enumerate(free)}
+    return dict.fromkeys(free, validate.integer("rank", rank))
+
+
+def _keep(template: TensorNetwork, free: tuple[str, ...], keep: float, least: bool = False) -> dict[str, int]:
+    """The bonds of the largest network of at most ``keep`` times the dense parameters, its bonds raised together.
+
+    Where the smallest network has more, that is refused, or taken with ``least``.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(
+            f"rank is {keep}; a float is a keep ratio and must be in (0, 1] (write an integer for a bond's size)"
+        )
+    if not free:
+        return {}
+    budget = keep * template.dense_params
+    caps, whole = _caps(template, free), _kernel_bonds(template, free)
+
+    def level(common: int, raised: Iterable[str] = ()) -> dict[str, int]:
+        raised = set(raised)
+        return {bond: int(caps[bond] if bond in whole else min(common + (bond in raised), caps[bond])) for bond in free}
+
+    def params(sizes: Mapping[str, int]) -> int:
+        full = {**template.sizes, **sizes}
+        return sum(math.prod(full[axis] for axis in core) for core in template.cores)
+
+    if (smallest := params(level(1))) > budget:
+        if least:
+            return level(1)
+        fixed = [f"{bond}:{template.sizes[bond]}" for bond in template.bonds if bond not in free]
+        hint = f"; {', '.join(fixed)} is fixed by the network's text or the format's options" if fixed else ""
+        raise ValueError(
+            f"rank is {keep}; that keep ratio leaves {int(budget)} of {template.dense_params} parameters, but network "
+            f"'{template}' has at least {smallest} (keep ratio {smallest / template.dense_params:.3g}){hint}"
+        )
+    low, high = 1, 2
+    while params(level(high)) <= budget and level(high) != level(low):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if params(level(middle)) <= budget else (low, middle)
+    room = [bond for bond in free if bond not in whole and caps[bond] > low]
+    best = level(low)
+    if len(room) <= _EXHAUSTIVE:
+        options = (level(low, subset) for size in range(1, len(room) + 1) for subset in combinations(room, size))
+        best = max((o for o in options if params(o) <= budget), key=params, default=best)
+    else:
+        raised: list[str] = []
+        for bond in room:
+            if params(level(low, [*raised, bond])) <= budget:
+                raised.append(bond)
+        best = level(low, raised)
+    return best
+
+
+def _caps(template: TensorNetwork, free: tuple[str, ...]) -> dict[str, float]:
+    """The size beyond which a bond adds nothing.
+
+    A bond between two cores is the rank of a matrix whose sides are the other axes of either core; an axis that both
+    cores have only selects among such matrices. A hyperedge has no such bound.
+    """
+    caps = dict.fromkeys(free, math.inf)
+    homes = {bond: [set(core) for core in template.cores if bond in core] for bond in free}
+    while True:
+        before = dict(caps)
+        for bond, cores in homes.items():
+            if len(cores) == 2:
+                common = cores[0] & cores[1]
+                sides = (math.prod(caps.get(a, template.sizes[a]) for a in core - common) for core in cores)
+                caps[bond] = min(caps[bond], *sides)
+        if caps == before:
+            return caps
+
+
+def _kernel_bonds(template: TensorNetwork, free: tuple[str, ...]) -> set[str]:
+    """Bonds behind which there is one kernel axis alone: a smaller size would collapse that axis."""
+    bonds = set()
+    for core in template.cores:
+        inner = [axis for axis in core if axis in template.kernel or axis in free]
+        if len(inner) == 2 and sum(axis in template.kernel for axis in inner) == 1:
+            bonds |= {axis for axis in inner if sum(axis in other for other in template.cores) == 2}
+    return bonds

@@ -1,0 +1,1 @@
+"""Model-wide swapping of plain layers for tensor layers, and back."""

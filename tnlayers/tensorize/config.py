@@ -1,0 +1,295 @@
+"""What a swap is to do: one frozen configuration, as Python, a dictionary or YAML."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from numbers import Real
+from pathlib import Path
+from typing import Any, Self
+
+from tnlayers import validate
+from tnlayers.formats import FORMATS
+from tnlayers.init.variance import Init
+from tnlayers.planning.choose import MEMORY
+from tnlayers.spec.rank import Rank
+
+VERSION = 1
+OVERRIDABLE = ("format", "options", "rank", "in_shape", "out_shape", "init", "decompose", "strategy", "memory")
+
+
+@dataclass(frozen=True)
+class TensorizeConfig:
+    """Which layers of a model become tensor layers, and of which form.
+
+    A pattern is a qualified name, a glob (``*`` also matches dots), or ``re:`` and a regular expression for the whole
+    name. One that matches a module covers every layer inside it.
+
+    Args:
+        format: the name of a registered format.
+        rank: as a layer takes it, for every layer; a float is a keep ratio. None: as the layers'
+            default, but a layer whose smallest network saves nothing stays plain. Not beside budget or energy.
+        budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
+            layers that an override gives a rank do not count.
+            With ``decompose`` it is spread by each kernel's singular values, else one keep ratio is found for all.
+        energy: the share of each unfolding's squared singular values that ranks must keep, in (0, 1]; needs
+            ``decompose``.
+        options: the format's own arguments, such as ``{"layout": "chain"}``.
+        include: patterns of the layers to swap.
+        exclude: patterns of layers to leave alone; they win over ``include``.
+        min_params: kernels with fewer entries are left alone.
+        overrides: pattern to a mapping of what is different there (``format``, ``options``, ``rank``, ``in_shape``,
+            ``out_shape``, ``init``, ``decompose``, ``strategy``, ``memory``), or to None: leave alone. The first
+            pattern that matches a layer counts. A mapping, or a sequence of pairs.
+        depthwise: also swap convolutions with one channel per group. They hold few parameters and are left alone by
+            default; 1x1 convolutions and linear layers, which mostly hold many, are swapped.
+        subclasses: also swap subclasses of torch's layers, whose own forward is then lost.
+        init: of the cores that are not fitted.
+        decompose: fit the cores to the kernels that the model has. Say False for a model to be trained from scratch:
+            fitted random kernels have lost much of their variance, drawn cores have all of it.
+        strategy, memory: as the layers take them.
+
+    Raises:
+        TypeError, ValueError: a field has none of these values; the sentence names it.
+
+    Example:
+        >>> config = TensorizeConfig("tucker", rank=0.5, exclude=["stem"], overrides={"head.*": None})
+        >>> TensorizeConfig.from_dict(config.to_dict()) == config
+        True
+    """
+
+    format: str = "tr"
+    rank: Rank | None = None
+    budget: Mapping[str, float] | None = None
+    energy: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    min_params: int = 0
+    overrides: Any = ()
+    depthwise: bool = False
+    subclasses: bool = False
+    init: str | Init | Mapping[str, Any] = "fan_in"
+    decompose: bool = True
+    strategy: str = "auto"
+    memory: str = "auto"
+
+    def __post_init__(self) -> None:
+        validate.choice("format", self.format, FORMATS)
+        object.__setattr__(self, "min_params", validate.integer("min_params", self.min_params, minimum=0))
+        for name in ("depthwise", "subclasses", "decompose"):
+            validate.boolean(name, getattr(self, name))
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, _patterns(name, getattr(self, name)))
+        object.__setattr__(self, "options", _mapping("options", self.options))
+        object.__setattr__(self, "overrides", _overrides(self.overrides))
+        object.__setattr__(self, "init", _init(self.init))
+        object.__setattr__(self, "rank", _rank("rank", self.rank))
+        validate.choice("memory", self.memory, MEMORY)
+        given = [name for name in ("rank", "budget", "energy") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; one of them chooses the ranks")
+        if self.budget is not None:
+            budget = _mapping("budget", self.budget)
+            if list(budget) not in (["params"], ["flops"]):
+                raise ValueError(f"budget is {dict(budget)!r}; it must be {{'params': share}} or {{'flops': share}}")
+            object.__setattr__(self, "budget", {name: _share("budget", value) for name, value in budget.items()})
+        if self.energy is not None:
+            object.__setattr__(self, "energy", _share("energy", self.energy))
+            if not self.decompose:
+                raise ValueError("energy is given, but decompose is False: only kernels to be fitted have an energy")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as JSON and YAML hold them, and the version of this form."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        default = type(self)()
+        return {"version": VERSION} | {
+            name: _plain(value) for name, value in values.items() if value != getattr(default, name)
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            TypeError, ValueError: a key is unknown, the version is newer than this library's, or a field is refused.
+        """
+        given = _mapping("config", plain)
+        version = given.pop("version", VERSION)
+        if validate.integer("version", version) > VERSION:
+            raise ValueError(f"version is {version}; this library reads up to {VERSION}")
+        _known("config", given, [each.name for each in fields(cls)])
+        return cls(**given)
+
+    def to_yaml(self, path: str | os.PathLike[str]) -> None:
+        """Write ``to_dict`` as a YAML file."""
+        from tnlayers.tensorize.yaml_text import dump_yaml  # noqa: PLC0415  (loaded where it is in use)
+
+        Path(path).write_text(dump_yaml(self.to_dict()), encoding="utf-8")
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what ``to_yaml`` wrote, or a person did, in YAML 1.2; see ``tnlayers.tensorize.yaml_text``.
+
+        Raises:
+            OSError: the file cannot be read.
+            TypeError, ValueError: ``path`` is no name of a file; it is not YAML, or has a key twice, an alias, or a
+                number that versions of YAML read differently; or as for ``from_dict``.
+        """
+        from tnlayers.tensorize.yaml_text import read_yaml  # noqa: PLC0415
+
+        plain = read_yaml(path)
+        try:
+            return cls.from_dict(plain)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{os.fspath(path)}: {error}") from None
+
+    def of(self, names: Iterable[str]) -> dict[str, Any] | None:
+        """What holds for the layer of these names, overrides included; None: leave it alone."""
+        here = {
+            name: getattr(self, name)
+            for name in ("format", "options", "rank", "init", "decompose", "strategy", "memory")
+        }
+        for pattern, changes in self.overrides:
+            if matches(pattern, names):
+                if changes is None:
+                    return None
+                # Another format has other options.
+                return here | ({"options": {}} if "format" in changes else {}) | dict(changes)
+        return here
+
+
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a pattern matches one of the names, or a module that one of them is inside.
+
+    Example:
+        >>> matches("layer?", ["layer1.0.conv"]), matches("re:layer1.*conv", ["layer1.0.conv"]), matches("0", ["10"])
+        (True, True, False)
+    """
+    expression = re.compile(pattern[3:]) if pattern.startswith("re:") else None
+    for name in names:
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            path = ".".join(parts[:count])
+            if bool(expression.fullmatch(path)) if expression else path == pattern or fnmatchcase(path, pattern):
+                return True
+    return False
+
+
+def check_patterns(config: TensorizeConfig, layers: Sequence[Sequence[str]]) -> None:
+    """Refuse a pattern that covers no layer, with near names. ``layers`` holds the names of each."""
+    for field_name in ("include", "exclude", "overrides"):
+        for entry in getattr(config, field_name):
+            pattern = entry if isinstance(entry, str) else entry[0]
+            if not any(matches(pattern, names) for names in layers):
+                every = [name for names in layers for name in names]
+                paths = dict.fromkeys(".".join(n.split(".")[:k]) for n in every for k in range(n.count(".") + 1, 0, -1))
+                near = get_close_matches(pattern.removeprefix("re:").strip("*."), paths, n=3, cutoff=0.5) or every[:3]
+                raise ValueError(
+                    f"{field_name} has the pattern {pattern!r}, which matches no convolution or linear layer; "
+                    f"near names: {', '.join(near)}"
+                )
+
+
+def _patterns(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {value!r}; it must be a sequence of patterns, such as [{str(value)!r}]")
+    return tuple(check_pattern(name, pattern) for pattern in value)
+
+
+def check_pattern(name: str, pattern: Any) -> str:
+    """Return a pattern for ``matches`` if it is one."""
+    if not isinstance(pattern, str) or not pattern:
+        raise TypeError(f"{name} has the pattern {pattern!r}; it must be a name, a glob, or 're:...'")
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise ValueError(f"{name} has the pattern {pattern!r}, which is no regular expression: {error}") from None
+    return pattern
+
+
+def _overrides(value: Any) -> tuple[tuple[str, Mapping[str, Any] | None], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    try:
+        pairs = [(pattern, changes) for pattern, changes in pairs]
+    except (TypeError, ValueError):
+        raise TypeError(f"overrides is {value!r}; it must map patterns to mappings or None") from None
+    return tuple(
+        (check_pattern("overrides", key), None if changes is None else _changes(key, changes)) for key, changes in pairs
+    )
+
+
+def _changes(pattern: str, value: Any) -> dict[str, Any]:
+    name = f"overrides[{pattern!r}]"
+    changes = _mapping(name, value)
+    _known(name, changes, OVERRIDABLE)
+    if "format" in changes:
+        validate.choice(f"{name}: format", changes["format"], FORMATS)
+    if "decompose" in changes:
+        validate.boolean(f"{name}: decompose", changes["decompose"])
+    if "options" in changes:
+        changes["options"] = _mapping(f"{name}: options", changes["options"])
+    if "init" in changes:
+        changes["init"] = _init(changes["init"])
+    if "rank" in changes:
+        changes["rank"] = _rank(f"{name}: rank", changes["rank"])
+    return {key: tuple(each) if isinstance(each, list) else each for key, each in changes.items()}
+
+
+def _rank(name: str, value: Any) -> Rank | None:
+    """A rank in Python's own numbers, which JSON and YAML hold."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {bond: validate.integer(f"{name}[{bond!r}]", size) for bond, size in _mapping(name, value).items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(validate.integer(f"{name}[{k}]", size) for k, size in enumerate(value))
+    if hasattr(value, "__index__") and not isinstance(value, bool):
+        return validate.integer(name, value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be an integer, integers, or a keep ratio in (0, 1]")
+    return _share(name, float(value))
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name} is {value!r}; it must be a mapping with text as keys")
+    return dict(value)
+
+
+def _known(name: str, given: Mapping[str, Any], accepted: Sequence[str]) -> None:
+    for key in given:
+        if key not in accepted:
+            near = get_close_matches(key, accepted, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} has the key {key!r}{hint}; accepted: {', '.join(accepted)}")
+
+
+def _init(value: Any) -> Init:
+    if not isinstance(value, Mapping):
+        return Init.of(value)
+    given = _mapping("init", value)
+    _known("init", given, [each.name for each in fields(Init)])
+    if isinstance(given.get("input_size"), list):
+        given["input_size"] = tuple(given["input_size"])
+    return Init(**given)
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{name} is {value!r}; it must be a share in (0, 1]")
+    return float(value)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON and YAML hold it."""
+    if isinstance(value, Init):
+        return {key: _plain(each) for key, each in asdict(value).items() if each != getattr(Init(), key)}
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value

@@ -1,0 +1,182 @@
+"""What would keep a layer, or its weights, after the layer is replaced in its model's modules.
+
+A layer's place is in the ``_modules`` of its parents; there a swap puts the new one. Whatever else leads to the old one
+would go on with it without a word: lists and dictionaries of any depth, sets, partial functions, bound methods,
+closures, hooks, objects, classes. All of them are walked, by what Python's garbage collector says that an object refers
+to, so that no kind of container has to be known.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from gc import get_referents, is_tracked
+from sys import stdlib_module_names
+from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tnlayers import zoo
+from tnlayers.backend.shared_memory import sharing
+from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.registry import KINDS
+
+HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
+"""Attributes of a module that hold hooks."""
+_CLOSED = ModuleType, CodeType, FrameType, TracebackType, Optimizer
+"""Not looked into: they lead everywhere, and an optimizer has ``remap_optimizer_``."""
+_SEQUENCES: tuple[Any, ...] = list, tuple, deque
+_OTHERS = stdlib_module_names | {"numpy", "tnlayers", "torch"}
+"""Packages whose classes hold no layers of a model."""
+
+_Trail = tuple[Any, str]
+"""How something was reached: the trail before, and what was added to it."""
+
+
+@cache
+def own_attributes() -> frozenset[str]:
+    """Attributes of layers, ours and torch's; whatever else is found there, somebody has put there."""
+    layers = (kind(1, 1, *([] if kind is nn.Linear else [1]), device="meta") for kind in KINDS)
+    return frozenset(name for layer in (*layers, zoo.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer))
+
+
+def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, str]:
+    """Name a parameter or buffer of the model that shares memory with what leaves it, for each layer that has one.
+
+    Args:
+        model: what the layers are in.
+        leaving: layers, and their parameters that will not be in the model any more.
+    """
+    inside = {part: layer for layer in leaving for part in layer.modules()}
+    gone = {layer: {*map(id, tensors)} for layer, tensors in leaving.items()}
+    names: list[str] = []
+    tensors: list[Tensor] = []
+    layers: list[nn.Module | None] = []
+    for path, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                layer = inside.get(module)
+                names.append(f"{path}.{name}" if path else name)
+                tensors.append(tensor)
+                layers.append(layer if layer is not None and id(tensor) in gone[layer] else None)
+    found: dict[nn.Module, str] = {}
+    for pair in sharing(tensors):
+        for here, there in (pair, pair[::-1]):
+            layer = layers[here]
+            if layer is not None and layers[there] is not layer:
+                found.setdefault(layer, names[there])
+    return found
+
+
+def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: bool = False) -> dict[nn.Module, str]:
+    """Say what holds a layer, or memory of what leaves the model with it, outside of the modules; see ``ties``.
+
+    Args:
+        model: what the layers are in.
+        leaving: layers, and their tensors that will not be in the model any more.
+        stay: the layers stay, and only the tensors leave.
+
+    Returns:
+        dict[nn.Module, str]: such as "Net.stages[0][1] holds it too, outside of the modules"; held layers alone.
+    """
+    inside = {} if stay else {part: layer for layer in leaving for part in layer.modules()}
+    found: dict[nn.Module, str] = {}
+    for parent in model.modules():
+        for key, child in parent._modules.items():
+            if child in inside and child not in leaving and inside.get(parent) is not inside[child]:
+                found.setdefault(inside[child], f"{type(parent).__name__}.{key} holds a part of it too")
+    loose: list[tuple[Tensor, _Trail]] = []
+    for value, trail in _reached(model):
+        if isinstance(value, Tensor):
+            loose.append((value, trail))
+        elif value in inside:
+            what = "it" if value in leaving else "a part of it"
+            found.setdefault(inside[value], f"{_place(trail)} holds {what} too, outside of the modules")
+    gone = [(layer, tensor) for layer, tensors in leaving.items() for tensor in tensors]
+    tensors = [*(tensor for _, tensor in gone), *(tensor for tensor, _ in loose)]
+    for here, there in sharing(tensors) if loose else ():
+        if here < len(gone) <= there:
+            (layer, tensor), (other, trail) = gone[here], loose[there - len(gone)]
+            own = *layer.named_parameters(), *layer.named_buffers()
+            name = next(name for name, value in own if value is tensor)
+            what = f"its {name}" if other is tensor else f"memory of its {name}"
+            found.setdefault(layer, f"{_place(trail)} holds {what} too, outside of the modules")
+    return found
+
+
+def _reached(model: nn.Module) -> Iterator[tuple[Any, _Trail]]:
+    """Modules and tensors that anything but the modules' registered children and parameters leads to, each once."""
+    # The function that torch.compile makes of a model has a copy of its attributes, so leads to its own places.
+    own = ("_modules", "_parameters", "_buffers")
+    tree = {id(place) for module in model.modules() for place in (module, *(vars(module)[name] for name in own))}
+    waiting: deque[tuple[Any, _Trail]] = deque()
+    for module in model.modules():
+        trail = None, type(module).__name__
+        waiting.append((type(module), trail))
+        # A layer's hooks, and what somebody has put there, move to the new layer; the rest goes.
+        skipped = {*own}
+        skipped |= own_attributes() - HOOKS if isinstance(module, (TensorLayer, *KINDS)) else set()
+        waiting += [(value, (trail, f".{name}")) for name, value in vars(module).items() if name not in skipped]
+    # By identity, since not all can be hashed or compared; alive, lest another one gets its address.
+    seen: dict[int, Any] = {}
+    while waiting:
+        value, trail = waiting.popleft()
+        if id(value) in seen or not is_tracked(value):  # numbers, texts, and tuples of them, lead nowhere
+            continue
+        seen[id(value)] = value
+        kind = type(value)
+        if issubclass(kind, Tensor | nn.Module):
+            yield value, trail
+        if not issubclass(kind, (Tensor, *_CLOSED)) and id(value) not in tree:
+            waiting += [(inner, (trail, name) if name else trail) for name, inner in _children(value)]
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object refers to: first what has a name, then all; nothing of the object's own code is run."""
+    kind = type(value)
+    if issubclass(kind, type):
+        if str(value.__module__).partition(".")[0] not in _OTHERS:
+            yield from ((f".{name}", inner) for name, inner in vars(value).items())
+            yield from (("", base) for base in value.__bases__)
+        return
+    if issubclass(kind, FunctionType):  # all but its globals
+        yield from (("", each) for each in (value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value)))
+        return
+    if issubclass(kind, weakref.ref):
+        yield "()", weakref.ref.__call__(value)
+    if kind in weakref.ProxyTypes:
+        with suppress(ReferenceError):
+            yield "", value.__repr__.__self__
+    if issubclass(kind, dict):
+        yield from ((f"[{_brief(key)}]", inner) for key, inner in [*dict.items(value)] if is_tracked(inner))
+    for base in _SEQUENCES:
+        if issubclass(kind, base):
+            yield from ((f"[{k}]", inner) for k, inner in enumerate([*base.__iter__(value)]) if is_tracked(inner))
+    attributes = _attributes(value)
+    yield from ((f".{name}", inner) for name, inner in [*attributes.items()])
+    yield from (("", inner) for inner in get_referents(value) if inner is not attributes)
+
+
+def _attributes(value: Any) -> dict[Any, Any]:
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except Exception:  # it has none, or answers by code of its own
+        return {}
+    return found if type(found) is dict else {}
+
+
+def _brief(key: Any) -> str:
+    return repr(key)[:40] if type(key) in (str, int) else "..."
+
+
+def _place(trail: _Trail | None) -> str:
+    """How something was reached, from a module's class on; long ways without their middle."""
+    parts: list[str] = []
+    while trail is not None:
+        trail, part = trail
+        parts.append(part)
+    parts.reverse()
+    return "".join(parts if len(parts) <= 9 else [*parts[:5], " ... ", *parts[-3:]])

@@ -1,0 +1,284 @@
+"""What every layer of a model holds and computes on an input, beside the dense layer: parameters and FLOPs."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from tnlayers.backend.observe import as_written, dense_flops, evaluating, input_of, run_on_copy
+from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.registry import KINDS
+from tnlayers.tensorize import text_tables
+from tnlayers.tensorize.sites import Spot, layers, unwrapped
+
+ELSEWHERE = "(elsewhere)"
+"""The name of the row of all that is in no layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One layer, the rest of a model, or a whole one.
+
+    Attributes:
+        name, aliases: qualified name, and those of further places of the same module.
+        kind: its class.
+        format, rank: of a tensor layer, else None; rank maps bonds to sizes.
+        params: entries of the weight, without bias.
+        dense_params: entries of the dense kernel. A plain layer is its own dense layer.
+        keep_ratio: ``params / dense_params``; None where there are no parameters.
+        flops: of all calls together, two for each multiply-add: of what ran. None where the model never called it.
+        dense_flops: the same, of the dense layer.
+        calls: how often it ran.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    kind: str
+    format: str | None = None
+    rank: Mapping[str, int] | None = None
+    params: int
+    dense_params: int
+    keep_ratio: float | None
+    flops: int | None
+    dense_flops: int | None
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Parameters and FLOPs of a model's layers; ``print`` shows a table, notebooks do so by themselves.
+
+    Attributes:
+        rows: one for each layer, in the model's order, and a last one, '(elsewhere)', for what is in none: biases,
+            norms and embeddings; attention and matrix products in the model's own code. ``pandas.DataFrame`` takes
+            them as they are, and ``dataclasses.asdict`` makes dictionaries.
+        totals: the whole model. Its FLOPs are the sum of the rows'; its parameters too, but that one which several
+            layers share counts once.
+        training: whether the model ran in training mode.
+    """
+
+    rows: tuple[Row, ...]
+    totals: Row
+    training: bool
+
+    def __str__(self) -> str:
+        rows, note = self._table()
+        return f"{text_tables.text(rows, _NUMBERS)}\n{note}"
+
+    def _repr_html_(self) -> str:
+        """The same table in a notebook."""
+        return text_tables.page(*self._table(), _NUMBERS)
+
+    def _table(self) -> tuple[list[tuple[str, ...]], str]:
+        cells = [
+            (
+                text_tables.place(row.name, row.aliases),
+                row.kind,
+                row.format or "-",
+                text_tables.sizes(row.rank) or "-",
+                text_tables.count(row.params),
+                text_tables.count(row.dense_params),
+                "" if row.keep_ratio is None else f"{row.keep_ratio:.1%}",
+                text_tables.count(row.flops),
+                text_tables.count(row.dense_flops),
+                text_tables.count(row.calls),
+            )
+            for row in (*self.rows, self.totals)
+        ]
+        mode = "training" if self.training else "eval"
+        return [_HEADER, *cells], f"FLOPs: one forward in {mode} mode, two for each multiply-add"
+
+
+_HEADER = "layer", "class", "format", "rank", "parameters", "dense", "keep", "FLOPs", "dense FLOPs", "calls"
+_NUMBERS = range(4, len(_HEADER))
+
+
+def summary(model: nn.Module, x: Any) -> Summary:
+    """Count the parameters and FLOPs of a model and of each of its layers, beside those of the dense layers.
+
+    The model runs once, in the mode that it is in: in training mode with gradients, in eval mode without; if a layer is
+    frozen, once before, for it to build what it keeps. FLOPs are what ``torch.utils.flop_counter.FlopCounterMode``
+    counts meanwhile, of the forward alone: matrix products, convolutions and attention, two for each multiply-add; no
+    biases, norms or activations. So they are those of the plans that run, for this input, device, dtype and mode.
+
+    Two things are counted that ``FlopCounterMode`` alone does not know in torch 2.13: fused attention on the CPU, and
+    torch's transformer layers in eval mode, which run without their fused kernel here. Two are not: products of a
+    matrix and a vector, and fused recurrent layers (``nn.LSTM``).
+
+    Buffers such as running statistics, what the forward assigns to attributes, training flags, the input and torch's
+    random state stay as they were. Lazy layers get their shapes and values, as at any first forward. Compiled and
+    data-parallel models run as they are written, in one process. On the meta device, plans are the meta device's,
+    which may be other ones than those of the device that the model is for.
+
+    Args:
+        model: any module with a convolution, transposed convolution or linear layer, of tnlayers or torch; or one.
+        x: a tensor, a tuple of arguments or a mapping of named ones, as the model takes it.
+
+    Returns:
+        Summary: a row for each layer, one for the rest, and the totals.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``x`` is None or a shape.
+        ValueError: the model has no such layer.
+        Exception: what the model raises on ``x``, with a note.
+
+    Example:
+        >>> import tnlayers
+        >>> layer = tnlayers.TuckerConv2d(16, 32, 3, rank=4, strategy="factorized")
+        >>> model = nn.Sequential(layer, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+        >>> found = summary(model, torch.randn(2, 16, 8, 8))
+        >>> print(found)
+        layer        class         format  rank  parameters  dense    keep   FLOPs  dense FLOPs  calls
+        0            TuckerConv2d  tucker  4            336  4,608    7.3%  55,552      663,552      1
+        3            Linear        -       -            320    320  100.0%   1,280        1,280      1
+        (elsewhere)  -             -       -             42     42  100.0%       0            0      1
+        total        Sequential    -       -            698  4,970   14.0%  56,832      664,832      1
+        FLOPs: one forward in eval mode, two for each multiply-add
+        >>> found.rows[0].rank, found.totals.flops
+        ({'ri': 4, 'ro': 4}, 56832)
+    """
+    model = unwrapped(model)
+    found = layers(model, (*KINDS, TensorLayer), "convolution or linear layer")
+    if x is None or (isinstance(x, tuple | list) and x and all(isinstance(size, int) for size in x)):
+        raise TypeError(
+            f"x is {x!r}; it must be what the model takes: a tensor, a tuple of arguments, or a mapping of named ones; "
+            "of a shape, torch.randn makes a tensor"
+        )
+    if any(is_lazy(tensor) for tensors in (model.parameters(), model.buffers()) for tensor in tensors):
+        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+            run_on_copy(model, x)
+    counts, flops = _count(model, found, x)
+    rows = [_row(spot, counts[layer]) for layer, spot in found.items()]
+    # Layers with the same cores stand for layers with the same dense kernel, which counts once too.
+    spared = {
+        tuple(map(id, _weights(layer))): row.dense_params - row.params for layer, row in zip(found, rows, strict=True)
+    }
+    others = flops - sum(row.flops or 0 for row in rows)
+    named = {id(weight) for layer in found for weight in _weights(layer)}
+    rest = _size(weight for weight in model.parameters() if id(weight) not in named)
+    rows.append(Row(name=ELSEWHERE, kind="-", **_pairs(rest, rest, others, others)))
+    params, dense = _size(model.parameters()), sum(row.dense_flops or 0 for row in rows)
+    pairs = _pairs(params, params + sum(spared.values()), flops, dense)
+    return Summary(tuple(rows), Row(name="total", kind=type(model).__name__, **pairs), model.training)
+
+
+@dataclass
+class _Count:
+    """What a layer's calls came to: their FLOPs and input shapes; and the total when the latest began."""
+
+    flops: int = 0
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    calls: int = 0
+    start: int = 0
+
+
+def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[nn.Module, _Count], int]:
+    """Run a model, and count each layer's FLOPs and all."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: PLC0415  (imports triton if it can)
+
+    # Fused attention on the CPU, which the counter of torch 2.13 does not know, as it counts the one on GPUs.
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attention = {fused: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}  # type: ignore[no-untyped-call]
+    counter = FlopCounterMode(display=False, custom_mapping=attention)
+    counts = {layer: _Count() for layer in found}
+
+    def enter(layer: nn.Module, _: Any) -> None:
+        counts[layer].start = counter.get_total_flops()
+
+    def leave(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
+        count, given = counts[layer], input_of(arguments, named)
+        count.flops += counter.get_total_flops() - count.start
+        count.calls += 1
+        count.shapes += [] if given is None else [tuple(given.shape)]
+
+    devices = {weight.device for weight in model.parameters() if weight.is_cuda}
+    if any(layer.frozen for layer in found if isinstance(layer, TensorLayer)):
+        with _untouched(model, devices):
+            run_on_copy(model, x)  # later forwards have what the first one builds and keeps
+    # Around all other hooks, which may be the layer's own (weight_norm); the input is what these leave of it.
+    handles = [layer.register_forward_pre_hook(enter, prepend=True) for layer in counts]
+    handles += [layer.register_forward_hook(leave, with_kwargs=True) for layer in counts]
+    try:
+        with warnings.catch_warnings(), _untouched(model, devices), counter:
+            # The counter's hooks fire once more for each, which its total does not notice.
+            warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
+            run_on_copy(model, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        torch.clear_autocast_cache()  # of weights cast without gradients, which a later step would be given
+    return counts, counter.get_total_flops()
+
+
+@contextmanager
+def _untouched(model: nn.Module, devices: set[torch.device]) -> Iterator[None]:
+    """A forward in the mode that a model is in leaves no trace."""
+    with (
+        torch.inference_mode(False) if model.training else nullcontext(),
+        torch.set_grad_enabled(model.training),
+        torch.random.fork_rng(devices),
+        as_written(),
+        _state(model),
+    ):
+        yield
+
+
+@contextmanager
+def _state(model: nn.Module) -> Iterator[None]:
+    """Attributes and buffers of all modules are as they were behind it; meanwhile the buffers are copies."""
+    before = [(module, vars(module).copy(), dict(module._buffers.items())) for module in model.modules()]
+    copies: dict[int, Tensor] = {}  # a buffer may be in several modules
+    for module, _, buffers in before:
+        for name, buffer in buffers.items():
+            if buffer is not None and not is_lazy(buffer):
+                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            for name in set(module._buffers.keys()) - set(buffers):
+                del module._buffers[name]
+            for name, buffer in buffers.items():
+                module._buffers[name] = buffer
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _row(spot: Spot, count: _Count) -> Row:
+    layer: Any = spot.module
+    own: dict[str, Any] = {}
+    weights = _size(_weights(layer))
+    flops = dense = count.flops if count.calls else None
+    dense_params = weights
+    if isinstance(layer, TensorLayer):
+        dense_params = layer.network.dense_params
+        dense = dense_flops(layer.geometry, count.shapes) if count.calls else None
+        own = {"format": layer.format.name, "rank": dict(layer.rank)}
+    kind, pairs = type(layer).__name__, _pairs(weights, dense_params, flops, dense)
+    return Row(name=spot.names[0] or kind, aliases=spot.names[1:], kind=kind, calls=count.calls, **own, **pairs)
+
+
+def _pairs(params: int, dense_params: int, flops: int | None, dense_flops: int | None) -> dict[str, Any]:
+    """A row's counts, each beside the dense layer's."""
+    ratio = params / dense_params if dense_params else None
+    return {
+        "params": params,
+        "dense_params": dense_params,
+        "keep_ratio": ratio,
+        "flops": flops,
+        "dense_flops": dense_flops,
+    }
+
+
+def _weights(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a layer but for its bias."""
+    return [weight for name, weight in layer.named_parameters() if not name.endswith("bias")]
+
+
+def _size(weights: Iterable[nn.Parameter]) -> int:
+    return sum(weight.numel() for weight in weights if not is_lazy(weight))

@@ -1,0 +1,217 @@
+"""Ranks for many layers at once: from a share of parameters or FLOPs, or from an energy.
+
+What a fit loses at least can be read off singular values. Parting a network's cores in two parts the kernel's axes too,
+and the unfolding between them has at most as large a rank as the product of the bonds that are cut: the singular values
+beyond it are lost. The largest such loss over several cuts is the estimate by which budgets are spread.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tnlayers.layers.base import TensorLayer
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.rank import Rank
+
+LARGEST_SIDE = 8192
+"""A kernel with an unfolding whose smaller side is longer is refused: its eigenvalues would take minutes."""
+LEVELS = tuple(0.95**k for k in range(1, 136))
+"""Losses for which ranks are tried, down to 0.1 % of the squared norm."""
+KEEPS = tuple(0.9**k for k in range(66))
+"""Keep ratios that are tried, down to 0.1 %."""
+
+
+class Cut(NamedTuple):
+    """Bonds between two parts of a network, and how much of the squared norm each rank of the unfolding loses."""
+
+    bonds: tuple[str, ...]
+    loss: Tensor
+
+    def lost(self, network: TensorNetwork) -> float:
+        """The share of the squared norm beyond the product of the bonds' sizes."""
+        rank = math.prod(network.sizes[bond] for bond in self.bonds)
+        return float(self.loss[rank]) if rank < len(self.loss) else 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer whose ranks are to be chosen.
+
+    Attributes:
+        make: the tensor layer of a rank, without values.
+        cost: what it costs, in parameters or FLOPs.
+        dense_cost: what the plain layer costs.
+        kernel: its kernel, as the network has its axes; None: it is not to be fitted.
+    """
+
+    make: Callable[[Rank], TensorLayer]
+    cost: Callable[[TensorLayer], float]
+    dense_cost: float
+    kernel: Tensor | None = None
+
+
+class _Rung(NamedTuple):
+    cost: float
+    error: float
+    rank: Rank | None  # None: the plain layer
+
+
+def cuts(network: TensorNetwork, kernel: Tensor) -> list[Cut]:
+    """Cuts around every core and behind every first few cores, with the kernel's losses there.
+
+    Example:
+        >>> network = TensorNetwork.parse("i:4 r, r o:3", {"r": 1})
+        >>> kernel = torch.tensor([[2.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+        >>> [round(loss, 3) for loss in cuts(network, kernel)[0].loss.tolist()]
+        [1.0, 0.2, 0.0, 0.0]
+    """
+    count = len(network.cores)
+    parts = dict.fromkeys([*(frozenset([k]) for k in range(count)), *(frozenset(range(k)) for k in range(1, count))])
+    split = kernel.detach().reshape(network.shape(network.dense_axes))
+    found: list[Cut] = []
+    losses: dict[frozenset[str], Tensor] = {}
+    for part in parts:
+        here = {axis for k in part for axis in network.cores[k]}
+        there = {axis for k in range(count) if k not in part for axis in network.cores[k]}
+        both = here & there
+        left, right = ([axis for axis in network.dense_axes if axis in side - both] for side in (here, there))
+        blocks = [axis for axis in network.dense_axes if axis in both]
+        bonds = tuple(bond for bond in network.bonds if bond in both)
+        rows, columns = sorted((left, right), key=lambda axes: math.prod(network.shape(axes)))
+        if not bonds or not rows or not columns:
+            continue
+        if (side := math.prod(network.shape(rows))) > LARGEST_SIDE:
+            raise ValueError(
+                f"an unfolding of the kernel has sides of at least {side}, of which an energy or budget needs "
+                f"the singular values; at most {LARGEST_SIDE} are taken, so give this layer a rank"
+            )
+        unfolding = frozenset(rows + blocks)
+        if unfolding not in losses:
+            matrix = split.permute([network.dense_axes.index(axis) for axis in [*blocks, *rows, *columns]])
+            losses[unfolding] = _losses(
+                matrix.reshape(-1, *(math.prod(network.shape(axes)) for axes in (rows, columns)))
+            )
+        found.append(Cut(bonds, losses[unfolding]))
+    return found
+
+
+def estimate(network: TensorNetwork, found: Sequence[Cut]) -> float:
+    """A lower bound of the relative squared error of any fit, from the cuts."""
+    return max((cut.lost(network) for cut in found), default=0.0)
+
+
+def reach(network: TensorNetwork, free: Sequence[str], found: Sequence[Cut], loss: float) -> TensorNetwork:
+    """The network with its bonds raised until no cut loses more than ``loss``; of a cut's bonds the smallest first.
+
+    Bonds that are not ``free`` keep their size, and a cut that only such bonds cross is left.
+    """
+    sizes = {bond: network.sizes[bond] for bond in free}
+    for cut in sorted(found, key=lambda cut: -len(cut.bonds)):
+        raised = [bond for bond in cut.bonds if bond in sizes]
+        # The loss falls with the rank, so the first rank that will do is where it crosses.
+        needed = int((cut.loss > loss).sum())
+        fixed = math.prod(network.sizes[bond] for bond in cut.bonds if bond not in sizes)
+        while raised and fixed * math.prod(sizes[bond] for bond in raised) < needed:
+            sizes[min(raised, key=sizes.__getitem__)] += 1
+    return network.resize(sizes)
+
+
+def by_energy(layer: TensorLayer, kernel: Tensor, energy: float) -> dict[str, int]:
+    """The smallest sizes of a layer's bonds with which every cut keeps the share ``energy`` of the squared norm."""
+    network = layer.network.resize(dict.fromkeys(layer.rank, 1))
+    reached = reach(network, [*layer.rank], cuts(network, kernel), max(1 - energy, 1e-12))
+    return {bond: reached.sizes[bond] for bond in layer.rank}
+
+
+def spread(candidates: Sequence[Candidate], share: float) -> list[Rank | None]:
+    """Ranks for which the candidates together cost at most a share of what they cost plain.
+
+    Starting at the smallest networks, the step of the largest fall of the estimated relative squared error for what it
+    costs is taken, again and again, while any fits. Where nothing is to be fitted, all get one keep ratio.
+
+    Returns:
+        list[Rank | None]: for each candidate; None: it stays plain.
+
+    Raises:
+        ValueError: the smallest networks cost more.
+    """
+    limit = share * sum(each.dense_cost for each in candidates)
+    if all(each.kernel is None for each in candidates):
+        for keep in KEEPS:
+            ranks = [_fitting(each, keep) for each in candidates]
+            if sum(rung.cost for rung in ranks) <= limit:
+                return [rung.rank for rung in ranks]
+        least = sum(rung.cost for rung in ranks)
+        raise ValueError(_too_small(share, limit, least))
+    ladders = [_ladder(each) for each in candidates]
+    at = [0] * len(ladders)
+    left = limit - sum(ladder[0].cost for ladder in ladders)
+    if left < 0:
+        raise ValueError(_too_small(share, limit, limit - left))
+    steps = [_best_step(ladder, 0, left) for ladder in ladders]
+    while any(steps):
+        gain, target = max(step for step in steps if step)
+        number = steps.index((gain, target))
+        cost = ladders[number][target].cost - ladders[number][at[number]].cost
+        if cost <= left:
+            left -= cost
+            at[number] = target
+        steps[number] = _best_step(ladders[number], at[number], left)
+    return [ladder[k].rank for ladder, k in zip(ladders, at, strict=True)]
+
+
+def _best_step(ladder: list[_Rung], at: int, left: float) -> tuple[float, int] | None:
+    """The largest fall of the error for what it costs, and the rung that has it, of those that can be paid."""
+    here, further = ladder[at], range(at + 1, len(ladder))
+    costs = {k: ladder[k].cost - here.cost for k in further if ladder[k].cost - here.cost <= left}
+    return max(((here.error - ladder[k].error) / cost, k) for k, cost in costs.items()) if costs else None
+
+
+def _too_small(share: float, limit: float, least: float) -> str:
+    return (
+        f"budget is {share:g}, {limit:,.0f} for all chosen layers, but their smallest networks need {least:,.0f} "
+        f"({share * least / max(limit, 1):.3g})"
+    )
+
+
+def _fitting(candidate: Candidate, keep: float) -> _Rung:
+    try:
+        layer = candidate.make(keep)
+    except ValueError:  # too small a ratio for this network
+        layer = candidate.make(1)
+    return _Rung(candidate.cost(layer), 0.0, dict(layer.rank))
+
+
+def _ladder(candidate: Candidate) -> list[_Rung]:
+    """Networks of falling estimated error and rising cost, all cheaper than the plain layer, which is the last."""
+    if candidate.kernel is None:  # nothing is known of it but its size
+        tried = [_fitting(candidate, keep)._replace(error=1 - keep) for keep in reversed(KEEPS)]
+    else:
+        layer = candidate.make(1)
+        free, network, tried = [*layer.rank], layer.network, []
+        found = cuts(network, candidate.kernel)
+        for level in (1.0, *LEVELS):
+            network = reach(network, free, found, level)
+            rank = {bond: network.sizes[bond] for bond in free}
+            if not tried or rank != tried[-1].rank:
+                tried.append(_Rung(candidate.cost(candidate.make(rank)), estimate(network, found), rank))
+    plain = _Rung(candidate.dense_cost, 0.0, None)
+    rungs: list[_Rung] = []
+    for rung in (*tried, plain):
+        if not rungs or rungs[-1].cost < rung.cost <= plain.cost:
+            rungs.append(rung)
+    return rungs if rungs[0].cost < plain.cost else [plain]
+
+
+def _losses(matrices: Tensor) -> Tensor:
+    """For each rank, the share of the squared norm beyond it; of several blocks, together."""
+    fine = torch.float32 if matrices.device.type == "mps" else torch.float64
+    matrices = matrices.to(fine)
+    matrices = matrices / (matrices.abs().max().clamp_min(torch.finfo(fine).tiny))
+    squares = torch.linalg.eigvalsh(matrices @ matrices.mT).clamp_min(0).sum(0)
+    beyond = torch.cat([squares.cumsum(0).flip(0), squares.new_zeros(1)])
+    return (beyond / beyond[0].clamp_min(torch.finfo(fine).tiny)).cpu()

@@ -1,0 +1,206 @@
+"""The layers of a model: where each is, what it is called, whether it can be swapped, and if not, why."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
+
+from tnlayers.layers.base import DTYPES, TensorLayer
+from tnlayers.layers.registry import KINDS, layer_class
+from tnlayers.ops.input_step import exchange
+from tnlayers.spec.geometry import Geometry
+from tnlayers.tensorize.config import TensorizeConfig, matches
+from tnlayers.tensorize.held_outside import HOOKS, held, ties
+
+_TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_planner")
+STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
+
+
+@dataclass
+class Spot:
+    """A layer of the model: where it is, and what becomes of it."""
+
+    module: Any
+    names: tuple[str, ...]
+    places: list[tuple[nn.Module, str]]
+    held: str = ""
+    tied: str = ""
+    reason: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    new: Any = None
+    error: float | None = None
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    moments: Tensor | None = None
+
+    @property
+    def kind(self) -> type[nn.Module]:
+        """Which of torch's layers it is."""
+        return next(kind for kind in KINDS if isinstance(self.module, kind))
+
+    @property
+    def geometry(self) -> Geometry:
+        """Its arguments, checked."""
+        if isinstance(self.module, TensorLayer):
+            return self.module.geometry
+        own = KINDS[self.kind]._arguments(self.module)
+        del own["bias"]
+        if self.kind is nn.Linear:
+            return Geometry(own["in_features"], own["out_features"], ())
+        return Geometry(**own, transposed=self.module.transposed)
+
+    @property
+    def kernel(self) -> Tensor:
+        """The layer's kernel with the network's axes: out, in, taps."""
+        weight: Tensor = self.module.weight.detach()
+        return exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
+
+    @property
+    def plain(self) -> nn.Module:
+        """A layer of torch's own class with the very parameters of this one, which may be of a subclass."""
+        twin: Any = self.kind(**KINDS[self.kind]._arguments(self.module), device="meta")
+        twin.weight, twin.bias = self.module.weight, self.module.bias
+        return twin.train(self.module.training)  # type: ignore[no-any-return]
+
+    def make(self, rank: Any) -> TensorLayer:
+        """The tensor layer, without values."""
+        cls, arguments = self.layer
+        own = KINDS[self.kind]._arguments(self.module)
+        layer = cls(**own, **arguments | {"rank": rank}, device="meta", dtype=self.module.weight.dtype)
+        return layer.train(self.module.training)
+
+    @property
+    def layer(self) -> tuple[type[TensorLayer], dict[str, Any]]:
+        """The class, and the keyword arguments of ours."""
+        own = {name: value for name, value in self.settings.items() if name not in ("format", "options", "decompose")}
+        return layer_class(self.settings["format"], self.kind), own | self.settings["options"]
+
+
+def find(model: nn.Module, types: tuple[type[nn.Module], ...], what: str, alone: Callable[[Any], str]) -> list[Spot]:
+    """The model's layers of some types, each once, with all their names and places.
+
+    ``alone`` tells what to do with a layer that is no part of a model.
+    """
+    found = layers(model, types, what)
+    root = model._modules.get("_orig_mod", model)  # where it is compiled
+    if isinstance(root, types):
+        raise ValueError(f"model is itself a {type(root).__name__}, {alone(root)}")
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
+            raise ValueError(
+                f"model is wrapped in {type(module).__name__}, which holds on to the parameters it was made with; "
+                "swap the layers first, then wrap"
+            )
+    for parent in model.modules():
+        for key, child in parent._modules.items():
+            if child is not None and child in found:
+                found[child].places.append((parent, key))
+    return list(found.values())
+
+
+def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> dict[nn.Module, Spot]:
+    """The model's layers of some types, each once, with all their names; the model may be one itself."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    found: dict[nn.Module, Spot] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, types):
+            spot = found.setdefault(module, Spot(module, (), []))
+            spot.names += (_plain_name(path, model),)
+    if not found:
+        raise ValueError(f"model has no {what} ({type(model).__name__})")
+    # What is inside a layer, such as a parametrization, is the layer's own.
+    inside = {inner for module in found for inner in module.modules() if inner is not module}
+    return {module: spot for module, spot in found.items() if module not in inside}
+
+
+def note_holders(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], spots: Sequence[Spot]) -> None:
+    """Note what else has a layer, or the parameters that leave the model with it."""
+    holders, tied = held(model, leaving), ties(model, leaving)
+    for spot in spots:
+        spot.held, spot.tied = holders.get(spot.module, ""), tied.get(spot.module, "")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what ``torch.compile`` and data parallelism put around it."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    inner: Any = model._modules.get("_orig_mod", model)
+    return unwrapped(inner.module) if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
+
+
+def _plain_name(path: str, model: nn.Module) -> str:
+    """Without what ``torch.compile`` and ``DataParallel`` put before a name."""
+    parts = [part for part in path.split(".") if part != "_orig_mod"]
+    if isinstance(model._modules.get("_orig_mod", model), nn.DataParallel) and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def left_alone(spot: Spot, config: TensorizeConfig) -> str:
+    """Why a layer is not to be swapped; empty: it is. Fills in its settings."""
+    module = spot.module
+    if isinstance(module, TensorLayer):
+        return "a tensor layer already"
+    for pattern in config.exclude:
+        if matches(pattern, spot.names):
+            return f"excluded by {pattern!r}"
+    if not any(matches(pattern, spot.names) for pattern in config.include):
+        return "not in include"
+    settings = config.of(spot.names)
+    if settings is None:
+        return "left alone by an override"
+    spot.settings = settings
+    refusal = next(_refusals(spot, config), None)
+    return f"refused: {refusal}" if refusal else _policy(module, config)
+
+
+def _refusals(spot: Spot, config: TensorizeConfig) -> Iterator[str]:
+    """What would be lost if a layer were swapped; nothing further is looked at after the first."""
+    module, kind = spot.module, spot.kind
+    if is_parametrized(module):
+        yield f"parametrized ({', '.join(module.parametrizations)})"
+    weight = module._parameters.get("weight")
+    if isinstance(weight, nn.UninitializedParameter):
+        yield "it has no shape before the first forward (lazy)"
+    if type(module) is not kind and not config.subclasses:
+        yield f"{type(module).__name__} is a subclass of {kind.__name__} (subclasses=True swaps it)"
+    if weight is None:
+        yield "its weight is computed (pruning, weight_norm or spectral_norm)"
+        return
+    if more := [*(module._parameters.keys() - {"weight", "bias"}), *module._buffers, *module._modules]:
+        yield f"it also holds {', '.join(more)}"
+    if "forward" in vars(module):
+        yield "its forward was replaced"
+    if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in spot.places):
+        yield "it is compiled by itself; compile the model instead"
+    own = vars(spot.plain).keys()
+    if taken := [name for name in vars(module).keys() - own if hasattr(TensorLayer, name) or name in _TAKEN]:
+        yield f"its attributes {', '.join(taken)} are a tensor layer's own"
+    if any(getattr(module, name) for name in STATE_HOOKS):
+        yield "it has hooks on its state_dict"
+    yield from _weight_refusals(weight)
+    if spot.held:
+        yield spot.held
+    if spot.tied:
+        yield f"another module has the same weight: {spot.tied}"
+
+
+def _weight_refusals(weight: Any) -> Iterator[str]:
+    if hasattr(weight, "device_mesh"):
+        yield "its weight is sharded"
+    if weight.dtype not in DTYPES:
+        yield f"its weight is of {weight.dtype}"
+    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+        yield "its weight has hooks"
+
+
+def _policy(module: Any, config: TensorizeConfig) -> str:
+    """Why a layer is better not swapped."""
+    if getattr(module, "groups", 1) > 1 and module.groups == module.in_channels and not config.depthwise:
+        return "depthwise (depthwise=True swaps it)"
+    if module.weight.numel() < config.min_params:
+        return f"{module.weight.numel():,} parameters, below min_params"
+    return ""

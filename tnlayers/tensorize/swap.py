@@ -1,0 +1,273 @@
+"""Model-wide swapping: plain layers to tensor layers, in place, and back to plain layers."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tnlayers import validate
+from tnlayers.backend.observe import observe
+from tnlayers.interop.plain_torch import unfold
+from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.registry import KINDS, layer_class
+from tnlayers.tensorize.config import TensorizeConfig, check_patterns, matches
+from tnlayers.tensorize.new_layers import choose_ranks, make, note_moments, note_shape, watch
+from tnlayers.tensorize.replace import finish, keep_bias
+from tnlayers.tensorize.report import TensorizeReport
+from tnlayers.tensorize.sites import STATE_HOOKS, Spot, find, left_alone, note_holders, unwrapped
+from tnlayers.tensorize.weight_readers import Read, mentions, reads
+
+_READERS = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention
+"""Modules of torch's that ask their layers for their weights."""
+_ALONE = "which cannot be replaced in place; write `layer = {}`"
+
+
+def tensorize_(
+    model: nn.Module,
+    config: TensorizeConfig | str | Mapping[str, Any] | None = None,
+    *,
+    example_input: Any = None,
+    calibration: Iterable[Any] | None = None,
+    dry_run: bool = False,
+) -> TensorizeReport:
+    """Replace convolutions, transposed convolutions and linear layers of a model by tensor layers, in place.
+
+    What is replaced keeps its bias (the same parameter), device, dtype, ``requires_grad``, training flag, hooks and
+    attributes. A module at several places stays one module. One that is also held outside of the modules, by lists,
+    hooks, closures or whatever else, is left alone, and so is one whose weight shares memory with another parameter.
+    All new layers are made before the first is put in its place, so that whatever raises leaves the model as it was.
+    Progress is logged to ``tnlayers``.
+
+    Args:
+        model: any module that is not itself such a layer. Compile it or wrap it for data parallelism afterwards, or
+            pass a compiled model, which is compiled anew.
+        config: which layers, and what they become; default: ``TensorizeConfig()``. The name of a format, such as "tr",
+            stands for ``TensorizeConfig("tr")``, and a mapping for ``TensorizeConfig.from_dict`` of it.
+        example_input: a tensor, a tuple of arguments or a mapping of named ones; the model then runs on it once, in
+            eval mode without gradients, and FLOPs are reported. A budget of FLOPs needs it. Lazy layers have their
+            shapes from then on, and are swapped as others are.
+        calibration: a list of such inputs. In the order in which layers are called, each is then fitted so that its
+            outputs, behind the fitted layers before it, come near to the original ones. How near, is judged by the
+            second moments of patches of its inputs; of patches with more than 2,304 entries and in transposed layers by
+            those of channels alone. The model runs on all of the list once, then twice for every layer that is fitted,
+            in eval mode without gradients. Takes memory for one input, all that a layer gets on it, 2**25 entries of
+            patches (but one image's at least), each of these twice, and some float64 matrices with a row and a column
+            per entry of a patch; with an energy or a budget, one per channel for every layer.
+        dry_run: only report. Nothing is fitted, so there are no errors to report.
+
+    Returns:
+        TensorizeReport: every such layer, replaced or not, and why.
+
+    Raises:
+        TypeError, ValueError: config is none of these; calibration is no list, empty or of no use, a pattern covers no
+            layer, the model has no layer to swap or is one itself, every chosen layer refuses its rank, a budget cannot
+            be met, weights to be fitted are on the meta device, or the model is wrapped for distributed data
+            parallelism; what the model raises on an input. A layer alone that cannot become a tensor layer is left
+            alone, and the report says why.
+
+    Warns:
+        UserWarning: an optimizer holds parameters that left the model; ``remap_optimizer_`` exchanges them.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
+        >>> config = TensorizeConfig("tucker", rank=0.5, exclude=["3"])
+        >>> report = tensorize_(model, config, example_input=torch.randn(2, 16, 3, 3))
+        >>> report.swapped, type(model[0]).__name__, report["3"].reason
+        (('0',), 'TuckerConv2d', "excluded by '3'")
+    """
+    config = _config(config)
+    validate.boolean("dry_run", dry_run)
+    if example_input is None and config.budget and "flops" in config.budget:
+        raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
+    batches = [] if calibration is None else _batches(calibration)
+    spots = _found(model, config)
+    check_patterns(config, [spot.names for spot in spots])
+    # First of all, since what is lazy is plain behind the first run, and what is made there is there.
+    if example_input is not None:
+        shapes = {spot.module: spot.shapes for spot in watch(model, spots, [example_input], note_shape)}
+        spots = _found(model, config)
+        for spot in spots:
+            spot.shapes = shapes.get(spot.module, [])
+    elif any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
+        observe(model, (), batches[:1], lambda *_: None)
+    weights = {spot.module: spot.module._parameters.get("weight") for spot in spots}
+    note_holders(model, {layer: [] if weight is None else [weight] for layer, weight in weights.items()}, spots)
+    for spot in spots:
+        spot.reason = left_alone(spot, config)
+    chosen = [spot for spot in spots if not spot.reason]
+    if not chosen:
+        left = "; ".join(f"{spot.names[0]}: {spot.reason}" for spot in spots[:3])
+        raise ValueError(f"model has no layer to swap ({left}{', ...' if len(spots) > 3 else ''})")
+    if batches:
+        if not any(spot.settings["decompose"] for spot in chosen):
+            raise ValueError(
+                "calibration is given, but decompose is False for every chosen layer, and only fits use it; leave it "
+                "out, or say decompose=True"
+            )
+        chosen = watch(model, chosen, batches, note_moments)
+    with torch.inference_mode(False), torch.no_grad():
+        choose_ranks(chosen, config)
+        make(model, chosen, dry_run, batches)
+    for spot in chosen:
+        keep_bias(spot)
+    report = finish(model, spots, dry_run)
+    if not dry_run:
+        unwrapped(model)._tensorize_config = config  # type: ignore[assignment]
+    return report
+
+
+def _config(given: Any) -> TensorizeConfig:
+    if given is None or isinstance(given, str):
+        return TensorizeConfig() if given is None else TensorizeConfig(given)
+    if isinstance(given, Mapping):
+        return TensorizeConfig.from_dict(given)
+    if not isinstance(given, TensorizeConfig):
+        raise TypeError(f"config is {given!r}; it must be a tnlayers.TensorizeConfig, a format's name or a mapping")
+    return given
+
+
+def _found(model: nn.Module, config: TensorizeConfig) -> list[Spot]:
+    def alone(layer: Any) -> str:
+        if isinstance(layer, TensorLayer):
+            return "a tensor layer already"
+        cls = layer_class(config.format, next(kind for kind in KINDS if isinstance(layer, kind)))
+        name = f"{'tnlayers.' if cls.__module__.startswith('tnlayers.zoo') else ''}{cls.__name__}"
+        given = ({} if config.rank is None else {"rank": config.rank}) | dict(config.options)
+        given |= {} if config.decompose else {"decompose": False}
+        arguments = ", ".join(["layer", *(f"{key}={value!r}" for key, value in given.items())])
+        return _ALONE.format(f"{name}.from_{cls.dense_name}({arguments})")
+
+    return find(model, (*KINDS, TensorLayer), "convolution or linear layer", alone)
+
+
+def _batches(calibration: Any) -> list[Any]:
+    if isinstance(calibration, torch.Tensor | str | Mapping) or not isinstance(calibration, Iterable):
+        raise TypeError(
+            f"calibration is of type {type(calibration).__name__}; it must be a list of inputs, as example_input each, "
+            "such as [batch]"
+        )
+    if not (batches := list(calibration)):
+        raise ValueError("calibration is empty; it must hold an input at least (a used generator holds none)")
+    return batches
+
+
+def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeReport:
+    """Replace every tensor layer by the plain torch layer with the same function, in place.
+
+    Args:
+        model: a module that holds tensor layers.
+        include: patterns of the layers to replace, see ``TensorizeConfig``.
+
+    Returns:
+        TensorizeReport: as of ``tensorize_``.
+
+    Raises:
+        ValueError: the model holds no tensor layer, or is one itself (take ``to_conv`` or ``to_linear`` of that); a
+            pattern covers no layer; something outside of the modules holds a layer or its cores, and would keep them.
+
+    Example:
+        >>> import tnlayers
+        >>> model = nn.Sequential(tnlayers.TRConv2d(16, 32, 3))
+        >>> _ = densify_(model)
+        >>> print(model[0])
+        Conv2d(16, 32, kernel_size=(3, 3), stride=(1, 1))
+    """
+    return _back(model, include, lambda layer: layer.to_dense(), "plain again", "layer.to_{}()")
+
+
+def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input: Any = None) -> TensorizeReport:
+    """Replace every tensor layer by plain torch layers in sequence, in place: what is exported needs nothing of ours.
+
+    See ``tnlayers.unfold``, which finds the sequence with the fewest multiply-adds; where that is the dense kernel, one
+    plain layer. Of a layer's attributes, a sequence has the dtype, device and shape of a ``weight`` alone, and that
+    only where the code of the model's own classes asks for weights: it is an expanded buffer, which nothing can write,
+    so that averages of buffers and DistributedDataParallel, which do, raise. Where a model's
+    own code reads more, such as weights or strides, give an ``example_input``: layers of which it is read then become
+    single plain ones, which have all. (In torch's own transformer layers, they do so anyway.) A sequence with a channel
+    shuffle takes batched inputs only, and a transposed one no ``output_size``.
+
+    Args:
+        model: a module that holds tensor layers.
+        include: patterns of the layers to replace, see ``TensorizeConfig``.
+        example_input: as for ``tensorize_``; the model then runs on it once, in eval mode without gradients.
+
+    Returns:
+        TensorizeReport: as of ``tensorize_``.
+
+    Raises:
+        ValueError: the model holds no tensor layer, or is one itself (take ``unfold`` of that); a pattern covers no
+            layer; something outside of the modules holds a layer or its cores, and would keep them; or the model reads
+            what no plain layer has, such as ``cores``.
+
+    Example:
+        >>> import tnlayers
+        >>> model = nn.Sequential(tnlayers.TuckerConv2d(16, 32, 3, rank=4))
+        >>> _ = unfold_(model)
+        >>> print(model[0][1])
+        Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)
+    """
+    return _back(model, include, unfold, "unfolded", "tnlayers.unfold(layer)", example_input)
+
+
+def _back(
+    model: nn.Module,
+    include: Sequence[str],
+    convert: Callable[[Any], nn.Module],
+    reason: str,
+    alone: str,
+    example: Any = None,
+) -> TensorizeReport:
+    spots = find(model, (TensorLayer,), "tensor layer", lambda layer: _ALONE.format(alone.format(layer.dense_name)))
+    config = TensorizeConfig(include=include)
+    check_patterns(config, [spot.names for spot in spots])
+    chosen = [spot for spot in spots if any(matches(pattern, spot.names) for pattern in config.include)]
+    for spot in spots:
+        spot.reason = reason if spot in chosen else "not in include"
+    for spot in chosen:
+        if any(getattr(spot.module, name) for name in STATE_HOOKS):
+            raise ValueError(f"{spot.names[0]} has hooks on its state_dict, which would be lost; remove them first")
+    asked = example is None and mentions(model, "weight")
+    read = {} if example is None else reads(model, [spot.module for spot in chosen], example)
+    with torch.no_grad():
+        for spot in chosen:
+            spot.new = convert(spot.module)
+            if not isinstance(spot.new, spot.module.dense_type):
+                _make_readable(spot, read.get(spot.module, Read(kind=asked)))
+            keep_bias(spot)
+    # Before the first is put in its place: all that leaves the model, and what would keep it.
+    stays = {id(p) for spot in chosen for p in spot.new.parameters()}
+    leaving = {spot.module: [p for p in spot.module.parameters() if id(p) not in stays] for spot in chosen}
+    note_holders(model, leaving, chosen)
+    for spot in chosen:
+        if spot.held:
+            raise ValueError(
+                f"{spot.names[0]} cannot be replaced: {spot.held}, and would keep the old layer; remove it there, or "
+                "leave the layer out by include"
+            )
+        spot.reason += f", no longer tied to {spot.tied}" if spot.tied else ""
+    report = finish(model, spots)
+    if len(chosen) == len(spots):
+        for module in model.modules():
+            vars(module).pop("_tensorize_config", None)
+    return report
+
+
+def _make_readable(spot: Spot, read: Read) -> None:
+    """Make a single plain layer of one whose attributes are read, or let it tell the dtype and device of a weight."""
+    names = read.names
+    if missing := [name for name in names if not hasattr(dense := spot.module.to_dense(), name)]:
+        raise ValueError(
+            f"{spot.names[0]}: the model reads its {', '.join(missing)}, which no {type(dense).__name__} has; leave "
+            "the layer out by include"
+        )
+    if any(isinstance(parent, _READERS) for parent, _ in spot.places):
+        spot.new, spot.reason = spot.module.to_dense(), "plain again: its parent reads its weight"
+    elif names:
+        spot.new, spot.reason = spot.module.to_dense(), f"plain again: the model reads its {', '.join(names)}"
+    elif read.kind:
+        # In no state_dict. Of the weight's shape, without its memory; NaN, so that what is computed with it shows.
+        like = next(spot.new.parameters())
+        stand_in = like.detach().new_full([1], math.nan).expand(spot.geometry.weight_shape)
+        spot.new.register_buffer("weight", stand_in, persistent=False)

@@ -1,0 +1,1 @@
+"""Helpers of training: calibration, learning rates, penalties."""

@@ -1,0 +1,255 @@
+r"""Optimisation that acts on the kernel: decay of its norm, and learning rates for its first step.
+
+**Decay.** Weight decay of the cores is not weight decay of the kernel :math:`W`. But :math:`\frac{\lambda}{2}
+\|W\|_F^2` in the loss adds :math:`\lambda W` to the kernel's gradient, as SGD's ``weight_decay`` does for a dense
+layer. The square is a network itself: the cores and a copy of each, which shares its dense axes, not its bonds.
+
+**Learning rates.** The kernel, of P entries, is linear in each core: with :math:`J_k = \partial W / \partial G_k`, a
+step moves it by :math:`\delta W = \sum_k J_k \, \delta G_k` to first order, and the loss by :math:`\langle g, \delta W
+\rangle`, where g is the kernel's gradient. Say g is white: independent normal entries of variance :math:`\gamma^2`.
+The gradient of core k, :math:`J_k^T g`, has entries of variance :math:`\gamma^2 \|J_{k,a}\|^2`, one for each column a.
+SGD's step is the learning rate times that; Adam's first is the learning rate, with its sign. The loss is expected to
+fall by :math:`\eta_k \gamma^2 \sum_a \|J_{k,a}\|^2` (SGD) or :math:`\eta_k c \gamma \sum_a \|J_{k,a}\|` (Adam), where
+:math:`c = \sqrt{2/\pi}`; for a dense layer by :math:`\eta \gamma^2 P` or :math:`\eta c \gamma P`. So the n cores that
+train have equal shares of the dense layer's decrease if
+
+.. math:: \eta_k = \eta \, \frac{P}{n \sum_a \|J_{k,a}\|^2} \quad\text{(SGD)}, \qquad
+          \eta_k = \eta \, \frac{P}{n \sum_a \|J_{k,a}\|} \quad\text{(Adam)}. \tag{1}
+
+For cores as the solver draws them, with variances :math:`\sigma_k^2`, :math:`E[J_k J_k^T] = \mathrm{Var}(W) /
+\sigma_k^2 \cdot I` by the argument of ``tnlayers.init.variance`` without core k. Its :math:`N_k` columns share it:
+
+.. math:: \eta_k = \eta \, \frac{\sigma_k^2}{n \, \mathrm{Var}(W)} \quad\text{(SGD)}, \qquad
+          \eta_k = \eta \, \frac{\sigma_k}{n} \sqrt{\frac{P}{N_k \, \mathrm{Var}(W)}} \quad\text{(Adam)}, \tag{2}
+
+and SGD has :math:`E[\delta W] = -\eta g` over draws (not rescaled to an exact norm), the dense layer's step, for any g
+that does not depend on them.
+
+The norm of the step is not the dense layer's. Most of a white g is where the cores cannot follow, and where they can
+they go further: under (1) the step is several times as long, the more the fewer parameters are kept. So the largest
+rate that is stable is smaller than a dense model's. For Adam the norm can be matched instead: with signs independent of
+the cores, :math:`E\|\delta W\|^2 = \sum_k \eta_k^2 \sum_a \|J_{k,a}\|^2`, and :math:`\eta^2 P` for a dense layer, so
+with equal shares
+
+.. math:: \eta_k = \eta \sqrt{\frac{P}{n \sum_a \|J_{k,a}\|^2}} \quad\text{or}\quad
+          \eta_k = \eta \, \frac{\sigma_k}{\sqrt{n \, \mathrm{Var}(W)}}. \tag{3}
+
+Reference:
+    Khodak, Tenenholtz, Mackey, Fusi, "Initialization and Regularization of Factorized Neural Layers", ICLR 2021 (arXiv
+    2105.01029), for the decay. The learning rates are derived here.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnlayers import validate
+from tnlayers.backend.sharding import whole
+from tnlayers.layers.base import TensorLayer
+from tnlayers.ops.contraction import contract
+from tnlayers.ops.squared_norm import copy, squared
+from tnlayers.spec.network import TensorNetwork
+
+OPTIMIZERS = ("sgd", "adam")
+MATCHES = ("decrease", "norm")
+SCALES = ("measured", "expected")
+
+
+def frobenius_penalty(module: nn.Module) -> Tensor:
+    """Sum of ``squared_norm`` over the tensor layers in a module; layers of the same cores count once.
+
+    ``loss + 0.5 * weight_decay * frobenius_penalty(model)`` decays the kernels as SGD's ``weight_decay`` does those of
+    dense layers. The optimizer's own must be 0 for the cores, as in the groups of ``param_groups``.
+
+    Args:
+        module: any module; without tensor layers, the sum is 0.
+
+    Returns:
+        Tensor: a number, on the first layer's device, in float32 or float64.
+
+    Example:
+        >>> import tnlayers
+        >>> model = nn.Sequential(tnlayers.CPConv2d(8, 8, 3, rank=4), nn.ReLU(), tnlayers.TRConv2d(8, 8, 3, rank=2))
+        >>> expected = model[0].weight.square().sum() + model[2].weight.square().sum()
+        >>> torch.allclose(frobenius_penalty(model), expected)
+        True
+    """
+    kernels: list[tuple[TensorNetwork, list[Tensor]]] = []
+    for layer in _module("module", module).modules():
+        if isinstance(layer, TensorLayer):
+            network, cores = layer.network, layer._listed()
+            # The first core first: of many layers, most comparisons end there.
+            if not any(cores[0] is held[0] and _same(cores, held) and network == other for other, held in kernels):
+                kernels.append((network, cores))
+    if not kernels:
+        first = next(module.parameters(), None)
+        return torch.zeros((), device=None if first is None else first.device)
+    total = squared(*kernels[0])
+    for network, cores in kernels[1:]:
+        total = total + squared(network, cores).to(total.device)
+    return total
+
+
+def squared_norm(layer: TensorLayer) -> Tensor:
+    """The squared Frobenius norm of a layer's kernel, differentiable in the cores, also repeatedly.
+
+    The cores contract with their copies, or first to the dense kernel, whichever takes less time by estimate (for 64
+    channels and less it is mostly the kernel). The order is found once for a network.
+
+    Args:
+        layer: any tensor layer.
+
+    Returns:
+        Tensor: a number, in the cores' dtype, also under autocast; for float16 and bfloat16 computed and returned in
+        float32, since the square would leave the range of the one and the precision of the other.
+
+    Example:
+        >>> import tnlayers
+        >>> layer = tnlayers.TuckerConv2d(16, 16, 3, rank=4, dtype=torch.float64)
+        >>> torch.allclose(squared_norm(layer), layer.weight.square().sum(), rtol=1e-12)
+        True
+    """
+    return squared(layer.network, layer._listed())
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
+def _module(name: str, value: Any) -> nn.Module:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a torch.nn.Module")
+    return value
+
+
+# ------------------------------------------------------------------ learning rates
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    *,
+    weight_decay: float = 0.0,
+    optimizer: str = "sgd",
+    match: str = "decrease",
+    scale: str = "measured",
+) -> list[dict[str, Any]]:
+    """Parameter groups in which the first step of every kernel is expected to do what a dense layer's would.
+
+    See this module's docstring for what is equal, and what is not. Parameters other than cores have the base ``lr``.
+    ``weight_decay`` is for those of two or more dimensions; cores, biases and norms have none, and
+    ``frobenius_penalty`` decays the kernels. A core of several layers has the least of their rates.
+
+    Args:
+        model: any module.
+        lr: the learning rate of a dense model.
+        weight_decay: of the dense weights.
+        optimizer: 'sgd', with momentum or without, or 'adam', for all whose first step goes by signs (AdamW, Lion...).
+        match: 'decrease' of the linearised loss under white gradients, or, for 'adam', 'norm' of the kernel's step
+            under random signs.
+        scale: 'measured' on the cores as they are, or 'expected' of cores as the solver draws them: without values,
+            and equal for equal layers, so that there are fewer groups.
+
+    Returns:
+        list[dict]: groups of 'params', 'lr', 'weight_decay' and 'name'; cores of one rate are one group, named after
+        the first. Every parameter that requires a gradient is in one of them.
+
+    Raises:
+        TypeError: an argument is of another type, or cores are parametrized.
+        ValueError: an argument is not as above, nothing requires a gradient, a core has no values to measure, or no
+            step of it moves the kernel, since other cores are zero.
+
+    Example:
+        >>> import tnlayers
+        >>> model = nn.Sequential(tnlayers.TRConv2d(64, 64, 3, rank=4), nn.BatchNorm2d(64), nn.Conv2d(64, 9, 1))
+        >>> groups = param_groups(model, 0.1, weight_decay=1e-4, scale="expected")
+        >>> for group in groups:
+        ...     print(group["name"], len(group["params"]), round(group["lr"], 3), group["weight_decay"])
+        weights 1 0.1 0.0001
+        others 4 0.1 0.0
+        0.cores.0 2 0.189 0.0
+        0.cores.1 1 1.344 0.0
+        >>> optimizer = torch.optim.SGD(groups, momentum=0.9)
+    """
+    _number("lr", lr)
+    _number("weight_decay", weight_decay)
+    validate.choice("optimizer", optimizer, OPTIMIZERS)
+    validate.choice("match", match, MATCHES if optimizer == "adam" else MATCHES[:1])
+    validate.choice("scale", scale, SCALES)
+    factors: dict[nn.Parameter, float] = {}
+    for name, layer in _module("model", model).named_modules():
+        if isinstance(layer, TensorLayer):
+            for core, factor in _factors(name or type(layer).__name__, layer, (optimizer, match), scale):
+                factors[core] = min(factor, factors.get(core, math.inf))
+    groups: dict[Any, dict[str, Any]] = {
+        "weights": {"params": [], "lr": lr, "weight_decay": weight_decay, "name": "weights"},
+        "others": {"params": [], "lr": lr, "weight_decay": 0.0, "name": "others"},
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = factors.get(parameter, 1.0)
+            key = factor if parameter in factors else "weights" if parameter.ndim > 1 else "others"
+            own = {"params": [], "lr": lr * factor, "weight_decay": 0.0, "name": name}
+            groups.setdefault(key, own)["params"].append(parameter)
+    found = [group for group in groups.values() if group["params"]]
+    if not found:
+        raise ValueError("model has no parameter that requires a gradient; there is nothing to optimise")
+    return found
+
+
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; it must be a number >= 0")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be a finite number >= 0")
+
+
+def _factors(name: str, layer: TensorLayer, rule: tuple[str, str], scale: str) -> Iterator[tuple[nn.Parameter, float]]:
+    """The cores that train, each with its learning rate over that of a dense layer."""
+    network, cores, count = layer.network, [*layer.cores], layer.network.dense_params
+    if not all(isinstance(core, nn.Parameter) for core in cores):
+        raise TypeError(f"cores of {name} are parametrized, so no optimizer sets them; remove the parametrizations")
+    if scale == "measured" and cores[0].is_meta:
+        raise ValueError(f"scale is 'measured', but {name} is on the meta device and has no values; pass 'expected'")
+    trained = [k for k, core in enumerate(cores) if core.requires_grad]
+    for k in trained:
+        if scale == "measured":
+            squares = column_squares(network, cores, k)
+            copies = cores[k].numel() / squares.numel()
+            square, length = copies * float(squares.sum()), copies * float(squares.sqrt().sum())
+        else:
+            square = count * (layer.variance.weight_std / layer.variance.std[k]) ** 2
+            length = math.sqrt(square * cores[k].numel())
+        if not 0 < square < math.inf:
+            raise ValueError(
+                f"core {k} of {name} has no learning rate, since cores around it are zero or not finite; "
+                "initialise them, or pass scale='expected'"
+            )
+        factor = count / len(trained) / (square if rule != ("adam", "decrease") else length)
+        yield cores[k], factor if rule != ("adam", "norm") else math.sqrt(factor)
+
+
+@torch.no_grad()
+def column_squares(network: TensorNetwork, cores: Sequence[Tensor], k: int) -> Tensor:
+    """Squared norms of the columns of the kernel's derivative by core k.
+
+    Returns:
+        Tensor: one for each value of those axes of core k that other cores have too; the other axes make no difference.
+        In float64 where the device has it.
+
+    Example:
+        >>> network = TensorNetwork.parse("i:5 r:2, r o:3")
+        >>> column_squares(network, [torch.ones(5, 2), torch.ones(2, 3)], 0)
+        tensor([3., 3.], dtype=torch.float64)
+    """
+    others = [j for j in range(len(cores)) if j != k]
+    axes = [network.cores[j] for j in others]
+    shared = tuple(axis for axis in network.cores[k] if any(axis in core for core in axes))
+    fine = torch.float32 if cores[k].device.type == "mps" else torch.float64
+    if not others:
+        return torch.ones((), dtype=fine)
+    pair = [*axes, *(copy(core, (*network.dense_axes, *shared)) for core in axes)]
+    return contract([whole(cores[j]).to(fine) for j in others] * 2, pair, shared).clamp(min=0)
