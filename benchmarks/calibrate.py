@@ -25,14 +25,15 @@ from torch import Tensor
 import tnlayers
 from speed import keep_freed_memory
 from tnlayers.backend.rates import CONTRACT, MOVE, TABLES, WEIGHTS, Rate, Rates, rates
-from tnlayers.ops.channel_matmul import FIRST, LAST
+from tnlayers.backend.views import FIRST, LAST
 from tnlayers.ops.contraction import Contraction
 from tnlayers.ops.input_step import reorder
 from tnlayers.planning.choose import plan
-from tnlayers.planning.path import Option, Setting, Trail
+from tnlayers.planning.path import Option, Trail
 from tnlayers.planning.plan import assemble
 from tnlayers.planning.search import Search
 from tnlayers.planning.search_space import space
+from tnlayers.planning.setting import Setting
 
 CHANNELS = (1, 3, 5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
 SIZES = (7, 14, 16, 32, 56)

@@ -21,7 +21,7 @@ from provenance import REPOSITORY, csv_file, write_csv
 from speed import FAMILIES as TIMED
 from speed import rounds
 from tnlayers.ops.squared_norm import fastest
-from tnlayers.training.learning_rates import squared_norm
+from tnlayers.training.penalty import squared_norm
 
 FAMILIES = TIMED | {
     name: (getattr(tnlayers, f"{kind.__name__}Conv2d"), {})

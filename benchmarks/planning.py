@@ -22,7 +22,7 @@ from tnlayers import Geometry, TensorNetwork
 from tnlayers.backend.rates import MODES
 from tnlayers.formats import factorize
 from tnlayers.planning.choose import plan
-from tnlayers.planning.path import Setting
+from tnlayers.planning.setting import Setting
 
 OUT = REPOSITORY / "benchmarks" / "results" / "planning.csv"
 FACTORS = (1, 2, 3)

@@ -32,9 +32,9 @@ from provenance import REPOSITORY, csv_file, read_csv, write_csv
 from tnlayers.backend.rates import Rate, Rates, lanes
 from tnlayers.backend.rates import rates as layer_rates
 from tnlayers.formats import factorize
-from tnlayers.planning.path import Setting
 from tnlayers.planning.search import Search
 from tnlayers.planning.search_space import space
+from tnlayers.planning.setting import Setting
 
 SHAPES = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 14, 1), (512, 512, 7, 1), (64, 64, 56, 1))
 FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {

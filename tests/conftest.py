@@ -15,7 +15,7 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 
 
 def pytest_configure(config):
-    """Of tensors so tiny, many have more parameters than the dense kernel; tests/test_room.py asks for the warning."""
+    """Many tensors so tiny have more parameters than the dense kernel; test_core_memory.py asks for the warning."""
     config.addinivalue_line("filterwarnings", "ignore::tnlayers.layers.core_memory.LargerThanDense")
 
 

@@ -1,11 +1,20 @@
-"""Tensor-network layers for PyTorch, correctly initialised by one variance solver."""
+"""Tensor-network layers for PyTorch, correctly initialised by one variance solver.
 
-from tnlayers import zoo
+Public is what ``__all__`` names here, and the modules ``tnlayers.formats``, ``tnlayers.models`` and
+``tnlayers.testing``. All else may change.
+"""
+
+from tnlayers._version import __version__ as __version__
+from tnlayers.checkpoint.save_load import load_tensorized, save_tensorized
 from tnlayers.execution.autotuning import autotune
 from tnlayers.execution.freezing import Frozen, freeze_, thaw_
 from tnlayers.formats import FORMATS, Format, register
 from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.interop.plain_torch import unfold
+from tnlayers.interop.tensorly_torch import from_tltorch, initialize_, to_tltorch
+from tnlayers.layers.base import LAYERS as _LAYERS
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.by_format import *  # noqa: F403  (the layers of every format)
 from tnlayers.layers.conv import TensorConv, TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.layers.conv_transpose import (
     TensorConvTranspose,
@@ -16,19 +25,14 @@ from tnlayers.layers.conv_transpose import (
 from tnlayers.layers.linear import TensorLinear
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
-from tnlayers.zoo import *  # noqa: F403  (the layers of every format)
-
-from tnlayers.interop.tensorly_torch import from_tltorch, initialize_, to_tltorch  # isort: skip  (made of the layers)
-from tnlayers.training.calibrate import calibrate_, scale_residual_  # isort: skip
-from tnlayers.checkpoint.save_load import load_tensorized, save_tensorized  # isort: skip
-from tnlayers.tensorize.config import TensorizeConfig  # isort: skip
-from tnlayers.tensorize.report import TensorizeReport, remap_optimizer_  # isort: skip
-from tnlayers.tensorize.swap import densify_, tensorize_, unfold_  # isort: skip
-from tnlayers.interop.plain_torch import unfold  # isort: skip
-from tnlayers.tensorize.overview import Summary, summary  # isort: skip
-from tnlayers.training.learning_rates import frobenius_penalty, param_groups, squared_norm  # isort: skip
-
-__version__ = "0.1.0"
+from tnlayers.tensorize.config import TensorizeConfig
+from tnlayers.tensorize.optimizer import remap_optimizer_
+from tnlayers.tensorize.overview import Summary, summary
+from tnlayers.tensorize.report import TensorizeReport
+from tnlayers.tensorize.swap import densify_, tensorize_, unfold_
+from tnlayers.training.calibrate import calibrate_, scale_residual_
+from tnlayers.training.learning_rates import param_groups
+from tnlayers.training.penalty import frobenius_penalty, squared_norm
 
 __all__ = [
     "FORMATS",
@@ -73,4 +77,4 @@ __all__ = [
     "unfold",
     "unfold_",
 ]
-__all__ += zoo.__all__
+__all__ += [_layer.__name__ for _layer in _LAYERS.values()]

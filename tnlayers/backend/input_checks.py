@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnlayers.backend.torch_state import autocast_dtype
-from tnlayers.spec.network import TensorNetwork
 
 
 def check_tensor(layer: str, value: Any) -> None:
@@ -29,6 +28,23 @@ def check_tensor(layer: str, value: Any) -> None:
     raise TypeError(f"input is {given}; {layer} takes a torch.Tensor" + ", as torch.as_tensor makes of it" * made)
 
 
+def check_module(name: str, value: Any) -> nn.Module:
+    """Return a module.
+
+    Raises:
+        TypeError: the argument's name, its type and what is accepted.
+
+    Example:
+        >>> check_module("model", None)
+        Traceback (most recent call last):
+            ...
+        TypeError: model is of type NoneType; it must be a torch.nn.Module
+    """
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} is of type {type(value).__name__}; it must be a torch.nn.Module")
+    return value
+
+
 def check_bias(bias: Tensor, channels: int) -> None:
     """Refuse a bias of another shape than one number per output channel, which could be broadcast without a word.
 
@@ -37,26 +53,6 @@ def check_bias(bias: Tensor, channels: int) -> None:
     """
     if tuple(bias.shape) != (channels,):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({channels},)")
-
-
-def check_shapes(network: TensorNetwork, cores: Sequence[Tensor]) -> None:
-    """Refuse cores of other shapes than the network's, which could be taken for these if only their sizes agree.
-
-    Raises:
-        ValueError: the core, its shape and the one that it must have.
-
-    Example:
-        >>> check_shapes(TensorNetwork.parse("i:4 r:2, r:2 o:8"), [torch.ones(2, 4), torch.ones(2, 8)])
-        Traceback (most recent call last):
-            ...
-        ValueError: core 0 has shape (2, 4); network 'i r, r o' has (4, 2) there
-    """
-    shapes = network.core_shapes
-    if len(cores) != len(shapes):
-        raise ValueError(f"there are {len(cores)} cores; network '{network}' has {len(shapes)}")
-    for number, (core, shape) in enumerate(zip(cores, shapes, strict=True)):
-        if core.shape != shape:
-            raise ValueError(f"core {number} has shape {tuple(core.shape)}; network '{network}' has {shape} there")
 
 
 def check_cores(cores: Sequence[Tensor]) -> None:

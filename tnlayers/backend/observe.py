@@ -1,19 +1,13 @@
 """What goes into a model's layers, seen by hooks while it runs, and what it costs them."""
 
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-
-from tnlayers.execution.executor import Planner
-from tnlayers.layers.base import TensorLayer
-from tnlayers.spec.geometry import Geometry
 
 
 def run(model: nn.Module, example: Any) -> Any:
@@ -96,35 +90,6 @@ def observe(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
-    """Floating-point operations of the plain layer on inputs of these shapes, two for each multiply-add, without bias.
-
-    Example:
-        >>> dense_flops(Geometry(16, 32, (3, 3), padding=1), [(1, 16, 8, 8)])
-        589824
-    """
-    total, ndim, entries = 0, geometry.ndim, math.prod(geometry.weight_shape)
-    for shape in shapes:
-        spatial = shape[len(shape) - ndim :] if ndim else shape[:-1]
-        # Each entry of a kernel meets every output position; of a transposed one, every input position.
-        positions = geometry.output_size(spatial) if ndim and not geometry.transposed else spatial
-        batch = shape[0] if ndim and len(shape) == ndim + 2 else 1
-        total += 2 * entries * batch * math.prod(positions)
-    return total
-
-
-def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: str) -> int:
-    """As ``dense_flops``, of a tensor layer: of its own plan, or that of strategy 'factorized' if that has fewer.
-
-    Plans are for the kind of device that the layer is to be on; it may be on the meta device yet.
-    """
-    planners = [layer._planner]
-    with suppress(ValueError):  # of groups that cut through a factor
-        planners.append(Planner(layer.network, layer.geometry, "factorized", layer.memory))
-    settings = [replace(layer._setting(shape), device=device) for shape in shapes]
-    return sum(min(planner.plan(setting).flops for planner in planners) for setting in settings)
 
 
 def _plain(example: Any) -> Any:

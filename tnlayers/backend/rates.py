@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import torch
 
-from tnlayers.ops.channel_matmul import FIRST, LAST
+from tnlayers.backend.views import FIRST, LAST
 
 MODES = ("train", "infer", "cached")
 """Forward and backward; forward alone; forward with the weights' part kept from an earlier call."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tnlayers.backend.shared_memory import sharing
-from tnlayers.layers.registry import exactly, outline
+from tnlayers.checkpoint.description import exactly, outline
 from tnlayers.tensorize.config import TensorizeConfig
 
 VERSION = 1

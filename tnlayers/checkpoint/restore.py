@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
+from tnlayers.checkpoint.description import build, describe
 from tnlayers.checkpoint.file import Content, about_layer, join
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS, build, describe
+from tnlayers.layers.registry import KINDS
 from tnlayers.tensorize.held_outside import held
 
 _PARALLEL = DataParallel, DistributedDataParallel

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import tnlayers
+from tnlayers._version import __version__
+from tnlayers.backend.input_checks import check_module
+from tnlayers.checkpoint.description import describe
 from tnlayers.checkpoint.file import (
     KEY,
     LONGEST,
@@ -27,7 +29,6 @@ from tnlayers.checkpoint.file import (
 )
 from tnlayers.checkpoint.restore import fill, modules_of, swap
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import describe
 from tnlayers.tensorize.held_outside import held
 
 
@@ -60,8 +61,7 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> bool((again(torch.ones(16)) == model(torch.ones(16))).all())
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    check_module("model", model)
     modules = modules_of(model)
     layers = {}
     for name, module in modules.values():
@@ -75,7 +75,7 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
     config = vars(dict(modules.values())[""]).get("_tensorize_config")
     about = {
         "version": VERSION,
-        "tnlayers": tnlayers.__version__,
+        "tnlayers": __version__,
         "config": None if config is None else config.to_dict(),
         "layers": layers,
         "aliases": aliases,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tnlayers.backend.observe import run
 from tnlayers.execution.module import PlannedModule
-from tnlayers.planning.choose import STRATEGIES
+from tnlayers.planning.setting import STRATEGIES
 
 ROUNDS = 5
 

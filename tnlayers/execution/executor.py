@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers import validate
-from tnlayers.backend.input_checks import check_shapes
 from tnlayers.backend.torch_state import autocast_dtype, sizes, traced
+from tnlayers.backend.views import FIRST, LAST
 from tnlayers.execution.run import build, meet, pad, run
-from tnlayers.ops.channel_matmul import FIRST, LAST
 from tnlayers.ops.contraction import order
 from tnlayers.ops.input_step import MATMUL
-from tnlayers.planning.choose import MEMORY, STRATEGIES, candidates, parse, plan
-from tnlayers.planning.path import Setting
+from tnlayers.planning.choose import candidates, parse, plan
 from tnlayers.planning.plan import Plan
+from tnlayers.planning.setting import MEMORY, STRATEGIES, Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
@@ -131,7 +130,7 @@ class Planner:
         if torch._C._get_tracing_state() is not None:
             mode = "infer"  # torch.jit.trace takes its check without gradients, and wants the same operations there
         else:
-            check_shapes(self.network, cores)
+            self.network.check_shapes(core.shape for core in cores)
         cast = None if dtype == torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
         layout = LAST if self.dim == 2 or _is_channels_last(x) else FIRST

@@ -5,6 +5,7 @@ from typing import Self
 
 from torch import nn
 
+from tnlayers.backend.input_checks import check_module
 from tnlayers.execution.module import PlannedModule
 
 
@@ -104,8 +105,7 @@ def thaw_(model: nn.Module) -> None:
 
 
 def _layers(model: nn.Module) -> dict[str, PlannedModule]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    check_module("model", model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PlannedModule)}
     if not layers:
         raise ValueError(f"model has no tensor layer ({type(model).__name__})")

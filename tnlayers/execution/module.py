@@ -10,7 +10,7 @@ from tnlayers.backend.input_checks import check_bias, check_dtypes, check_tensor
 from tnlayers.backend.torch_state import sizes
 from tnlayers.execution.attributes import check_geometry, fixed
 from tnlayers.execution.executor import Planner
-from tnlayers.planning.path import Setting
+from tnlayers.planning.setting import Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import KERNEL_AXES

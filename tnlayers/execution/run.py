@@ -10,9 +10,8 @@ from torch import Tensor
 
 from tnlayers.backend.input_checks import check_cores
 from tnlayers.backend.torch_state import again, autocast_dtype, own_precision, plain_autograd
-from tnlayers.ops.channel_matmul import LAST
+from tnlayers.backend.views import LAST, inverse, unviewed, view
 from tnlayers.ops.input_step import reorder
-from tnlayers.ops.pairwise import inverse, unviewed, view
 from tnlayers.planning.plan import Plan
 
 

@@ -11,12 +11,13 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from tnlayers.fitting.starts import balance
-from tnlayers.layers.zero_kernels import SMALL
-from tnlayers.ops.pairwise import permutation
+from tnlayers.backend.views import permutation
+from tnlayers.fitting.objective import balance
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
+SMALL = 1e-2
+"""A kernel below this share of the norm that the solver draws is nearly zero. Trained kernels are well above."""
 ROUNDS = 10
 """Over all that cores share; each changes the other slices a little less."""
 

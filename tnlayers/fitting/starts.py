@@ -11,18 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from tnlayers.backend.views import permutation
 from tnlayers.ops.contraction import reconstruct
-from tnlayers.ops.pairwise import permutation
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
-
-if TYPE_CHECKING:
-    from tnlayers.fitting.decompose import Objective
 
 RANDOM = 3
 """Random starts of networks with cycles or hyperedges, whose fits end in local minima."""
@@ -31,13 +28,6 @@ SIDE = 1536
 HOOI, LARGE = 10, 2**20  # iterations of tensorly's partial_tucker, whose own SVDs take minutes for larger kernels
 PADDING = 1e-3
 """Size of the random entries where a rank exceeds what a decomposition fills, relative to the core's other entries."""
-
-PROBE = 5
-"""Sweeps from every start, before the better half goes on with twice as many, and so on to the last one."""
-TOLERANCE, WINDOW = 1e-5, 10
-"""Sweeps end when they lower the error by less than this share of it each, on an average of ``WINDOW``."""
-MOMENTUM, GROWTH, LOSS = 0.5, 1.05, 0.5
-"""How far beyond the last sweep the next one begins, what a success makes of that, and what a failure."""
 
 Links = Mapping[frozenset[int], str]
 """The bond between two cores."""
@@ -74,53 +64,6 @@ def starts(network: TensorNetwork, target: Tensor, generator: Generator) -> list
     elif _sums(network):
         found = [start.terms()]
     return [*found, *(start.random() for _ in range(RANDOM))]
-
-
-def race(objective: "Objective", begin: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
-    """A few sweeps from every start, more of them from the better half, and so on; ``count`` at most from the last."""
-    runs, sweeps = [_Run(objective, balance(cores)) for cores in begin], PROBE
-    while len(runs) > 1:
-        for run in runs:
-            run.sweep(sweeps)
-        runs, sweeps = sorted(runs, key=lambda run: run.error)[: (len(runs) + 1) // 2], 2 * sweeps
-    runs[0].sweep(count)
-    return runs[0].cores
-
-
-class _Run:
-    """Sweeps from one start: the best cores so far, their error, and where the next sweep begins."""
-
-    def __init__(self, objective: "Objective", cores: list[Tensor]) -> None:
-        self.objective, self.cores, self.ahead = objective, cores, cores
-        self.error, self.momentum = objective.error(cores), MOMENTUM
-
-    def sweep(self, count: int) -> None:
-        """So many sweeps, or until they no longer lower the error."""
-        before = math.inf
-        for number in range(1, count + 1):
-            found = self.objective.sweep(self.ahead)
-            error = self.objective.error(found)
-            if error < self.error:
-                self.momentum = min(1.0, self.momentum * GROWTH)
-                self.ahead = [new + self.momentum * (new - old) for new, old in zip(found, self.cores, strict=True)]
-                self.cores, self.error = found, error
-            else:
-                self.momentum *= LOSS
-                self.ahead = self.cores
-            self.objective.report(number, self.error)
-            if number % WINDOW == 0:
-                if before - self.error <= WINDOW * TOLERANCE * self.error:
-                    break
-                before = self.error
-
-
-def balance(cores: Sequence[Tensor]) -> list[Tensor]:
-    """Scale the cores to one common norm; the kernel stays as it is."""
-    norms = [float(core.norm()) for core in cores]
-    if not all(norms):
-        return list(cores)
-    common = math.exp(sum(map(math.log, norms)) / len(norms))
-    return [core * (common / norm) for core, norm in zip(cores, norms, strict=True)]
 
 
 def _leading(matrix: Tensor, count: int, generator: Generator) -> Tensor:

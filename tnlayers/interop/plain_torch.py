@@ -24,11 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnlayers.backend.input_checks import check_shapes
 from tnlayers.backend.sharding import whole
+from tnlayers.backend.views import exchange
 from tnlayers.layers.base import TensorLayer
 from tnlayers.ops.contraction import contract
-from tnlayers.ops.input_step import exchange
 from tnlayers.planning.search_space import Space, refine
 
 MANY = 8
@@ -95,7 +94,7 @@ def unfold(layer: TensorLayer) -> nn.Module:
     """
     if not isinstance(layer, TensorLayer):
         raise TypeError(f"layer is {type(layer).__name__}; it must be a TensorLayer")
-    check_shapes(layer.network, [*layer.cores])
+    layer.network.check_shapes(core.shape for core in layer.cores)
     where = Space(layer.network, layer.geometry)
     # Groups that are no axis of the network are known to the dense kernel alone.
     stages = _search(where) if where.split else ()

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnlayers import zoo
+from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.shared_memory import sharing
 from tnlayers.formats.base import numbered
 from tnlayers.init.draw import draw, uniform
 from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.layers import by_format
 from tnlayers.layers.base import DTYPES, TensorLayer, copy_state
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -52,8 +53,7 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
         2.0000
     """
     init = Init.of(init)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module is {type(module).__name__}; it must be an nn.Module")
+    check_module("module", module)
     tltorch: Any = sys.modules.get("tltorch")  # a module that holds its layers has imported it
     theirs = (tltorch.FactorizedConv, tltorch.FactorizedLinear) if tltorch else ()
     changes: list[tuple[Any, _Factored, Variance]] = []
@@ -108,7 +108,7 @@ def from_tltorch(layer: nn.Module) -> TensorLayer:
     own |= {name: getattr(geometry, name) for name in ("kernel_size", *_SPATIAL) if geometry.ndim}
     own |= {"in_shape": network.shape(network.inputs), "out_shape": network.shape(network.outputs)}
     own |= {"rank": {bond: network.sizes[bond] for bond in network.bonds}, "dtype": factors[0].dtype, "device": "meta"}
-    make = getattr(zoo, family + (f"Conv{geometry.ndim}d" if geometry.ndim else "Linear"))
+    make = getattr(by_format, family + (f"Conv{geometry.ndim}d" if geometry.ndim else "Linear"))
     twin: TensorLayer = make(geometry.in_channels, geometry.out_channels, bias=layer.bias is not None, **own)
     twin.to_empty(device=factors[0].device)
     held = {frozenset(axes): (factor, axes) for axes, factor in zip(network.cores, factors, strict=True)}
@@ -137,7 +137,7 @@ def to_tltorch(layer: TensorLayer) -> Any:
         ValueError: it is another layer than these.
 
     Example:
-        >>> layer = zoo.TuckerConv2d(16, 32, 3, padding=1, rank=(4, 8))
+        >>> layer = by_format.TuckerConv2d(16, 32, 3, padding=1, rank=(4, 8))
         >>> x = torch.randn(1, 16, 8, 8)
         >>> bool(torch.allclose(to_tltorch(layer)(x), layer(x), atol=1e-5))  # pip install 'tnlayers[tltorch]'
         True

@@ -1,6 +1,5 @@
 """The base of every layer: it holds the cores and calls format, solver and planner, once each."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any, ClassVar, Self
@@ -10,25 +9,29 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers import validate
-from tnlayers.backend.input_checks import check_cores, check_shapes
+from tnlayers.backend.input_checks import check_cores
 from tnlayers.backend.sharding import place, whole
 from tnlayers.backend.torch_state import own_precision
+from tnlayers.backend.views import exchange
 from tnlayers.execution.attributes import from_constructor
 from tnlayers.execution.executor import Planner
 from tnlayers.execution.module import PlannedModule
-from tnlayers.fitting.decompose import decompose, length
+from tnlayers.fitting.decompose import decompose
+from tnlayers.fitting.objective import length
 from tnlayers.formats import FORMATS, Format
 from tnlayers.formats.base import checked_shape
 from tnlayers.init.draw import draw, uniform
 from tnlayers.init.variance import Init, Variance, solve
 from tnlayers.layers import core_memory
 from tnlayers.layers.computed_weight import ComputesWeight
+from tnlayers.layers.documentation import add_arguments, show_options
 from tnlayers.layers.zero_kernels import learnable
 from tnlayers.ops.contraction import reconstruct
-from tnlayers.ops.input_step import exchange
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.rank import Rank
 
+LAYERS: dict[tuple[type[Format], type[Any]], type["TensorLayer"]] = {}
+"""The first layer that was defined for a format and a torch layer."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -68,8 +71,10 @@ class TensorLayer(ComputesWeight, PlannedModule):
             if not (isinstance(known, type) and issubclass(known, Format)):
                 raise TypeError(f"format is {format!r}; it must be a registered name or a subclass of tnlayers.Format")
             cls.format_type = known
+            LAYERS.setdefault((known, getattr(cls, "dense_type", nn.Module)), cls)
+            add_arguments(cls, known)
         if cls.format_type is not None:
-            _show_options(cls, cls.format_type)
+            show_options(cls, cls.format_type)
 
     def __init__(
         self,
@@ -146,7 +151,7 @@ class TensorLayer(ComputesWeight, PlannedModule):
         cores = [whole(core) for core in self.cores]
         check_cores(cores)
         if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
-            check_shapes(self.network, cores)
+            self.network.check_shapes(core.shape for core in cores)
         if len(cores) == 1:
             kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
         else:
@@ -187,7 +192,7 @@ class TensorLayer(ComputesWeight, PlannedModule):
         cores, _ = decompose(self.network, weight, moments=moments)
         target = weight.detach().to("cpu", torch.float64)
         norm = length(target)
-        cores = learnable(self, cores, norm)
+        cores = learnable(self.network, self.geometry, self.variance, self.init, cores, norm)
         cores = [fitted.to(core.device, core.dtype) for core, fitted in zip(self.cores, cores, strict=True)]
         found = reconstruct(self.network, cores).to("cpu", torch.float64)
         if not bool(torch.isfinite(found).all()):
@@ -280,14 +285,3 @@ def copy_state(source: Any, target: Any) -> None:
         target.bias.copy_(place(whole(source.bias), target.bias))
         target.bias.requires_grad_(source.bias.requires_grad)
     target.train(source.training)
-
-
-def _show_options(layer: type[TensorLayer], format_type: type[Format]) -> None:
-    """Let help() and editors show the format's options in place of the constructor's ``**options``."""
-    parameters = list(inspect.signature(layer.__init__).parameters.values())[1:]
-    if parameters and parameters[-1].kind == inspect.Parameter.VAR_KEYWORD:
-        for field in fields(format_type):
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            parameters.insert(-1, inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default))
-        del parameters[-1]
-    layer.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

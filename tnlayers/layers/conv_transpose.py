@@ -56,6 +56,7 @@ class TensorConvTranspose(TensorConv):
         memory: str = "auto",
         **options: Any,
     ) -> None:
+        """Make the layer and draw its cores. The class describes the arguments."""
         size = validate.integers("kernel_size", kernel_size, self.ndim)
         geometry = Geometry(
             in_channels, out_channels, size, stride, padding, dilation, groups, padding_mode,

@@ -53,6 +53,7 @@ class TensorLinear(TensorLayer):
         memory: str = "auto",
         **options: Any,
     ) -> None:
+        """Make the layer and draw its cores. The class describes the arguments."""
         sizes = validate.integer("in_features", in_features), validate.integer("out_features", out_features)
         super().__init__(
             Geometry(*sizes, ()),

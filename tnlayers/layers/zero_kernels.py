@@ -8,18 +8,15 @@ what a kernel of ordinary size has: the first step then moves the last core, and
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tnlayers.fitting.gauge import SMALL
 from tnlayers.init.draw import draw
-
-if TYPE_CHECKING:
-    from tnlayers.layers.base import TensorLayer
-
-SMALL = 1e-2
-"""A kernel below this share of the norm that the solver draws is nearly zero. Trained kernels are well above."""
+from tnlayers.init.variance import Init, Variance
+from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
 
 
 @torch.no_grad()
@@ -38,11 +35,16 @@ def shrink(cores: Sequence[Tensor], factor: float) -> None:
         core.mul_(factor ** (1 / len(spread))) if factor else core.zero_()
 
 
-def learnable(layer: "TensorLayer", cores: Sequence[Tensor], norm: float) -> list[Tensor]:
+def learnable(
+    network: TensorNetwork, geometry: Geometry, variance: Variance, init: Init, cores: Sequence[Tensor], norm: float
+) -> list[Tensor]:
     """Cores of the same kernel as those fitted, of which training moves all.
 
     Args:
-        layer: whose network, geometry, variance and init say how large a kernel is drawn, and draw it.
+        network: of the cores.
+        geometry: of the layer.
+        variance: the solver's answer, which says how large a kernel is drawn.
+        init: how cores are drawn.
         cores: fitted to a kernel, all of one norm.
         norm: of that kernel.
 
@@ -51,7 +53,7 @@ def learnable(layer: "TensorLayer", cores: Sequence[Tensor], norm: float) -> lis
         solver from a generator of their own, always the same, and the last one zero: a fit depends on its kernel alone,
         and torch's global generators are left alone.
     """
-    size = norm / (layer.variance.weight_std * math.sqrt(layer.network.dense_params))
+    size = norm / (variance.weight_std * math.sqrt(network.dense_params))
     if size >= SMALL:
         return list(cores)
     if size > 0:
@@ -60,6 +62,6 @@ def learnable(layer: "TensorLayer", cores: Sequence[Tensor], norm: float) -> lis
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(0)
             like = [torch.empty(core.shape, dtype=core.dtype) for core in cores]
-            cores = draw(layer.network, layer.geometry, layer.variance, layer.init, like)
+            cores = draw(network, geometry, variance, init, like)
     shrink(cores, size)
     return list(cores)

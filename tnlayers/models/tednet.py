@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from tnlayers import validate, zoo
+from tnlayers import validate
+from tnlayers.layers import by_format
 from tnlayers.models.resnet import ResNet
 
 SHAPES = {3: (3, 1, 1), 16: (4, 2, 2), 32: (4, 4, 2), 64: (4, 4, 4), 100: (10, 10, 1)}
@@ -76,7 +77,7 @@ def tednet_resnet(
     def conv(taken: Iterator[int]) -> Callable[..., nn.Module]:
         def make(inputs: int, outputs: int, *args: Any, **own: Any) -> nn.Module:
             own |= {"in_shape": channel_shape(inputs, format), "out_shape": channel_shape(outputs, format)}
-            layer: nn.Module = getattr(zoo, f"{family}Conv2d")(
+            layer: nn.Module = getattr(by_format, f"{family}Conv2d")(
                 inputs, outputs, *args, rank=next(taken), **own, **options, **kwargs
             )
             return layer
@@ -90,7 +91,7 @@ def tednet_resnet(
             own["out_shape"] = channel_shape(outputs, "tt")
         if format == "tucker":  # tednet's last layer has the input's three factors in two cores
             kind, own["network"] = "EinsumLinear", "i1 ri, ri i2 i3 ro, ro o"
-        made: nn.Module = getattr(zoo, kind)(inputs, outputs, **own, **kwargs)
+        made: nn.Module = getattr(by_format, kind)(inputs, outputs, **own, **kwargs)
         return made
 
     return ResNet(depth, conv(order), num_classes, in_channels, stem=conv(iter(given[:1])), linear=linear)

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from tnlayers.backend.torch_state import sizes
+from tnlayers.backend.views import LAST
 from tnlayers.ops.pairwise import NARROW
-
-FIRST, LAST = "first", "last"
-"""Where the channels lie in memory: as in (N, C, H, W), or as in (N, H, W, C)."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tensor:

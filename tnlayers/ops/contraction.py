@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tnlayers.backend.torch_state import again, own_precision, plain_autograd
-from tnlayers.ops.pairwise import Side, Step, inverse, meet, permutation, unviewed, view
+from tnlayers.backend.views import inverse, permutation, unviewed, view
+from tnlayers.ops.pairwise import Side, Step, meet
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes, bits
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tnlayers.ops.channel_matmul import FIRST, LAST, product, weight_gradient
-from tnlayers.ops.pairwise import inverse, view
+from tnlayers.backend.views import FIRST, LAST, exchange, inverse, view
+from tnlayers.ops.channel_matmul import product, weight_gradient
 
 CONV, MATMUL = "conv", "matmul"
 
@@ -211,20 +211,6 @@ class Meeting:
         if layout == LAST:
             return y.mT.reshape(batch, *places, y.shape[1]).movedim(-1, 1)
         return y.reshape(batch, self.folded * y.shape[1], *places)
-
-
-def exchange(weight: Tensor, groups: int) -> Tensor:
-    """Between the shapes (groups * new, summed, *taps) and (groups * summed, new, *taps): what torch transposes.
-
-    Example:
-        >>> exchange(torch.empty(6, 4, 3), 2).shape
-        torch.Size([8, 3, 3])
-    """
-    if groups == 1:
-        return weight.transpose(0, 1)
-    outer, inner, *taps = weight.shape
-    weight = weight.reshape(groups, outer // groups, inner, *taps).transpose(1, 2)
-    return weight.reshape(groups * inner, outer // groups, *taps)
 
 
 def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: bool = False) -> Tensor:

@@ -1,7 +1,7 @@
 """Two tensors with named axes meet: each is taken as a batch of matrices, where it lies if that can be."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tnlayers.backend.torch_state import sizes as sizes_of
+from tnlayers.backend.views import inverse, permutation, view
 from tnlayers.spec.notation import Axes
 
 NARROW = 16
@@ -121,21 +122,6 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b)
 
 
-def view(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """A reshape, without torch's overhead where there is nothing to do."""
-    return tensor if sizes_of(tensor) == shape else tensor.reshape(shape)
-
-
-def unviewed(tensor: Tensor) -> Tensor:
-    """The same tensor, but no view to autograd, which would forbid to change the result of a function in place."""
-    return torch.ops.aten._unsafe_view(tensor, tensor.shape) if tensor._is_view() else tensor
-
-
-def inverse(order: Sequence[int]) -> tuple[int, ...]:
-    """The permutation that undoes one."""
-    return tuple(sorted(range(len(order)), key=order.__getitem__))
-
-
 def meet(
     pair: tuple[int, int],
     ready: tuple[bool, bool],
@@ -185,8 +171,3 @@ def meet(
     result = (*shared[0], *before, *after)
     shape = volume(batch), volume(before), volume(after)
     return Step(left, right, (axes[first], axes[last], result), shape)
-
-
-def permutation(have: Axes, want: Axes) -> tuple[int, ...]:
-    """Where each wanted axis is, as ``Tensor.permute`` takes it."""
-    return tuple(have.index(axis) for axis in want)

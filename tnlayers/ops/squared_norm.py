@@ -13,8 +13,8 @@ from torch import Tensor
 from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS, rates
 from tnlayers.backend.sharding import whole
 from tnlayers.backend.torch_state import again, own_precision, plain_autograd
+from tnlayers.backend.views import unviewed
 from tnlayers.ops.contraction import Contraction, order
-from tnlayers.ops.pairwise import unviewed
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 

@@ -13,15 +13,13 @@ from tnlayers import validate
 from tnlayers.backend.rates import MOVE, rates
 from tnlayers.planning.memory import Footprint
 from tnlayers.planning.options import Pricing
-from tnlayers.planning.path import Path, Setting, Trail
+from tnlayers.planning.path import Path, Trail
 from tnlayers.planning.plan import Plan, Thrift, assemble
 from tnlayers.planning.search import Search
 from tnlayers.planning.search_space import space
+from tnlayers.planning.setting import STRATEGIES, Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
-
-STRATEGIES = ("auto", "reconstruct", "factorized")
-MEMORY = ("auto", "low")
 
 LIMIT = 1.5
 """With memory='auto', the estimated peak of a training step over a dense one; what keeps to it mostly measures 1.25."""

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 
 from tnlayers.backend.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates, floor
-from tnlayers.ops.channel_matmul import FIRST, LAST
+from tnlayers.backend.views import FIRST, LAST
 from tnlayers.ops.input_step import CONV, MATMUL
-from tnlayers.planning.path import FREE, Cost, Option, Path, Setting, Sizes, Trail
+from tnlayers.planning.path import FREE, Cost, Option, Path, Sizes, Trail
 from tnlayers.planning.search_space import Space, refine
+from tnlayers.planning.setting import Setting
 
 _CACHED = 1e-3
 """Share at which contractions of weights count where they are cached: enough to prefer the smaller ones."""

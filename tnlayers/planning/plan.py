@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tnlayers.ops.channel_matmul import LAST
+from tnlayers.backend.views import LAST, view
 from tnlayers.ops.contraction import Contraction
 from tnlayers.ops.input_step import CONV, Meeting
-from tnlayers.ops.pairwise import view
 from tnlayers.planning.memory import Footprint
 from tnlayers.planning.options import Contractions, Pricing
-from tnlayers.planning.path import Cost, Path, Setting, Trail
+from tnlayers.planning.path import Cost, Path, Trail
+from tnlayers.planning.setting import Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes, bits

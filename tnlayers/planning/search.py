@@ -19,8 +19,9 @@ from itertools import count
 
 from tnlayers.backend.rates import Rates
 from tnlayers.planning.options import Pricing
-from tnlayers.planning.path import Option, Setting, Trail
+from tnlayers.planning.path import Option, Trail
 from tnlayers.planning.search_space import Space
+from tnlayers.planning.setting import Setting
 
 WORK = 320
 """Pairs of what ``x`` has met and may meet next, up to which the search is exact: some 10 ms. Measured."""

@@ -161,6 +161,28 @@ class TensorNetwork:
         """
         return TensorNetwork(self.cores, {**self.sizes, **sizes})
 
+    def check_shapes(self, shapes: Iterable[Sequence[int]]) -> None:
+        """Refuse shapes of cores that differ from the network's, if only in the order of their axes.
+
+        Raises:
+            ValueError: which core, its shape and the one that it must have.
+
+        Example:
+            >>> TensorNetwork.parse("i:4 r:2, r:2 o:8").check_shapes([(2, 4), (2, 8)])
+            Traceback (most recent call last):
+                ...
+            ValueError: core 0 has shape (2, 4); network 'i r, r o' has (4, 2) there
+        """
+        given = tuple(map(tuple, shapes))
+        if given == self.core_shapes:
+            return
+        if len(given) != len(self.cores):
+            raise ValueError(f"there are {len(given)} cores; network '{self}' has {len(self.cores)}")
+        number = next(k for k, shape in enumerate(given) if shape != self.core_shapes[k])
+        raise ValueError(
+            f"core {number} has shape {given[number]}; network '{self}' has {self.core_shapes[number]} there"
+        )
+
     # ------------------------------------------------------------------ axes
 
     @property

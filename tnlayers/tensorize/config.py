@@ -1,19 +1,18 @@
 """What a swap is to do: one frozen configuration, as Python, a dictionary or YAML."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
 from tnlayers import validate
+from tnlayers.backend.name_patterns import check_pattern, matches
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
-from tnlayers.planning.choose import MEMORY
+from tnlayers.planning.setting import MEMORY
 from tnlayers.spec.rank import Rank
 
 VERSION = 1
@@ -161,23 +160,6 @@ class TensorizeConfig:
         return here
 
 
-def matches(pattern: str, names: Iterable[str]) -> bool:
-    """Whether a pattern matches one of the names, or a module that one of them is inside.
-
-    Example:
-        >>> matches("layer?", ["layer1.0.conv"]), matches("re:layer1.*conv", ["layer1.0.conv"]), matches("0", ["10"])
-        (True, True, False)
-    """
-    expression = re.compile(pattern[3:]) if pattern.startswith("re:") else None
-    for name in names:
-        parts = name.split(".")
-        for count in range(len(parts), 0, -1):
-            path = ".".join(parts[:count])
-            if bool(expression.fullmatch(path)) if expression else path == pattern or fnmatchcase(path, pattern):
-                return True
-    return False
-
-
 def check_patterns(config: TensorizeConfig, layers: Sequence[Sequence[str]]) -> None:
     """Refuse a pattern that covers no layer, with near names. ``layers`` holds the names of each."""
     for field_name in ("include", "exclude", "overrides"):
@@ -197,18 +179,6 @@ def _patterns(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"{name} is {value!r}; it must be a sequence of patterns, such as [{str(value)!r}]")
     return tuple(check_pattern(name, pattern) for pattern in value)
-
-
-def check_pattern(name: str, pattern: Any) -> str:
-    """Return a pattern for ``matches`` if it is one."""
-    if not isinstance(pattern, str) or not pattern:
-        raise TypeError(f"{name} has the pattern {pattern!r}; it must be a name, a glob, or 're:...'")
-    if pattern.startswith("re:"):
-        try:
-            re.compile(pattern[3:])
-        except re.error as error:
-            raise ValueError(f"{name} has the pattern {pattern!r}, which is no regular expression: {error}") from None
-    return pattern
 
 
 def _overrides(value: Any) -> tuple[tuple[str, Mapping[str, Any] | None], ...]:

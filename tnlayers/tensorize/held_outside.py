@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tnlayers import zoo
 from tnlayers.backend.shared_memory import sharing
+from tnlayers.layers import by_format
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
 
@@ -40,7 +40,9 @@ _Trail = tuple[Any, str]
 def own_attributes() -> frozenset[str]:
     """Attributes of layers, ours and torch's; whatever else is found there, somebody has put there."""
     layers = (kind(1, 1, *([] if kind is nn.Linear else [1]), device="meta") for kind in KINDS)
-    return frozenset(name for layer in (*layers, zoo.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer))
+    return frozenset(
+        name for layer in (*layers, by_format.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer)
+    )
 
 
 def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, str]:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnlayers.backend.observe import dense_flops, fewest_flops, observe
+from tnlayers.backend.observe import observe
+from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, follow, pairs, products, second_moments
 from tnlayers.fitting.metric import damped
 from tnlayers.layers.core_memory import refuse
-from tnlayers.ops.input_step import exchange
 from tnlayers.tensorize.config import TensorizeConfig
+from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.rank_budget import Candidate, by_energy, spread
 from tnlayers.tensorize.sites import Spot
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tnlayers.backend.observe import as_written, dense_flops, evaluating, input_of, run_on_copy
+from tnlayers.backend.observe import as_written, evaluating, input_of, run_on_copy
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
 from tnlayers.tensorize import text_tables
+from tnlayers.tensorize.flops import dense_flops
 from tnlayers.tensorize.sites import Spot, layers, unwrapped
 
 ELSEWHERE = "(elsewhere)"

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
+from tnlayers.backend.input_checks import check_module
+from tnlayers.backend.name_patterns import matches
+from tnlayers.backend.views import exchange
 from tnlayers.layers.base import DTYPES, TensorLayer
 from tnlayers.layers.registry import KINDS, layer_class
-from tnlayers.ops.input_step import exchange
 from tnlayers.spec.geometry import Geometry
-from tnlayers.tensorize.config import TensorizeConfig, matches
+from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.held_outside import HOOKS, held, ties
 
 _TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_planner")
@@ -102,8 +104,7 @@ def find(model: nn.Module, types: tuple[type[nn.Module], ...], what: str, alone:
 
 def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> dict[nn.Module, Spot]:
     """The model's layers of some types, each once, with all their names; the model may be one itself."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    check_module("model", model)
     found: dict[nn.Module, Spot] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, types):
@@ -125,8 +126,7 @@ def note_holders(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside what ``torch.compile`` and data parallelism put around it."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    check_module("model", model)
     inner: Any = model._modules.get("_orig_mod", model)
     return unwrapped(inner.module) if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from tnlayers import validate
+from tnlayers.backend.name_patterns import matches
 from tnlayers.backend.observe import observe
 from tnlayers.interop.plain_torch import unfold
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS, layer_class
-from tnlayers.tensorize.config import TensorizeConfig, check_patterns, matches
+from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.new_layers import choose_ranks, make, note_moments, note_shape, watch
 from tnlayers.tensorize.replace import finish, keep_bias
 from tnlayers.tensorize.report import TensorizeReport
@@ -133,7 +134,7 @@ def _found(model: nn.Module, config: TensorizeConfig) -> list[Spot]:
         if isinstance(layer, TensorLayer):
             return "a tensor layer already"
         cls = layer_class(config.format, next(kind for kind in KINDS if isinstance(layer, kind)))
-        name = f"{'tnlayers.' if cls.__module__.startswith('tnlayers.zoo') else ''}{cls.__name__}"
+        name = f"{'tnlayers.' if cls.__module__.startswith('tnlayers.') else ''}{cls.__name__}"
         given = ({} if config.rank is None else {"rank": config.rank}) | dict(config.options)
         given |= {} if config.decompose else {"decompose": False}
         arguments = ", ".join(["layer", *(f"{key}={value!r}" for key, value in given.items())])

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
+from tnlayers.backend.input_checks import check_module
+from tnlayers.backend.name_patterns import check_pattern, matches
 from tnlayers.backend.observe import evaluating, run
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
 from tnlayers.layers.zero_kernels import shrink
-from tnlayers.tensorize.config import check_pattern, matches
 
 NEAR = 0.05
 """By what share a rescaled layer's second moment may miss the target: rounding of half precision, and no more."""
@@ -158,8 +159,7 @@ def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float |
 
 def _layers(model: Any) -> dict[Any, str]:
     """Convolutions and linear layers by name, each once."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {type(model).__name__}; it must be an nn.Module")
+    check_module("model", model)
     if isinstance(model, DistributedDataParallel):
         raise TypeError("model is a DistributedDataParallel, whose processes would differ; take its module, wrap after")
     kinds: Any = (TensorLayer, *KINDS)

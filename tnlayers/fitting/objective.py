@@ -1,0 +1,204 @@
+"""The error of a fit, and the best core while the others stay."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tnlayers.backend.views import permutation
+from tnlayers.ops.contraction import contract, reconstruct
+from tnlayers.spec.network import TensorNetwork
+from tnlayers.spec.notation import Axes
+
+_log = logging.getLogger("tnlayers")
+
+PULL = 1e-12
+"""Weight of a core's present value in its least-squares problem, relative to the mean eigenvalue."""
+
+DIRECT = 1024
+"""Up to this many unknowns (per index that parts the problem) the normal matrix is formed: at most 8 MiB."""
+
+STEPS = 20
+"""Conjugate-gradient steps per core and sweep, from the core's present value."""
+
+REPORT = 10.0
+"""Seconds between two lines of the log."""
+
+Operand = tuple[Tensor, Axes]
+
+
+def length(tensor: Tensor) -> float:
+    """The Frobenius norm, also of entries so small or large that their squares leave the dtype's range.
+
+    Example:
+        >>> length(torch.tensor([3 * 2.0**-100, 4 * 2.0**-100])) * 2.0**100
+        5.0
+    """
+    largest = float(tensor.abs().max())
+    return largest * float((tensor / (largest or 1.0)).norm())
+
+
+class Objective:
+    """How far cores are from a kernel, and sweeps that bring them nearer.
+
+    Args:
+        network: what the cores contract to.
+        target: the kernel, with one dimension for each of ``network.dense_axes``.
+        metric: of the axes ``coupled``, with two dimensions for each; the identity without one.
+    """
+
+    def __init__(
+        self, network: TensorNetwork, target: Tensor, metric: Tensor | None = None, coupled: Axes = ()
+    ) -> None:
+        self.network, self.target, self.coupled = network, target, coupled
+        self.twins = {axis: f"{axis}'" for axis in network.bonds + self.coupled}
+        self.metric = [] if metric is None else [metric]
+        self.metric_axes = [self.coupled + self._primed(self.coupled)] * len(self.metric)
+        self.weighted = self._weigh(target)
+        self.scale = self._norm(target)
+        self.reported = time.monotonic()
+        # The core that shrinks the kernel most goes first and is multiplied into it once, for all others.
+        volumes = [math.prod(network.shape(self._left(k))) for k in range(len(network.cores))]
+        self.first = volumes.index(min(volumes))
+        self.kept = self._left(self.first) if min(volumes) < target.numel() else None
+
+    def error(self, cores: Sequence[Tensor]) -> float:
+        """The norm of what is missing over that of the kernel."""
+        return self._norm(reconstruct(self.network, cores).reshape(self.target.shape) - self.target) / self.scale
+
+    def sweep(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        """Every core in turn at its best."""
+        found, operands = list(cores), {-1: self.weighted}
+        axes = dict(enumerate(self.network.cores)) | {-1: self.network.dense_axes}
+        for k in sorted(range(len(found)), key=lambda k: k != self.first):
+            operands |= {j: core for j, core in enumerate(found) if j in axes}
+            found[k] = self.best(found, k, [(operands[j], axes[j]) for j in axes if j != k])
+            if k == self.first and self.kept:
+                operands[-1] = contract([self.weighted, found[k]], [axes[-1], axes.pop(k)], self.kept)
+                axes[-1] = self.kept
+        return balance(found)
+
+    def best(self, cores: Sequence[Tensor], k: int, seen: Sequence[Operand]) -> Tensor:
+        """The value of core ``k`` that minimises the error; ``seen`` is the kernel, and the other cores."""
+        network, own = self.network, self.network.cores[k]
+        if len(network.cores) == 1:
+            return self.target.permute(permutation(network.dense_axes, own)).contiguous()
+        others = [(core, axes) for j, (core, axes) in enumerate(zip(cores, network.cores, strict=True)) if j != k]
+        elsewhere = {axis for _, axes in others for axis in axes}
+        pairs = [*others, *((core, self._primed(axes)) for core, axes in others)]
+        pairs += zip(self.metric, self.metric_axes, strict=True)
+        joint = [axis for axis in own if axis in self.twins]
+        # A dense axis that another core has too parts the problem into one for each of its indices.
+        apart = tuple(axis for axis in own if axis in elsewhere and axis not in joint)
+        free = tuple(axis for axis in own if axis not in elsewhere and axis not in joint)
+        # Where the other cores fall into parts, the normal matrix is the Kronecker product of theirs.
+        parts = [pairs] if apart else _parts(pairs, self.twins)
+        blocks = [tuple(axis for axis in joint if any(axis in axes for _, axes in part)) for part in parts]
+        wanted = apart + tuple(axis for block in blocks for axis in block) + free
+        sizes = [math.prod(network.shape(block)) for block in blocks]
+        shape = [math.prod(network.shape(apart)), *sizes, math.prod(network.shape(free))]
+        right = _contract(seen, wanted).reshape(shape)
+        present = cores[k].permute(permutation(own, wanted)).reshape(shape)
+        if max(sizes) > DIRECT:
+
+            def normal(value: Tensor) -> Tensor:
+                operands = [*pairs, (value.reshape(network.shape(wanted)), wanted)]
+                return _contract(operands, self._primed(wanted)).reshape(shape)
+
+            solution = _conjugate_gradients(normal, right, present)
+        else:
+            grams = [
+                _contract(part, apart + block + self._primed(block)).reshape(shape[0], size, size)
+                for part, block, size in zip(parts, blocks, sizes, strict=True)
+            ]
+            solution = present + _solve(grams, right, present)
+        return solution.reshape(network.shape(wanted)).permute(permutation(wanted, own))
+
+    def report(self, sweep: int, error: float) -> None:
+        """Log it, now and then."""
+        if time.monotonic() - self.reported > REPORT:
+            self.reported = time.monotonic()
+            _log.info("fitting network '%s': sweep %d, error %.4g", self.network, sweep, error)
+
+    def _primed(self, axes: Axes) -> Axes:
+        return tuple(self.twins.get(axis, axis) for axis in axes)
+
+    def _weigh(self, value: Tensor) -> Tensor:
+        axes = self.network.dense_axes
+        return contract([value, *self.metric], [self._primed(axes), *self.metric_axes], axes) if self.metric else value
+
+    def _norm(self, value: Tensor) -> float:
+        return float((value * self._weigh(value)).sum().clamp_min(0).sqrt() if self.metric else value.norm())
+
+    def _left(self, k: int) -> Axes:
+        """The axes of the kernel's product with a core."""
+        own = self.network.cores[k]
+        others = {axis for j, axes in enumerate(self.network.cores) if j != k for axis in axes}
+        dense = tuple(axis for axis in self.network.dense_axes if axis not in own or axis in others)
+        return dense + tuple(axis for axis in own if axis in self.network.bonds)
+
+
+def _contract(operands: Sequence[Operand], out: Axes) -> Tensor:
+    return contract([tensor for tensor, _ in operands], [axes for _, axes in operands], out)
+
+
+def _parts(operands: Sequence[Operand], twins: Mapping[str, str]) -> list[list[Operand]]:
+    """Operands in groups that share no axis, nor an axis with its twin."""
+    names = {twin: axis for axis, twin in twins.items()}
+    parts: list[tuple[set[str], list[int]]] = []
+    for number, (_, axes) in enumerate(operands):
+        union, members = {names.get(axis, axis) for axis in axes}, [number]
+        for part in [part for part in parts if part[0] & union]:
+            parts.remove(part)
+            union, members = union | part[0], part[1] + members
+        parts.append((union, members))
+    return [[operands[number] for number in members] for _, members in parts]
+
+
+def _solve(grams: Sequence[Tensor], right: Tensor, present: Tensor) -> Tensor:
+    """The step from ``present`` to the solution, where the normal matrix is the Kronecker product of ``grams``."""
+    step = right - _each(grams, present, torch.matmul)
+    pulled = []
+    for gram in grams:
+        # Where a bond is larger than its rank can be, the equations are singular: a pull towards the present value, too
+        # weak to be seen elsewhere, chooses among the solutions, and the error still falls with every step.
+        # Of all problems together, since one alone may be zero: a block of the kernel without entries.
+        pull = (PULL * gram.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(gram.dtype).tiny)
+        pulled.append(gram + pull * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device))
+    return _each(pulled, step, torch.linalg.solve)
+
+
+def _each(matrices: Sequence[Tensor], value: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Apply a matrix to each dimension of a value but the first, a batch, and the last."""
+    for dim, matrix in enumerate(matrices, start=1):
+        moved = value.movedim(dim, 1)
+        value = apply(matrix, moved.reshape(*moved.shape[:2], -1)).reshape(moved.shape).movedim(1, dim)
+    return value
+
+
+def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, start: Tensor) -> Tensor:
+    """Improve the solution of ``normal(value) = right`` in a fixed number of steps, each of which lowers the error."""
+    value, residual = start, right - normal(start)
+    direction, square = residual, residual.square().sum()
+    first = square
+    for _ in range(STEPS):
+        if square <= 1e-24 * first or not square:
+            break
+        image = normal(direction)
+        length = square / (direction * image).sum()
+        value, residual = value + length * direction, residual - length * image
+        square, before = residual.square().sum(), square
+        direction = residual + (square / before) * direction
+    return value
+
+
+def balance(cores: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the cores to one common norm; the kernel stays as it is."""
+    norms = [float(core.norm()) for core in cores]
+    if not all(norms):
+        return list(cores)
+    common = math.exp(sum(map(math.log, norms)) / len(norms))
+    return [core * (common / norm) for core, norm in zip(cores, norms, strict=True)]

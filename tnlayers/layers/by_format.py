@@ -1,0 +1,245 @@
+"""The layers of every format: a class for each kind of torch layer that a format stands in for.
+
+Arguments, shapes and errors are those of ``TensorConv``, ``TensorConvTranspose`` and ``TensorLinear``; options of a
+format are those of its class in ``tnlayers.formats``. A class without a docstring gets one from both.
+"""
+
+from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
+from tnlayers.layers.conv_transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
+from tnlayers.layers.linear import TensorLinear
+
+
+class BlockTTConv1d(TensorConv1d, format="blocktt"): ...
+
+
+class BlockTTConv2d(TensorConv2d, format="blocktt"):
+    """A BlockTT (block tensor train) convolution over (N, C, H, W).
+
+    Two block-diagonal maps with a permutation between them, summed over ``rank`` pairs; rank 1 is a Monarch matrix.
+
+    Example:
+        >>> print(BlockTTConv2d(16, 32, 3, padding=1, rank=2).network)
+        i1 i2 h w o1 r, r i1 o1 o2
+    """
+
+
+class BlockTTConv3d(TensorConv3d, format="blocktt"): ...
+
+
+class BlockTTConvTranspose1d(TensorConvTranspose1d, format="blocktt"): ...
+
+
+class BlockTTConvTranspose2d(TensorConvTranspose2d, format="blocktt"): ...
+
+
+class BlockTTConvTranspose3d(TensorConvTranspose3d, format="blocktt"): ...
+
+
+class BlockTTLinear(TensorLinear, format="blocktt"): ...
+
+
+class BTTConv1d(TensorConv1d, format="btt"): ...
+
+
+class BTTConv2d(TensorConv2d, format="btt"):
+    """A BTT (block-term Tucker) convolution over (N, C, H, W).
+
+    A sum of ``blocks`` Tucker terms over pairs of channel factors and over the kernel axes; ``rank`` does not count the
+    blocks.
+
+    Example:
+        >>> print(BTTConv2d(16, 32, 3, padding=1, rank=4, blocks=2).network)
+        n r1 r2 r3 rh rw, n i1 o1 r1, n i2 o2 r2, n i3 o3 r3, n h rh, n w rw
+    """
+
+
+class BTTConv3d(TensorConv3d, format="btt"): ...
+
+
+class BTTConvTranspose1d(TensorConvTranspose1d, format="btt"): ...
+
+
+class BTTConvTranspose2d(TensorConvTranspose2d, format="btt"): ...
+
+
+class BTTConvTranspose3d(TensorConvTranspose3d, format="btt"): ...
+
+
+class BTTLinear(TensorLinear, format="btt"): ...
+
+
+class CPConv1d(TensorConv1d, format="cp"): ...
+
+
+class CPConv2d(TensorConv2d, format="cp"):
+    """A CP (canonical polyadic) convolution over (N, C, H, W).
+
+    One core for every axis, joined by the single bond ``r``.
+
+    Example:
+        >>> print(CPConv2d(16, 32, 3, padding=1, rank=8).network)
+        i r, o r, h r, w r
+    """
+
+
+class CPConv3d(TensorConv3d, format="cp"): ...
+
+
+class CPConvTranspose1d(TensorConvTranspose1d, format="cp"): ...
+
+
+class CPConvTranspose2d(TensorConvTranspose2d, format="cp"): ...
+
+
+class CPConvTranspose3d(TensorConvTranspose3d, format="cp"): ...
+
+
+class CPLinear(TensorLinear, format="cp"): ...
+
+
+class EinsumConv1d(TensorConv1d, format="einsum"): ...
+
+
+class EinsumConv2d(TensorConv2d, format="einsum"):
+    """A user-written convolution over (N, C, H, W).
+
+    ``network`` is the text of any network, as ``tnlayers.spec.network`` reads it; a size behind a name, ``n:4``, fixes
+    that bond.
+
+    Example:
+        >>> print(EinsumConv2d(16, 32, 3, padding=1, network="i1 a, i2 b, a b h w c, c o", rank=6).network)
+        i1 a, i2 b, a b h w c, c o
+    """
+
+
+class EinsumConv3d(TensorConv3d, format="einsum"): ...
+
+
+class EinsumConvTranspose1d(TensorConvTranspose1d, format="einsum"): ...
+
+
+class EinsumConvTranspose2d(TensorConvTranspose2d, format="einsum"): ...
+
+
+class EinsumConvTranspose3d(TensorConvTranspose3d, format="einsum"): ...
+
+
+class EinsumLinear(TensorLinear, format="einsum"): ...
+
+
+class HTConv1d(TensorConv1d, format="ht"): ...
+
+
+class HTConv2d(TensorConv2d, format="ht"):
+    """An HT (hierarchical Tucker) convolution over (N, C, H, W).
+
+    A binary tree: a leaf for the kernel axes and one for each pair of channel factors, joined two by two.
+
+    Example:
+        >>> print(HTConv2d(16, 32, 3, padding=1, rank=8).network)
+        h w r1, i1 o1 r2, r1 r2 r1x2, i2 o2 r3, r1x2 r3
+    """
+
+
+class HTConv3d(TensorConv3d, format="ht"): ...
+
+
+class HTConvTranspose1d(TensorConvTranspose1d, format="ht"): ...
+
+
+class HTConvTranspose2d(TensorConvTranspose2d, format="ht"): ...
+
+
+class HTConvTranspose3d(TensorConvTranspose3d, format="ht"): ...
+
+
+class HTLinear(TensorLinear, format="ht"): ...
+
+
+class TRConv1d(TensorConv1d, format="tr"): ...
+
+
+class TRConv2d(TensorConv2d, format="tr"):
+    """A TR (tensor ring) convolution over (N, C, H, W).
+
+    A closed chain: a core for each input factor, one with the kernel axes, one for each output factor.
+
+    Example:
+        >>> print(TRConv2d(16, 32, 3, padding=1, rank=8).network)
+        r0 i r1, r1 h w r2, r2 o r0
+    """
+
+
+class TRConv3d(TensorConv3d, format="tr"): ...
+
+
+class TRConvTranspose1d(TensorConvTranspose1d, format="tr"): ...
+
+
+class TRConvTranspose2d(TensorConvTranspose2d, format="tr"): ...
+
+
+class TRConvTranspose3d(TensorConvTranspose3d, format="tr"): ...
+
+
+class TRLinear(TensorLinear, format="tr"): ...
+
+
+class TTConv1d(TensorConv1d, format="tt"): ...
+
+
+class TTConv2d(TensorConv2d, format="tt"):
+    """A TT (tensor train) convolution over (N, C, H, W).
+
+    ``layout="matrix"`` (default): one core with the kernel axes, then one for each pair of channel factors.
+    ``layout="chain"``: input channels, each kernel axis, output channels.
+
+    Example:
+        >>> print(TTConv2d(16, 32, 3, padding=1, rank=8).network)
+        h w r1, r1 i1 o1 r2, r2 i2 o2
+    """
+
+
+class TTConv3d(TensorConv3d, format="tt"): ...
+
+
+class TTConvTranspose1d(TensorConvTranspose1d, format="tt"): ...
+
+
+class TTConvTranspose2d(TensorConvTranspose2d, format="tt"): ...
+
+
+class TTConvTranspose3d(TensorConvTranspose3d, format="tt"): ...
+
+
+class TTLinear(TensorLinear, format="tt"): ...
+
+
+class TuckerConv1d(TensorConv1d, format="tucker"): ...
+
+
+class TuckerConv2d(TensorConv2d, format="tucker"):
+    """A Tucker convolution over (N, C, H, W).
+
+    Factor matrices on the channel axes around a core tensor that keeps the kernel axes whole (Tucker-2); one rank for
+    every axis, or a mapping with ``rh`` or ``rw``, compresses those too.
+
+    Example:
+        >>> print(TuckerConv2d(16, 32, 3, padding=1, rank=8).network)
+        i ri, ri ro h w, ro o
+    """
+
+
+class TuckerConv3d(TensorConv3d, format="tucker"): ...
+
+
+class TuckerConvTranspose1d(TensorConvTranspose1d, format="tucker"): ...
+
+
+class TuckerConvTranspose2d(TensorConvTranspose2d, format="tucker"): ...
+
+
+class TuckerConvTranspose3d(TensorConvTranspose3d, format="tucker"): ...
+
+
+class TuckerLinear(TensorLinear, format="tucker"): ...

@@ -1,0 +1,89 @@
+"""Optimizers that were made before a swap."""
+
+import gc
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from tnlayers.tensorize.report import TensorizeReport
+
+
+def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
+    """Give an optimizer that was made before a swap the parameters that came with it.
+
+    In each parameter group, what replaced a weight takes its place, or the place that the model's order gives it, if
+    the group had that order; the groups and their settings stay the same objects, so learning-rate schedulers go on.
+    The state of parameters that are still in the model (biases among them) is kept. The state of a replaced weight is
+    dropped, since moments of a kernel's gradient are not those of cores' gradients: the new parameters start without
+    any, as in a new optimizer.
+
+    Args:
+        optimizer: any optimizer of torch's interface.
+        report: what ``tensorize_``, ``densify_`` or ``unfold_`` returned.
+
+    Returns:
+        int: how many parameters were replaced.
+
+    Raises:
+        ValueError: the optimizer holds none of the replaced parameters, or is LBFGS; or the report is of a dry run.
+
+    Example:
+        >>> import torch, tnlayers
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        >>> optimizer = torch.optim.SGD([model[0].weight, model[0].bias], lr=0.1)
+        >>> config = tnlayers.TensorizeConfig(decompose=False)
+        >>> import warnings
+        >>> with warnings.catch_warnings(action="ignore"):  # that the optimizer holds a parameter that is gone
+        ...     report = tnlayers.tensorize_(model, config)
+        >>> remap_optimizer_(optimizer, report), len(optimizer.param_groups[0]["params"])
+        (1, 3)
+    """
+    if report.dry_run:
+        raise ValueError("report is of a dry run, which replaced nothing")
+    if isinstance(optimizer, LBFGS):
+        raise ValueError("optimizer is LBFGS, whose state is of all parameters together; make a new one")
+    before, after = ({place: k for k, place in enumerate(order)} for order in report._order)
+    replaced = {id(old): each for each in report._replaced if (old := each.old()) is not None}
+    count = 0
+    for group in optimizer.param_groups:
+        found: list[tuple[nn.Parameter, str]] = []
+        places = [before.get(id(parameter), -1) for parameter in group["params"]]
+        entries: Any = zip_longest(group["params"], group.get("param_names", ()), fillvalue="")
+        for parameter, name in entries:
+            here = replaced.get(id(parameter))
+            count += here is not None
+            if here is not None:
+                optimizer.state.pop(parameter, None)
+            path = name.removesuffix(here.name) if here else ""
+            for new_name, new in (here.new if here else {name: parameter}).items():
+                found.append((new, path + new_name))
+        if places == sorted(places) and -1 not in places:  # as the model has them, so that a saved state can be loaded
+            found.sort(key=lambda each: after[id(each[0])])
+        group["params"][:] = [parameter for parameter, _ in found]
+        if "param_names" in group:
+            group["param_names"][:] = [name for _, name in found]
+    if not count:
+        raise ValueError("optimizer holds none of the parameters that were replaced")
+    return count
+
+
+def holders(parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
+    """The optimizers that hold one of these parameters."""
+    wanted = set(map(id, parameters))
+    kinds = _kinds(Optimizer)
+
+    def found() -> list[Optimizer]:
+        alive = (each for each in gc.get_objects() if type(each) in kinds)  # of millions: a look-up, no issubclass
+        return [o for o in alive if any(id(p) in wanted for group in o.param_groups for p in group["params"])]
+
+    if not found():
+        return []
+    gc.collect()  # what is in cycles and of no use any more is no matter
+    return found()
+
+
+def _kinds(kind: type[Optimizer]) -> set[type[Optimizer]]:
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))
