@@ -21,6 +21,8 @@ from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.core_memory import LargerThanDense
 from tnlayers.ops.contraction import reconstruct
 
+__all__ = ["PROMISES", "assert_same_function", "check", "example_input"]
+
 Make = Callable[..., TensorLayer]
 """Builds the layer under test; keyword arguments override its own."""
 

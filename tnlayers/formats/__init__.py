@@ -9,5 +9,20 @@ from tnlayers.formats.ht import HT
 from tnlayers.formats.tr import TR
 from tnlayers.formats.tt import TT
 from tnlayers.formats.tucker import Tucker
+from tnlayers.spec.notation import Axes
 
-__all__ = ["BTT", "CP", "FORMATS", "HT", "TR", "TT", "BlockTT", "Einsum", "Format", "Tucker", "factorize", "register"]
+__all__ = [
+    "BTT",
+    "CP",
+    "FORMATS",
+    "HT",
+    "TR",
+    "TT",
+    "Axes",
+    "BlockTT",
+    "Einsum",
+    "Format",
+    "Tucker",
+    "factorize",
+    "register",
+]

@@ -1,0 +1,129 @@
+"""What is public, and what must stay as it was: names, drawn cores, plans, and files that were saved."""
+
+import csv
+import importlib
+import inspect
+import pkgutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tnlayers
+from cases import CASES
+from tnlayers import Geometry, TensorNetwork, formats, models, testing
+from tnlayers.planning.choose import plan
+from tnlayers.planning.setting import Setting
+
+HERE = Path(__file__).parent
+NAMES = """
+    BTTConv1d BTTConv2d BTTConv3d BTTConvTranspose1d BTTConvTranspose2d BTTConvTranspose3d BTTLinear BlockTTConv1d
+    BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTLinear
+    CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPLinear EinsumConv1d EinsumConv2d
+    EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumLinear FORMATS Format Frozen
+    Geometry HTConv1d HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d HTConvTranspose3d HTLinear Init Summary
+    TRConv1d TRConv2d TRConv3d TRConvTranspose1d TRConvTranspose2d TRConvTranspose3d TRLinear TTConv1d TTConv2d TTConv3d
+    TTConvTranspose1d TTConvTranspose2d TTConvTranspose3d TTLinear TensorConv TensorConv1d TensorConv2d TensorConv3d
+    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear
+    TensorNetwork TensorizeConfig TensorizeReport TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d
+    TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ densify_ freeze_
+    frobenius_penalty from_tltorch initialize_ load_tensorized param_groups register remap_optimizer_ save_tensorized
+    scale_residual_ solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+"""
+FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
+MODELS = """
+    BasicBlock Bottleneck ImageNetBlock ImageNetResNet ResNet WideBlock WideResNet dense_conv resnet101 resnet110
+    resnet152 resnet18 resnet20 resnet32 resnet34 resnet44 resnet50 resnet56 tednet_resnet wrn28_10
+"""
+TESTING = "PROMISES assert_same_function check example_input"
+
+
+@pytest.mark.parametrize(
+    ("module", "names"), [(tnlayers, NAMES), (formats, FORMATS), (models, MODELS), (testing, TESTING)]
+)
+def test_public_names(module, names):
+    assert sorted(module.__all__) == sorted(names.split())
+    assert all(getattr(module, name).__doc__ for name in module.__all__ if not name.isupper() and name != "Axes")
+
+
+def test_no_name_hides_a_module():
+    """A package's attribute of a module's name is that module."""
+    for found in pkgutil.walk_packages(tnlayers.__path__, "tnlayers."):
+        module = importlib.import_module(found.name)
+        parent, _, name = found.name.rpartition(".")
+        assert getattr(importlib.import_module(parent), name) is module
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES.split() if name[-1] in "dr" and name[0].isupper()])
+def test_layers_show_their_arguments(name):
+    """In help() and in an editor: those of torch's layer, ours, and the format's, each described."""
+    layer = getattr(tnlayers, name)
+    if not (isinstance(layer, type) and issubclass(layer, tnlayers.TensorLayer) and layer.format_type):
+        return
+    own = [*inspect.signature(layer).parameters]
+    described = inspect.getdoc(layer).partition("Args:")[2].partition("\n\n")[0]
+    for argument in (*inspect.signature(layer.dense_type).parameters, "rank", "init", "strategy", "memory"):
+        assert argument in own
+        assert argument in described
+    for option in inspect.signature(layer.format_type).parameters:
+        assert option in own
+        assert f"{option}: " in described
+    assert "Initialize internal" not in inspect.getdoc(layer.__init__)
+
+
+def rows(name):
+    with (HERE / "golden" / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_same_seed_draws_the_same_cores():
+    """As on the day when the table was written; up to what another library's rounding may change."""
+    expected = {(row["layer"], row["init"]): float(row["checksum"]) for row in rows("cores.csv")}
+    assert expected.keys() == {(str(case), init) for case in CASES for init in ("fan_in", "paper")}
+    for case in CASES:
+        for init in ("fan_in", "paper"):
+            torch.manual_seed(0)
+            layer = case.make(init=init, dtype=torch.float64)
+            flat = torch.cat([core.detach().flatten() for core in layer.cores])
+            weights = torch.arange(1, len(flat) + 1, dtype=torch.float64).cos()
+            found = float((flat * weights).sum() / flat.norm())
+            assert found == pytest.approx(expected[str(case), init], abs=1e-6), (case, init)
+
+
+def test_plans_are_those_that_were():
+    """Of every setting of benchmarks/results/speed.csv: the order, and the whole text that explain() prints."""
+    for row in rows("plans.csv"):
+        network, size = TensorNetwork.parse(row["network"]), int(row["size"])
+        outputs, inputs, *kernel = network.dense_shape
+        geometry = Geometry(inputs, outputs, tuple(kernel), stride=int(row["stride"]), padding=1)
+        found = plan(network, geometry, Setting(int(row["batch"]), (size, size), mode=row["mode"]))
+        assert (found.order, sha256(found.explain().encode()).hexdigest()[:12]) == (row["order"], row["text"]), row
+
+
+class Saved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.ConvTranspose2d(4, 6, 3, stride=2), nn.Linear(8, 8, bias=False)
+        self.tied = self.head
+
+
+def test_files_that_were_saved_load():
+    """Written before the folders were made; the sums are of the models that were saved."""
+    plain = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6),
+    )  # fmt: skip
+    model = tnlayers.load_tensorized(lambda: plain, HERE / "checkpoint" / "saved" / "tr.safetensors").eval()
+    x = torch.linspace(-1, 1, 100).reshape(1, 4, 5, 5)
+    expected = [[0.45273584, -1.03944933, 1.05541265, -0.17065112, 1.82121741, -1.53098607]]
+    torch.testing.assert_close(model(x).detach(), torch.tensor(expected))
+    assert [*model.state_dict()][:4] == ["0.bias", "0.cores.0", "0.cores.1", "0.cores.2"]
+    model = tnlayers.load_tensorized(Saved, HERE / "checkpoint" / "saved" / "einsum-btt.safetensors")
+    assert type(model.up) is tnlayers.EinsumConvTranspose2d
+    assert type(model.head) is tnlayers.BTTLinear
+    assert model.tied is model.head
+    y = model.up(x).detach()
+    found = torch.stack([y.sum(), y.square().sum(), model.head(torch.linspace(-1, 1, 8)).detach().sum()])
+    torch.testing.assert_close(found, torch.tensor([8.906309, 71.803177, -4.466464]))
