@@ -19,7 +19,7 @@ import tnlayers
 from provenance import REPOSITORY, csv_file, write_csv
 from speed import FAMILIES
 from tnlayers import Geometry, TensorNetwork
-from tnlayers.backend.rates import MODES
+from tnlayers.backend.rates import RUN_MODES
 from tnlayers.formats import factorize
 from tnlayers.planning.choose import plan
 from tnlayers.planning.setting import Setting
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [measure(*row, mode) for row, mode in product(networks(), MODES)]
+    rows = [measure(*row, mode) for row, mode in product(networks(), RUN_MODES)]
     for row in rows:
         print(*row.values())
     write_csv(arguments.out, rows)

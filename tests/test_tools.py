@@ -88,7 +88,7 @@ def test_the_plan_of_a_compiler_that_leaves_sizes_open(strategy):
         x = torch.randn(4, 64, 12, 13)
         torch._dynamo.mark_dynamic(x, 0)
         torch.testing.assert_close(run(x), layer(x), rtol=1e-4, atol=1e-4)
-        plans = [value for name, value in vars(layer._planner).items() if name.startswith("_compiled_train")]
+        plans = [value for name, value in vars(layer._executor).items() if name.startswith("_compiled_train")]
         assert [plan.order for plan in plans] == [order]
 
 
@@ -100,7 +100,7 @@ def test_the_plan_of_an_exporter_that_leaves_sizes_open(strict):
     x = torch.randn(4, 64, 12, 13)
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     exported = torch.export.export(layer, (x,), dynamic_shapes=(sizes,), strict=strict).module()
-    plans = [value for name, value in vars(layer._planner).items() if name.startswith("_compiled_train")]
+    plans = [value for name, value in vars(layer._executor).items() if name.startswith("_compiled_train")]
     assert [plan.order for plan in plans] == ["0 > 1 > 2"]
     y = torch.randn(3, 64, 9, 10)
     torch.testing.assert_close(exported(y), layer(y), rtol=1e-4, atol=1e-4)

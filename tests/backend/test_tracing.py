@@ -33,7 +33,7 @@ def assert_no_trace(layer, x):
     if x.ndim > 2:
         sizes |= {axis: torch.export.Dim(name, min=4, max=64) for axis, name in ((2, "h"), (3, "w"))}
     torch.export.export(layer.eval(), (x,), dynamic_shapes=(sizes,), strict=False)
-    for keys in layer._planner._plans:
+    for keys in layer._executor._plans:
         assert all(type(size) is int for size in keys[0])
     copy.deepcopy(layer)
     assert torch.isfinite(layer(torch.cat([x, x]))).all()

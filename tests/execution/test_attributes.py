@@ -74,7 +74,7 @@ def test_an_attribute_that_is_set_takes_effect(layer, name):
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
 def test_a_value_that_is_refused_changes_nothing(layer):
     made = layer(8, 8, 2, **START, rank=2)
-    geometry, planner = made.geometry, made._planner
+    geometry, executor = made.geometry, made._executor
     for name, value, kind in (
         ("stride", 0, ValueError), ("stride", (1,) * 4, ValueError), ("dilation", 1.5, TypeError),
         ("padding", -1, ValueError), ("padding", "full", ValueError), ("padding_mode", "mirror", ValueError),
@@ -83,7 +83,7 @@ def test_a_value_that_is_refused_changes_nothing(layer):
         with pytest.raises(kind, match=f"{name} "):
             setattr(made, name, value)
     assert made.geometry is geometry
-    assert made._planner is planner
+    assert made._executor is executor
 
 
 FIXED = {

@@ -9,7 +9,7 @@ from torch import nn
 
 import tnlayers
 from cases import FAMILIES
-from tnlayers.execution.executor import Planner
+from tnlayers.execution.executor import LayerExecutor
 
 LAYERS = [*FAMILIES, *(getattr(tnlayers, f"{layer.format_type.__name__}Linear") for layer in FAMILIES)]
 
@@ -88,18 +88,18 @@ class Kept:
 
     def __init__(self, layer, monkeypatch):
         self.layer, self.builds = layer, 0
-        original = tnlayers.execution.executor.build
+        original = tnlayers.execution.executor.prepare_weights
 
         def counting(*arguments):
             self.builds += 1
             return original(*arguments)
 
-        monkeypatch.setattr(tnlayers.execution.executor, "build", counting)
+        monkeypatch.setattr(tnlayers.execution.executor, "prepare_weights", counting)
 
     @property
     def bytes(self) -> int:
         own = {core.untyped_storage().data_ptr() for core in self.layer.cores}
-        kept = [weight.untyped_storage() for one in self.layer._planner._weights.values() for weight in one.weights]
+        kept = [weight.untyped_storage() for one in self.layer._executor._weights.values() for weight in one.weights]
         return sum({s.data_ptr(): s.nbytes() for s in kept if s.data_ptr() not in own}.values())
 
 
@@ -204,8 +204,8 @@ class TestFrozen:
         check(kept, 1)
         for twin in (copy.deepcopy(kept.layer), pickle.loads(pickle.dumps(kept.layer))):
             assert not twin.frozen
-            assert not twin._planner._weights
-            assert not twin._planner._plans
+            assert not twin._executor._weights
+            assert not twin._executor._plans
 
     def test_functional_call_is_not_kept(self, kept):
         tnlayers.freeze_(kept.layer)
@@ -263,16 +263,16 @@ def test_one_kernel_s_memory_at_most(layer, strategy):
         tnlayers.freeze_(low)
     with torch.no_grad():
         low(torch.randn(1, 32, 4, 4))
-    assert not low._planner._weights
+    assert not low._executor._weights
 
 
 def test_plans_are_dropped_least_recently_used(monkeypatch):
     monkeypatch.setattr(tnlayers.execution.executor, "_KEPT", 3)
     layer = tnlayers.TRConv2d(8, 12, 3, rank=3)
-    planner: Planner = layer._planner
+    executor: LayerExecutor = layer._executor
 
     def run(size):
         layer(torch.randn(1, 8, size, size))
-        return [key[0][-1] for key in planner._plans]
+        return [key[0][-1] for key in executor._plans]
 
     assert [run(size) for size in (5, 6, 7, 5, 8, 9)][-3:] == [[6, 7, 5], [7, 5, 8], [5, 8, 9]]

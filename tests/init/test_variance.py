@@ -16,7 +16,7 @@ from networks import geometries, networks
 from tnlayers import Geometry, Init, TensorNetwork, solve
 from tnlayers.init.draw import FINE, draw, flow
 from tnlayers.init.exact_gain import smooth
-from tnlayers.init.variance import DISTRIBUTIONS, MODES
+from tnlayers.init.variance import DISTRIBUTIONS, FAN_MODES
 from tnlayers.ops.contraction import contract, reconstruct
 
 CONV = {1: F.conv1d, 2: F.conv2d}
@@ -114,7 +114,7 @@ def test_variance_over_draws_at_small_rank(layer, args, arguments, distribution)
 @pytest.mark.parametrize(("layer", "args", "arguments"), LAYERS)
 def test_every_exact_draw_is_on_target(layer, args, arguments, distribution):
     torch.manual_seed(0)
-    for mode in MODES:
+    for mode in FAN_MODES:
         for dtype in (torch.float32, torch.float64):
             made = layer(*args, **arguments, init=Init(mode, distribution=distribution), dtype=dtype)
             ratio = float(made.weight.detach().double().square().mean()) / target(made)
@@ -215,7 +215,7 @@ def test_bad_exact(exact):
 
 
 @settings(max_examples=100, deadline=None)
-@given(network=networks(), split=st.sampled_from(["equal", "balanced"]), mode=st.sampled_from(MODES))
+@given(network=networks(), split=st.sampled_from(["equal", "balanced"]), mode=st.sampled_from(FAN_MODES))
 def test_any_network_meets_the_target(network: TensorNetwork, split: str, mode: str):
     """Second moments of independent factors multiply, and of uncorrelated terms add: so the cores' second moments, as
     constant tensors, contract to the kernel's.

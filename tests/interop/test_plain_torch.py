@@ -23,7 +23,7 @@ from networks import geometries, networks
 from tnlayers import testing, unfold_
 from tnlayers.interop import plain_torch
 from tnlayers.interop.plain_torch import unfold
-from tnlayers.planning.search_space import Space
+from tnlayers.planning.search_space import SearchSpace
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -215,7 +215,7 @@ def test_no_more_work_than_the_dense_layer(family, rank, stride):
 def test_no_sequence_is_cheaper_than_the_one_found():
     """Against every way to take the cores one by one or several at once, where any order of channels will do."""
     layer = tnlayers.TuckerConv2d(32, 48, 3, padding=1, rank=(6, 5, 2, 3), stride=2)
-    where, found = Space(layer.network, layer.geometry), []
+    where, found = SearchSpace(layer.network, layer.geometry), []
     numbers = range(len(where.cores))
     for labels in itertools.product(numbers, repeat=len(numbers)):
         blocks = [sum(1 << k for k in numbers if labels[k] == label) for label in numbers]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from networks import networks
 from tnlayers.ops.contraction import Contraction, order
-from tnlayers.planning.memory import Footprint
+from tnlayers.planning.memory import MemoryEstimate
 
 SIZES = st.integers(0, 1 << 40)
 
@@ -58,8 +58,8 @@ def test_the_fewest_parts_that_fit(weights, tensors, data, limit, most):
     meetings = len(tensors) - 1
     copies = data.draw(st.lists(SIZES, min_size=meetings, max_size=meetings))
     kept = data.draw(st.lists(st.booleans(), min_size=meetings - 1, max_size=meetings - 1))
-    found = Footprint(weights, tuple(tensors), tuple(copies))
-    parts = found.parts(kept, limit, most)
+    found = MemoryEstimate(weights, tuple(tensors), tuple(copies))
+    parts = found.chunks(kept, limit, most)
     if parts:
         assert parts == 1 or parts <= most
         assert found.peak(kept, parts) <= limit
@@ -70,7 +70,7 @@ def test_the_fewest_parts_that_fit(weights, tensors, data, limit, most):
 
 
 def test_what_is_made_again_is_not_held():
-    found = Footprint(weights=0, tensors=(10, 100, 10), copies=(0, 0))
+    found = MemoryEstimate(weights=0, tensors=(10, 100, 10), copies=(0, 0))
     assert found.peak((True,), 1) == 10 + 2 * 10 + 100 + max(10 + 100, 100)
     assert found.peak((False,), 10) == 10 + 2 * 10 + 10 + (100 + 100) // 10
     assert math.isclose(found.peak((True,), 10), 10 + 2 * 10 + 10 + 100 + 100 // 10)

@@ -19,7 +19,7 @@ from tnlayers.execution.run import run
 from tnlayers.planning import choose as planning
 from tnlayers.planning.choose import LIMIT, candidates, plan
 from tnlayers.planning.search import Search
-from tnlayers.planning.search_space import refine, space
+from tnlayers.planning.search_space import refine, search_space
 from tnlayers.planning.setting import MEMORY, Setting
 
 TEXTS = ("i r, o r, h r, w r", "i a, a h w b, b o", "z i a, a h w b, b o z", "h w a, a i1 o1 b, b i2 o2")
@@ -44,7 +44,7 @@ def test_the_search_finds_what_trying_every_order_finds(text, mode, size):
     sizes = {axis: 3 if axis in "hw" else 8 if axis[0] in "io" else 5 for axis in skeleton.axes}
     network = TensorNetwork.parse(text, sizes)
     channels = 8 ** len(network.inputs)
-    where = space(network, Geometry(channels, channels, (3, 3), padding=1))
+    where = search_space(network, Geometry(channels, channels, (3, 3), padding=1))
     setting = Setting(4, (size, size), mode=mode)
     table = rates("cpu", "float32")
     least = min(
@@ -161,8 +161,8 @@ def test_plans_keep_to_the_memory_of_the_dense_layer():
     found = plan(layer.network, layer.geometry, Setting(32, (32, 32)))
     x = 32 * 64 * 32 * 32
     assert found.peak <= LIMIT * 4 * (2 * layer.network.dense_params + 4 * x)
-    assert found.parts > 1
-    assert plan(layer.network, layer.geometry, Setting(32, (32, 32), mode="infer")).parts == 1
+    assert found.chunks > 1
+    assert plan(layer.network, layer.geometry, Setting(32, (32, 32), mode="infer")).chunks == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -218,7 +218,7 @@ def test_compiles_in_one_graph(layer, memory):
 def test_an_order_is_a_strategy():
     layer = tnlayers.TuckerConv2d(8, 12, 3, rank=3, strategy="2 > 0*1", dtype=torch.float64)
     assert layer.explain((1, 8, 9, 9)).startswith("factorized")
-    assert layer._planner.plan(layer._setting((1, 8, 9, 9))).order == "2 > 0*1"
+    assert layer._executor.plan(layer._setting((1, 8, 9, 9))).order == "2 > 0*1"
     testing.assert_same_function(layer, testing.example_input(layer))
     assert tnlayers.TuckerConv2d(8, 12, 3, rank=3, strategy="0*1*2").explain((1, 8, 9, 9)).startswith("reconstruct")
     for wrong in ("0 > 1", "0 > 1 > 1 > 2", "0 > 1 > 3", "0 > one*2", "0*1*2*"):

@@ -12,7 +12,7 @@ import tnlayers
 from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork
-from tnlayers.backend.rates import MODES, rates
+from tnlayers.backend.rates import RUN_MODES, rates
 from tnlayers.formats import factorize
 from tnlayers.ops.contraction import pairs
 from tnlayers.planning import choose as planning
@@ -113,8 +113,8 @@ def estimate(where, setting, work) -> float:
     """Seconds of what is chosen, with the doubt of what is not the dense kernel."""
     table = rates(setting.device, "float32")
     search = Search(where, setting, table, work=work)
-    trail, thrift = next(planning._choices(search.pricing, search, "auto", "auto"))
-    return (trail.seconds + thrift.seconds) * (1 if len(trail.options) == 1 else 1 + table.doubt)
+    path, recompute = next(planning._choices(search.pricing, search, "auto", "auto"))
+    return (path.seconds + recompute.seconds) * (1 if len(path.options) == 1 else 1 + table.doubt)
 
 
 CELLS = [(1, 32, "first"), (32, 32, "first"), (8, 14, "last")]
@@ -133,12 +133,12 @@ def test_what_a_bounded_search_finds_is_near_to_the_best(layer, monkeypatch):
         if len(made.cores) > 8:
             continue
         monkeypatch.setattr(search_space, "MOST_SETS", 2**8)
-        exact = search_space.Space(made.network, made.geometry)
+        exact = search_space.SearchSpace(made.network, made.geometry)
         monkeypatch.setattr(search_space, "MOST_SETS", 0)
-        bounded = search_space.Space(made.network, made.geometry)
+        bounded = search_space.SearchSpace(made.network, made.geometry)
         assert exact.exact
         assert not bounded.exact
-        (batch, size, layout), mode = CELLS[checked % 3], MODES[checked // 3 % 3]
+        (batch, size, layout), mode = CELLS[checked % 3], RUN_MODES[checked // 3 % 3]
         setting = Setting(batch, (size, size), layout, mode)
         assert estimate(bounded, setting, WORK) <= 1.1 * estimate(exact, setting, float("inf"))
         checked += 1
@@ -148,7 +148,7 @@ def test_what_a_bounded_search_finds_is_near_to_the_best(layer, monkeypatch):
 @pytest.mark.parametrize("layer", FAMILIES)
 def test_between_the_corners_known_ways_are_near_to_the_best(layer):
     made = layer(64, 64, 3, padding=1, rank=0.25, device="meta")
-    for batch, size, mode in itertools.product((3, 24), (7, 28), MODES):
+    for batch, size, mode in itertools.product((3, 24), (7, 28), RUN_MODES):
         setting = Setting(batch, (size, size), mode=mode)
         found, best = plan(made.network, made.geometry, setting), next(
             planning.candidates(made.network, made.geometry, setting)

@@ -15,9 +15,9 @@ from cases import CASES, FAMILIES, Case
 from networks import networks
 from tnlayers import EinsumConv2d, Init, TRConv2d, TTConv2d, TuckerConv2d
 from tnlayers.init.variance import SPLITS
-from tnlayers.ops import squared_norm as norm_contractions
+from tnlayers.ops import squared_norm as norm_module
 from tnlayers.ops.contraction import contract, reconstruct
-from tnlayers.ops.squared_norm import fastest, ways
+from tnlayers.ops.squared_norm import fastest, norm_contractions
 from tnlayers.training import learning_rates
 from tnlayers.training.learning_rates import column_squares, param_groups
 from tnlayers.training.penalty import frobenius_penalty, squared_norm
@@ -35,7 +35,7 @@ def check_all_ways(network, cores):
     """Every way to the square equals the dense kernel's, with its gradients."""
     expected = reconstruct(network, cores).square().sum()
     gradients = torch.autograd.grad(expected, cores)
-    for way in ways(network, "cpu", "float64"):
+    for way in norm_contractions(network, "cpu", "float64"):
         found = way(cores)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
         for one, other in zip(torch.autograd.grad(found, cores), gradients, strict=True):
@@ -79,7 +79,7 @@ def test_gradients_of_gradients(family):
     torch.manual_seed(0)
     layer = family(4, 4, (2, 1), rank=2, dtype=torch.float64)
     cores = [*layer.cores]
-    found = list(ways(layer.network, "cpu", "float64"))
+    found = list(norm_contractions(layer.network, "cpu", "float64"))
     for way in (found[0], found[-1]):
         assert torch.autograd.gradcheck(lambda *cores, way=way: way(cores), cores, fast_mode=True)
         assert torch.autograd.gradgradcheck(lambda *cores, way=way: way(cores), cores, fast_mode=True)
@@ -103,7 +103,7 @@ def test_frozen_and_parametrized_cores():
     layer.cores[1].requires_grad_(False)
     trained = [layer.cores[0], layer.cores[2]]
     expected = torch.autograd.grad(layer.weight.square().sum(), trained)
-    for way in ways(layer.network, "cpu", "float64"):
+    for way in norm_contractions(layer.network, "cpu", "float64"):
         for one, other in zip(torch.autograd.grad(way([*layer.cores]), trained), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
     layer.cores.requires_grad_(False)
@@ -144,8 +144,8 @@ def test_precision():
 def test_a_second_call_searches_nothing(monkeypatch):
     layer = TRConv2d(8, 12, 3, rank=3)
     squared_norm(layer)
-    monkeypatch.setattr(norm_contractions, "ways", None)
-    monkeypatch.setattr(norm_contractions, "order", None)
+    monkeypatch.setattr(norm_module, "norm_contractions", None)
+    monkeypatch.setattr(norm_module, "order", None)
     squared_norm(layer).backward()
 
 
@@ -180,7 +180,7 @@ def test_no_kernel_is_built_where_few_parameters_are_kept(family, channels):
             continue
         network, way = layer.network, fastest(layer.network, "cpu", "float32")
         assert way.whole is not None
-        kernel = layer._planner.contraction.flops + 2 * network.dense_params
+        kernel = layer._executor.contraction.flops + 2 * network.dense_params
         assert way.flops < kernel or (family is tnlayers.BTTConv2d and way.flops < 1.5 * kernel)
         steps = [step for contraction in (*way.parts, way.whole) for step in contraction.steps]
         assert max(math.prod(step.shape) for step in steps) < network.dense_params
@@ -507,8 +507,8 @@ def test_few_ways_are_judged_whatever_the_number_of_cores():
         network = tnlayers.TensorNetwork.parse(
             text, {"i": 4, "h": 3, "w": 3, "o": 4, "s": 2, **{f"r{k}": 2 for k in range(bonds + 1)}}
         )
-        found = [*ways(network, "cpu", "float32")]
-        assert [len(way.groups) for way in found] == [bonds + 2, *range(norm_contractions.GROUPS, 0, -1)]
+        found = [*norm_contractions(network, "cpu", "float32")]
+        assert [len(way.groups) for way in found] == [bonds + 2, *range(norm_module.GROUPS, 0, -1)]
         cores = [torch.randn(shape, dtype=torch.float64) for shape in network.core_shapes]
         expected = reconstruct(network, cores).square().sum()
         for way in found:

@@ -13,7 +13,7 @@ import torch
 
 from tnlayers.backend.views import FIRST, LAST
 
-MODES = ("train", "infer", "cached")
+RUN_MODES = ("train", "infer", "cached")
 """Forward and backward; forward alone; forward with the weights' part kept from an earlier call."""
 
 WEIGHTS, CONTRACT, MOVE = "weights", "contract", "move"
@@ -82,7 +82,7 @@ class Rates:
         return cls(lanes, large=1 << 62, fault=0.0, doubt=0.0, train=table, infer=table)
 
     def of(self, mode: str) -> Mapping[str, Rate]:
-        """The table for one of MODES."""
+        """The table for one of RUN_MODES."""
         return self.train if mode == "train" else self.infer
 
 

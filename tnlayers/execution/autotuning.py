@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers.backend.observe import run
-from tnlayers.execution.module import PlannedModule
+from tnlayers.execution.module import ExecutableModule
 from tnlayers.planning.setting import STRATEGIES
 
 ROUNDS = 5
@@ -46,7 +46,7 @@ def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> di
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, PlannedModule) and module.strategy == STRATEGIES[0]
+        if isinstance(module, ExecutableModule) and module.strategy == STRATEGIES[0]
     }
 
     def listen(name: str) -> Any:
@@ -72,9 +72,9 @@ def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> di
     return chosen
 
 
-def _fastest(layer: PlannedModule, x: Tensor, candidates: int) -> str:
+def _fastest(layer: ExecutableModule, x: Tensor, candidates: int) -> str:
     """The order whose median time is least."""
-    found = layer._planner.candidates(layer._setting(x.shape))
+    found = layer._executor.candidates(layer._setting(x.shape))
     orders = list(dict.fromkeys(plan.order for plan in islice(found, 8 * candidates)))[:candidates]
     times: dict[str, list[float]] = {order: [] for order in orders}
     try:
@@ -91,7 +91,7 @@ def _fastest(layer: PlannedModule, x: Tensor, candidates: int) -> str:
     return min(orders, key=lambda order: median(times[order]))
 
 
-def _pass(layer: PlannedModule, x: Tensor) -> None:
+def _pass(layer: ExecutableModule, x: Tensor) -> None:
     parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     if layer.training and parameters:
         with torch.enable_grad():

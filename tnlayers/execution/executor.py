@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tnlayers import validate
 from tnlayers.backend.torch_state import autocast_dtype, sizes, traced
 from tnlayers.backend.views import FIRST, LAST
-from tnlayers.execution.run import build, meet, pad, run
+from tnlayers.execution.run import apply_steps, pad, prepare_weights, run
 from tnlayers.ops.contraction import order
 from tnlayers.ops.input_step import MATMUL
 from tnlayers.planning.choose import candidates, parse, plan
@@ -43,7 +43,7 @@ class _Kept(NamedTuple):
         return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
 
 
-class Planner:
+class LayerExecutor:
     """Plans of one layer.
 
     Args:
@@ -74,19 +74,19 @@ class Planner:
         self._latest: tuple[int, tuple[int, ...]] | None = None
 
     def __reduce__(self) -> Any:
-        return Planner, (self.network, self.geometry, self.strategy, self.memory)
+        return LayerExecutor, (self.network, self.geometry, self.strategy, self.memory)
 
     @property
     def keeps(self) -> bool:
         """Whether inference keeps weights: of a frozen layer that may take memory for them."""
         return self.frozen and self.memory != "low"
 
-    def anew(self, **changes: Any) -> "Planner":
+    def anew(self, **changes: Any) -> "LayerExecutor":
         """A planner with another geometry, strategy or memory; of a layer that is frozen, if this one is."""
         settings = {name: getattr(self, name) for name in ("geometry", "strategy", "memory")} | changes
-        planner = Planner(self.network, **settings)
-        planner.frozen = self.frozen
-        return planner
+        executor = LayerExecutor(self.network, **settings)
+        executor.frozen = self.frozen
+        return executor
 
     def candidates(self, setting: Setting) -> Iterator[Plan]:
         """Plans for a setting, as ``tnlayers.planning.choose.candidates`` orders them."""
@@ -156,24 +156,24 @@ class Planner:
         weights = self._kept(found, cores, cast)
         if found.direct is not None:
             return found.direct.apply(x, weights[0], bias)
-        return meet(found, pad(found, x), weights, bias)
+        return apply_steps(found, pad(found, x), weights, bias)
 
     def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
         """The weights of a plan, as autocast wants them, built once for as long as no core is seen to change."""
         try:
             versions = [(core._version, core.data_ptr()) for core in cores]
         except RuntimeError:  # inference tensors do not count their versions
-            return build(found, cores)
+            return prepare_weights(found, cores)
         key = found.signature, cast
         kept = self._weights.get(key)
         if kept is not None and kept.versions == versions and all(map(is_, kept.cores, cores)):
             return kept.weights
         if not all(type(core) is nn.Parameter for core in cores):
-            return build(found, cores)  # made up for this call, as torch.func does
+            return prepare_weights(found, cores)  # made up for this call, as torch.func does
         with torch.inference_mode(False), torch.no_grad():
             weights = [
-                (weight.contiguous() if meeting.op == MATMUL else weight).to(cast or weight.dtype)
-                for weight, meeting in zip(build(found, cores), found.meetings, strict=True)
+                (weight.contiguous() if step.op == MATMUL else weight).to(cast or weight.dtype)
+                for weight, step in zip(prepare_weights(found, cores), found.steps, strict=True)
             ]
         self._keep(key, _Kept(list(cores), versions, weights))
         return weights

@@ -6,7 +6,7 @@ from typing import Self
 from torch import nn
 
 from tnlayers.backend.input_checks import check_module
-from tnlayers.execution.module import PlannedModule
+from tnlayers.execution.module import ExecutableModule
 
 
 class Frozen:
@@ -16,7 +16,7 @@ class Frozen:
         layers: the names of the layers that are frozen.
     """
 
-    def __init__(self, layers: dict[str, PlannedModule], new: dict[str, PlannedModule]) -> None:
+    def __init__(self, layers: dict[str, ExecutableModule], new: dict[str, ExecutableModule]) -> None:
         self.layers, self._new = tuple(layers), tuple(new.values())
 
     def __enter__(self) -> Self:
@@ -26,7 +26,7 @@ class Frozen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for layer in self._new:
-            layer._planner.thaw()
+            layer._executor.thaw()
 
     def __repr__(self) -> str:
         return f"Frozen({len(self.layers)} layers)"
@@ -77,8 +77,8 @@ def freeze_(model: nn.Module) -> Frozen:
             )
     new = {name: layer for name, layer in kept.items() if not layer.frozen}
     for layer in kept.values():
-        layer._planner.thaw()
-        layer._planner.frozen = True
+        layer._executor.thaw()
+        layer._executor.frozen = True
     return Frozen(kept, new)
 
 
@@ -101,12 +101,12 @@ def thaw_(model: nn.Module) -> None:
         False
     """
     for layer in _layers(model).values():
-        layer._planner.thaw()
+        layer._executor.thaw()
 
 
-def _layers(model: nn.Module) -> dict[str, PlannedModule]:
+def _layers(model: nn.Module) -> dict[str, ExecutableModule]:
     check_module("model", model)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, PlannedModule)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ExecutableModule)}
     if not layers:
         raise ValueError(f"model has no tensor layer ({type(model).__name__})")
     return layers

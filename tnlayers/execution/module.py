@@ -9,54 +9,54 @@ from tnlayers import validate
 from tnlayers.backend.input_checks import check_bias, check_dtypes, check_tensor
 from tnlayers.backend.torch_state import sizes
 from tnlayers.execution.attributes import check_geometry, fixed
-from tnlayers.execution.executor import Planner
+from tnlayers.execution.executor import LayerExecutor
 from tnlayers.planning.setting import Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import KERNEL_AXES
 
 
-class PlannedModule(nn.Module):
+class ExecutableModule(nn.Module):
     """A module with cores, a bias, and a planner for them."""
 
     cores: nn.ParameterList
     bias: nn.Parameter | None
-    _planner: Planner
+    _executor: LayerExecutor
 
-    network: TensorNetwork = fixed("network", lambda layer: layer._planner.network)
+    network: TensorNetwork = fixed("network", lambda layer: layer._executor.network)
 
     @property
     def geometry(self) -> Geometry:
         """The arguments of the convolution or linear map, checked; setting it plans anew."""
-        return self._planner.geometry
+        return self._executor.geometry
 
     @geometry.setter
     def geometry(self, geometry: Geometry) -> None:
         check_geometry(self, geometry)
-        self._planner = self._planner.anew(geometry=geometry)
+        self._executor = self._executor.anew(geometry=geometry)
 
     @property
     def strategy(self) -> str:
         """'auto', 'reconstruct', 'factorized' or an order such as '0 > 1*2'; setting it plans anew."""
-        return self._planner.strategy
+        return self._executor.strategy
 
     @strategy.setter
     def strategy(self, strategy: str) -> None:
-        self._planner = self._planner.anew(strategy=strategy)
+        self._executor = self._executor.anew(strategy=strategy)
 
     @property
     def memory(self) -> str:
         """'auto' or 'low'; setting it plans anew."""
-        return self._planner.memory
+        return self._executor.memory
 
     @memory.setter
     def memory(self, memory: str) -> None:
-        self._planner = self._planner.anew(memory=memory)
+        self._executor = self._executor.anew(memory=memory)
 
     @property
     def frozen(self) -> bool:
         """Whether ``tnlayers.freeze_`` lets inference keep the weights that the cores contract to; read only."""
-        return self._planner.frozen
+        return self._executor.frozen
 
     @frozen.setter
     def frozen(self, value: object) -> None:
@@ -70,7 +70,7 @@ class PlannedModule(nn.Module):
         In training mode, of a forward with gradients; in eval mode, of one without, in which a frozen layer's weights
         are there. For a contiguous input; one with channels last in memory may be given another plan.
         """
-        return self._planner.plan(self._setting(input_shape)).flops
+        return self._executor.plan(self._setting(input_shape)).flops
 
     def explain(self, input_shape: Sequence[int]) -> str:
         """How an input of this shape is computed and why: steps, FLOPs, bytes, shares of the time, and the runner-up.
@@ -89,23 +89,23 @@ class PlannedModule(nn.Module):
             runner-up: factorized, 0 > 1 > 2 (matmul first last, conv ...
         """
         setting = self._setting(input_shape)
-        chosen = self._planner.plan(setting)
-        others = (plan for plan in self._planner.candidates(setting) if plan.meetings != chosen.meetings)
+        chosen = self._executor.plan(setting)
+        others = (plan for plan in self._executor.candidates(setting) if plan.steps != chosen.steps)
         return chosen.explain(next(others, None))
 
     def _setting(self, input_shape: Sequence[int]) -> Setting:
         batch, _, *size = self._batched(_counts(input_shape))
-        core, mode = self.cores[0], "train" if self.training else "cached" if self._planner.keeps else "infer"
+        core, mode = self.cores[0], "train" if self.training else "cached" if self._executor.keeps else "infer"
         return Setting(max(1, batch), tuple(size), mode=mode, device=core.device.type, dtype=core.dtype)
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``; a frozen layer is so no more."""
         if mode:
-            self._planner.thaw()
+            self._executor.thaw()
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._planner.forget()
+        self._executor.forget()
 
         def flat(tensor: Tensor) -> Any:
             # A memory format is meant for images and kernels. Cores are neither, even if they have four or five axes.
@@ -117,7 +117,7 @@ class PlannedModule(nn.Module):
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._planner.forget()
+        self._executor.forget()
         super()._load_from_state_dict(*args, **kwargs)
 
     def _batched(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -155,20 +155,20 @@ class PlannedModule(nn.Module):
             check_tensor(type(self).__name__, input)
             if input.is_nested:
                 return self._nested(input)
-        planner, shape = self._planner, sizes(input)
-        batched = len(shape) == planner.dim and shape[1] == planner.channels
+        executor, shape = self._executor, sizes(input)
+        batched = len(shape) == executor.dim and shape[1] == executor.channels
         x = input if batched else input.reshape(self._batched(shape))
         # Iterating over a ParameterList looks every name up; parametrized or pruned cores are not its parameters.
         held = self._modules["cores"]._parameters  # type: ignore[union-attr]
-        cores: list[Any] = [*held.values()] if tuple(held) == planner.names else self._listed()
+        cores: list[Any] = [*held.values()] if tuple(held) == executor.names else self._listed()
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
-        if bias is not None and sizes(bias) != (planner.geometry.out_channels,):
-            check_bias(bias, planner.geometry.out_channels)
+        if bias is not None and sizes(bias) != (executor.geometry.out_channels,):
+            check_bias(bias, executor.geometry.out_channels)
         dtype = cores[0].dtype  # that of all, see build
         if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
             check_dtypes(x, dtype, bias)
-        y = planner(x, cores, bias, self.training, output_padding)
-        return y if batched or len(shape) == planner.dim else self._unbatched(y, shape)
+        y = executor(x, cores, bias, self.training, output_padding)
+        return y if batched or len(shape) == executor.dim else self._unbatched(y, shape)
 
     def _nested(self, input: Tensor) -> Tensor:
         """``forward`` of a nested tensor."""

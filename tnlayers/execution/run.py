@@ -33,7 +33,7 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
         if x.requires_grad or any(tensor.requires_grad for tensor in others):
             dtype = autocast_dtype(x.device.type) if x.dtype != torch.float64 else None
             return _Run.apply(plan, x.to(dtype or x.dtype), bias, *cores)  # type: ignore[no-any-return, no-untyped-call]
-    return meet(plan, x, build(plan, cores), bias)
+    return apply_steps(plan, x, prepare_weights(plan, cores), bias)
 
 
 def pad(plan: Plan, x: Tensor) -> Tensor:
@@ -44,25 +44,25 @@ def pad(plan: Plan, x: Tensor) -> Tensor:
     return F.pad(x, plan.prepad, mode="constant" if mode == "zeros" else mode)
 
 
-def build(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
+def prepare_weights(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that ``x`` meets; in the cores' dtype, also under autocast."""
     check_cores(cores)
     with own_precision(cores[0]):
         return [
-            meeting.take(weight.contraction(weight.operands(cores)))
-            for weight, meeting in zip(plan.weights, plan.meetings, strict=True)
+            step.prepare_weight(weight.contraction(weight.operands(cores)))
+            for weight, step in zip(plan.weights, plan.steps, strict=True)
         ]
 
 
-def meet(
-    plan: Plan, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, kept: list[Tensor] | None = None
+def apply_steps(
+    plan: Plan, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, saved: list[Tensor] | None = None
 ) -> Tensor:
     """Let the padded ``x`` meet the tensors that ``build`` made; what the plan keeps of it goes to ``kept``."""
     final = len(weights) - 1
-    for number, (meeting, weight) in enumerate(zip(plan.meetings, weights, strict=True)):
-        x = meeting.apply(x, weight, bias if number == final and plan.tail is None else None)
-        if kept is not None and number < final and plan.kept[number]:
-            kept.append(x)
+    for number, (step, weight) in enumerate(zip(plan.steps, weights, strict=True)):
+        x = step.apply(x, weight, bias if number == final and plan.tail is None else None)
+        if saved is not None and number < final and plan.saved[number]:
+            saved.append(x)
     if plan.tail is not None:
         x = reorder(x, *plan.tail, last=plan.setting.layout == LAST)
         if bias is not None:
@@ -80,45 +80,47 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
         """The plan's output."""
-        kept: list[Tensor] = []
+        saved: list[Tensor] = []
         with own_precision(x):
             weights, between = _built(plan, cores, x.dtype)
             offset = None if bias is None else bias.to(x.dtype)
-            if plan.parts > 1 and not any(plan.kept):
-                y = torch.cat([meet(plan, part, weights, offset) for part in _parts(plan, x)])
+            if plan.chunks > 1 and not any(plan.saved):
+                y = torch.cat([apply_steps(plan, part, weights, offset) for part in _parts(plan, x)])
             else:
-                y = meet(plan, x, weights, offset, kept)
-        ctx.plan, ctx.sizes, ctx.bias = plan, (len(cores), len(kept)), None if bias is None else bias.dtype
-        ctx.save_for_backward(x, *cores, *kept, *([] if plan.rebuild else [*weights, *between]))
+                y = apply_steps(plan, x, weights, offset, saved)
+        ctx.plan, ctx.sizes, ctx.bias = plan, (len(cores), len(saved)), None if bias is None else bias.dtype
+        ctx.save_for_backward(x, *cores, *saved, *([] if plan.rebuild_weights else [*weights, *between]))
         return unviewed(y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, bias and cores; differentiable again where autograd asks for that."""
         plan, gradient, (x, *saved) = ctx.plan, gradients[0], ctx.saved_tensors
-        _, cores, kept, weights, between = _split(saved, [0, *ctx.sizes, len(plan.meetings)])
+        _, cores, saved, weights, between = _split(saved, [0, *ctx.sizes, len(plan.steps)])
         needed = ctx.needs_input_grad[1:]
         with own_precision(x):
             for_bias = gradient.sum((0, *range(2, gradient.ndim))).to(ctx.bias) if needed[1] else None
             if torch.is_grad_enabled():
 
                 def forward() -> Tensor:
-                    return meet(plan, x, [weight.to(x.dtype) for weight in build(plan, cores)], None)
+                    return apply_steps(plan, x, [weight.to(x.dtype) for weight in prepare_weights(plan, cores)], None)
 
                 for_x, *shares = again(forward, (x, *cores), (needed[0], *needed[2:]), gradient)
                 return None, for_x, for_bias, *shares
-            if plan.rebuild:
+            if plan.rebuild_weights:
                 weights, between = _built(plan, cores, x.dtype)
             wanted = [any(needed[2 + k] for k in weight.cores) for weight in plan.weights]
-            for_x, for_weights = _backward(plan, x, kept, weights, gradient, needed[0], wanted)
+            for_x, for_weights = _backward(plan, x, saved, weights, gradient, needed[0], wanted)
             for_cores: list[Tensor | None] = [None] * len(cores)
             start = 0
-            for weight, meeting, found in zip(plan.weights, plan.meetings, for_weights, strict=True):
+            for weight, step, found in zip(plan.weights, plan.steps, for_weights, strict=True):
                 stop = start + weight.between
                 if found is not None:
                     here = [needed[2 + k] for k in weight.cores]
                     tensors = [*weight.operands(cores), *between[start:stop]]
-                    shares = weight.contraction.gradients(tensors, meeting.give(found).to(cores[0].dtype), here)
+                    shares = weight.contraction.gradients(
+                        tensors, step.restore_weight_gradient(found).to(cores[0].dtype), here
+                    )
                     for k, share in zip(weight.cores, shares, strict=True):
                         for_cores[k] = None if share is None else view(share, cores[k].shape)
                 start = stop
@@ -129,9 +131,9 @@ def _built(plan: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> tuple[lis
     """The tensors that ``x`` meets, in its dtype, and what came between them and the cores."""
     check_cores(cores)
     weights, between = [], []
-    for weight, meeting in zip(plan.weights, plan.meetings, strict=True):
+    for weight, step in zip(plan.weights, plan.steps, strict=True):
         tensors = weight.contraction.run(weight.operands(cores))
-        weights.append(meeting.take(tensors[-1]).to(dtype))
+        weights.append(step.prepare_weight(tensors[-1]).to(dtype))
         between += tensors[len(weight.cores) :][: weight.between]
     return weights, between
 
@@ -139,7 +141,7 @@ def _built(plan: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> tuple[lis
 def _backward(
     plan: Plan,
     x: Tensor,
-    kept: Sequence[Tensor],
+    saved: Sequence[Tensor],
     weights: Sequence[Tensor],
     gradient: Tensor,
     for_x: bool,
@@ -149,10 +151,10 @@ def _backward(
     totals: list[Tensor | None] = [None] * len(weights)
     into: Tensor | None = None
     start = 0
-    for part, g, *held in zip(*(_parts(plan, tensor) for tensor in (x, gradient, *kept)), strict=True):
+    for part, g, *held in zip(*(_parts(plan, tensor) for tensor in (x, gradient, *saved)), strict=True):
         states, found = [part], iter(held)
-        for keep, meeting, weight in zip(plan.kept, plan.meetings, weights, strict=False):
-            states.append(next(found) if keep else meeting.apply(states[-1], weight, None))
+        for keep, step, weight in zip(plan.saved, plan.steps, weights, strict=False):
+            states.append(next(found) if keep else step.apply(states[-1], weight, None))
         if plan.tail is not None:
             sizes, order = plan.tail
             g = reorder(g, tuple(sizes[k] for k in order), inverse(order))  # noqa: PLW2901
@@ -160,10 +162,10 @@ def _backward(
             needed = for_x or any(for_weights[:number]), for_weights[number]
             if not any(needed):
                 break
-            g, share = plan.meetings[number].gradients(states.pop(), weights[number], g, needed)  # noqa: PLW2901
+            g, share = plan.steps[number].gradients(states.pop(), weights[number], g, needed)  # noqa: PLW2901
             total = totals[number]
             totals[number] = share if total is None or share is None else total.add_(share)
-        if for_x and plan.parts > 1:
+        if for_x and plan.chunks > 1:
             if into is None:  # from the gradient, which may be a batch of gradients
                 into = g.new_empty_strided(x.shape, torch.empty_like(x, device="meta").stride())
             into[start : start + len(part)] = g
@@ -172,7 +174,7 @@ def _backward(
 
 
 def _parts(plan: Plan, tensor: Tensor) -> tuple[Tensor, ...]:
-    return tensor.chunk(plan.parts) if plan.parts > 1 and tensor.shape[0] else (tensor,)
+    return tensor.chunk(plan.chunks) if plan.chunks > 1 and tensor.shape[0] else (tensor,)
 
 
 def _split(tensors: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[Sequence[Tensor]]:

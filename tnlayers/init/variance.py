@@ -54,7 +54,7 @@ from tnlayers import validate
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
-MODES = ("fan_in", "fan_out", "fan_avg")
+FAN_MODES = ("fan_in", "fan_out", "fan_avg")
 DISTRIBUTIONS = ("normal", "truncated_normal", "uniform", "orthogonal")
 SPLITS = ("equal", "balanced")
 # What torch.nn.init.calculate_gain documents; its own ValueError decides, this list only completes the sentence.
@@ -114,7 +114,7 @@ class Init:
     input_size: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        validate.choice("mode", self.mode, MODES)
+        validate.choice("mode", self.mode, FAN_MODES)
         validate.choice("distribution", self.distribution, DISTRIBUTIONS)
         validate.choice("split", self.split, SPLITS)
         if self.exact != "white":
@@ -141,8 +141,8 @@ class Init:
         if isinstance(value, cls):
             return value
         if isinstance(value, str):
-            return PRESETS[value] if value in PRESETS else cls(validate.choice("init", value, (*MODES, *PRESETS)))
-        raise TypeError(f"init is {value!r}; it must be one of {(*MODES, *PRESETS)} or a tnlayers.Init")
+            return PRESETS[value] if value in PRESETS else cls(validate.choice("init", value, (*FAN_MODES, *PRESETS)))
+        raise TypeError(f"init is {value!r}; it must be one of {(*FAN_MODES, *PRESETS)} or a tnlayers.Init")
 
     @property
     def gain(self) -> float:

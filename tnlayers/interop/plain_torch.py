@@ -28,7 +28,7 @@ from tnlayers.backend.sharding import whole
 from tnlayers.backend.views import exchange
 from tnlayers.layers.base import TensorLayer
 from tnlayers.ops.contraction import contract
-from tnlayers.planning.search_space import Space, refine
+from tnlayers.planning.search_space import SearchSpace, refine
 
 MANY = 8
 """Up to this many cores, every sequence is searched; of more, some are contracted with each other first."""
@@ -95,49 +95,49 @@ def unfold(layer: TensorLayer) -> nn.Module:
     if not isinstance(layer, TensorLayer):
         raise TypeError(f"layer is {type(layer).__name__}; it must be a TensorLayer")
     layer.network.check_shapes(core.shape for core in layer.cores)
-    where = Space(layer.network, layer.geometry)
+    space = SearchSpace(layer.network, layer.geometry)
     # Groups that are no axis of the network are known to the dense kernel alone.
-    stages = _search(where) if where.split else ()
+    stages = _search(space) if space.split else ()
     if len(stages) < 3:
         return layer.to_dense()  # type: ignore[no-any-return]
-    sizes = dict(zip(where.names, where.sizes, strict=True))
+    sizes = dict(zip(space.names, space.sizes, strict=True))
     fine = torch.float32 if layer.cores[0].device.type == "mps" else torch.float64
     cores = [
         whole(core).detach().to(fine).reshape([sizes[axis] for axis in axes])
-        for core, axes in zip(layer.cores, where.cores, strict=True)
+        for core, axes in zip(layer.cores, space.cores, strict=True)
     ]
     modules: list[nn.Module] = []
     # From the end, where the order of the channels is given, each stage tells the one before it which order to make.
-    order = where.outputs
+    order = space.outputs
     for stage in reversed(stages):
-        roles = where.roles(stage.absorbed, stage.cores)
+        roles = space.roles(stage.absorbed, stage.cores)
         groups, new = _part(order, roles.folded | roles.groups), _part(order, roles.new)
         summed = tuple(bit for axes in stage.order for bit in _bits(axes & roles.summed))
         if stage.cores:
-            modules.append(_convolution(layer, where, stage, cores, (groups, new, summed)))
+            modules.append(_convolution(layer, space, stage, cores, (groups, new, summed)))
         order = groups + summed
         if stage.front:
-            modules.append(nn.ChannelShuffle(where.volume(stage.front)))
+            modules.append(nn.ChannelShuffle(space.volume(stage.front)))
             order = _part(order, stage.front) + _part(order, ~stage.front)
     return nn.Sequential(*reversed(modules)).train(layer.training)
 
 
 def _convolution(
-    layer: TensorLayer, where: Space, stage: _Stage, cores: Sequence[Tensor], axes: tuple[_Order, _Order, _Order]
+    layer: TensorLayer, space: SearchSpace, stage: _Stage, cores: Sequence[Tensor], axes: tuple[_Order, _Order, _Order]
 ) -> nn.Module:
     """The convolution or linear map of a stage; ``axes`` are the groups, the new and the summed ones, in order."""
-    geometry, block, outputs = layer.geometry, where.weight_axes(stage.cores), (*axes[0], *axes[1])
-    kernel = _part(where.kernel, block)
+    geometry, block, outputs = layer.geometry, space.weight_axes(stage.cores), (*axes[0], *axes[1])
+    kernel = _part(space.kernel, block)
     order = *outputs, *axes[2], *kernel
     met = [k for k in range(len(cores)) if stage.cores >> k & 1]
-    names = *(where.axes(bit)[0] for bit in _part(order, block)), *where.axes(block & ~sum(order))  # of size 1
-    weight = contract([cores[k] for k in met], [where.cores[k] for k in met], names)
+    names = *(space.axes(bit)[0] for bit in _part(order, block)), *space.axes(block & ~sum(order))  # of size 1
+    weight = contract([cores[k] for k in met], [space.cores[k] for k in met], names)
     # Repeated along the groups that the block does not have.
-    weight = weight.reshape([where.volume(bit & block) for bit in order]).expand([where.volume(bit) for bit in order])
-    groups, new, summed = (where.volume(sum(part)) for part in axes)
+    weight = weight.reshape([space.volume(bit & block) for bit in order]).expand([space.volume(bit) for bit in order])
+    groups, new, summed = (space.volume(sum(part)) for part in axes)
 
     def each(name: str, neutral: int) -> tuple[int, ...]:
-        values = zip(where.kernel, geometry.each(name), strict=True)
+        values = zip(space.kernel, geometry.each(name), strict=True)
         return tuple(value if bit & block else neutral for bit, value in values)
 
     taps = each("kernel_size", 1)
@@ -155,9 +155,9 @@ def _convolution(
     # Built without storage, so that torch's own initialisation draws no random numbers.
     module: nn.Module = kind(groups * summed, groups * new, **options, bias=False, device="meta")
     module.weight = _parameter(weight, layer.cores[0], any(core.requires_grad for core in layer.cores))
-    if layer.bias is not None and stage.absorbed | stage.cores == where.all:
-        bias = whole(layer.bias).reshape([where.volume(bit) for bit in where.outputs])
-        bias = bias.permute([where.outputs.index(bit) for bit in outputs]).flatten()
+    if layer.bias is not None and stage.absorbed | stage.cores == space.all:
+        bias = whole(layer.bias).reshape([space.volume(bit) for bit in space.outputs])
+        bias = bias.permute([space.outputs.index(bit) for bit in outputs]).flatten()
         module.bias = _parameter(bias, layer.bias, layer.bias.requires_grad)
     return module
 
@@ -168,29 +168,29 @@ def _parameter(value: Tensor, like: Tensor, requires_grad: bool) -> nn.Parameter
     return nn.Parameter(value, requires_grad)
 
 
-def _search(where: Space) -> tuple[_Stage, ...]:
+def _search(space: SearchSpace) -> tuple[_Stage, ...]:
     """The stages with the fewest multiply-adds, of those the fewest modules; the shuffle at the end is the last one."""
-    ties, blocks, most = count(), _blocks(where), where.network.dense_params
-    wide = sum(1 << k for k, size in enumerate(where.sizes) if size > 1)
-    start, goal = _part(where.inputs, wide), _part(where.outputs, wide)
+    ties, blocks, most = count(), _blocks(space), space.network.dense_params
+    wide = sum(1 << k for k, size in enumerate(space.sizes) if size > 1)
+    start, goal = _part(space.inputs, wide), _part(space.outputs, wide)
 
     @cache
     def meetings(absorbed: int) -> list[tuple[int, int, int, int, int]]:
         """What may come next: the cores met, the multiply-adds, and the axes that are kept, summed and new."""
-        if absorbed == where.all:
+        if absorbed == space.all:
             return [(0, 0, sum(goal), 0, 0)]
         found = []
         for cores in (block for block in blocks if not block & absorbed):
-            roles, work = where.roles(absorbed, cores), _multiply_adds(where, absorbed, cores)
+            roles, work = space.roles(absorbed, cores), _multiply_adds(space, absorbed, cores)
             kept, summed, new = (axes & wide for axes in (roles.folded | roles.groups, roles.summed, roles.new))
-            if work <= most and (where.geometry.ndim or not kept):
+            if work <= most and (space.geometry.ndim or not kept):
                 found.append((cores, work, kept, summed, new))
         return found
 
     @cache
     def ahead(absorbed: int) -> tuple[float, int]:
         """The fewest multiply-adds, and modules, that are left if any order of channels could be had."""
-        if absorbed == where.all:
+        if absorbed == space.all:
             return 0, 0
         left = ((work, *ahead(absorbed | cores)) for cores, work, *_ in meetings(absorbed))
         return min(((work + more, modules + 1) for work, more, modules in left), default=(math.inf, 0))
@@ -218,20 +218,20 @@ def _search(where: Space) -> tuple[_Stage, ...]:
                 heappush(heap, (*bound, done + work, number, absorbed | cores, after, path))
 
 
-def _blocks(where: Space) -> list[int]:
+def _blocks(space: SearchSpace) -> list[int]:
     """Every set of cores that ``x`` may meet at once; of many cores, those that go best together stay together."""
-    units = where.units(MANY)
+    units = space.units(MANY)
     return [sum(block) for size in range(len(units)) for block in combinations(units, size + 1)]
 
 
-def _multiply_adds(where: Space, absorbed: int, cores: int) -> int:
+def _multiply_adds(space: SearchSpace, absorbed: int, cores: int) -> int:
     """Of a meeting, per position of the layer's output, or of its input if it is transposed."""
-    *channels, kernel = where.roles(absorbed, cores)
-    met = where.weight_axes(absorbed)
-    strides = zip(where.kernel, where.geometry.each("stride"), strict=True)
+    *channels, kernel = space.roles(absorbed, cores)
+    met = space.weight_axes(absorbed)
+    strides = zip(space.kernel, space.geometry.each("stride"), strict=True)
     # In a transposed convolution, each position of the input meets every tap, else each one of the output does.
-    scale = [s for bit, s in strides if (bit & met if where.geometry.transposed else not bit & (met | kernel))]
-    return where.volume(sum(channels) | kernel) * math.prod(scale)
+    scale = [s for bit, s in strides if (bit & met if space.geometry.transposed else not bit & (met | kernel))]
+    return space.volume(sum(channels) | kernel) * math.prod(scale)
 
 
 def _arrangements(order: _Order, classes: Sequence[int]) -> Iterator[tuple[int, _Order]]:

@@ -14,8 +14,8 @@ from tnlayers.backend.sharding import place, whole
 from tnlayers.backend.torch_state import own_precision
 from tnlayers.backend.views import exchange
 from tnlayers.execution.attributes import from_constructor
-from tnlayers.execution.executor import Planner
-from tnlayers.execution.module import PlannedModule
+from tnlayers.execution.executor import LayerExecutor
+from tnlayers.execution.module import ExecutableModule
 from tnlayers.fitting.decompose import decompose
 from tnlayers.fitting.objective import length
 from tnlayers.formats import FORMATS, Format
@@ -35,7 +35,7 @@ LAYERS: dict[tuple[type[Format], type[Any]], type["TensorLayer"]] = {}
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class TensorLayer(ComputesWeight, PlannedModule):
+class TensorLayer(ComputesWeight, ExecutableModule):
     """A linear map whose weight is a tensor network.
 
     A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
@@ -109,7 +109,7 @@ class TensorLayer(ComputesWeight, PlannedModule):
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
         core_memory.check(type(self).__name__, network, rank, torch.empty(0, device=device, dtype=dtype))
-        self._planner = Planner(network, geometry, strategy, memory)
+        self._executor = LayerExecutor(network, geometry, strategy, memory)
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in self.network.core_shapes
         )
@@ -156,7 +156,7 @@ class TensorLayer(ComputesWeight, PlannedModule):
             kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
         else:
             with own_precision(cores[0]):
-                kernel = self._planner.contraction(cores).reshape(self.network.dense_shape)
+                kernel = self._executor.contraction(cores).reshape(self.network.dense_shape)
         return exchange(kernel, self.geometry.groups).contiguous() if self.geometry.transposed else kernel
 
     @property

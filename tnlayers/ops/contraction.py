@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tnlayers.backend.torch_state import again, own_precision, plain_autograd
 from tnlayers.backend.views import inverse, permutation, unviewed, view
-from tnlayers.ops.pairwise import Side, Step, meet
+from tnlayers.ops.pairwise import Side, Step, pairwise_step
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes, bits
 
@@ -68,7 +68,7 @@ class Contraction:
             batch = {axis for axis in shared if holders[axis] > 2}
             holders.subtract(axes[0] + axes[1])
             ready = pair[0] >= len(operands), pair[1] >= len(operands)
-            step = meet(pair, ready, axes, batch, shared - batch, rank, sizes)
+            step = pairwise_step(pair, ready, axes, batch, shared - batch, rank, sizes)
             holders.update(step.axes[2])
             tensors.append(step.axes[2])
             steps.append(step)

@@ -28,7 +28,7 @@ _TRANSPOSED: Mapping[int, Callable[..., Tensor]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Meeting:
+class InputStep:
     """``x`` meets a tensor of weights; all is fixed beforehand but the batch and the positions.
 
     Attributes:
@@ -80,7 +80,7 @@ class Meeting:
         # With channels last and few of them, oneDNN writes behind the gradient of such a weight (torch 2.13).
         object.__setattr__(self, "unsafe", self.op == CONV and max(self.taps) == 1 < max(self.stride))
 
-    def take(self, weight: Tensor) -> Tensor:
+    def prepare_weight(self, weight: Tensor) -> Tensor:
         """A weight with the axes ``right``, as the operation takes it."""
         weight = view(weight, self.weight_shape)
         if self.op == MATMUL:
@@ -88,7 +88,7 @@ class Meeting:
         weight = weight.contiguous() if self.source == FIRST else weight.contiguous().movedim(-1, 1)
         return exchange(weight, self.groups).contiguous() if self.transposed else weight
 
-    def give(self, gradient: Tensor) -> Tensor:
+    def restore_weight_gradient(self, gradient: Tensor) -> Tensor:
         """The gradient of what ``take`` returned as that of what it took."""
         if self.transposed:
             gradient = exchange(gradient, self.groups)

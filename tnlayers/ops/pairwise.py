@@ -122,7 +122,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b)
 
 
-def meet(
+def pairwise_step(
     pair: tuple[int, int],
     ready: tuple[bool, bool],
     axes: tuple[Axes, Axes],

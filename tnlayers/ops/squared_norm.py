@@ -27,14 +27,14 @@ def squared(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
     cores = [whole(core) for core in cores]
     fine = torch.promote_types(cores[0].dtype, torch.float32)
     place = cores[0].device.type, str(fine).removeprefix("torch.")
-    way: Way
+    contraction: NormContraction
     if torch.compiler.is_compiling():
         # The network in parts: torch 2.11 takes no dataclass for a constant.
-        way = getattr(_FOR_COMPILERS, _prepare(network.cores, tuple(network.sizes.items()), *place))
+        contraction = getattr(_FOR_COMPILERS, _prepare(network.cores, tuple(network.sizes.items()), *place))
     else:
-        way = fastest(network, *place)
+        contraction = fastest(network, *place)
     with own_precision(cores[0]):
-        return way([core.to(fine) for core in cores])
+        return contraction([core.to(fine) for core in cores])
 
 
 def copy(axes: Axes, shared: Axes) -> Axes:
@@ -43,7 +43,7 @@ def copy(axes: Axes, shared: Axes) -> Axes:
 
 
 @dataclass(frozen=True)
-class Way:
+class NormContraction:
     """A way to contract the squared norm of the kernel.
 
     Attributes:
@@ -102,31 +102,31 @@ class Way:
 
 
 class _Square(torch.autograd.Function):
-    """A ``Way`` that has its gradients before the backward: nothing is kept for it that is larger than the cores."""
+    """A ``NormContraction`` that has its gradients before the backward: it saves nothing larger than the cores."""
 
     @staticmethod
-    def forward(ctx: Any, way: Way, *cores: Tensor) -> Tensor:
+    def forward(ctx: Any, contraction: NormContraction, *cores: Tensor) -> Tensor:
         """The number."""
-        runs = way.run(cores)
-        ctx.way = way
-        ctx.save_for_backward(*cores, *way.gradients(runs, ctx.needs_input_grad[1:]))
+        runs = contraction.run(cores)
+        ctx.contraction = contraction
+        ctx.save_for_backward(*cores, *contraction.gradients(runs, ctx.needs_input_grad[1:]))
         return unviewed(runs[-1][-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the cores, which may be differentiated again."""
-        way, needed, gradient = ctx.way, ctx.needs_input_grad[1:], gradients[0]
+        contraction, needed, gradient = ctx.contraction, ctx.needs_input_grad[1:], gradients[0]
         cores, shares = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
         if torch.is_grad_enabled():
             with own_precision(cores[0]):
-                return None, *again(lambda: way.run(cores)[-1][-1], cores, needed, gradient)
+                return None, *again(lambda: contraction.run(cores)[-1][-1], cores, needed, gradient)
         return None, *(None if share is None else gradient * share for share in shares)
 
 
 @lru_cache(maxsize=4096)
-def fastest(network: TensorNetwork, device: str, dtype: str) -> Way:
+def fastest(network: TensorNetwork, device: str, dtype: str) -> NormContraction:
     """The way of least estimated time."""
-    return min(ways(network, device, dtype), key=lambda way: way.seconds)
+    return min(norm_contractions(network, device, dtype), key=lambda contraction: contraction.seconds)
 
 
 class _ForCompilers:
@@ -147,7 +147,7 @@ def _prepare(cores: tuple[Axes, ...], sizes: tuple[tuple[str, int], ...], device
 _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in tnlayers.execution.executor
 
 
-def ways(network: TensorNetwork, device: str, dtype: str) -> Iterator[Way]:
+def norm_contractions(network: TensorNetwork, device: str, dtype: str) -> Iterator[NormContraction]:
     """The ways to choose from: cores contract as to the kernel, for none to all of its steps, then copies join them.
 
     To judge a way takes time by the square of its groups. So of many cores, the ways with few groups are judged, and
@@ -155,19 +155,19 @@ def ways(network: TensorNetwork, device: str, dtype: str) -> Iterator[Way]:
 
     Example:
         >>> network = TensorNetwork.parse("i:512 r:8, r o:512")
-        >>> [(way.groups, way.flops) for way in ways(network, "cpu", "float32")]
+        >>> [(way.groups, way.flops) for way in norm_contractions(network, "cpu", "float32")]
         [(((0,), (1,)), 131200), (((0, 1),), 4718592)]
     """
     trees: dict[int, Any] = {k: k for k in range(len(network.cores))}
-    yield _way(network, [*trees.values()], device, dtype)
+    yield _norm_contraction(network, [*trees.values()], device, dtype)
     kernel = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
     for number, step in enumerate(kernel.steps, start=len(trees)):
         trees[number] = tuple(trees.pop(k) for k in sorted((step.left.operand, step.right.operand)))
         if len(trees) <= GROUPS:
-            yield _way(network, [*trees.values()], device, dtype)
+            yield _norm_contraction(network, [*trees.values()], device, dtype)
 
 
-def _way(network: TensorNetwork, trees: Sequence[Any], device: str, dtype: str) -> Way:
+def _norm_contraction(network: TensorNetwork, trees: Sequence[Any], device: str, dtype: str) -> NormContraction:
     """The way in which cores contract as some trees say, then the results with copies, in a greedy order."""
     sizes = {f"{axis}{prime}": size for axis, size in network.sizes.items() for prime in ("", "'")}
     groups = [_leaves(tree) for tree in trees]
@@ -197,7 +197,7 @@ def _way(network: TensorNetwork, trees: Sequence[Any], device: str, dtype: str) 
         for step in contraction.steps:
             once, both = (kind[WEIGHTS].seconds(step.flops, step.entries * size) for kind in (table.infer, table.train))
             seconds += once + (both - once) / 2 * sum(side.operand not in fixed for side in (step.left, step.right))
-    return Way(tuple(groups), parts, whole, seconds)
+    return NormContraction(tuple(groups), parts, whole, seconds)
 
 
 def _moved(contraction: Contraction) -> int:

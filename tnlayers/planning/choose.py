@@ -11,12 +11,12 @@ from functools import lru_cache
 
 from tnlayers import validate
 from tnlayers.backend.rates import MOVE, rates
-from tnlayers.planning.memory import Footprint
+from tnlayers.planning.memory import MemoryEstimate
 from tnlayers.planning.options import Pricing
-from tnlayers.planning.path import Path, Trail
-from tnlayers.planning.plan import Plan, Thrift, assemble
+from tnlayers.planning.path import Path, PathSteps
+from tnlayers.planning.plan import Plan, Recompute, build_plan
 from tnlayers.planning.search import Search
-from tnlayers.planning.search_space import space
+from tnlayers.planning.search_space import search_space
 from tnlayers.planning.setting import STRATEGIES, Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -24,7 +24,7 @@ from tnlayers.spec.network import TensorNetwork
 LIMIT = 1.5
 """With memory='auto', the estimated peak of a training step over a dense one; what keeps to it mostly measures 1.25."""
 
-TRAILS = 256
+PATHS = 256
 """How many ways are looked at, once there is a plan among them."""
 
 _HUGE = 1 << 1000  # near to the largest float
@@ -49,14 +49,14 @@ def plan(
     Example:
         >>> cp = TensorNetwork.parse("i:64 r:16, o:64 r, h:3 r, w:3 r")
         >>> found = plan(cp, Geometry(64, 64, (3, 3), padding=1), Setting(32, (32, 32)))
-        >>> found.order, [meeting.op for meeting in found.meetings]
+        >>> found.order, [step.op for step in found.steps]
         ('0 > 2*3 > 1', ['matmul', 'conv', 'matmul'])
     """
     pricing = _search(network, geometry, setting, strategy, memory).pricing
     corners = _corners(network, geometry, setting)
-    paths = {path: None for corner in corners for path in _known(network, geometry, corner, strategy, memory)}
-    trails = sorted(filter(None, map(pricing.price, paths)), key=lambda trail: trail.seconds)
-    return assemble(pricing, *next(_choices(pricing, trails, strategy, memory)))
+    known = {steps: None for corner in corners for steps in _known(network, geometry, corner, strategy, memory)}
+    paths = sorted(filter(None, map(pricing.price, known)), key=lambda path: path.seconds)
+    return build_plan(pricing, *next(_choices(pricing, paths, strategy, memory)))
 
 
 def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> Iterator[Setting]:
@@ -65,7 +65,7 @@ def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> It
     below = tuple(1 << number.bit_length() >> 1 for number in numbers)
     above = tuple(low if low == number else 2 * low for low, number in zip(below, numbers, strict=True))
     # Where the search is not exact, one corner must do.
-    for batch, *size in dict.fromkeys((below, above) if space(network, geometry).exact else (above,)):
+    for batch, *size in dict.fromkeys((below, above) if search_space(network, geometry).exact else (above,)):
         with suppress(ValueError):
             geometry.output_size(tuple(size))
             yield replace(setting, batch=batch, size=tuple(size))
@@ -74,24 +74,24 @@ def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> It
 @lru_cache(maxsize=4096)
 def _known(
     network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str
-) -> tuple[Path, ...]:
+) -> tuple[PathSteps, ...]:
     """The best ways in a setting, and those of the dense kernel, of which one can always run."""
     search = _search(network, geometry, setting, strategy, memory)
-    found: list[Trail] = []
-    for trail, thrift in _choices(search.pricing, search, strategy, memory):
-        search.limit = min(search.limit, NEAR * (trail.seconds + thrift.seconds))
-        if found and sum(len(other.options) for other in (*found, trail)) > KNOWN:
+    found: list[Path] = []
+    for path, recompute in _choices(search.pricing, search, strategy, memory):
+        search.limit = min(search.limit, NEAR * (path.seconds + recompute.seconds))
+        if found and sum(len(other.options) for other in (*found, path)) > KNOWN:
             break
-        found.append(trail)
+        found.append(path)
     if strategy == "auto":
         found += _search(network, geometry, setting, "reconstruct", memory)
-    return tuple(dict.fromkeys(trail.path for trail in found))
+    return tuple(dict.fromkeys(path.path for path in found))
 
 
 def _search(network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str) -> Search:
     named = parse(strategy, network, geometry)
     table = rates(setting.device, str(setting.dtype).removeprefix("torch."))
-    return Search(space(network, geometry), setting, table, named, memory == "low" and setting.mode == "train")
+    return Search(search_space(network, geometry), setting, table, named, memory == "low" and setting.mode == "train")
 
 
 def candidates(
@@ -120,56 +120,56 @@ def candidates(
         TypeError, ValueError: the strategy is refused, see ``parse``; or the kernel is larger than the padded input.
     """
     search = _search(network, geometry, setting, strategy, memory)
-    for trail, thrift in _choices(search.pricing, search, strategy, memory):
-        yield assemble(search.pricing, trail, thrift)
+    for path, recompute in _choices(search.pricing, search, strategy, memory):
+        yield build_plan(search.pricing, path, recompute)
 
 
-def _choices(pricing: Pricing, trails: Iterable[Trail], strategy: str, memory: str) -> Iterator[tuple[Trail, Thrift]]:
+def _choices(pricing: Pricing, paths: Iterable[Path], strategy: str, memory: str) -> Iterator[tuple[Path, Recompute]]:
     """Trails, which come the fastest first, with what they do to save memory, in the order of ``candidates``."""
     setting, doubt = pricing.setting, pricing.rates.doubt if strategy == "auto" else 0.0
     limit = LIMIT * _dense(pricing.space.network, pricing.space.geometry, setting)
-    waiting: list[tuple[float, int, Trail, Thrift]] = []  # until nothing can come that goes first
+    waiting: list[tuple[float, int, Path, Recompute]] = []  # until nothing can come that goes first
     some = False
-    for number, trail in enumerate(trails):
-        if number >= TRAILS and (some or waiting):
+    for number, path in enumerate(paths):
+        if number >= PATHS and (some or waiting):
             break
-        dense = len(trail.options) == 1
-        thrift: Thrift | None = Thrift()
+        dense = len(path.options) == 1
+        recompute: Recompute | None = Recompute()
         if pricing.thrifty:
-            thrift = Thrift(kept=(False,) * (len(trail.options) - 1), parts=pricing.parts, rebuild=True)
+            recompute = Recompute(saved=(False,) * (len(path.options) - 1), chunks=pricing.chunks, rebuild_weights=True)
         elif setting.mode == "train":
-            thrift = _within(pricing, trail, limit)
+            recompute = _within(pricing, path, limit)
             # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
-            if thrift is None and (dense or strategy not in ("auto", "reconstruct")):
-                thrift = Thrift()
-        if thrift is not None:
-            seconds = (trail.seconds + thrift.seconds) * (1 if dense else 1 + doubt)
-            heapq.heappush(waiting, (seconds, number, trail, thrift))
-        while waiting and waiting[0][0] <= trail.seconds:
+            if recompute is None and (dense or strategy not in ("auto", "reconstruct")):
+                recompute = Recompute()
+        if recompute is not None:
+            seconds = (path.seconds + recompute.seconds) * (1 if dense else 1 + doubt)
+            heapq.heappush(waiting, (seconds, number, path, recompute))
+        while waiting and waiting[0][0] <= path.seconds:
             some = True
             yield heapq.heappop(waiting)[-2:]
     while waiting:
         yield heapq.heappop(waiting)[-2:]
 
 
-def _within(pricing: Pricing, trail: Trail, limit: float) -> Thrift | None:
+def _within(pricing: Pricing, path: Path, limit: float) -> Recompute | None:
     """What takes a trail within a limit on memory in the least time, if anything does."""
-    found = Footprint.of(pricing, trail)
-    again = [option.cost.forward for option in trail.options[:-1]]
-    another = sum(option.part for option in trail.options)
-    kept = [True] * len(again)
-    best: Thrift | None = None
+    found = MemoryEstimate.of(pricing, path)
+    again = [option.cost.forward for option in path.options[:-1]]
+    another = sum(option.part for option in path.options)
+    saved = [True] * len(again)
+    best: Recompute | None = None
     # What is cheap to make again for its size goes first.
     for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / min(max(1, found.tensors[k + 1]), _HUGE))):
         if number is not None:
-            kept[number] = False
-        if parts := found.parts(kept, limit, pricing.parts):
-            seconds = sum(itertools.compress(again, map(operator.not_, kept))) + (parts - 1) * another
-            if parts > 1:  # the parts of the input's gradient are put together, and so may be those of the output
-                joined = found.tensors[0] + (0 if any(kept) else found.tensors[-1])
+            saved[number] = False
+        if chunks := found.chunks(saved, limit, pricing.chunks):
+            seconds = sum(itertools.compress(again, map(operator.not_, saved))) + (chunks - 1) * another
+            if chunks > 1:  # the parts of the input's gradient are put together, and so may be those of the output
+                joined = found.tensors[0] + (0 if any(saved) else found.tensors[-1])
                 seconds += pricing.infer[MOVE].seconds(0, 2 * joined)
-            best = min(best or Thrift(math.inf), Thrift(seconds, tuple(kept), parts))
-        if parts == 1:
+            best = min(best or Recompute(math.inf), Recompute(seconds, tuple(saved), chunks))
+        if chunks == 1:
             break
     return best
 
@@ -203,7 +203,7 @@ def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tu
                 f"the network's cores, 0 to {count - 1}, once"
             )
         order = tuple(sum(1 << core for core in part) for part in sets)
-    split = geometry.groups == 1 or space(network, geometry).split
+    split = geometry.groups == 1 or search_space(network, geometry).split
     if not split and (strategy == "factorized" or (order is not None and len(order) > 1)):
         raise ValueError(
             f"strategy is {strategy!r}, but groups ({geometry.groups}) does not divide the first factor of out_shape "

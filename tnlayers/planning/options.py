@@ -10,8 +10,8 @@ from functools import cache, lru_cache
 from tnlayers.backend.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates, floor
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.ops.input_step import CONV, MATMUL
-from tnlayers.planning.path import FREE, Cost, Option, Path, Sizes, Trail
-from tnlayers.planning.search_space import Space, refine
+from tnlayers.planning.path import FREE, Cost, Path, PathStep, PathSteps, Sizes
+from tnlayers.planning.search_space import SearchSpace, refine
 from tnlayers.planning.setting import Setting
 
 _CACHED = 1e-3
@@ -35,19 +35,19 @@ class Contractions:
         between: entries of all that the contraction of some cores makes, its result included.
     """
 
-    def __init__(self, where: Space, rates: Rates, mode: str, itemsize: int) -> None:
-        self.space, self.table, self.infer, self.itemsize = where, rates.of(mode), rates.infer, itemsize
+    def __init__(self, space: SearchSpace, rates: Rates, mode: str, itemsize: int) -> None:
+        self.space, self.table, self.infer, self.itemsize = space, rates.of(mode), rates.infer, itemsize
         self.share = _CACHED if mode == "cached" else 1.0
         self.of, self.between = cache(self._of), cache(self._between)
 
     def _of(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
         if not tensor & (tensor - 1):
             return None, FREE
-        where, volume = self.space, self.space.volume
-        axes, rate = where.weight_axes(tensor), self.table[WEIGHTS]
+        space, volume = self.space, self.space.volume
+        axes, rate = space.weight_axes(tensor), self.table[WEIGHTS]
         best: tuple[float, int, int, int] | None = None
         for left in self._lefts(tensor):
-            a, b = where.weight_axes(left), where.weight_axes(tensor & ~left)
+            a, b = space.weight_axes(left), space.weight_axes(tensor & ~left)
             flops = 2 * volume(a | b) if (a | b) != axes else 0
             entries = volume(a) + volume(b) + volume(axes)
             seconds = self.share * rate.seconds(flops, entries * self.itemsize)
@@ -92,9 +92,9 @@ class Contractions:
 
 
 @lru_cache(maxsize=512)
-def contractions(where: Space, rates: Rates, mode: str, itemsize: int) -> Contractions:
+def contractions(space: SearchSpace, rates: Rates, mode: str, itemsize: int) -> Contractions:
     """The contractions of a layer's cores under a table of rates."""
-    return Contractions(where, rates, mode, itemsize)
+    return Contractions(space, rates, mode, itemsize)
 
 
 class Pricing:
@@ -111,20 +111,20 @@ class Pricing:
         contractions: of the cores.
     """
 
-    def __init__(self, where: Space, setting: Setting, rates: Rates, thrifty: bool = False) -> None:
-        self.space, self.setting, self.rates, self.thrifty = where, setting, rates, thrifty
-        self.parts = min(PARTS, setting.batch)
+    def __init__(self, space: SearchSpace, setting: Setting, rates: Rates, thrifty: bool = False) -> None:
+        self.space, self.setting, self.rates, self.thrifty = space, setting, rates, thrifty
+        self.chunks = min(PARTS, setting.batch)
         self.mode, self.infer, self.itemsize = rates.of(setting.mode), rates.infer, setting.dtype.itemsize
-        self.contractions = contractions(where, rates, setting.mode, self.itemsize)
-        geometry = where.geometry
+        self.contractions = contractions(space, rates, setting.mode, self.itemsize)
+        geometry = space.geometry
         nothing = ((0, 0),) * geometry.ndim
         pads, later = (geometry.pads, nothing) if geometry.prepad else (nothing, geometry.pads)
         before = [size + sum(pad) for size, pad in zip(setting.size, pads, strict=True)]
         after = geometry.output_size(setting.size)
-        taps = zip(where.kernel, geometry.kernel_size, before, after, strict=True)
+        taps = zip(space.kernel, geometry.kernel_size, before, after, strict=True)
         self.places = {bit: places for bit, _, *places in taps}
         each = (geometry.each(name) for name in ("kernel_size", "stride", "output_padding"))
-        axes = zip(where.kernel, *each, later, strict=True)
+        axes = zip(space.kernel, *each, later, strict=True)
         self.trivial = sum(
             bit for bit, size, stride, more, pad in axes if size == stride == 1 and not more and not any(pad)
         )
@@ -146,21 +146,21 @@ class Pricing:
 
     def _ahead(self, absorbed: int) -> float:
         """A bound below the seconds that are left: at least one step more, which reads ``x`` and writes the output."""
-        if absorbed == (where := self.space).all:
+        if absorbed == (space := self.space).all:
             return 0.0
-        entries = sum(where.volume(where.x_axes(state)) * self.length(state) for state in (absorbed, where.all))
+        entries = sum(space.volume(space.x_axes(state)) * self.length(state) for state in (absorbed, space.all))
         return self.floor.seconds(0, self.setting.batch * entries * self.itemsize)
 
-    def seconds(self, absorbed: int, option: Option) -> float:
+    def seconds(self, absorbed: int, option: PathStep) -> float:
         """What a step adds to the time of a trail, with what its weight takes."""
         weights, cost = self.contractions.of(option.cores)[1], option.cost
         seconds = weights.seconds + cost.seconds + self._call(option.cores)
         if not self.thrifty:
             return seconds
         again = 0.0 if absorbed | option.cores == self.space.all else cost.forward
-        return seconds + weights.forward + again + (self.parts - 1) * option.part
+        return seconds + weights.forward + again + (self.chunks - 1) * option.part
 
-    def price(self, path: Path) -> Trail | None:
+    def price(self, path: PathSteps) -> Path | None:
         """A path as a trail, with its costs here; None if torch does one of its steps in another way here."""
         absorbed, options, total = 0, [], 0.0
         for option in path:
@@ -170,13 +170,13 @@ class Pricing:
             options.append(here)
             total += self.seconds(absorbed, here)
             absorbed |= option.cores
-        return Trail(tuple(options), total)
+        return Path(tuple(options), total)
 
-    def options(self, absorbed: int, tensor: int, layout: str, axes: tuple[int, ...]) -> Iterator[Option]:
+    def options(self, absorbed: int, tensor: int, layout: str, axes: tuple[int, ...]) -> Iterator[PathStep]:
         """Every way to do the step from a state to the next."""
-        where, roles = self.space, self.space.roles(absorbed, tensor)
-        dense, final = tensor == where.all, absorbed | tensor == where.all
-        classes = (0, 0, where.x_axes(0), 0) if dense else roles[:3]
+        space, roles = self.space, self.space.roles(absorbed, tensor)
+        dense, final = tensor == space.all, absorbed | tensor == space.all
+        classes = (0, 0, space.x_axes(0), 0) if dense else roles[:3]
         straight = axes if dense else refine(axes, classes)
         for op, source, target in self.ways(absorbed, tensor):
             # x is copied where its axes lie in another order; from channels last to first, also where a copy is all.
@@ -185,14 +185,14 @@ class Pricing:
                 continue
             if source != target and (source != layout or (final and target != self.setting.layout)):
                 continue
-            parts = order if order is not None else where.inputs if dense else tuple(role for role in classes if role)
+            chunks = order if order is not None else space.inputs if dense else tuple(role for role in classes if role)
             if dense:
-                result: tuple[int, ...] = where.outputs
+                result: tuple[int, ...] = space.outputs
             else:
-                kept = tuple(part for part in parts if not part & roles.summed)
+                kept = tuple(part for part in chunks if not part & roles.summed)
                 result = (*kept, roles.new) if roles.new else kept
-            tail = final and (target != self.setting.layout or refine(result, where.outputs) is None)
-            made = Option(tensor, op, "", source, target, order is None, tail, parts, result, FREE, 0.0)
+            tail = final and (target != self.setting.layout or refine(result, space.outputs) is None)
+            made = PathStep(tensor, op, "", source, target, order is None, tail, chunks, result, FREE, 0.0)
             yield self._priced(absorbed, made)
 
     def _kinds(self, absorbed: int, tensor: int) -> list[tuple[str, str, str, str, int]]:
@@ -231,7 +231,7 @@ class Pricing:
             for op, source, target, kind, work in self.kinds(absorbed, tensor)
         }
 
-    def _priced(self, absorbed: int, option: Option) -> Option:
+    def _priced(self, absorbed: int, option: PathStep) -> PathStep:
         """An option with its row in the table of rates and its cost, copies included."""
         kind, cost = self.ways(absorbed, option.cores)[option.op, option.source, option.target]
         *_, x, y, weight, _ = self.sizes(absorbed, option.cores)
@@ -249,12 +249,12 @@ class Pricing:
 
     def _sizes(self, absorbed: int, tensor: int) -> Sizes:
         """What is multiplied where ``x`` meets a tensor."""
-        where, batch = self.space, self.setting.batch
-        f, g, s, n = where.channels(absorbed, tensor)
+        space, batch = self.space, self.setting.batch
+        f, g, s, n = space.channels(absorbed, tensor)
         before, after = self.length(absorbed), self.length(absorbed | tensor)
-        taps = where.volume(where.roles(absorbed, tensor).kernel)
+        taps = space.volume(space.roles(absorbed, tensor).kernel)
         # Each entry of the input of a transposed convolution meets every tap, else each entry of the output does.
-        flops = 2 * batch * f * g * s * n * taps * (before if where.geometry.transposed else after)
+        flops = 2 * batch * f * g * s * n * taps * (before if space.geometry.transposed else after)
         return Sizes(f, g, s, n, batch * f * g * s * before, batch * f * g * n * after, g * s * n * taps, flops)
 
     def _cost(self, kind: str, flops: int, entries: int, work: int) -> Cost:

@@ -15,7 +15,7 @@ class Cost(NamedTuple):
 FREE = Cost(0.0, 0.0, 0, 0)
 
 
-class Option(NamedTuple):
+class PathStep(NamedTuple):
     """One way for ``x`` to meet a tensor.
 
     The operation and its row in the table of rates, layouts, whether ``x`` is copied before and ``y`` after. ``part``
@@ -48,17 +48,17 @@ class Sizes(NamedTuple):
     flops: int
 
 
-Path = tuple[Option, ...]
+PathSteps = tuple[PathStep, ...]
 """A complete way without its costs: one for inputs of many sizes."""
 
 
-class Trail(NamedTuple):
+class Path(NamedTuple):
     """A complete way: its options in order, and its cost with all contractions of weights."""
 
-    options: tuple[Option, ...]
+    options: tuple[PathStep, ...]
     seconds: float
 
     @property
-    def path(self) -> Path:
+    def path(self) -> PathSteps:
         """It without its costs."""
         return tuple(option._replace(cost=FREE, part=0.0) for option in self.options)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tnlayers.backend.views import LAST, view
 from tnlayers.ops.contraction import Contraction
-from tnlayers.ops.input_step import CONV, Meeting
-from tnlayers.planning.memory import Footprint
+from tnlayers.ops.input_step import CONV, InputStep
+from tnlayers.planning.memory import MemoryEstimate
 from tnlayers.planning.options import Contractions, Pricing
-from tnlayers.planning.path import Cost, Path, Trail
+from tnlayers.planning.path import Cost, Path, PathSteps
 from tnlayers.planning.setting import Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -20,7 +20,7 @@ from tnlayers.spec.notation import Axes, bits
 
 
 @dataclass(frozen=True)
-class Weight:
+class StepWeight:
     """A tensor that ``x`` meets.
 
     Attributes:
@@ -47,52 +47,52 @@ class Weight:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one forward runs.
+    """The operations of one forward and its backward.
 
     Attributes:
-        network, geometry, setting: what it was made for.
-        weights: the tensors that ``x`` meets, in order.
-        meetings: how, one for each of them.
-        costs: what each meeting is estimated to take.
+        network, geometry, setting: what the plan was made for.
+        weights: the weight of each step, in order.
+        steps: the operation of each step: how the input and its weight become the next input.
+        costs: the estimated cost of each step.
         tail: sizes and permutation of the channel axes that must be reordered at the end, or None.
         seconds: the estimate of all of it.
         peak: estimated bytes of a training step at its peak.
         own_backward: whether the backward is not left to autograd, whose own is as good for one image or one operation,
             and costs less.
         prepad: the geometry's.
-        direct: the only meeting, if it is one convolution and all there is to do.
-        signature: equal for plans that build the same tensors.
-        kept: for what each meeting but the last makes of x, whether it is kept for the backward or made again there.
-        parts: of the batch, in which the backward goes through the meetings.
-        rebuild: whether the weights are not kept either.
+        direct: the only step, if it is one convolution and nothing comes before or after it.
+        signature: equal for plans that build the same weights.
+        saved: whether the result of each step but the last is saved for the backward, or computed again there.
+        chunks: number of parts of the batch that the backward computes one after the other.
+        rebuild_weights: whether the backward builds the weights again.
     """
 
     network: TensorNetwork
     geometry: Geometry
     setting: Setting
-    weights: tuple[Weight, ...]
-    meetings: tuple[Meeting, ...]
+    weights: tuple[StepWeight, ...]
+    steps: tuple[InputStep, ...]
     costs: tuple[Cost, ...]
     tail: tuple[tuple[int, ...], tuple[int, ...]] | None
     seconds: float
     peak: int
     sizes: tuple[tuple[str, int], ...] = field(repr=False)
-    kept: tuple[bool, ...]
-    parts: int = 1
-    rebuild: bool = False
+    saved: tuple[bool, ...]
+    chunks: int = 1
+    rebuild_weights: bool = False
     own_backward: bool = field(init=False, repr=False)
     prepad: tuple[int, ...] = field(init=False, repr=False)
-    direct: Meeting | None = field(init=False, repr=False)
+    direct: InputStep | None = field(init=False, repr=False)
     signature: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepad", self.geometry.prepad)
-        alone = len(self.meetings) == 1 and self.meetings[0].plain and not self.prepad and self.tail is None
-        object.__setattr__(self, "direct", self.meetings[0] if alone else None)
-        many = self.setting.batch * max(meeting.folded for meeting in self.meetings)
-        simple = many == 1 or (alone and self.parts == 1 and not self.meetings[0].unsafe)
-        object.__setattr__(self, "own_backward", self.rebuild or not simple)
-        shapes = (f"{' '.join(meeting.right)} {meeting.weight_shape}" for meeting in self.meetings)
+        alone = len(self.steps) == 1 and self.steps[0].plain and not self.prepad and self.tail is None
+        object.__setattr__(self, "direct", self.steps[0] if alone else None)
+        many = self.setting.batch * max(step.folded for step in self.steps)
+        simple = many == 1 or (alone and self.chunks == 1 and not self.steps[0].unsafe)
+        object.__setattr__(self, "own_backward", self.rebuild_weights or not simple)
+        shapes = (f"{' '.join(step.right)} {step.weight_shape}" for step in self.steps)
         object.__setattr__(self, "signature", f"{self.order}: {', '.join(shapes)}")
 
     @property
@@ -116,29 +116,29 @@ class Plan:
         how = {"train": "training", "infer": "inference", "cached": "inference with cached weights"}[self.setting.mode]
         shape = (batch, channels, *self.setting.size)
         lines = [f"{self.strategy} plan of '{self.network}' for input {shape}, {how}: {self.flops:,} FLOPs"]
-        if self.parts > 1:
-            lines[0] += f", backward in {self.parts} parts of the batch to save memory"
+        if self.chunks > 1:
+            lines[0] += f", backward in {self.chunks} parts of the batch to save memory"
         lines.append(f"  {'step':<52} {'FLOPs':>14} {'bytes':>12} {'time':>5}")
         total = self.seconds or 1.0
         sizes = dict(self.sizes)
-        for number, (weight, meeting, cost) in enumerate(zip(self.weights, self.meetings, self.costs, strict=True)):
-            steps = weight.contraction.steps if self.setting.mode != "cached" else ()
-            for step in steps:
-                words = f"contract {_shown(step.axes[0], sizes)} with {_shown(step.axes[1], sizes)}"
-                lines.append(f"  {words:<52} {step.flops:>14,} {step.entries * self.setting.dtype.itemsize:>12,}")
-            if steps:
+        for number, (weight, step, cost) in enumerate(zip(self.weights, self.steps, self.costs, strict=True)):
+            products = weight.contraction.steps if self.setting.mode != "cached" else ()
+            for each in products:
+                words = f"contract {_shown(each.axes[0], sizes)} with {_shown(each.axes[1], sizes)}"
+                lines.append(f"  {words:<52} {each.flops:>14,} {each.entries * self.setting.dtype.itemsize:>12,}")
+            if products:
                 lines[-1] += f" {weight.cost.seconds / total:>5.0%}"
-            words = f"{meeting.op} x[{_shown(meeting.left, sizes)}] with {_shown(meeting.right, sizes)}"
-            if meeting.move:
+            words = f"{step.op} x[{_shown(step.left, sizes)}] with {_shown(step.right, sizes)}"
+            if step.move:
                 words += ", x reordered"
-            if self.tail and meeting is self.meetings[-1]:
+            if self.tail and step is self.steps[-1]:
                 words += ", y reordered"
-            if self.setting.mode == "train" and not all(self.kept[number : number + 1]):
+            if self.setting.mode == "train" and not all(self.saved[number : number + 1]):
                 words += ", made again"
             lines.append(f"  {words:<52} {cost.flops:>14,} {cost.bytes:>12,} {cost.seconds / total:>5.0%}")
         if other is not None:
             ratio = other.seconds / total
-            kinds = ", ".join(meeting.kind for meeting in other.meetings)
+            kinds = ", ".join(step.kind for step in other.steps)
             lines.append(f"runner-up: {other.strategy}, {other.order} ({kinds}), {ratio:.2f} times the estimated time")
             if ratio < 1:
                 lines[-1] += ", too near to be trusted"
@@ -154,25 +154,31 @@ def _shown(axes: Axes, sizes: dict[str, int]) -> str:
     return " ".join(f"{axis}:{sizes[axis]}" for axis in axes)
 
 
-class Thrift(NamedTuple):
-    """What a plan does to save memory: the seconds that it takes, what it keeps (all, if None), and as for ``Plan``."""
+class Recompute(NamedTuple):
+    """What a plan computes twice to save memory.
+
+    Attributes:
+        seconds: what that takes.
+        saved, chunks, rebuild_weights: as of ``Plan``; ``saved`` is None if all results are.
+    """
 
     seconds: float = 0.0
-    kept: tuple[bool, ...] | None = None
-    parts: int = 1
-    rebuild: bool = False
+    saved: tuple[bool, ...] | None = None
+    chunks: int = 1
+    rebuild_weights: bool = False
 
 
-def assemble(pricing: Pricing, trail: Trail, thrift: Thrift = Thrift()) -> Plan:  # noqa: B008  (it is immutable)
-    """A trail as a plan."""
-    where = pricing.space
-    weights, meetings, tail = _lay_out(pricing.contractions, trail.path)
-    costs = tuple(option.cost for option in trail.options)
-    kept = (True,) * (len(costs) - 1) if thrift.kept is None else thrift.kept
-    sizes = tuple(zip(where.names, where.sizes, strict=True))
+def build_plan(pricing: Pricing, path: Path, recompute: Recompute = Recompute()) -> Plan:  # noqa: B008  (it is immutable)
+    """Return the plan of a path."""
+    space = pricing.space
+    weights, steps, tail = _lay_out(pricing.contractions, path.path)
+    costs = tuple(option.cost for option in path.options)
+    saved = (True,) * (len(costs) - 1) if recompute.saved is None else recompute.saved
+    sizes = tuple(zip(space.names, space.sizes, strict=True))
     return Plan(
-        where.network, where.geometry, pricing.setting, weights, meetings, costs, tail, trail.seconds + thrift.seconds,
-        Footprint.of(pricing, trail).peak(kept, thrift.parts), sizes, kept, thrift.parts, thrift.rebuild,
+        space.network, space.geometry, pricing.setting, weights, steps, costs, tail, path.seconds + recompute.seconds,
+        MemoryEstimate.of(pricing, path).peak(saved, recompute.chunks), sizes, saved, recompute.chunks,
+        recompute.rebuild_weights,
     )  # fmt: skip
 
 
@@ -180,49 +186,51 @@ _Move = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @lru_cache(maxsize=4096)
-def _lay_out(contractions: Contractions, options: Path) -> tuple[tuple[Weight, ...], tuple[Meeting, ...], _Move | None]:
-    """Weights, meetings and tail. From the last step back to the first, the order of every tensor's axes is settled."""
-    where, geometry = contractions.space, contractions.space.geometry
-    sizes = dict(zip(where.names, where.sizes, strict=True))
+def _lay_out(
+    contractions: Contractions, options: PathSteps
+) -> tuple[tuple[StepWeight, ...], tuple[InputStep, ...], _Move | None]:
+    """Weights, steps and tail. From the last step back to the first, the order of every tensor's axes is settled."""
+    space, geometry = contractions.space, contractions.space.geometry
+    sizes = dict(zip(space.names, space.sizes, strict=True))
     last = options[-1]
-    after = _singles(last.after) if last.tail else where.outputs
-    tail = _move(where.axes, after, where.outputs, sizes) if last.tail else None
+    after = _singles(last.after) if last.tail else space.outputs
+    tail = _move(space.axes, after, space.outputs, sizes) if last.tail else None
     absorbed, states = 0, []
     for option in options:
         states.append(absorbed)
         absorbed |= option.cores
-    weights: list[Weight] = []
-    meetings: list[Meeting] = []
+    weights: list[StepWeight] = []
+    steps: list[InputStep] = []
     for number in reversed(range(len(options))):
-        option, roles = options[number], where.roles(states[number], options[number].cores)
+        option, roles = options[number], space.roles(states[number], options[number].cores)
         position = {axis: k for k, axis in enumerate(after)}
-        parts = [sorted(_singles((part,)), key=lambda axis: position.get(axis, axis)) for part in option.before]
-        before = tuple(axis for part in parts for axis in part)
-        held = where.inputs if number == 0 else before
+        chunks = [sorted(_singles((part,)), key=lambda axis: position.get(axis, axis)) for part in option.before]
+        before = tuple(axis for part in chunks for axis in part)
+        held = space.inputs if number == 0 else before
         if option.moved and number:
             held = _singles(options[number - 1].after)
-        folded, groups, summed, new = where.channels(states[number], option.cores)
-        if option.cores == where.all:
-            outer, summed_axes = where.outputs, tuple(axis for axis in where.inputs if axis not in where.outputs)
+        folded, groups, summed, new = space.channels(states[number], option.cores)
+        if option.cores == space.all:
+            outer, summed_axes = space.outputs, tuple(axis for axis in space.inputs if axis not in space.outputs)
         else:
             outer = (*(axis for axis in before if axis & roles.groups), *(axis for axis in after if axis & roles.new))
             summed_axes = tuple(axis for axis in before if axis & roles.summed)
-        taps = tuple(axis for axis in where.kernel if axis & roles.kernel)
+        taps = tuple(axis for axis in space.kernel if axis & roles.kernel)
         turned = option.op == CONV and option.source == LAST
         wanted = (*outer, *(taps + summed_axes if turned else summed_axes + taps))
 
         def here(values: Sequence[int], otherwise: int, kernel: int = roles.kernel) -> tuple[int, ...]:
-            return tuple(v if axis & kernel else otherwise for axis, v in zip(where.kernel, values, strict=True))
+            return tuple(v if axis & kernel else otherwise for axis, v in zip(space.kernel, values, strict=True))
 
         pads = [0 if geometry.prepad else left for left, _ in geometry.pads]
-        right = tuple(name for axis in wanted for name in where.axes(axis))
-        meetings.append(
-            Meeting(
+        right = tuple(name for axis in wanted for name in space.axes(axis))
+        steps.append(
+            InputStep(
                 op=option.op,
                 kind=option.kind,
                 source=option.source,
                 target=option.target,
-                move=_move(where.axes, held, before, sizes) if option.moved else None,
+                move=_move(space.axes, held, before, sizes) if option.moved else None,
                 folded=folded,
                 groups=groups,
                 summed=summed,
@@ -233,19 +241,19 @@ def _lay_out(contractions: Contractions, options: Path) -> tuple[tuple[Weight, .
                 output_padding=here(geometry.each("output_padding"), 0),
                 dilation=here(geometry.each("dilation"), 1),
                 transposed=geometry.transposed and option.op == CONV and bool(roles.kernel),
-                left=tuple(name for axis in before for name in where.axes(axis)),
+                left=tuple(name for axis in before for name in space.axes(axis)),
                 right=right,
-                out=tuple(name for axis in after for name in where.axes(axis)),
+                out=tuple(name for axis in after for name in space.axes(axis)),
             )
         )
         weights.append(_weight(contractions, option.cores, right, sizes))
         after = held
-    return tuple(reversed(weights)), tuple(reversed(meetings)), tail
+    return tuple(reversed(weights)), tuple(reversed(steps)), tail
 
 
-def _singles(parts: Sequence[int]) -> tuple[int, ...]:
+def _singles(chunks: Sequence[int]) -> tuple[int, ...]:
     """The axes of an order one by one, those of each set by their bits."""
-    return tuple(1 << k for part in parts for k in bits(part))
+    return tuple(1 << k for part in chunks for k in bits(part))
 
 
 def _move(names: Callable[[int], Axes], have: tuple[int, ...], want: tuple[int, ...], sizes: dict[str, int]) -> _Move:
@@ -253,11 +261,11 @@ def _move(names: Callable[[int], Axes], have: tuple[int, ...], want: tuple[int, 
     return tuple(sizes[name] for axis in have for name in names(axis)), tuple(have.index(axis) for axis in want)
 
 
-def _weight(contractions: Contractions, tensor: int, axes: Axes, sizes: dict[str, int]) -> Weight:
+def _weight(contractions: Contractions, tensor: int, axes: Axes, sizes: dict[str, int]) -> StepWeight:
     """How some cores contract to a tensor with the given axes."""
-    where = contractions.space
+    space = contractions.space
     cores = tuple(bits(tensor))
-    operands = [where.cores[k] for k in cores]
+    operands = [space.cores[k] for k in cores]
     views = tuple(tuple(sizes[axis] for axis in core) for core in operands)
     contraction = Contraction.of(operands, contractions.pairs(tensor, cores), axes, sizes)
-    return Weight(cores, views, contraction, contractions.of(tensor)[1])
+    return StepWeight(cores, views, contraction, contractions.of(tensor)[1])

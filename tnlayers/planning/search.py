@@ -19,8 +19,8 @@ from itertools import count
 
 from tnlayers.backend.rates import Rates
 from tnlayers.planning.options import Pricing
-from tnlayers.planning.path import Option, Trail
-from tnlayers.planning.search_space import Space
+from tnlayers.planning.path import Path, PathStep
+from tnlayers.planning.search_space import SearchSpace
 from tnlayers.planning.setting import Setting
 
 WORK = 320
@@ -33,7 +33,7 @@ MANY = 16, 48
 _State = tuple[int, str, tuple[int, ...]]
 """The cores that ``x`` has met, where its channels lie, and in which order."""
 
-_Entry = tuple[float, int, float, _State, tuple[Option, ...], int]
+_Entry = tuple[float, int, float, _State, tuple[PathStep, ...], int]
 
 
 class Search:
@@ -55,44 +55,44 @@ class Search:
 
     def __init__(
         self,
-        where: Space,
+        space: SearchSpace,
         setting: Setting,
         rates: Rates,
         strategy: str | tuple[int, ...] = "auto",
         thrifty: bool = False,
         work: float = WORK,
     ) -> None:
-        self.space, self.setting = where, setting
-        self.work = work * min(1, MANY[0] / len(where.cores), MANY[1] / len(where.names))
-        self.pricing = Pricing(where, setting, rates, thrifty)
+        self.space, self.setting = space, setting
+        self.work = work * min(1, MANY[0] / len(space.cores), MANY[1] / len(space.names))
+        self.pricing = Pricing(space, setting, rates, thrifty)
         self.sequence = strategy if isinstance(strategy, tuple) else None
         # Groups that are no axis of the network are known to the dense kernel alone.
-        grouped = where.split or where.geometry.groups == 1
+        grouped = space.split or space.geometry.groups == 1
         if self.sequence:
             self.tensors = [*self.sequence]
         elif strategy == "factorized":
-            self.tensors = where.singles
+            self.tensors = space.singles
         else:
-            self.tensors = sorted({*(where.tensors() if strategy == "auto" and grouped else []), where.all})
+            self.tensors = sorted({*(space.tensors() if strategy == "auto" and grouped else []), space.all})
         self.limit = math.inf
         self._priced: set[tuple[int, int]] = set()
         self._beam = Counter[int]()
 
-    def __iter__(self) -> Iterator[Trail]:
+    def __iter__(self) -> Iterator[Path]:
         """Every trail, the cheapest first; behind WORK entries, some."""
-        where, pricing, ties = self.space, self.pricing, count()
+        space, pricing, ties = self.space, self.pricing, count()
         # The seconds that give an entry its turn, a bound below those of every trail through it; a tie-breaker; seconds
         # so far, the state, the options that led to it, and the tensor to meet next, 0 if that is open.
-        heap: list[_Entry] = [(0.0, next(ties), 0.0, (0, self.setting.layout, where.inputs), (), 0)]
+        heap: list[_Entry] = [(0.0, next(ties), 0.0, (0, self.setting.layout, space.inputs), (), 0)]
         seen = Counter[_State]()
-        steps: dict[tuple[_State, int], list[tuple[float, Option]]] = {}
+        steps: dict[tuple[_State, int], list[tuple[float, PathStep]]] = {}
         while heap:
             turn, _, seconds, state, options, tensor = heapq.heappop(heap)
             absorbed = state[0]
             if turn > self.limit:
                 return
-            if absorbed == where.all:
-                yield Trail(options, seconds)
+            if absorbed == space.all:
+                yield Path(options, seconds)
             elif tensor:
                 if (state, tensor) not in steps:
                     found = pricing.options(absorbed, tensor, *state[1:])
@@ -112,22 +112,22 @@ class Search:
 
     def _free(self, absorbed: int, number: int) -> list[int]:
         """The sets of cores that ``x`` may meet next; in the end, those of them that there is time for."""
-        where = self.space
+        space = self.space
         if self.sequence:
             return [self.sequence[number]]
         late, level, share, few = len(self._priced) > self.work, absorbed.bit_count(), 0, False
         if late:
-            share = max(0, math.ceil(self.work / len(where.cores)) - self._beam[level])
-            few = self.tensors is not where.singles and absorbed in where.coarse()
+            share = max(0, math.ceil(self.work / len(space.cores)) - self._beam[level])
+            few = self.tensors is not space.singles and absorbed in space.coarse()
             if not share and not few:
                 return []
-        reach = where.x_axes(absorbed) | where.ends[2]
+        reach = space.x_axes(absorbed) | space.ends[2]
         free = [tensor for tensor in self.tensors if not tensor & absorbed]
-        free = [tensor for tensor in free if where.weight_axes(tensor) & reach] or free
+        free = [tensor for tensor in free if space.weight_axes(tensor) & reach] or free
         if late:
-            always = [tensor for tensor in free if tensor in where.coarse()] if few else []
+            always = [tensor for tensor in free if tensor in space.coarse()] if few else []
             others = [tensor for tensor in free if tensor not in always] if share else []
-            others = heapq.nsmallest(share, others, key=lambda tensor: where.volume(where.x_axes(absorbed | tensor)))
+            others = heapq.nsmallest(share, others, key=lambda tensor: space.volume(space.x_axes(absorbed | tensor)))
             self._beam[level] += len(others)
             free = always + others
         self._priced.update((absorbed, tensor) for tensor in free)

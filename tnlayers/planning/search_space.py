@@ -35,7 +35,7 @@ class Roles(NamedTuple):
     kernel: int
 
 
-class Space:
+class SearchSpace:
     """The axes and cores of a layer as bit masks; made once for a network and a geometry.
 
     Attributes:
@@ -113,11 +113,11 @@ class Space:
     def _coarse(self) -> frozenset[int]:
         """What a few units make, nothing among it; a search looks at them however little time it has."""
         units = self.units(FEW)
-        return frozenset(sum(parts) for size in range(len(units) + 1) for parts in combinations(units, size))
+        return frozenset(sum(chunks) for size in range(len(units) + 1) for chunks in combinations(units, size))
 
-    def _joined(self, parts: Sequence[int]) -> bool:
+    def _joined(self, chunks: Sequence[int]) -> bool:
         """Whether sets of cores are connected with each other."""
-        first, *rest = parts
+        first, *rest = chunks
         while rest:
             near = [part for part in rest if self.weight_axes(part) & self.weight_axes(first)]
             if not near:
@@ -210,9 +210,9 @@ def _tables(values: Sequence[int], join: Callable[[int, int], int], start: int) 
 
 
 @lru_cache(maxsize=256)
-def space(network: TensorNetwork, geometry: Geometry) -> Space:
+def search_space(network: TensorNetwork, geometry: Geometry) -> SearchSpace:
     """The search space of a layer."""
-    return Space(network, geometry)
+    return SearchSpace(network, geometry)
 
 
 def refine(order: Sequence[int], classes: Sequence[int]) -> tuple[int, ...] | None:

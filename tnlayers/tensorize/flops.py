@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from tnlayers.execution.executor import Planner
+from tnlayers.execution.executor import LayerExecutor
 from tnlayers.layers.base import TensorLayer
 from tnlayers.spec.geometry import Geometry
 
@@ -32,8 +32,8 @@ def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: 
 
     Plans are for the kind of device that the layer is to be on; it may be on the meta device yet.
     """
-    planners = [layer._planner]
+    planners = [layer._executor]
     with suppress(ValueError):  # of groups that cut through a factor
-        planners.append(Planner(layer.network, layer.geometry, "factorized", layer.memory))
+        planners.append(LayerExecutor(layer.network, layer.geometry, "factorized", layer.memory))
     settings = [replace(layer._setting(shape), device=device) for shape in shapes]
-    return sum(min(planner.plan(setting).flops for planner in planners) for setting in settings)
+    return sum(min(executor.plan(setting).flops for executor in planners) for setting in settings)

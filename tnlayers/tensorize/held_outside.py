@@ -33,7 +33,7 @@ _OTHERS = stdlib_module_names | {"numpy", "tnlayers", "torch"}
 """Packages whose classes hold no layers of a model."""
 
 _Trail = tuple[Any, str]
-"""How something was reached: the trail before, and what was added to it."""
+"""How something was reached: the path before, and what was added to it."""
 
 
 @cache
@@ -91,21 +91,21 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
             if child in inside and child not in leaving and inside.get(parent) is not inside[child]:
                 found.setdefault(inside[child], f"{type(parent).__name__}.{key} holds a part of it too")
     loose: list[tuple[Tensor, _Trail]] = []
-    for value, trail in _reached(model):
+    for value, path in _reached(model):
         if isinstance(value, Tensor):
-            loose.append((value, trail))
+            loose.append((value, path))
         elif value in inside:
             what = "it" if value in leaving else "a part of it"
-            found.setdefault(inside[value], f"{_place(trail)} holds {what} too, outside of the modules")
+            found.setdefault(inside[value], f"{_place(path)} holds {what} too, outside of the modules")
     gone = [(layer, tensor) for layer, tensors in leaving.items() for tensor in tensors]
     tensors = [*(tensor for _, tensor in gone), *(tensor for tensor, _ in loose)]
     for here, there in sharing(tensors) if loose else ():
         if here < len(gone) <= there:
-            (layer, tensor), (other, trail) = gone[here], loose[there - len(gone)]
+            (layer, tensor), (other, path) = gone[here], loose[there - len(gone)]
             own = *layer.named_parameters(), *layer.named_buffers()
             name = next(name for name, value in own if value is tensor)
             what = f"its {name}" if other is tensor else f"memory of its {name}"
-            found.setdefault(layer, f"{_place(trail)} holds {what} too, outside of the modules")
+            found.setdefault(layer, f"{_place(path)} holds {what} too, outside of the modules")
     return found
 
 
@@ -116,24 +116,24 @@ def _reached(model: nn.Module) -> Iterator[tuple[Any, _Trail]]:
     tree = {id(place) for module in model.modules() for place in (module, *(vars(module)[name] for name in own))}
     waiting: deque[tuple[Any, _Trail]] = deque()
     for module in model.modules():
-        trail = None, type(module).__name__
-        waiting.append((type(module), trail))
+        path = None, type(module).__name__
+        waiting.append((type(module), path))
         # A layer's hooks, and what somebody has put there, move to the new layer; the rest goes.
         skipped = {*own}
         skipped |= own_attributes() - HOOKS if isinstance(module, (TensorLayer, *KINDS)) else set()
-        waiting += [(value, (trail, f".{name}")) for name, value in vars(module).items() if name not in skipped]
+        waiting += [(value, (path, f".{name}")) for name, value in vars(module).items() if name not in skipped]
     # By identity, since not all can be hashed or compared; alive, lest another one gets its address.
     seen: dict[int, Any] = {}
     while waiting:
-        value, trail = waiting.popleft()
+        value, path = waiting.popleft()
         if id(value) in seen or not is_tracked(value):  # numbers, texts, and tuples of them, lead nowhere
             continue
         seen[id(value)] = value
         kind = type(value)
         if issubclass(kind, Tensor | nn.Module):
-            yield value, trail
+            yield value, path
         if not issubclass(kind, (Tensor, *_CLOSED)) and id(value) not in tree:
-            waiting += [(inner, (trail, name) if name else trail) for name, inner in _children(value)]
+            waiting += [(inner, (path, name) if name else path) for name, inner in _children(value)]
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -174,11 +174,11 @@ def _brief(key: Any) -> str:
     return repr(key)[:40] if type(key) in (str, int) else "..."
 
 
-def _place(trail: _Trail | None) -> str:
+def _place(path: _Trail | None) -> str:
     """How something was reached, from a module's class on; long ways without their middle."""
     parts: list[str] = []
-    while trail is not None:
-        trail, part = trail
+    while path is not None:
+        path, part = path
         parts.append(part)
     parts.reverse()
     return "".join(parts if len(parts) <= 9 else [*parts[:5], " ... ", *parts[-3:]])

@@ -15,7 +15,7 @@ from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
 from tnlayers.tensorize import text_tables
 from tnlayers.tensorize.flops import dense_flops
-from tnlayers.tensorize.sites import Spot, layers, unwrapped
+from tnlayers.tensorize.sites import LayerSite, layers, unwrapped
 
 ELSEWHERE = "(elsewhere)"
 """The name of the row of all that is in no layer."""
@@ -154,7 +154,7 @@ def summary(model: nn.Module, x: Any) -> Summary:
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
             run_on_copy(model, x)
     counts, flops = _count(model, found, x)
-    rows = [_row(spot, counts[layer]) for layer, spot in found.items()]
+    rows = [_row(site, counts[layer]) for layer, site in found.items()]
     # Layers with the same cores stand for layers with the same dense kernel, which counts once too.
     spared = {
         tuple(map(id, _weights(layer))): row.dense_params - row.params for layer, row in zip(found, rows, strict=True)
@@ -250,8 +250,8 @@ def _state(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _row(spot: Spot, count: _Count) -> Row:
-    layer: Any = spot.module
+def _row(site: LayerSite, count: _Count) -> Row:
+    layer: Any = site.module
     own: dict[str, Any] = {}
     weights = _size(_weights(layer))
     flops = dense = count.flops if count.calls else None
@@ -261,7 +261,7 @@ def _row(spot: Spot, count: _Count) -> Row:
         dense = dense_flops(layer.geometry, count.shapes) if count.calls else None
         own = {"format": layer.format.name, "rank": dict(layer.rank)}
     kind, pairs = type(layer).__name__, _pairs(weights, dense_params, flops, dense)
-    return Row(name=spot.names[0] or kind, aliases=spot.names[1:], kind=kind, calls=count.calls, **own, **pairs)
+    return Row(name=site.names[0] or kind, aliases=site.names[1:], kind=kind, calls=count.calls, **own, **pairs)
 
 
 def _pairs(params: int, dense_params: int, flops: int | None, dense_flops: int | None) -> dict[str, Any]:

@@ -10,27 +10,27 @@ from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.held_outside import HOOKS, own_attributes
 from tnlayers.tensorize.optimizer import holders
 from tnlayers.tensorize.report import LayerReport, Replaced, TensorizeReport
-from tnlayers.tensorize.sites import STATE_HOOKS, Spot
+from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite
 
 
-def keep_bias(spot: Spot) -> None:
+def keep_bias(site: LayerSite) -> None:
     """Give the new layer, if there is one, the very bias of the old one."""
-    if spot.new is None:
+    if site.new is None:
         return
-    last = spot.new[-1] if isinstance(spot.new, nn.Sequential) else spot.new
+    last = site.new[-1] if isinstance(site.new, nn.Sequential) else site.new
     # Before a shuffle at the end, the bias is another one, its entries permuted; a parametrized one is computed.
-    if "bias" in last._parameters and "bias" in spot.module._parameters:
-        last.bias = spot.module.bias
+    if "bias" in last._parameters and "bias" in site.module._parameters:
+        last.bias = site.module.bias
 
 
-def finish(model: nn.Module, spots: list[Spot], dry_run: bool = False) -> TensorizeReport:
+def finish(model: nn.Module, sites: list[LayerSite], dry_run: bool = False) -> TensorizeReport:
     """Put every new layer in its places, unless it is a dry run, and report."""
-    swapped = [spot for spot in spots if spot.new is not None]
+    swapped = [site for site in sites if site.new is not None]
     before = _params(model)
-    layers = tuple(map(_row, spots))
-    after = before + sum(_params(spot.new) - _params(spot.module) for spot in swapped)
-    stays = {id(p) for spot in swapped for p in spot.new.parameters()}
-    gone = [p for spot in swapped for p in spot.module.parameters() if id(p) not in stays]
+    layers = tuple(map(_row, sites))
+    after = before + sum(_params(site.new) - _params(site.module) for site in swapped)
+    stays = {id(p) for site in swapped for p in site.new.parameters()}
+    gone = [p for site in swapped for p in site.module.parameters() if id(p) not in stays]
     # Before anything is put anywhere, since a warning may be an error.
     for optimizer in () if dry_run or not gone else holders(gone):
         warnings.warn(
@@ -39,27 +39,27 @@ def finish(model: nn.Module, spots: list[Spot], dry_run: bool = False) -> Tensor
             stacklevel=3,
         )
     old_order = [*map(id, model.parameters())]
-    replaced = [] if dry_run else [each for spot in swapped for each in _put(spot)]
+    replaced = [] if dry_run else [each for site in swapped for each in _put(site)]
     return TensorizeReport(layers, (before, after), dry_run, replaced, (old_order, [*map(id, model.parameters())]))
 
 
-def _row(spot: Spot) -> LayerReport:
-    new, tensor = spot.new, spot.new if isinstance(spot.new, TensorLayer) else None
+def _row(site: LayerSite) -> LayerReport:
+    new, tensor = site.new, site.new if isinstance(site.new, TensorLayer) else None
     flops = None
-    if spot.shapes:
-        dense = dense_flops(spot.geometry, spot.shapes)
-        flops = dense, dense if tensor is None else fewest_flops(tensor, spot.shapes, spot.module.weight.device.type)
+    if site.shapes:
+        dense = dense_flops(site.geometry, site.shapes)
+        flops = dense, dense if tensor is None else fewest_flops(tensor, site.shapes, site.module.weight.device.type)
     return LayerReport(
-        name=spot.names[0],
-        aliases=spot.names[1:],
-        kind=repr(spot.module) if len(repr(spot.module)) < 60 else type(spot.module).__name__,
+        name=site.names[0],
+        aliases=site.names[1:],
+        kind=repr(site.module) if len(repr(site.module)) < 60 else type(site.module).__name__,
         swapped=new is not None,
-        reason=spot.reason,
+        reason=site.reason,
         format=None if tensor is None else tensor.format.name,
         rank=None if tensor is None else dict(tensor.rank),
-        params=(_params(spot.module, False), _params(spot.module if new is None else new, False)),
+        params=(_params(site.module, False), _params(site.module if new is None else new, False)),
         flops=flops,
-        error=spot.error,
+        error=site.error,
     )
 
 
@@ -68,9 +68,9 @@ def _params(module: nn.Module, bias: bool = True) -> int:
     return sum(p.numel() for name, p in sized if bias or not name.endswith("bias"))
 
 
-def _put(spot: Spot) -> list[Replaced]:
+def _put(site: LayerSite) -> list[Replaced]:
     """Put a new layer in its places, with hooks and attributes."""
-    old, new = spot.module, spot.new
+    old, new = site.module, site.new
     for name in HOOKS - STATE_HOOKS:
         setattr(new, name, getattr(old, name))
     for name in vars(old).keys() - own_attributes():
@@ -78,7 +78,7 @@ def _put(spot: Spot) -> list[Replaced]:
     before, after = dict(old.named_parameters()), dict(new.named_parameters())
     stays = {*map(id, before.values())} & {*map(id, after.values())}
     leaving, coming = ({k: p for k, p in named.items() if id(p) not in stays} for named in (before, after))
-    for parent, key in spot.places:
+    for parent, key in site.places:
         parent._modules[key] = new
     # A bias takes the place of a bias, and whatever else comes that of the first that leaves.
     biases = {name: coming.pop(name) for name in [*coming] if "bias" in leaving and name.endswith("bias")}

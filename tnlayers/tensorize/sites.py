@@ -22,7 +22,7 @@ STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
 
 @dataclass
-class Spot:
+class LayerSite:
     """A layer of the model: where it is, and what becomes of it."""
 
     module: Any
@@ -80,7 +80,9 @@ class Spot:
         return layer_class(self.settings["format"], self.kind), own | self.settings["options"]
 
 
-def find(model: nn.Module, types: tuple[type[nn.Module], ...], what: str, alone: Callable[[Any], str]) -> list[Spot]:
+def find(
+    model: nn.Module, types: tuple[type[nn.Module], ...], what: str, alone: Callable[[Any], str]
+) -> list[LayerSite]:
     """The model's layers of some types, each once, with all their names and places.
 
     ``alone`` tells what to do with a layer that is no part of a model.
@@ -102,26 +104,26 @@ def find(model: nn.Module, types: tuple[type[nn.Module], ...], what: str, alone:
     return list(found.values())
 
 
-def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> dict[nn.Module, Spot]:
+def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> dict[nn.Module, LayerSite]:
     """The model's layers of some types, each once, with all their names; the model may be one itself."""
     check_module("model", model)
-    found: dict[nn.Module, Spot] = {}
+    found: dict[nn.Module, LayerSite] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, types):
-            spot = found.setdefault(module, Spot(module, (), []))
-            spot.names += (_plain_name(path, model),)
+            site = found.setdefault(module, LayerSite(module, (), []))
+            site.names += (_plain_name(path, model),)
     if not found:
         raise ValueError(f"model has no {what} ({type(model).__name__})")
     # What is inside a layer, such as a parametrization, is the layer's own.
     inside = {inner for module in found for inner in module.modules() if inner is not module}
-    return {module: spot for module, spot in found.items() if module not in inside}
+    return {module: site for module, site in found.items() if module not in inside}
 
 
-def note_holders(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], spots: Sequence[Spot]) -> None:
+def note_holders(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], sites: Sequence[LayerSite]) -> None:
     """Note what else has a layer, or the parameters that leave the model with it."""
     holders, tied = held(model, leaving), ties(model, leaving)
-    for spot in spots:
-        spot.held, spot.tied = holders.get(spot.module, ""), tied.get(spot.module, "")
+    for site in sites:
+        site.held, site.tied = holders.get(site.module, ""), tied.get(site.module, "")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -139,27 +141,27 @@ def _plain_name(path: str, model: nn.Module) -> str:
     return ".".join(parts)
 
 
-def left_alone(spot: Spot, config: TensorizeConfig) -> str:
+def left_alone(site: LayerSite, config: TensorizeConfig) -> str:
     """Why a layer is not to be swapped; empty: it is. Fills in its settings."""
-    module = spot.module
+    module = site.module
     if isinstance(module, TensorLayer):
         return "a tensor layer already"
     for pattern in config.exclude:
-        if matches(pattern, spot.names):
+        if matches(pattern, site.names):
             return f"excluded by {pattern!r}"
-    if not any(matches(pattern, spot.names) for pattern in config.include):
+    if not any(matches(pattern, site.names) for pattern in config.include):
         return "not in include"
-    settings = config.of(spot.names)
+    settings = config.of(site.names)
     if settings is None:
         return "left alone by an override"
-    spot.settings = settings
-    refusal = next(_refusals(spot, config), None)
+    site.settings = settings
+    refusal = next(_refusals(site, config), None)
     return f"refused: {refusal}" if refusal else _policy(module, config)
 
 
-def _refusals(spot: Spot, config: TensorizeConfig) -> Iterator[str]:
+def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
     """What would be lost if a layer were swapped; nothing further is looked at after the first."""
-    module, kind = spot.module, spot.kind
+    module, kind = site.module, site.kind
     if is_parametrized(module):
         yield f"parametrized ({', '.join(module.parametrizations)})"
     weight = module._parameters.get("weight")
@@ -174,18 +176,18 @@ def _refusals(spot: Spot, config: TensorizeConfig) -> Iterator[str]:
         yield f"it also holds {', '.join(more)}"
     if "forward" in vars(module):
         yield "its forward was replaced"
-    if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in spot.places):
+    if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in site.places):
         yield "it is compiled by itself; compile the model instead"
-    own = vars(spot.plain).keys()
+    own = vars(site.plain).keys()
     if taken := [name for name in vars(module).keys() - own if hasattr(TensorLayer, name) or name in _TAKEN]:
         yield f"its attributes {', '.join(taken)} are a tensor layer's own"
     if any(getattr(module, name) for name in STATE_HOOKS):
         yield "it has hooks on its state_dict"
     yield from _weight_refusals(weight)
-    if spot.held:
-        yield spot.held
-    if spot.tied:
-        yield f"another module has the same weight: {spot.tied}"
+    if site.held:
+        yield site.held
+    if site.tied:
+        yield f"another module has the same weight: {site.tied}"
 
 
 def _weight_refusals(weight: Any) -> Iterator[str]:

@@ -17,7 +17,7 @@ from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.new_layers import choose_ranks, make, note_moments, note_shape, watch
 from tnlayers.tensorize.replace import finish, keep_bias
 from tnlayers.tensorize.report import TensorizeReport
-from tnlayers.tensorize.sites import STATE_HOOKS, Spot, find, left_alone, note_holders, unwrapped
+from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, find, left_alone, note_holders, unwrapped
 from tnlayers.tensorize.weight_readers import Read, mentions, reads
 
 _READERS = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention
@@ -83,26 +83,26 @@ def tensorize_(
     if example_input is None and config.budget and "flops" in config.budget:
         raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
     batches = [] if calibration is None else _batches(calibration)
-    spots = _found(model, config)
-    check_patterns(config, [spot.names for spot in spots])
+    sites = _found(model, config)
+    check_patterns(config, [site.names for site in sites])
     # First of all, since what is lazy is plain behind the first run, and what is made there is there.
     if example_input is not None:
-        shapes = {spot.module: spot.shapes for spot in watch(model, spots, [example_input], note_shape)}
-        spots = _found(model, config)
-        for spot in spots:
-            spot.shapes = shapes.get(spot.module, [])
+        shapes = {site.module: site.shapes for site in watch(model, sites, [example_input], note_shape)}
+        sites = _found(model, config)
+        for site in sites:
+            site.shapes = shapes.get(site.module, [])
     elif any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
         observe(model, (), batches[:1], lambda *_: None)
-    weights = {spot.module: spot.module._parameters.get("weight") for spot in spots}
-    note_holders(model, {layer: [] if weight is None else [weight] for layer, weight in weights.items()}, spots)
-    for spot in spots:
-        spot.reason = left_alone(spot, config)
-    chosen = [spot for spot in spots if not spot.reason]
+    weights = {site.module: site.module._parameters.get("weight") for site in sites}
+    note_holders(model, {layer: [] if weight is None else [weight] for layer, weight in weights.items()}, sites)
+    for site in sites:
+        site.reason = left_alone(site, config)
+    chosen = [site for site in sites if not site.reason]
     if not chosen:
-        left = "; ".join(f"{spot.names[0]}: {spot.reason}" for spot in spots[:3])
-        raise ValueError(f"model has no layer to swap ({left}{', ...' if len(spots) > 3 else ''})")
+        left = "; ".join(f"{site.names[0]}: {site.reason}" for site in sites[:3])
+        raise ValueError(f"model has no layer to swap ({left}{', ...' if len(sites) > 3 else ''})")
     if batches:
-        if not any(spot.settings["decompose"] for spot in chosen):
+        if not any(site.settings["decompose"] for site in chosen):
             raise ValueError(
                 "calibration is given, but decompose is False for every chosen layer, and only fits use it; leave it "
                 "out, or say decompose=True"
@@ -111,9 +111,9 @@ def tensorize_(
     with torch.inference_mode(False), torch.no_grad():
         choose_ranks(chosen, config)
         make(model, chosen, dry_run, batches)
-    for spot in chosen:
-        keep_bias(spot)
-    report = finish(model, spots, dry_run)
+    for site in chosen:
+        keep_bias(site)
+    report = finish(model, sites, dry_run)
     if not dry_run:
         unwrapped(model)._tensorize_config = config  # type: ignore[assignment]
     return report
@@ -129,7 +129,7 @@ def _config(given: Any) -> TensorizeConfig:
     return given
 
 
-def _found(model: nn.Module, config: TensorizeConfig) -> list[Spot]:
+def _found(model: nn.Module, config: TensorizeConfig) -> list[LayerSite]:
     def alone(layer: Any) -> str:
         if isinstance(layer, TensorLayer):
             return "a tensor layer already"
@@ -220,55 +220,55 @@ def _back(
     alone: str,
     example: Any = None,
 ) -> TensorizeReport:
-    spots = find(model, (TensorLayer,), "tensor layer", lambda layer: _ALONE.format(alone.format(layer.dense_name)))
+    sites = find(model, (TensorLayer,), "tensor layer", lambda layer: _ALONE.format(alone.format(layer.dense_name)))
     config = TensorizeConfig(include=include)
-    check_patterns(config, [spot.names for spot in spots])
-    chosen = [spot for spot in spots if any(matches(pattern, spot.names) for pattern in config.include)]
-    for spot in spots:
-        spot.reason = reason if spot in chosen else "not in include"
-    for spot in chosen:
-        if any(getattr(spot.module, name) for name in STATE_HOOKS):
-            raise ValueError(f"{spot.names[0]} has hooks on its state_dict, which would be lost; remove them first")
+    check_patterns(config, [site.names for site in sites])
+    chosen = [site for site in sites if any(matches(pattern, site.names) for pattern in config.include)]
+    for site in sites:
+        site.reason = reason if site in chosen else "not in include"
+    for site in chosen:
+        if any(getattr(site.module, name) for name in STATE_HOOKS):
+            raise ValueError(f"{site.names[0]} has hooks on its state_dict, which would be lost; remove them first")
     asked = example is None and mentions(model, "weight")
-    read = {} if example is None else reads(model, [spot.module for spot in chosen], example)
+    read = {} if example is None else reads(model, [site.module for site in chosen], example)
     with torch.no_grad():
-        for spot in chosen:
-            spot.new = convert(spot.module)
-            if not isinstance(spot.new, spot.module.dense_type):
-                _make_readable(spot, read.get(spot.module, Read(kind=asked)))
-            keep_bias(spot)
+        for site in chosen:
+            site.new = convert(site.module)
+            if not isinstance(site.new, site.module.dense_type):
+                _make_readable(site, read.get(site.module, Read(kind=asked)))
+            keep_bias(site)
     # Before the first is put in its place: all that leaves the model, and what would keep it.
-    stays = {id(p) for spot in chosen for p in spot.new.parameters()}
-    leaving = {spot.module: [p for p in spot.module.parameters() if id(p) not in stays] for spot in chosen}
+    stays = {id(p) for site in chosen for p in site.new.parameters()}
+    leaving = {site.module: [p for p in site.module.parameters() if id(p) not in stays] for site in chosen}
     note_holders(model, leaving, chosen)
-    for spot in chosen:
-        if spot.held:
+    for site in chosen:
+        if site.held:
             raise ValueError(
-                f"{spot.names[0]} cannot be replaced: {spot.held}, and would keep the old layer; remove it there, or "
+                f"{site.names[0]} cannot be replaced: {site.held}, and would keep the old layer; remove it there, or "
                 "leave the layer out by include"
             )
-        spot.reason += f", no longer tied to {spot.tied}" if spot.tied else ""
-    report = finish(model, spots)
-    if len(chosen) == len(spots):
+        site.reason += f", no longer tied to {site.tied}" if site.tied else ""
+    report = finish(model, sites)
+    if len(chosen) == len(sites):
         for module in model.modules():
             vars(module).pop("_tensorize_config", None)
     return report
 
 
-def _make_readable(spot: Spot, read: Read) -> None:
+def _make_readable(site: LayerSite, read: Read) -> None:
     """Make a single plain layer of one whose attributes are read, or let it tell the dtype and device of a weight."""
     names = read.names
-    if missing := [name for name in names if not hasattr(dense := spot.module.to_dense(), name)]:
+    if missing := [name for name in names if not hasattr(dense := site.module.to_dense(), name)]:
         raise ValueError(
-            f"{spot.names[0]}: the model reads its {', '.join(missing)}, which no {type(dense).__name__} has; leave "
+            f"{site.names[0]}: the model reads its {', '.join(missing)}, which no {type(dense).__name__} has; leave "
             "the layer out by include"
         )
-    if any(isinstance(parent, _READERS) for parent, _ in spot.places):
-        spot.new, spot.reason = spot.module.to_dense(), "plain again: its parent reads its weight"
+    if any(isinstance(parent, _READERS) for parent, _ in site.places):
+        site.new, site.reason = site.module.to_dense(), "plain again: its parent reads its weight"
     elif names:
-        spot.new, spot.reason = spot.module.to_dense(), f"plain again: the model reads its {', '.join(names)}"
+        site.new, site.reason = site.module.to_dense(), f"plain again: the model reads its {', '.join(names)}"
     elif read.kind:
         # In no state_dict. Of the weight's shape, without its memory; NaN, so that what is computed with it shows.
-        like = next(spot.new.parameters())
-        stand_in = like.detach().new_full([1], math.nan).expand(spot.geometry.weight_shape)
-        spot.new.register_buffer("weight", stand_in, persistent=False)
+        like = next(site.new.parameters())
+        stand_in = like.detach().new_full([1], math.nan).expand(site.geometry.weight_shape)
+        site.new.register_buffer("weight", stand_in, persistent=False)
