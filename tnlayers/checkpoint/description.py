@@ -32,8 +32,6 @@ _MOST_PARAMETERS = 2**40
 
 _LARGEST = 2**24  # of each number among torch's arguments
 
-_MOST_TAPS = 2**24  # (position, tap) pairs that the solver counts along an axis where input_size is known
-
 
 def describe(layer: TensorLayer) -> dict[str, Any]:
     """A layer without its values, in JSON's types: what ``build`` makes it from.
@@ -152,7 +150,6 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
         if not isinstance(given["rank"], dict):
             raise TypeError(f"rank is {given['rank']!r}; it must map every bond to its size")
         kernel = _sizes("kernel_size", arguments.get("kernel_size", []))
-        _check_taps(given["init"].input_size, kernel, arguments)
         shapes = [_sizes(name, given[name]) for name in ("in_shape", "out_shape")]
         network, _ = form(**options).build(shapes[0], shapes[1], kernel, given["rank"])
         cores, parameters = len(network.cores), network.num_params
@@ -160,15 +157,6 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
             most = f"at most {_MOST_CORES} cores and {_MOST_PARAMETERS:,} parameters are accepted"
             raise ValueError(f"network '{network}' has {cores} cores with {parameters:,} parameters; {most}")
     return layer_class(form, kind), arguments | given | options, network
-
-
-def _check_taps(input_size: tuple[int, ...] | None, kernel: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
-    """Refuse what the solver, which counts the taps at the border one by one, would take long for."""
-    padding = max(_numbers(arguments.get("padding")), default=0)
-    pairs = (max(input_size or (), default=0) + 2 * padding) * max(kernel, default=1)
-    if input_size and pairs > _MOST_TAPS:
-        known = f"input_size is {input_size}; with kernel_size {kernel} and padding {padding}"
-        raise ValueError(f"{known} there are {pairs:,} pairs of position and tap; at most {_MOST_TAPS:,} are accepted")
 
 
 @contextmanager

@@ -15,7 +15,53 @@ from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.rank import Rank
 
 
-class TensorConv(TensorLayer):
+class TensorConvNd(TensorLayer):
+    """The common base of convolutions and transposed convolutions: ``torch.nn.ConvNd``'s attributes."""
+
+    dense_name = "conv"
+    ndim: ClassVar[int]
+
+    # The layer computes with its geometry; these are torch's names for the fields.
+    in_channels = from_geometry("in_channels")
+    out_channels = from_geometry("out_channels")
+    kernel_size = from_geometry("kernel_size")
+    stride = settable("stride")
+    padding = settable("padding")
+    dilation = settable("dilation")
+    groups = from_geometry("groups")
+    padding_mode = settable("padding_mode")
+    transposed = from_geometry("transposed")
+    output_padding = settable("output_padding")
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
+        """``from_dense`` under a convolution's name: the tensor layer in place of an ``nn.ConvNd``."""
+        return cls.from_dense(conv, rank=rank, decompose=decompose, **kwargs)
+
+    def to_conv(self) -> Any:
+        """``to_dense`` under a convolution's name: a plain ``nn.ConvNd`` with the same function."""
+        return self.to_dense()
+
+    @staticmethod
+    def _arguments(layer: Any) -> dict[str, Any]:
+        names = [field.name for field in fields(Geometry) if field.name not in ("input_size", "transposed")]
+        if not layer.transposed:
+            names.remove("output_padding")
+        return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
+
+    def extra_repr(self) -> str:
+        """``nn.ConvNd``'s fields, those at their defaults left out as there, then the format's."""
+        shown = [f"{self.in_channels}, {self.out_channels}"]
+        none = (0,) * self.ndim
+        unshown = {"padding": none, "dilation": (1,) * self.ndim, "output_padding": none, "groups": 1, "bias": True}
+        unshown["padding_mode"] = "zeros"
+        values = {name: getattr(self, name) for name in ("kernel_size", "stride", *unshown)}
+        values["bias"] = self.bias is not None
+        shown += [f"{name}={value}" for name, value in values.items() if value != unshown.get(name)]
+        return ", ".join([*shown, super().extra_repr()])
+
+
+class TensorConv(TensorConvNd):
     """A convolution whose kernel is a tensor network.
 
     Args:
@@ -45,9 +91,6 @@ class TensorConv(TensorLayer):
     Warns:
         LargerThanDense: the cores have more parameters than the dense kernel. Not on the meta device.
     """
-
-    dense_name = "conv"
-    ndim: ClassVar[int]
 
     def __init__(
         self,
@@ -86,45 +129,6 @@ class TensorConv(TensorLayer):
             memory=memory,
             options=options,
         )
-
-    # nn.ConvNd's attributes: the geometry is what the layer computes with.
-    in_channels = from_geometry("in_channels")
-    out_channels = from_geometry("out_channels")
-    kernel_size = from_geometry("kernel_size")
-    stride = settable("stride")
-    padding = settable("padding")
-    dilation = settable("dilation")
-    groups = from_geometry("groups")
-    padding_mode = settable("padding_mode")
-    transposed = from_geometry("transposed")
-    output_padding = settable("output_padding")
-
-    @classmethod
-    def from_conv(cls, conv: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
-        """``from_dense`` under a convolution's name: the tensor layer in place of an ``nn.ConvNd``."""
-        return cls.from_dense(conv, rank=rank, decompose=decompose, **kwargs)
-
-    def to_conv(self) -> Any:
-        """``to_dense`` under a convolution's name: a plain ``nn.ConvNd`` with the same function."""
-        return self.to_dense()
-
-    @staticmethod
-    def _arguments(layer: Any) -> dict[str, Any]:
-        names = [field.name for field in fields(Geometry) if field.name not in ("input_size", "transposed")]
-        if not layer.transposed:
-            names.remove("output_padding")
-        return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
-
-    def extra_repr(self) -> str:
-        """``nn.ConvNd``'s fields, those at their defaults left out as there, then the format's."""
-        shown = [f"{self.in_channels}, {self.out_channels}"]
-        none = (0,) * self.ndim
-        unshown = {"padding": none, "dilation": (1,) * self.ndim, "output_padding": none, "groups": 1, "bias": True}
-        unshown["padding_mode"] = "zeros"
-        values = {name: getattr(self, name) for name in ("kernel_size", "stride", *unshown)}
-        values["bias"] = self.bias is not None
-        shown += [f"{name}={value}" for name, value in values.items() if value != unshown.get(name)]
-        return ", ".join([*shown, super().extra_repr()])
 
 
 class TensorConv1d(TensorConv):

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from tnlayers import validate
 from tnlayers.backend.input_checks import check_tensor
 from tnlayers.init.variance import Init
-from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.conv import TensorConv
+from tnlayers.layers.conv import TensorConvNd
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.rank import Rank
 
 
-class TensorConvTranspose(TensorConv):
+class TensorConvTranspose(TensorConvNd):
     """A transposed convolution whose kernel is a tensor network.
 
     The network's input axes are the layer's input channels and its output axes the output channels, as everywhere;
@@ -62,8 +61,7 @@ class TensorConvTranspose(TensorConv):
             in_channels, out_channels, size, stride, padding, dilation, groups, padding_mode,
             transposed=True, output_padding=output_padding,
         )  # fmt: skip
-        TensorLayer.__init__(
-            self,
+        super().__init__(
             geometry,
             bias=bias,
             device=device,

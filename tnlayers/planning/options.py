@@ -10,8 +10,8 @@ from functools import cache, lru_cache
 from tnlayers.backend.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates, floor
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.ops.input_step import CONV, MATMUL
-from tnlayers.planning.path import FREE, Cost, Path, PathStep, PathSteps, Sizes
-from tnlayers.planning.search_space import SearchSpace, refine
+from tnlayers.planning.path import FREE, Cost, Path, PathStep, PathSteps, StepSizes
+from tnlayers.planning.search_space import CoreMask, SearchSpace, refine
 from tnlayers.planning.setting import Setting
 
 _CACHED = 1e-3
@@ -40,7 +40,7 @@ class Contractions:
         self.share = _CACHED if mode == "cached" else 1.0
         self.of, self.between = cache(self._of), cache(self._between)
 
-    def _of(self, tensor: int) -> tuple[tuple[int, int] | None, Cost]:
+    def _of(self, tensor: CoreMask) -> tuple[tuple[int, int] | None, Cost]:
         if not tensor & (tensor - 1):
             return None, FREE
         space, volume = self.space, self.space.volume
@@ -63,14 +63,14 @@ class Contractions:
         total = _sum(step, _sum(*(self.of(half)[1] for half in halves)))
         return halves, total._replace(seconds=seconds)
 
-    def _lefts(self, tensor: int) -> list[int]:
+    def _lefts(self, tensor: CoreMask) -> list[int]:
         """One part of each way to split a set: into two that ``x`` may meet too, else as the cores merge."""
         sets = self.space.tensors()
         known, lowest = frozenset(sets), tensor & -tensor
         found = [part for part in sets if part & lowest and part & tensor == part != tensor and tensor & ~part in known]
         return found or [self.space.halve(tensor)]
 
-    def pairs(self, tensor: int, cores: Sequence[int]) -> list[tuple[int, int]]:
+    def pairs(self, tensor: CoreMask, cores: Sequence[int]) -> list[tuple[int, int]]:
         """The steps of a set's contraction, as ``tnlayers.ops.contraction.Contraction.of`` takes them."""
         found: list[tuple[int, int]] = []
 
@@ -84,7 +84,7 @@ class Contractions:
         visit(tensor)
         return found
 
-    def _between(self, tensor: int) -> int:
+    def _between(self, tensor: CoreMask) -> int:
         """Entries of all that the contraction of some cores makes, its result included."""
         halves, _ = self.of(tensor)
         made = self.space.volume(self.space.weight_axes(tensor)) if halves else 0
@@ -133,25 +133,25 @@ class Pricing:
         self.least, self.ahead = cache(self._least), cache(self._ahead)
         self.floor = floor(self.mode)
 
-    def _least(self, absorbed: int, tensor: int) -> float:
+    def _least(self, absorbed: CoreMask, tensor: CoreMask) -> float:
         """A bound below the seconds of every option of a step: nothing is reordered, nothing made again."""
-        *_, x, y, weight, _ = self.sizes(absorbed, tensor)
-        size = (x + y + weight) * self.itemsize
+        sizes = self.sizes(absorbed, tensor)
+        size = (sizes.x + sizes.y + sizes.weight) * self.itemsize
         step = min(self.mode[kind].seconds(work, size) for *_, kind, work in self.kinds(absorbed, tensor))
         return self.contractions.of(tensor)[1].seconds + self._call(tensor) + step
 
-    def _call(self, tensor: int) -> float:
+    def _call(self, tensor: CoreMask) -> float:
         """Seconds that a contraction takes beside its steps."""
         return self.mode[CONTRACT].call if tensor & (tensor - 1) and self.setting.mode != "cached" else 0.0
 
-    def _ahead(self, absorbed: int) -> float:
+    def _ahead(self, absorbed: CoreMask) -> float:
         """A bound below the seconds that are left: at least one step more, which reads ``x`` and writes the output."""
         if absorbed == (space := self.space).all:
             return 0.0
         entries = sum(space.volume(space.x_axes(state)) * self.length(state) for state in (absorbed, space.all))
         return self.floor.seconds(0, self.setting.batch * entries * self.itemsize)
 
-    def seconds(self, absorbed: int, option: PathStep) -> float:
+    def seconds(self, absorbed: CoreMask, option: PathStep) -> float:
         """What a step adds to the time of a trail, with what its weight takes."""
         weights, cost = self.contractions.of(option.cores)[1], option.cost
         seconds = weights.seconds + cost.seconds + self._call(option.cores)
@@ -172,7 +172,7 @@ class Pricing:
             absorbed |= option.cores
         return Path(tuple(options), total)
 
-    def options(self, absorbed: int, tensor: int, layout: str, axes: tuple[int, ...]) -> Iterator[PathStep]:
+    def options(self, absorbed: CoreMask, tensor: CoreMask, layout: str, axes: tuple[int, ...]) -> Iterator[PathStep]:
         """Every way to do the step from a state to the next."""
         space, roles = self.space, self.space.roles(absorbed, tensor)
         dense, final = tensor == space.all, absorbed | tensor == space.all
@@ -185,56 +185,57 @@ class Pricing:
                 continue
             if source != target and (source != layout or (final and target != self.setting.layout)):
                 continue
-            chunks = order if order is not None else space.inputs if dense else tuple(role for role in classes if role)
+            before = order if order is not None else space.inputs if dense else tuple(role for role in classes if role)
             if dense:
                 result: tuple[int, ...] = space.outputs
             else:
-                kept = tuple(part for part in chunks if not part & roles.summed)
+                kept = tuple(part for part in before if not part & roles.summed)
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, space.outputs) is None)
-            made = PathStep(tensor, op, "", source, target, order is None, tail, chunks, result, FREE, 0.0)
+            made = PathStep(tensor, op, "", source, target, order is None, tail, before, result, FREE, 0.0)
             yield self._priced(absorbed, made)
 
-    def _kinds(self, absorbed: int, tensor: int) -> list[tuple[str, str, str, str, int]]:
+    def _kinds(self, absorbed: CoreMask, tensor: CoreMask) -> list[tuple[str, str, str, str, int]]:
         """The operations that do a step, from and to a layout, with their row in the table of rates and their FLOPs.
 
         FLOPs are those that an operation pays for: some fill up their channels or positions.
         """
-        f, g, s, n, x, _, _, flops = self.sizes(absorbed, tensor)
+        channels, x, _, _, flops = self.sizes(absorbed, tensor)
+        folded, groups, summed, new = channels
         pointwise = not self.space.roles(absorbed, tensor).kernel & ~self.trivial
-        tiny = self.setting.device == "cpu" and self.setting.batch * f == g == 1 and x <= _SINGLE
+        tiny = self.setting.device == "cpu" and self.setting.batch * folded == groups == 1 and x <= _SINGLE
         found = []
         if self.places:
-            deep = s == n == 1 < g
-            family = "depth" if deep else "group" if g > 1 else "point" if pointwise else "conv"
-            for laid in (FIRST, LAST) if len(self.places) > 1 and f == 1 and not tiny else (FIRST,):
+            deep = summed == new == 1 < groups
+            family = "depth" if deep else "group" if groups > 1 else "point" if pointwise else "conv"
+            for laid in (FIRST, LAST) if len(self.places) > 1 and folded == 1 and not tiny else (FIRST,):
                 lanes = self.rates.lanes[SINGLE if tiny else laid]
-                work = flops if deep else flops // (s * n) * _up(s, lanes) * _up(n, lanes)
+                work = flops if deep else flops // (summed * new) * _up(summed, lanes) * _up(new, lanes)
                 found.append((CONV, laid, laid, f"{family} {SINGLE if tiny else laid}", work))
         if pointwise:
             columns = self.length(absorbed)
             padded = flops // max(1, columns) * _up(columns, COLUMNS)
             if self.places:
                 found.append((MATMUL, FIRST, FIRST, "matmul first first", padded))
-            found.append((MATMUL, LAST, LAST, "matmul last last" if g == 1 else "matmul group", flops))
-            if self.places and f == g == 1:
+            found.append((MATMUL, LAST, LAST, "matmul last last" if groups == 1 else "matmul group", flops))
+            if self.places and folded == groups == 1:
                 found.append((MATMUL, FIRST, LAST, "matmul first last", padded))
                 found.append((MATMUL, LAST, FIRST, "matmul last first", padded))
         return found
 
-    def _ways(self, absorbed: int, tensor: int) -> dict[tuple[str, str, str], tuple[str, Cost]]:
+    def _ways(self, absorbed: CoreMask, tensor: CoreMask) -> dict[tuple[str, str, str], tuple[str, Cost]]:
         """The operations that do a step, from and to a layout, with their row in the table of rates and their cost."""
-        *_, x, y, weight, flops = self.sizes(absorbed, tensor)
+        _, x, y, weight, flops = self.sizes(absorbed, tensor)
         fresh = self._fresh(y, x)
         return {
             (op, source, target): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh))
             for op, source, target, kind, work in self.kinds(absorbed, tensor)
         }
 
-    def _priced(self, absorbed: int, option: PathStep) -> PathStep:
+    def _priced(self, absorbed: CoreMask, option: PathStep) -> PathStep:
         """An option with its row in the table of rates and its cost, copies included."""
         kind, cost = self.ways(absorbed, option.cores)[option.op, option.source, option.target]
-        *_, x, y, weight, _ = self.sizes(absorbed, option.cores)
+        _, x, y, weight, _ = self.sizes(absorbed, option.cores)
         for moving, entries in ((option.moved, x), (option.tail, y)):
             if moving:
                 cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
@@ -242,20 +243,22 @@ class Pricing:
         part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
         return option._replace(kind=kind, cost=cost, part=part)
 
-    def _length(self, absorbed: int) -> int:
+    def _length(self, absorbed: CoreMask) -> int:
         """Positions per image once ``x`` has met some cores."""
         met = self.space._union(absorbed)
         return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
 
-    def _sizes(self, absorbed: int, tensor: int) -> Sizes:
+    def _sizes(self, absorbed: CoreMask, tensor: CoreMask) -> StepSizes:
         """What is multiplied where ``x`` meets a tensor."""
         space, batch = self.space, self.setting.batch
-        f, g, s, n = space.channels(absorbed, tensor)
+        channels = space.channels(absorbed, tensor)
+        folded, groups, summed, new = channels
         before, after = self.length(absorbed), self.length(absorbed | tensor)
         taps = space.volume(space.roles(absorbed, tensor).kernel)
         # Each entry of the input of a transposed convolution meets every tap, else each entry of the output does.
-        flops = 2 * batch * f * g * s * n * taps * (before if space.geometry.transposed else after)
-        return Sizes(f, g, s, n, batch * f * g * s * before, batch * f * g * n * after, g * s * n * taps, flops)
+        flops = 2 * batch * math.prod(channels) * taps * (before if space.geometry.transposed else after)
+        x, y = (batch * folded * groups * one * length for one, length in ((summed, before), (new, after)))
+        return StepSizes(channels, x, y, groups * summed * new * taps, flops)
 
     def _cost(self, kind: str, flops: int, entries: int, work: int) -> Cost:
         """The cost of an operation that pays for ``work``, which is no less than its FLOPs."""

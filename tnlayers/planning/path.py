@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from tnlayers.planning.search_space import Channels, CoreMask
+
 
 class Cost(NamedTuple):
     """Estimated seconds in the setting's mode and of the forward alone; the forward's FLOPs, and bytes moved."""
@@ -22,7 +24,7 @@ class PathStep(NamedTuple):
     is what one more part of the batch costs in training: a call, and the weight read and its gradient added to the sum.
     """
 
-    cores: int
+    cores: CoreMask
     op: str
     kind: str
     source: str
@@ -35,13 +37,16 @@ class PathStep(NamedTuple):
     part: float
 
 
-class Sizes(NamedTuple):
-    """Channels folded, in groups, summed and new; entries of ``x``, of the result and of the weight; FLOPs."""
+class StepSizes(NamedTuple):
+    """How large a step is.
 
-    f: int
-    g: int
-    s: int
-    n: int
+    Attributes:
+        channels: of the input, the weight and the result.
+        x, y, weight: entries of the input, the result and the weight.
+        flops: floating-point operations of the step.
+    """
+
+    channels: Channels
     x: int
     y: int
     weight: int

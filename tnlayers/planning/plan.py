@@ -13,6 +13,7 @@ from tnlayers.ops.input_step import CONV, InputStep
 from tnlayers.planning.memory import MemoryEstimate
 from tnlayers.planning.options import Contractions, Pricing
 from tnlayers.planning.path import Cost, Path, PathSteps
+from tnlayers.planning.search_space import CoreMask
 from tnlayers.planning.setting import Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -261,7 +262,7 @@ def _move(names: Callable[[int], Axes], have: tuple[int, ...], want: tuple[int, 
     return tuple(sizes[name] for axis in have for name in names(axis)), tuple(have.index(axis) for axis in want)
 
 
-def _weight(contractions: Contractions, tensor: int, axes: Axes, sizes: dict[str, int]) -> StepWeight:
+def _weight(contractions: Contractions, tensor: CoreMask, axes: Axes, sizes: dict[str, int]) -> StepWeight:
     """How some cores contract to a tensor with the given axes."""
     space = contractions.space
     cores = tuple(bits(tensor))

@@ -20,7 +20,7 @@ from itertools import count
 from tnlayers.backend.rates import Rates
 from tnlayers.planning.options import Pricing
 from tnlayers.planning.path import Path, PathStep
-from tnlayers.planning.search_space import SearchSpace
+from tnlayers.planning.search_space import CoreMask, SearchSpace
 from tnlayers.planning.setting import Setting
 
 WORK = 320
@@ -110,7 +110,7 @@ class Search:
                     turn = seconds + pricing.least(absorbed, following) + pricing.ahead(absorbed | following)
                     heapq.heappush(heap, (turn, next(ties), seconds, state, options, following))
 
-    def _free(self, absorbed: int, number: int) -> list[int]:
+    def _free(self, absorbed: CoreMask, number: int) -> list[int]:
         """The sets of cores that ``x`` may meet next; in the end, those of them that there is time for."""
         space = self.space
         if self.sequence:

@@ -25,14 +25,37 @@ UNITS, FEW = 8, 4
 """Of a network with more connected sets, the cores are merged until so many units are left; and until few are."""
 
 
+AxisMask = int
+"""A set of axes: bit k is set where axis k is in it."""
+CoreMask = int
+"""A set of cores: bit k is set where core k is in it. What these cores contract to is called by their set."""
+
+
 class Roles(NamedTuple):
-    """What the axes of ``x`` and of a tensor become where they meet, as sets."""
+    """The roles of the axes in one step.
+
+    Attributes:
+        folded: axes of the input alone; they are part of the batch.
+        groups: axes of input, weight and result.
+        summed: axes of input and weight that the result does not have.
+        new: axes of the weight alone.
+        kernel: kernel axes of the weight.
+    """
+
+    folded: AxisMask
+    groups: AxisMask
+    summed: AxisMask
+    new: AxisMask
+    kernel: AxisMask
+
+
+class Channels(NamedTuple):
+    """How many channels of a step are folded into the batch, are groups, are summed over, and are new."""
 
     folded: int
     groups: int
     summed: int
     new: int
-    kernel: int
 
 
 class SearchSpace:
@@ -145,51 +168,50 @@ class SearchSpace:
             units = [*(unit for unit in units if unit not in (left, right)), left | right]
         return units
 
-    def halve(self, cores: int) -> int:
+    def halve(self, cores: CoreMask) -> int:
         """One part of a set of cores, where the merges leave two for the last."""
         for left, right in reversed(self.merges()):
             if cores & left and cores & right:
                 return cores & left
         raise ValueError("a single core has no parts")
 
-    def _union(self, cores: int) -> int:
+    def _union(self, cores: CoreMask) -> int:
         union = 0
         for table in self.unions:
             union |= table[cores & _LOW]
             cores >>= _CHUNK
         return union
 
-    def _volume(self, axes: int) -> int:
+    def _volume(self, axes: AxisMask) -> int:
         total = 1
         for table in self.volumes:
             total *= table[axes & _LOW]
             axes >>= _CHUNK
         return total
 
-    def _weight_axes(self, cores: int) -> int:
+    def _weight_axes(self, cores: CoreMask) -> int:
         """The axes of what some cores contract to: dense ones, and those that other cores have too."""
         return self._union(cores) & (self._union(self.all & ~cores) | self.dense)
 
-    def _x_axes(self, absorbed: int) -> int:
+    def _x_axes(self, absorbed: CoreMask) -> int:
         """The channel axes of what ``x`` has become."""
         have = self.ends[0] | self._union(absorbed)
         return have & (self._union(self.all & ~absorbed) | self.ends[1]) & ~self.ends[2]
 
-    def _roles(self, absorbed: int, tensor: int) -> Roles:
+    def _roles(self, absorbed: CoreMask, tensor: CoreMask) -> Roles:
         x, w, y = self.x_axes(absorbed), self.weight_axes(tensor), self.x_axes(absorbed | tensor)
         kernel = w & self.ends[2]
         w &= ~kernel
         return Roles(x & ~w, x & w & y, x & w & ~y, w & ~x, kernel)
 
-    def channels(self, absorbed: int, tensor: int) -> tuple[int, int, int, int]:
+    def channels(self, absorbed: CoreMask, tensor: CoreMask) -> Channels:
         """How many channels are folded, groups, summed and new; groups of the dense kernel need not be an axis."""
         if tensor == self.all:
             groups = self.geometry.groups
-            return 1, groups, self.geometry.in_channels // groups, self.geometry.out_channels // groups
-        folded, groups, summed, new = (self.volume(role) for role in self.roles(absorbed, tensor)[:4])
-        return folded, groups, summed, new
+            return Channels(1, groups, self.geometry.in_channels // groups, self.geometry.out_channels // groups)
+        return Channels(*(self.volume(role) for role in self.roles(absorbed, tensor)[:4]))
 
-    def axes(self, mask: int) -> Axes:
+    def axes(self, mask: AxisMask) -> Axes:
         """The names of a set of axes."""
         return tuple(self.names[k] for k in bits(mask))
 

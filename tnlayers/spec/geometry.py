@@ -195,11 +195,10 @@ class Geometry:
                 continue
             coarse, fine = (size, out) if self.transposed else (out, size)
             if self.padding_mode == "zeros":
-                pairs = sum(
-                    0 <= stride * position + dilation * tap - before < fine
-                    for position in range(coarse)
-                    for tap in range(kernel)
-                )
+                # Of a tap, the positions that read before the end of the input, but for those that read before it.
+                last = before - dilation * (kernel - 1)
+                pairs = _clipped(kernel, dilation, last + fine - 1, stride, coarse)
+                pairs -= _clipped(kernel, dilation, last - 1, stride, coarse)
             else:
                 pairs = out * kernel
             forward, backward = forward * pairs / out, backward * pairs / size
@@ -214,3 +213,29 @@ class Geometry:
     def fan_out(self) -> float:
         """Number of output entries that an input entry reaches, on average: C_out / groups * T_bwd."""
         return self.out_channels / self.groups * self.taps[1]
+
+
+def _clipped(count: int, slope: int, start: int, step: int, most: int) -> int:
+    """Return how many of the multiples 0, step, ..., (most - 1) * step are at most start + slope * k, summed over k.
+
+    Args:
+        count: the number of values of k, from 0.
+        slope: by how much the bound grows with k; positive.
+        start: the bound where k is 0.
+        step: the difference of two multiples.
+        most: the number of multiples.
+    """
+    some = min(count, max(0, -(start // slope)))  # the first k with a bound of 0 or more
+    every = min(count, max(0, -((start - step * (most - 1)) // slope)))  # the first k whose bound lets all through
+    return (count - every) * most + (every - some) + _floor_sum(every - some, slope, start + slope * some, step)
+
+
+def _floor_sum(count: int, slope: int, start: int, divisor: int) -> int:
+    """Return the sum of (start + slope * k) // divisor over k < count, in the time of Euclid's algorithm."""
+    total = 0
+    while count > 0:
+        total += (count - 1) * count // 2 * (slope // divisor) + count * (start // divisor)
+        slope, start = slope % divisor, start % divisor
+        count, start = divmod(slope * count + start, divisor)
+        slope, divisor = divisor, slope
+    return total
