@@ -19,7 +19,7 @@ from tnlayers.fitting.metric import DAMPING
 from tnlayers.ops.contraction import reconstruct
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
-from tnlayers.tensorize.new_layers import note_moments
+from tnlayers.tensorize.sites import note_moments
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 GEOMETRIES = [
@@ -347,9 +347,7 @@ def test_the_models_own_error_says_on_which_input():
 
 def test_moments_are_kept_only_where_ranks_are_chosen_by_them(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "tnlayers.tensorize.new_layers.channels", lambda *arguments: seen.append(1) or channels(*arguments)
-    )
+    monkeypatch.setattr("tnlayers.tensorize.sites.channels", lambda *arguments: seen.append(1) or channels(*arguments))
     for options, count in (({}, 0), ({"rank": None, "budget": {"params": 0.5}}, 3)):
         calibrated(PLAIN, [torch.randn(2, 8, 6, 6)], **options)
         assert len(seen) == count

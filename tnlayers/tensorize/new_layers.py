@@ -1,63 +1,25 @@
 """The new layers of a model, made before the first is put in its place: inputs seen, ranks chosen, kernels fitted."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tnlayers.backend.observe import observe
 from tnlayers.backend.views import exchange
-from tnlayers.fitting.input_moments import channels, follow, pairs, products, second_moments
+from tnlayers.fitting.input_moments import follow, pairs, second_moments
 from tnlayers.fitting.metric import damped
 from tnlayers.layers.core_memory import refuse
-from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.rank_budget import Candidate, by_energy, spread
-from tnlayers.tensorize.sites import LayerSite
+from tnlayers.tensorize.sites import LayerSite, Swap, check_finite
 
 logger = logging.getLogger("tnlayers")
 
 
-def watch(
-    model: nn.Module, sites: list[LayerSite], examples: Iterable[Any], note: Callable[[LayerSite, Tensor], None]
-) -> list[LayerSite]:
-    """Note something of every input of every layer.
-
-    Returns:
-        list[LayerSite]: in the order of their first calls; those without a call last.
-    """
-    watched = {site.module: site for site in sites}
-    order: dict[nn.Module, int] = {}
-
-    def see(layer: nn.Module, x: Tensor) -> None:
-        order.setdefault(layer, len(order))
-        note(watched[layer], x)
-
-    observe(model, watched, examples, see)
-    sites = sorted(sites, key=lambda site: order.get(site.module, len(order)))
-    for site in sites:  # the first that is called tells where it began
-        if site.moments is not None:
-            _check_finite(site, site.moments)
-    return sites
-
-
-def note_shape(site: LayerSite, x: Tensor) -> None:
-    """Note the shape of an input."""
-    site.shapes.append(tuple(x.shape))
-
-
-def note_moments(site: LayerSite, x: Tensor) -> None:
-    """Add to the second moments over channels, where a rank is to be chosen by them."""
-    if site.settings["rank"] is None and site.settings["decompose"]:
-        rows = channels(x, site.geometry)
-        new = products(rows, rows).sum(0)
-        site.moments = new if site.moments is None else site.moments + new
-
-
-def choose_ranks(chosen: list[LayerSite], config: TensorizeConfig) -> None:
+def choose_ranks(swap: Swap) -> None:
     """Give every layer whose rank the configuration leaves to an energy or a budget its rank, or a reason for none."""
+    config, chosen = swap.config, swap.chosen
     if config.energy is None and config.budget is None:
         return
     undecided = [site for site in chosen if site.settings["rank"] is None and _possible(site)]
@@ -97,7 +59,7 @@ def _by_budget(undecided: list[LayerSite], what: str, share: float) -> None:
         site.reason = "" if rank is not None else f"the budget of {what} leaves it plain"
 
 
-def make(model: nn.Module, chosen: list[LayerSite], dry_run: bool, calibration: Sequence[Any] = ()) -> None:
+def make_layers(swap: Swap) -> None:
     """Make the new layers. One that refuses its arguments is left alone, but it is an error if all of them do.
 
     With calibration, each layer is fitted to give on the inputs that it gets behind those before it, which are fitted
@@ -107,6 +69,7 @@ def make(model: nn.Module, chosen: list[LayerSite], dry_run: bool, calibration: 
         TypeError, ValueError: the sentence of the layer, with its name.
     """
     fitted: dict[nn.Module, nn.Module] = {}
+    chosen, dry_run = swap.chosen, swap.dry_run
     for site in chosen:
         if site.reason:
             continue
@@ -133,8 +96,8 @@ def make(model: nn.Module, chosen: list[LayerSite], dry_run: bool, calibration: 
         site.new = draft
         if not dry_run:
             plain, moments = site.plain, None
-            if fit and calibration:
-                plain, moments = _calibrated(model, site, fitted, calibration)
+            if fit and swap.batches:
+                plain, moments = _calibrated(swap, site, fitted)
             try:
                 site.new = cls.from_dense(plain, decompose=fit, moments=moments, **arguments)
             except ValueError as error:
@@ -150,15 +113,13 @@ def make(model: nn.Module, chosen: list[LayerSite], dry_run: bool, calibration: 
         raise ValueError(f"{name}: {reason}; no layer can be swapped")
 
 
-def _calibrated(
-    model: nn.Module, site: LayerSite, stand_ins: dict[nn.Module, nn.Module], calibration: Sequence[Any]
-) -> tuple[nn.Module, Tensor | None]:
+def _calibrated(swap: Swap, site: LayerSite, stand_ins: dict[nn.Module, nn.Module]) -> tuple[nn.Module, Tensor | None]:
     """The plain layer to fit to, and the second moments of its inputs, unless it gets nothing but zeros."""
     plain: Any = site.plain
-    found = second_moments(pairs(model, site.module, stand_ins, calibration), site.geometry)
+    found = second_moments(pairs(swap.model, site.module, stand_ins, swap.batches), site.geometry)
     if found is None or not found[0].any():
         return plain, None
-    _check_finite(site, *found)
+    check_finite(site, *found)
     kernel, groups = follow(site.kernel, *found), site.geometry.groups
     weight = exchange(kernel, groups) if site.geometry.transposed else kernel
     plain.weight = nn.Parameter(weight.contiguous(), requires_grad=plain.weight.requires_grad)
@@ -173,14 +134,6 @@ def _candidate(site: LayerSite, what: str) -> Candidate:
     dense = dense_flops(site.geometry, site.shapes)
     device = site.module.weight.device.type
     return Candidate(site.make, lambda layer: fewest_flops(layer, site.shapes, device), dense, kernel)
-
-
-def _check_finite(site: LayerSite, *moments: Tensor) -> None:
-    if not all(bool(torch.isfinite(each).all()) for each in moments):
-        raise ValueError(
-            f"{site.names[0]}: its inputs on the calibration batches hold NaN or infinity, or their squares do; "
-            "fits need finite ones"
-        )
 
 
 def _weighted(site: LayerSite) -> Tensor:

@@ -10,7 +10,7 @@ from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.held_outside import HOOKS, own_attributes
 from tnlayers.tensorize.optimizer import holders
 from tnlayers.tensorize.report import LayerReport, Replaced, TensorizeReport
-from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite
+from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, Swap
 
 
 def keep_bias(site: LayerSite) -> None:
@@ -23,8 +23,9 @@ def keep_bias(site: LayerSite) -> None:
         last.bias = site.module.bias
 
 
-def finish(model: nn.Module, sites: list[LayerSite], dry_run: bool = False) -> TensorizeReport:
+def put_in_place(swap: Swap) -> TensorizeReport:
     """Put every new layer in its places, unless it is a dry run, and report."""
+    model, sites, dry_run = swap.model, swap.sites, swap.dry_run
     swapped = [site for site in sites if site.new is not None]
     before = _params(model)
     layers = tuple(map(_row, sites))

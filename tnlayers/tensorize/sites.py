@@ -1,23 +1,26 @@
 """The layers of a model: where each is, what it is called, whether it can be swapped, and if not, why."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.name_patterns import matches
+from tnlayers.backend.observe import observe
 from tnlayers.backend.views import exchange
+from tnlayers.fitting.input_moments import channels, products
 from tnlayers.layers.base import DTYPES, TensorLayer
 from tnlayers.layers.registry import KINDS, layer_class
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.held_outside import HOOKS, held, ties
 
-_TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_planner")
+_TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_executor")
 STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
 
@@ -78,6 +81,27 @@ class LayerSite:
         """The class, and the keyword arguments of ours."""
         own = {name: value for name, value in self.settings.items() if name not in ("format", "options", "decompose")}
         return layer_class(self.settings["format"], self.kind), own | self.settings["options"]
+
+
+@dataclass
+class Swap:
+    """What a swap has decided so far. Sites are found first, then ranks are chosen, layers made and put in place.
+
+    Attributes:
+        model: whose layers are swapped.
+        config: what was asked for.
+        batches: calibration inputs.
+        dry_run: whether the model stays as it is.
+        sites: every layer of a kind that can be swapped, in the order of the model.
+        chosen: those that are swapped, unless a rank or a layer cannot be had; in the order of their calls, if known.
+    """
+
+    model: nn.Module
+    config: TensorizeConfig
+    batches: list[Any] = field(default_factory=list)
+    dry_run: bool = False
+    sites: list[LayerSite] = field(default_factory=list)
+    chosen: list[LayerSite] = field(default_factory=list)
 
 
 def find(
@@ -206,3 +230,48 @@ def _policy(module: Any, config: TensorizeConfig) -> str:
     if module.weight.numel() < config.min_params:
         return f"{module.weight.numel():,} parameters, below min_params"
     return ""
+
+
+def watch(
+    model: nn.Module, sites: list[LayerSite], examples: Iterable[Any], note: Callable[[LayerSite, Tensor], None]
+) -> list[LayerSite]:
+    """Note something of every input of every layer.
+
+    Returns:
+        list[LayerSite]: in the order of their first calls; those without a call last.
+    """
+    watched = {site.module: site for site in sites}
+    order: dict[nn.Module, int] = {}
+
+    def see(layer: nn.Module, x: Tensor) -> None:
+        order.setdefault(layer, len(order))
+        note(watched[layer], x)
+
+    observe(model, watched, examples, see)
+    sites = sorted(sites, key=lambda site: order.get(site.module, len(order)))
+    for site in sites:  # the first that is called tells where it began
+        if site.moments is not None:
+            check_finite(site, site.moments)
+    return sites
+
+
+def note_shape(site: LayerSite, x: Tensor) -> None:
+    """Note the shape of an input."""
+    site.shapes.append(tuple(x.shape))
+
+
+def note_moments(site: LayerSite, x: Tensor) -> None:
+    """Add to the second moments over channels, where a rank is to be chosen by them."""
+    if site.settings["rank"] is None and site.settings["decompose"]:
+        rows = channels(x, site.geometry)
+        new = products(rows, rows).sum(0)
+        site.moments = new if site.moments is None else site.moments + new
+
+
+def check_finite(site: LayerSite, *moments: Tensor) -> None:
+    """Refuse second moments that are not finite."""
+    if not all(bool(torch.isfinite(each).all()) for each in moments):
+        raise ValueError(
+            f"{site.names[0]}: its inputs on the calibration batches hold NaN or infinity, or their squares do; "
+            "fits need finite ones"
+        )

@@ -14,10 +14,21 @@ from tnlayers.interop.plain_torch import unfold
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS, layer_class
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
-from tnlayers.tensorize.new_layers import choose_ranks, make, note_moments, note_shape, watch
-from tnlayers.tensorize.replace import finish, keep_bias
+from tnlayers.tensorize.new_layers import choose_ranks, make_layers
+from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
-from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, find, left_alone, note_holders, unwrapped
+from tnlayers.tensorize.sites import (
+    STATE_HOOKS,
+    LayerSite,
+    Swap,
+    find,
+    left_alone,
+    note_holders,
+    note_moments,
+    note_shape,
+    unwrapped,
+    watch,
+)
 from tnlayers.tensorize.weight_readers import Read, mentions, reads
 
 _READERS = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention
@@ -82,12 +93,27 @@ def tensorize_(
     validate.boolean("dry_run", dry_run)
     if example_input is None and config.budget and "flops" in config.budget:
         raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
-    batches = [] if calibration is None else _batches(calibration)
+    swap = Swap(model, config, [] if calibration is None else _batches(calibration), dry_run)
+    _find_sites(swap, example_input)
+    with torch.inference_mode(False), torch.no_grad():
+        choose_ranks(swap)
+        make_layers(swap)
+    for site in swap.chosen:
+        keep_bias(site)
+    report = put_in_place(swap)
+    if not dry_run:
+        unwrapped(model)._tensorize_config = config  # type: ignore[assignment]
+    return report
+
+
+def _find_sites(swap: Swap, example: Any) -> None:
+    """Find the layers, the shapes of their inputs, what holds them, and which are to be swapped."""
+    model, config, batches = swap.model, swap.config, swap.batches
     sites = _found(model, config)
     check_patterns(config, [site.names for site in sites])
     # First of all, since what is lazy is plain behind the first run, and what is made there is there.
-    if example_input is not None:
-        shapes = {site.module: site.shapes for site in watch(model, sites, [example_input], note_shape)}
+    if example is not None:
+        shapes = {site.module: site.shapes for site in watch(model, sites, [example], note_shape)}
         sites = _found(model, config)
         for site in sites:
             site.shapes = shapes.get(site.module, [])
@@ -97,26 +123,17 @@ def tensorize_(
     note_holders(model, {layer: [] if weight is None else [weight] for layer, weight in weights.items()}, sites)
     for site in sites:
         site.reason = left_alone(site, config)
-    chosen = [site for site in sites if not site.reason]
-    if not chosen:
+    swap.sites, swap.chosen = sites, [site for site in sites if not site.reason]
+    if not swap.chosen:
         left = "; ".join(f"{site.names[0]}: {site.reason}" for site in sites[:3])
         raise ValueError(f"model has no layer to swap ({left}{', ...' if len(sites) > 3 else ''})")
     if batches:
-        if not any(site.settings["decompose"] for site in chosen):
+        if not any(site.settings["decompose"] for site in swap.chosen):
             raise ValueError(
                 "calibration is given, but decompose is False for every chosen layer, and only fits use it; leave it "
                 "out, or say decompose=True"
             )
-        chosen = watch(model, chosen, batches, note_moments)
-    with torch.inference_mode(False), torch.no_grad():
-        choose_ranks(chosen, config)
-        make(model, chosen, dry_run, batches)
-    for site in chosen:
-        keep_bias(site)
-    report = finish(model, sites, dry_run)
-    if not dry_run:
-        unwrapped(model)._tensorize_config = config  # type: ignore[assignment]
-    return report
+        swap.chosen = watch(model, swap.chosen, batches, note_moments)
 
 
 def _config(given: Any) -> TensorizeConfig:
@@ -248,7 +265,7 @@ def _back(
                 "leave the layer out by include"
             )
         site.reason += f", no longer tied to {site.tied}" if site.tied else ""
-    report = finish(model, sites)
+    report = put_in_place(Swap(model, config, sites=sites))
     if len(chosen) == len(sites):
         for module in model.modules():
             vars(module).pop("_tensorize_config", None)
