@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import speed
 import tnlayers
+from benchmarks.measure import speed
 from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork, testing

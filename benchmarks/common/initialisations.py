@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tnlayers
-from speed import Row, tednet_peer, tltorch_peer
-from tednets import pour_
+from benchmarks.common.families import LayerCase
+from benchmarks.common.peers import pour_, tednet_peer, tltorch_peer
 
 RULES = {
     "default": tnlayers.Init(),
@@ -29,14 +30,13 @@ RULES = {
     "orthogonal white": tnlayers.Init(distribution="orthogonal", exact="white"),
 }
 """Rules of ours. `default` is one of the others, as it is set in tnlayers."""
-
 CORES: dict[str, Callable[[Tensor], object]] = {
     "kaiming": lambda core: nn.init.kaiming_normal_(core, nonlinearity="relu"),
     "xavier": nn.init.xavier_normal_,
     "normal 0.02": lambda core: nn.init.normal_(core, std=0.02),
 }
 """What a user would do to each core."""
-
+CHANNELS = 64  # of the convolutions whose kernels are looked at
 PEERS = ("tednet", "tltorch", "tltorch normal")
 ARMS = (*RULES, *CORES, *PEERS)
 KERNELS = tuple(arm for arm in ARMS if arm != "equal split")
@@ -53,7 +53,7 @@ def make(arm: str, family: str, in_channels: int, out_channels: int, rank: Any, 
     Raises:
         UnavailableError: see there.
     """
-    row = Row(family, (in_channels, out_channels, 0, stride), rank, 0, "")
+    row = LayerCase(family, (in_channels, out_channels, 0, stride), rank, 0, "")
     if arm in RULES:
         return row.layer(init=RULES[arm], **own)
     if arm in CORES:
@@ -78,3 +78,15 @@ def make(arm: str, family: str, in_channels: int, out_channels: int, rank: Any, 
             with torch.no_grad():
                 peer.weight.normal_(0, math.sqrt(2 / (9 * in_channels)))
     return peer
+
+
+def kernel(layer: Any) -> Tensor:
+    """The kernel of any 3x3 convolution with padding 1, from what it makes of single ones.
+
+    A layer whose own attribute has it is asked for that.
+    """
+    if isinstance(layer, (tnlayers.TensorLayer, nn.Conv2d)):
+        return layer.weight.detach()
+    impulses = F.pad(torch.eye(CHANNELS).reshape(CHANNELS, CHANNELS, 1, 1), (2, 2, 2, 2))
+    with torch.no_grad():
+        return layer(impulses)[:, :, 1:4, 1:4].flip(2, 3).transpose(0, 1).contiguous()

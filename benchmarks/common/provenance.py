@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 import tnlayers
-from atomic import WriteError, check, write
+from benchmarks.common.atomic import WriteError, check, write
+from benchmarks.common.rows import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 WRITTEN_BY_BENCHMARKS = ("benchmarks/results", "README.md")  # writing a result must not make the next one "dirty"
 
 
@@ -63,12 +63,6 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], device: str = "cpu") -
     writer.writeheader()
     writer.writerows(complete)
     write(path, text.getvalue().encode())
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _gpu(device: str) -> str:

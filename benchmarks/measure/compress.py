@@ -1,4 +1,4 @@
-"""Compress trained CIFAR-10 ResNets in every format, and tune them: python benchmarks/compress.py --weights FILE.
+"""Compress trained ResNets in every format, and tune them: python benchmarks/measure/compress.py --weights FILE.
 
 A row is a network, a format and a keep ratio: the error of the fitted kernels, accuracy before and after a short
 fine-tune, size and latency; and the errors, and accuracies before a fine-tune, of tensorly's own algorithms and of
@@ -12,18 +12,15 @@ Files of weights hold a state_dict, perhaps under the key "state_dict" and with 
 github.com/akamaster/pytorch_resnet_cifar10. As there, images are normalised with ImageNet's constants.
 """
 
-import contextlib
 import io
 import math
 import re
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -38,15 +35,21 @@ from torch import Tensor, nn
 from tyro.conf import Suppress
 
 import tnlayers
-from config import DENSE, Config, ConfigError
-from data import DataError, ImageData, load
-from large import normalise
-from penalty import FAMILIES
-from pool import read_rows
-from provenance import REPOSITORY, provenance, write_csv
-from speed import rounds
-from tnlayers.models import ResNet
-from train import Run, RunError, convolutions, progress_bar, progress_bars, size
+from benchmarks.common.errors import ConfigError, DataError, RunError
+from benchmarks.common.families import ALL_FAMILIES
+from benchmarks.common.grid import read_rows
+from benchmarks.common.names import DENSE
+from benchmarks.common.peer_fits import PEERS, quietly
+from benchmarks.common.provenance import provenance, write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.sizes import convolutions, size
+from benchmarks.common.timing import rounds
+from benchmarks.common.trained_networks import network_name, read_network
+from benchmarks.training.config import Config
+from benchmarks.training.data.in_memory import ImageData, load
+from benchmarks.training.data.on_disk import normalise
+from benchmarks.training.loop import Loop
+from benchmarks.training.progress import progress_bar, progress_bars
 
 BATCHES = (1, 32)  # whose latency is measured
 KEY = ("weights", "format", "keep", "split")
@@ -61,7 +64,6 @@ COLUMNS = (
     "tune_seconds", "dense_ms_1", "dense_ms_32", "latency_1", "latency_32", "unfolded_1", "unfolded_32", "note",
     *(f"{peer}_{column}" for peer in ("tensorly", "tltorch") for column in ("error", "before", "seconds")),
 )  # fmt: skip
-
 Row = dict[str, Any]
 
 
@@ -93,7 +95,7 @@ class Command(Config):
     """Decompose with tensorly and tensorly-torch too, where they are installed."""
     budget: float = 2.0
     """Seconds of timing per batch size, but at least 5 rounds."""
-    out: Path = REPOSITORY / "benchmarks" / "results" / "compress.csv"
+    out: Path = RESULTS / "compress.csv"
     """CSV file; its rows of other networks, formats, keep ratios and splits stay."""
 
     dataset: Suppress[str] = "cifar10"
@@ -116,7 +118,11 @@ class Command(Config):
         names = [*map(network_name, self.weights)]
         for name, holds, rule in (
             ("weights", len(set(names)) == len(names), "the names of the networks must differ"),
-            ("formats", set(self.formats) <= {DENSE, *FAMILIES}, f"there are only {DENSE}, {', '.join(FAMILIES)}"),
+            (
+                "formats",
+                set(self.formats) <= {DENSE, *ALL_FAMILIES},
+                f"there are only {DENSE}, {', '.join(ALL_FAMILIES)}",
+            ),
             ("keeps", all(0 < keep <= 1 for keep in self.keeps), "they must be above 0 and at most 1"),
             ("calibration", self.calibration >= 0, "it must be at least 0"),
             ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
@@ -131,13 +137,13 @@ class Command(Config):
         Config.__post_init__(replace(self, epochs=max(1, self.epochs)))
 
 
-class Tuning(Run):
+class Tuning(Loop):
     """A run that goes on from a network and with data that are there, and writes nothing."""
 
     def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
         # Fitted cores are far from equal in scale: at one rate for all, TR and CP lose what the fit had kept.
         groups = tnlayers.param_groups(model.to(data.test_images.device), config.lr, weight_decay=config.weight_decay)
-        self._begin(config, data, model, groups)
+        super().__init__(config, data, model, groups)
         self.normalise = normalise
         self.teacher = None if not config.distil and not config.hint else teacher
         self.blocks: tuple[list[Tensor], ...] = ()
@@ -145,11 +151,6 @@ class Tuning(Run):
             self.teacher = deepcopy(self.teacher).to(self.device).eval()
             if config.hint:
                 self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher)))
-
-    def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
-        """Train for one epoch. For the arguments and exceptions, see Run.epoch."""
-        loss, accuracy = self._train_epoch(report)
-        self.history.append({"train_loss": loss, "train_accuracy": accuracy})
 
     def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         loss = super()._loss(images, logits, labels)
@@ -182,72 +183,6 @@ def outputs_of_blocks(model: nn.Module) -> list[Tensor]:
         if re.fullmatch(r"layer\d+\.\d+", name):
             module.register_forward_hook(note)
     return found
-
-
-def network_name(path: Path) -> str:
-    return re.sub(r"-[0-9a-f]{8,}$", "", path.stem)
-
-
-def read_network(path: Path) -> nn.Module:
-    """The ResNet whose weights a file holds."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("module."): value for name, value in state.get("state_dict", state).items()}
-        blocks = {name.split(".")[1] for name in state if name.startswith("layer1.")}
-        model = ResNet(6 * max(1, len(blocks)) + 2)
-        model.load_state_dict(state)
-    except Exception as error:  # a damaged file can raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path} holds no weights of a CIFAR-10 ResNet: {reason}") from error
-    return model.eval()
-
-
-def tensorly_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) -> Iterator[Tensor]:
-    """What tensorly's own algorithm makes of a kernel, from whatever mode it may begin; nothing for other families."""
-    tl, found, kernel = import_module("tensorly"), import_module("tensorly.decomposition"), conv.weight
-    chain = kernel.permute(1, 2, 3, 0)
-    if family == "tucker":
-        (core, factors), _ = found.partial_tucker(kernel, ranks[::-1], modes=[0, 1], random_state=seed)
-        yield tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
-    elif family == "cp":
-        yield tl.cp_to_tensor(found.parafac(kernel, ranks[0], random_state=seed))
-    elif family == "tt-chain":
-        yield tl.tt_to_tensor(found.tensor_train(chain, [1, *ranks, 1])).permute(3, 0, 1, 2)
-    elif family == "tr":
-        refusals = []
-        for mode in range(3):  # the ranks beside it must fit the kernel's unfolding there
-            try:
-                ring = found.tensor_ring(chain.flatten(1, 2), [*ranks, ranks[0]], mode=mode)
-                yield tl.tr_to_tensor(ring).unflatten(1, kernel.shape[2:]).permute(3, 0, 1, 2)
-            except ValueError as error:
-                refusals.append(error)
-        if len(refusals) == 3:
-            raise refusals[0]
-
-
-def tltorch_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) -> Iterator[Tensor]:
-    """What tensorly-torch makes of a convolution; nothing for other families."""
-    kinds = {"cp": ranks[0], "tucker": (ranks[-1], ranks[0], *conv.kernel_size), "tt-chain": (1, *ranks, 1)}
-    if family in kinds:
-        own = {"factorization": family.partition("-")[0], "rank": kinds[family]}
-        start = {} if family == "tt-chain" else {"random_state": seed}
-        layer = import_module("tltorch").FactorizedConv.from_conv(conv, decomposition_kwargs=start, **own)
-        yield tnlayers.from_tltorch(layer).weight
-
-
-PEERS = {"tensorly": tensorly_kernels, "tltorch": tltorch_kernels}
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """As peers run: in torch, without gradients and without what they print and warn of."""
-    tensorly = import_module("tensorly")
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        with contextlib.suppress(ImportError):
-            import_module("tltorch")  # here, or the context would undo the backend that the first import sets for good
-        with tensorly.backend_context("pytorch"):
-            yield
 
 
 def decompose(peer: str, family: str, model: nn.Module, ranks: dict[str, list[int]], seed: int) -> Row:
@@ -305,7 +240,7 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
     """A row, of which the network, the format, the keep ratio and the dense accuracy are known."""
     family, model, swap, start = known["format"], deepcopy(dense), {}, time.perf_counter()
     if family != DENSE:
-        form, options = family.partition("-")[0], FAMILIES[family][1]
+        form, options = family.partition("-")[0], ALL_FAMILIES[family][1]
         ranks = {"budget": {"params": known["keep"]}} if command.allocation == "budget" else {"rank": known["keep"]}
         config = tnlayers.TensorizeConfig(form, **ranks, options=options, include=["layer*"])
         images = normalise(data.train_images[: 128 * command.calibration].cpu())

@@ -1,4 +1,4 @@
-"""Time the construction of layers against that of nn.Conv2d: python benchmarks/construct.py.
+"""Time the construction of layers against that of nn.Conv2d: python benchmarks/measure/construct.py.
 
 A row is a 3x3 layer without bias, of some format and number of channels, at one keep ratio. Its columns run
 interleaved, in one process and thread: round after round, each once, in random order; a row holds medians in
@@ -16,15 +16,15 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from inits import RULES
-from latency import LIMITS
-from penalty import CHANNELS, Row
-from provenance import REPOSITORY, csv_file, write_csv
-from speed import FAMILIES, rounds
+from benchmarks.common.families import FAMILIES, WIDTHS, SquareLayer
+from benchmarks.common.initialisations import RULES
+from benchmarks.common.provenance import csv_file, write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.timing import LIMITS, rounds
 
 KEEP = 0.1
 PROMISED, AT_LEAST = 5, 20.0  # a layer is to take at most so many times the dense one's time, or so many milliseconds
-OUT = REPOSITORY / "benchmarks" / "results" / "construct.csv"
+OUT = RESULTS / "construct.csv"
 
 
 def main() -> None:
@@ -35,9 +35,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found = []
-    for family, channels in track([*product(FAMILIES, CHANNELS)], description="construct"):
+    for family, channels in track([*product(FAMILIES, WIDTHS)], description="construct"):
         steps = {"dense": partial(nn.Conv2d, channels, channels, 3, bias=False)} | {
-            rule: partial(Row(family, channels, KEEP).layer, init=RULES[rule]) for rule in ("default", "paper")
+            rule: partial(SquareLayer(family, channels, KEEP).layer, init=RULES[rule]) for rule in ("default", "paper")
         }
         for step in (*steps.values(), *steps.values()):
             step()

@@ -1,6 +1,6 @@
 """Train every family from every initialisation: does it train, how fast, how well.
 
-    python benchmarks/convergence.py --config configs/convergence-digits.yaml --workers 2
+    python benchmarks/measure/convergence.py --config configs/convergence-digits.yaml --workers 2
 
 A row is one run: a network, a family, an arm (the initialisation, and nothing else), a learning rate and a seed. All
 train on the same four fifths of the training images, and are evaluated at their end, on the held-out fifth and on the
@@ -12,7 +12,6 @@ it again, as after installing a peer.
 """
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,28 +26,30 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import inits
-import pool
-from config import DENSE, Config, ConfigError, read_yaml
-from data import DATASETS, NUM_CLASSES, ImageData, cached_load
-from provenance import REPOSITORY, provenance, write_csv
-from speed import FAMILIES
+from benchmarks.common import initialisations, pool
+from benchmarks.common.chosen import GROUP, chosen, identity
+from benchmarks.common.errors import ConfigError, RunError
+from benchmarks.common.families import FAMILIES
+from benchmarks.common.grid import GridCommand, obey, read_rows
+from benchmarks.common.names import DENSE, DENSE_ARM, NARROW, REFERENCES
+from benchmarks.common.provenance import provenance, write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.sizes import numel
+from benchmarks.training.config import Config, read_yaml
+from benchmarks.training.data.in_memory import DATASETS, ImageData, cached_load
+from benchmarks.training.data.official_files import NUM_CLASSES
+from benchmarks.training.loop import Loop
 from tnlayers import scale_residual_
 from tnlayers.models import ResNet, dense_conv
-from train import Run, RunError, numel
 
 PLAIN, NO_NORM = "plain", "resnet-no-norm"
 NETWORKS = (PLAIN, "resnet", NO_NORM)
-NARROW = "narrow"  # a dense plain network of fewer channels, which keeps as much as the formats may
-REFERENCES = (DENSE, NARROW)  # without formats, drawn by He's rule
-DENSE_ARM = "kaiming"
 SCALED = "scaled branches"  # the default, and tnlayers.scale_residual_: an arm of a network, not of a layer
 DEAD = "dead branches"  # of zeros, which no gradient moves: what the stem and the last layer reach alone
-ARMS = (*inits.ARMS, SCALED, DEAD)
+ARMS = (*initialisations.ARMS, SCALED, DEAD)
 DEPTH, STRIDED = 30, (4, 28)  # of the plain network: its convolutions, and which of them halve the image
 LOST = 1.5 * math.log(NUM_CLASSES)  # a run has diverged whose last epoch's loss is above; guessing has two thirds of it
 SMOOTHING = 0.1  # weight of each step in the moving average of the loss
-GROUP = ("dataset", "network", "family", "arm")
 KEY = (*GROUP, "lr", "seed")
 SETTINGS = (
     "epochs", "batch_size", "rank", "channels", "momentum", "weight_decay", "warmup", "augment", "images",
@@ -59,7 +60,6 @@ COLUMNS = (
     "accuracy_heldout", "accuracy_test", "seconds", "note",
 )  # fmt: skip
 NOWHERE = {"lr": "", "seed": ""}  # of the one row of what cannot be built
-
 Row = dict[str, Any]
 
 
@@ -138,7 +138,7 @@ class Grid:
         of_branches = (SCALED, DEAD) if network == NO_NORM else ()
         if family == DENSE:
             return [DENSE_ARM, *(arm for arm in of_branches if arm in self.arms)]
-        return [arm for arm in self.arms if arm in (*inits.ARMS, *of_branches) and arm != DEAD]
+        return [arm for arm in self.arms if arm in (*initialisations.ARMS, *of_branches) and arm != DEAD]
 
     def config(self, **known: Any) -> Config:
         """What train.Run has to know of a run."""
@@ -211,7 +211,7 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     The stem and the last layer depend on the seed and the channels alone.
 
     Raises:
-        inits.UnavailableError, ValueError: there is no such layer.
+        initialisations.UnavailableError, ValueError: there is no such layer.
     """
     if row["family"] == NARROW:
         width = max(1, round(row["channels"] * math.sqrt(row["rank"])))
@@ -224,7 +224,7 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
             layer: nn.Module = dense_conv(inputs, outputs, kernel_size, stride=stride, **same)
         else:
             arm = "default" if row["arm"] == SCALED else row["arm"]
-            layer = inits.make(arm, row["family"], inputs, outputs, row["rank"], stride)
+            layer = initialisations.make(arm, row["family"], inputs, outputs, row["rank"], stride)
         kept += numel(layer)
         dense += inputs * outputs * kernel_size**2
         return layer
@@ -245,17 +245,13 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
     return model, kept / dense
 
 
-class Trial(Run):
+class Trial(Loop):
     """A run of the grid, which writes nothing, keeps every step's loss, and ends where one is no number."""
 
     def __init__(self, config: Config, data: ImageData, model: nn.Module, evaluated: int | None = None) -> None:
-        self._begin(config, data.validation().fewer_test_images(evaluated), model)
+        super().__init__(config, data.validation().fewer_test_images(evaluated), model)
         self.tested = data.fewer_test_images(evaluated)
         self.losses: list[float] = []
-
-    def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
-        """Train for one epoch. For the arguments and exceptions, see Run.epoch."""
-        self.history.append({"train_loss": self._train_epoch(report)[0]})
 
     def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         loss = super()._loss(images, logits, labels)
@@ -287,7 +283,7 @@ def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
     row = {column: row.get(column, "") for column in COLUMNS}
     try:
         model, keep_ratio = network(row, data.train_images.shape[1:])
-    except (inits.UnavailableError, ValueError) as error:
+    except (initialisations.UnavailableError, ValueError) as error:
         return row | NOWHERE | {"note": " ".join(str(error).split())}
     trial = Trial(grid.config(lr=row["lr"], seed=row["seed"]), data, model, grid.evaluated)
     row |= {"parameters": numel(model), "keep_ratio": round(keep_ratio, 4), "diverged": True}
@@ -307,47 +303,6 @@ def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
     }
 
 
-def identity(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(row[column]) for column in columns)
-
-
-def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
-    """For every dataset, network, family and arm the learning rate that is best on held-out images, and what it gives.
-
-    A run that diverged has accuracy 0. The smallest of equally good rates is taken.
-
-    Returns:
-        dictionaries of these four columns, and `lr`; `accuracy` and `error`, mean and standard error over seeds on the
-        test images; `diverged`, the share of runs that did, over all rates and seeds; `steps_to`, mean over seeds, or
-        None if one of them never gets there; `note`, and then None for the rest, where there is no such network.
-    """
-
-    def accuracies(runs: Sequence[dict[str, str]], images: str) -> list[float]:
-        return [0.0 if run["diverged"] == "True" else float(run[f"accuracy_{images}"]) for run in runs]
-
-    groups: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
-    for row in rows:
-        groups.setdefault(identity(row, GROUP), {}).setdefault(row["lr"], []).append(row)
-    found = []
-    for group, rates in groups.items():
-        nowhere = rates.pop("", [{"note": ""}])
-        choice: Row = dict(zip(GROUP, group, strict=True))
-        choice |= dict.fromkeys(("lr", "accuracy", "error", "diverged", "steps_to")) | {"note": nowhere[0]["note"]}
-        if rates:
-            lr = max(rates, key=lambda rate: (statistics.fmean(accuracies(rates[rate], "heldout")), -float(rate)))
-            test, steps = accuracies(rates[lr], "test"), [run["steps_to"] for run in rates[lr]]
-            choice |= {
-                "lr": lr,
-                "accuracy": statistics.fmean(test),
-                "error": statistics.stdev(test) / math.sqrt(len(test)) if len(test) > 1 else None,
-                "diverged": statistics.fmean(run["diverged"] == "True" for runs in rates.values() for run in runs),
-                "steps_to": statistics.fmean(map(float, steps)) if all(steps) else None,
-                "note": "",
-            }
-        found.append(choice)
-    return found
-
-
 def table(choices: Sequence[Row]) -> Table:
     """One line per network, family and arm."""
     formats = {"accuracy": ".2%", "error": ".2%", "diverged": ".0%", "steps_to": ".0f"}
@@ -358,10 +313,10 @@ def table(choices: Sequence[Row]) -> Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(pool.Command):
+class Command(GridCommand):
     """Train every family from every initialisation: does it train, how fast, how well."""
 
-    out: Path = REPOSITORY / "benchmarks" / "results" / "convergence.csv"
+    out: Path = RESULTS / "convergence.csv"
     only: tuple[str, ...] = ()
     """Names of networks, families and arms: run these of the grid alone."""
 
@@ -374,7 +329,7 @@ def run(command: Command, console: Console) -> None:
     """
     grid = Grid.from_yaml(command.config)
     wanted = grid.rows(command.only)
-    rows: list[Row] = [*pool.read_rows(command.out, COLUMNS, command.workers)]
+    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
     cached_load(grid.dataset, command.data_dir, shrink=grid.shrink)
     torch.set_num_threads(grid.threads)
     names = (*KEY, *SETTINGS)
@@ -394,7 +349,7 @@ def run(command: Command, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    pool.obey(Command, run, arguments)
+    obey(Command, run, arguments)
 
 
 if __name__ == "__main__":

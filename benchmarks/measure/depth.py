@@ -1,4 +1,4 @@
-"""Follow the signal and the gradient through 50 and 100 plain layers: python benchmarks/depth.py.
+"""Follow the signal and the gradient through 50 and 100 plain layers: python benchmarks/measure/depth.py.
 
 A network is a stack of 3x3 convolutions of 64 channels on 16x16 positions, a ReLU behind each, no normalisation, no
 bias. A row is a format, an initialisation, a kind of border, a depth and a layer: the mean over networks, and the
@@ -24,11 +24,12 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import tnlayers
-from inits import KERNELS, UnavailableError, make
-from provenance import REPOSITORY, csv_file, write_csv
+from benchmarks.common.initialisations import CHANNELS, KERNELS, UnavailableError, kernel, make
+from benchmarks.common.provenance import csv_file, write_csv
+from benchmarks.common.rows import RESULTS
 from tnlayers.models import dense_conv
 
-CHANNELS, SIZE, IMAGES = 64, 16, 4
+SIZE, IMAGES = 16, 4
 DRAWS, EVERY = 24, 10  # networks, and layers between two rows
 DEPTHS = (50, 100)
 BORDERS = {"zeros": "constant", "circular": "circular"}  # and their modes in F.pad
@@ -42,19 +43,7 @@ NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "BTT n4 r4": ("btt", 4, {"blocks": 4}),
 }
 """Formats at the ranks of the design, and a dense network with He's initialisation."""
-OUT = REPOSITORY / "benchmarks" / "results" / "depth.csv"
-
-
-def kernel(layer: Any) -> Tensor:
-    """The kernel of any 3x3 convolution with padding 1, from what it makes of single ones.
-
-    A layer whose own attribute has it is asked for that.
-    """
-    if isinstance(layer, (tnlayers.TensorLayer, nn.Conv2d)):
-        return layer.weight.detach()
-    impulses = F.pad(torch.eye(CHANNELS).reshape(CHANNELS, CHANNELS, 1, 1), (2, 2, 2, 2))
-    with torch.no_grad():
-        return layer(impulses)[:, :, 1:4, 1:4].flip(2, 3).transpose(0, 1).contiguous()
+OUT = RESULTS / "depth.csv"
 
 
 def convolution(network: str, arm: str) -> Any:

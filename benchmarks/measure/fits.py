@@ -1,4 +1,4 @@
-"""Errors of fitted kernels, ours over the best peer's at equal ranks: python benchmarks/fits.py --weights FILE.
+"""Errors of fitted kernels, ours over the best peer's at equal ranks: python benchmarks/measure/fits.py --weights FILE.
 
 Kernels are those of trained CIFAR-10 ResNets and normal random ones. Peers are tensorly's HOOI, CP-ALS, TT-SVD and
 TR-SVD, and tensorly-torch's `FactorizedConv.from_conv`, each as its users call it. A row is a kernel, a family and a
@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from atomic import WriteError, check
-from compress import PEERS, network_name, quietly, read_network
-from config import ConfigError
-from penalty import FAMILIES
-from provenance import REPOSITORY, write_csv
+from benchmarks.common.atomic import WriteError, check
+from benchmarks.common.errors import ConfigError
+from benchmarks.common.families import ALL_FAMILIES
+from benchmarks.common.peer_fits import PEERS, quietly
+from benchmarks.common.provenance import write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.trained_networks import network_name, read_network
 
 RANDOM = ((64, 64, 3), (32, 16, 3))  # out, in, kernel
 SEEDS = (0, 1)  # of a peer that starts at random, the better counts
@@ -39,7 +41,7 @@ class Command:
     families: tuple[str, ...] = ("tucker", "cp", "tt-chain", "tr")
     keeps: tuple[float, ...] = (0.1, 0.25, 0.5)
     threads: int | None = None
-    out: Path = REPOSITORY / "benchmarks" / "results" / "fits.csv"
+    out: Path = RESULTS / "fits.csv"
 
 
 def convolutions(command: Command) -> Iterator[tuple[str, nn.Conv2d]]:
@@ -68,7 +70,7 @@ def best(peer: str, family: str, conv: nn.Conv2d, ranks: list[int]) -> Any:
 
 def measure(name: str, conv: nn.Conv2d, family: str, keep: float) -> dict[str, Any]:
     """A row."""
-    layer_type, options = FAMILIES[family]
+    layer_type, options = ALL_FAMILIES[family]
     start = time.perf_counter()
     layer = layer_type.from_conv(conv, rank=keep, **options)
     seconds = round(time.perf_counter() - start, 2)

@@ -1,4 +1,4 @@
-"""What a layer's kernel is from the start, by format, rank and initialisation: python benchmarks/init_scale.py.
+"""What a layer's kernel is from the start, by format, rank and initialisation: python benchmarks/measure/init_scale.py.
 
 A row is a 3x3 convolution of 64 channels. For each of many draws the kernel is contracted, and E[y^2] over its target
 is computed from it, not sampled, for inputs that are white, rectified white, white over channels and constant over
@@ -19,17 +19,17 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from depth import CHANNELS, kernel
-from inits import KERNELS, UnavailableError, make
-from provenance import REPOSITORY, csv_file, write_csv
-from speed import FAMILIES, Row
+from benchmarks.common.families import FAMILIES, LayerCase
+from benchmarks.common.initialisations import CHANNELS, KERNELS, UnavailableError, kernel, make
+from benchmarks.common.provenance import csv_file, write_csv
+from benchmarks.common.rows import RESULTS
 from tnlayers.models import dense_conv
 
 RANKS = (4, 8, 16)
 LARGEST = 16  # times the dense layer's parameters
 DRAWS = 60
 TAPS, SHAPE = 9, (CHANNELS, CHANNELS, 0, 1)
-OUT = REPOSITORY / "benchmarks" / "results" / "init_scale.csv"
+OUT = RESULTS / "init_scale.csv"
 
 
 def measures(weight: Tensor) -> dict[str, float]:
@@ -60,7 +60,7 @@ def row(family: str, rank: int, arm: str, draws: int) -> dict[str, Any]:
     torch.manual_seed(0)
     known = {"family": family, "rank": rank, "init": arm, "draws": draws}
     note, found = "", []
-    if family != "dense" and (times := Row(family, SHAPE, rank, 0, "").layer(device="meta").keep_ratio) > LARGEST:
+    if family != "dense" and (times := LayerCase(family, SHAPE, rank, 0, "").layer(device="meta").keep_ratio) > LARGEST:
         note, draws = f"it would have {times:.0f} times the parameters of the dense layer", 0
     for _ in range(draws):
         try:

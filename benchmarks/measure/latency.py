@@ -1,4 +1,4 @@
-"""Time the networks of results.csv at inference, against their dense one: python benchmarks/latency.py.
+"""Time the networks of results.csv at inference, against their dense one: python benchmarks/measure/latency.py.
 
 A row is one of its networks, as drawn, and a batch of 32x32 images; the median of a forward in eval mode without
 gradients, in float32, channels first. All that results.csv has of a network runs interleaved, round after round, each
@@ -14,28 +14,14 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import nn
 
-from config import DENSE, Config
-from provenance import REPOSITORY, csv_file, read_csv, write_csv
-from report import groups
-from speed import rounds
+from benchmarks.common.names import DENSE
+from benchmarks.common.provenance import csv_file, write_csv
+from benchmarks.common.rows import RESULTS, groups, read_csv
+from benchmarks.common.timing import LIMITS, rounds
+from benchmarks.common.trained_networks import CHANNELS, SIZE, drawn, trained
 
-RESULTS = REPOSITORY / "benchmarks" / "results"
 BATCHES = (1, 32)
-CHANNELS, CLASSES, SIZE = 3, 10, 32
-LIMITS = (7, 100)  # rounds, at least and at most
-
-
-def trained(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows of results.csv of a CIFAR-10 network that was compressed to a size, or is its dense one, and trained."""
-    return [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
-
-
-def drawn(row: dict[str, str]) -> nn.Module:
-    """The network of such a row, as drawn."""
-    rank = float(row["rank"]) if row["rank"] else None
-    return Config(model=row["model"], conv=row["conv"], rank=rank).network(CHANNELS, CLASSES)
 
 
 def measure(rows: list[dict[str, str]], batch: int, seconds: float) -> list[dict[str, Any]]:

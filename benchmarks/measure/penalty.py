@@ -1,13 +1,12 @@
-"""Time the squared norm of a kernel, forward and backward, against building the kernel: python benchmarks/penalty.py.
+"""Time the squared norm of a kernel against building the kernel: python benchmarks/measure/penalty.py.
 
 A row is a 3x3 layer of some format, channels and keep ratio. Its columns run interleaved, in one process: round after
 round, each once, in random order; a row holds medians in milliseconds. `kernel` is `layer.weight.square().sum()`,
-`penalty` is `squared_norm(layer)`.
+`penalty` is `squared_norm(layer)`; both are forward and backward.
 """
 
 import argparse
 import statistics
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -16,43 +15,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import tnlayers
-from provenance import REPOSITORY, csv_file, write_csv
-from speed import FAMILIES as TIMED
-from speed import rounds
+from benchmarks.common.families import ALL_FAMILIES, WIDTHS, SquareLayer
+from benchmarks.common.provenance import csv_file, write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.timing import rounds
 from tnlayers.ops.squared_norm import fastest
 from tnlayers.training.learning_rates import squared_norm
 
-FAMILIES = TIMED | {
-    name: (getattr(tnlayers, f"{kind.__name__}Conv2d"), {})
-    for name, kind in tnlayers.FORMATS.items()
-    if name not in TIMED and name != "einsum"
-}
-CHANNELS = (64, 128, 256, 512)
 KEEPS = (0.05, 0.1, 0.25)
 PROMISED = 0.1  # up to this keep ratio, the penalty is to take less time than the kernel
 ROUNDS = (7, 400)  # at least and at most
-OUT = REPOSITORY / "benchmarks" / "results" / "penalty.csv"
+OUT = RESULTS / "penalty.csv"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is timed."""
-
-    family: str
-    channels: int
-    keep: float
-
-    def layer(self, **kwargs: Any) -> Any:
-        """Our layer."""
-        kind, options = FAMILIES[self.family]
-        return kind(self.channels, self.channels, 3, bias=False, rank=self.keep, **options, **kwargs)
-
-    def __str__(self) -> str:
-        return f"{self.family}, {self.channels} channels, keep {self.keep}"
-
-
-def measure(row: Row, budget: float) -> dict[str, Any]:
+def measure(row: SquareLayer, budget: float) -> dict[str, Any]:
     """All columns of a row."""
     layer = row.layer()
     cores = [*layer.cores]
@@ -98,7 +74,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         console.print(f"keep <= {PROMISED}: geometric mean {mean:.2f}, worst {max(small):.2f}, of {len(small)} rows")
     slower = [row for row in rows if row["ratio"] >= 1]
     for row in slower:
-        console.print(f"slower: {Row(row['family'], row['channels'], row['keep'])}: {row['ratio']:.2f}")
+        console.print(f"slower: {SquareLayer(row['family'], row['channels'], row['keep'])}: {row['ratio']:.2f}")
     if not slower:
         console.print("no row is slower")
 
@@ -107,15 +83,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row, but at least 7 rounds")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--channels", nargs="+", type=int, default=CHANNELS)
+    parser.add_argument("--families", nargs="+", choices=ALL_FAMILIES, default=list(ALL_FAMILIES))
+    parser.add_argument("--channels", nargs="+", type=int, default=WIDTHS)
     parser.add_argument("--keeps", nargs="+", type=float, default=KEEPS)
     parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     rows = []
-    for row in track([Row(*found) for found in product(arguments.families, arguments.channels, arguments.keeps)]):
+    for row in track(
+        [SquareLayer(*found) for found in product(arguments.families, arguments.channels, arguments.keeps)]
+    ):
         try:
             row.layer(device="meta")
         except ValueError as error:  # a keep ratio too small for the format

@@ -1,4 +1,4 @@
-"""Time planning, by number of cores: python benchmarks/planning.py.
+"""Time planning, by number of cores: python benchmarks/measure/planning.py.
 
 A row is a layer of 64 channels split into some number of factors, at rank 4; or of 256 channels in factors of two; or a
 network of 64 cores. `first` is the first plan of a network that was never seen, at a batch of 9 and 28x28, where both
@@ -16,15 +16,16 @@ from typing import Any
 import torch
 
 import tnlayers
-from provenance import REPOSITORY, csv_file, write_csv
-from speed import FAMILIES
+from benchmarks.common.families import FAMILIES
+from benchmarks.common.provenance import csv_file, write_csv
+from benchmarks.common.rows import RESULTS
 from tnlayers import Geometry, TensorNetwork
 from tnlayers.backend.rates import MODES
 from tnlayers.formats import factorize
 from tnlayers.planning.choose import plan
 from tnlayers.planning.path import Setting
 
-OUT = REPOSITORY / "benchmarks" / "results" / "planning.csv"
+OUT = RESULTS / "planning.csv"
 FACTORS = (1, 2, 3)
 LARGE = ("cp", "tt", "tt-chain", "tr")  # the families whose cores stay small in eight factors
 BATCHES, SIZES = range(9, 16), (20, 28)

@@ -1,6 +1,6 @@
-"""Measure what operations cost on this kind of device, and print the table of tnlayers/rates.py.
+"""Measure what operations cost on this kind of device, and print the table of tnlayers/backend/rates.py.
 
-    python benchmarks/calibrate.py --threads 2
+    python benchmarks/measure/rates.py --threads 2
 
 Random operations of every kind are timed, forward alone and forward with backward; seconds per call, per FLOP and per
 byte are then fitted to them, all at least zero, for the least sum of relative errors.
@@ -23,7 +23,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import tnlayers
-from speed import keep_freed_memory
+from benchmarks.common.timing import keep_freed_memory
 from tnlayers.backend.rates import CONTRACT, MOVE, TABLES, WEIGHTS, Rate, Rates, rates
 from tnlayers.ops.channel_matmul import FIRST, LAST
 from tnlayers.ops.contraction import Contraction

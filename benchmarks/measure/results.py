@@ -1,6 +1,6 @@
 """Train compressed ResNets at equal sizes, all by one recipe.
 
-    python benchmarks/results.py --config configs/results-cifar10.yaml --data-dir DIR --workers 2
+    python benchmarks/measure/results.py --config configs/results-cifar10.yaml --data-dir DIR --workers 2
 
 A row is a network, the format of its convolutions, a compression and a seed, trained and evaluated as train.py does it.
 Compression is that of the whole network: dense parameters over its own. Networks of tednet's, named under `presets`,
@@ -20,12 +20,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import pool
-from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
-from data import DATASETS, cached_load
-from provenance import REPOSITORY, provenance, write_csv
-from tednets import PRESETS
-from train import Run, RunError, convolutions, numel
+from benchmarks.common import pool
+from benchmarks.common.errors import ConfigError, RunError
+from benchmarks.common.families import CONVOLUTIONS, MODELS
+from benchmarks.common.grid import GridCommand, obey, read_rows
+from benchmarks.common.names import DENSE
+from benchmarks.common.provenance import provenance, write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.sizes import convolutions, numel
+from benchmarks.training.config import Config
+from benchmarks.training.data.in_memory import DATASETS, cached_load
+from benchmarks.training.run import Run
+from benchmarks.training.tednets import PRESETS
 
 Row = dict[str, Any]
 TEDNET = {"tr": 10, "tt": 10, "tucker": 10, "cp": 100, "btt": 4}
@@ -117,10 +123,10 @@ def identity(row: Row) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(pool.Command):
+class Command(GridCommand):
     """Train compressed ResNets at equal sizes, all by one recipe."""
 
-    out: Path = REPOSITORY / "benchmarks" / "results" / "results.csv"
+    out: Path = RESULTS / "results.csv"
 
 
 def run(command: Command, console: Console) -> None:
@@ -130,7 +136,7 @@ def run(command: Command, console: Console) -> None:
         ConfigError, DataError: nothing can be run, or nowhere be written.
     """
     grid = Grid.from_yaml(command.config)
-    rows: list[Row] = [*pool.read_rows(command.out, COLUMNS, command.workers)]
+    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
     runs = Path("runs") / "results"
     same = {"data_dir": command.data_dir, "out": runs, "overwrite": not grid.resume}
     arms = [(ratio, replace(arm, **same)) for ratio, arm in grid.arms()]
@@ -158,7 +164,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    pool.obey(Command, run, arguments)
+    obey(Command, run, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Count what many processes would say to each other in a step of training: python benchmarks/scale.py.
+"""Count what many processes would say to each other in a step of training: python benchmarks/measure/scale.py.
 
 Nothing is estimated: a network is wrapped as benchmarks/train.py wraps it, with a process group of so many processes
 that only pretends to send, and runs a step; what it hands over is added up. A row is a network and the format of its
@@ -24,11 +24,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # what torch 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import engine
-from atomic import WriteError, check
-from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
-from provenance import REPOSITORY, write_csv
-from train import numel
+from benchmarks.common.atomic import WriteError, check
+from benchmarks.common.errors import ConfigError
+from benchmarks.common.families import CONVOLUTIONS, MODELS
+from benchmarks.common.names import DENSE
+from benchmarks.common.provenance import write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.sizes import numel
+from benchmarks.training import distributed
+from benchmarks.training.config import Config
 
 Row = dict[str, Any]
 WAYS = ("copies", "shards")
@@ -88,18 +92,18 @@ def measure(config: Config, world: int, way: str, size: int) -> Row:
     image = torch.zeros(2, 3, size, size)
     dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     try:
-        found, wrapped = Collectives(), engine.synced(model, cpu)
+        found, wrapped = Collectives(), distributed.synced(model, cpu)
         if way == "shards":
-            engine.sharded(wrapped)
+            distributed.sharded(wrapped)
         else:
-            wrapped = engine.copies(wrapped, cpu)
+            wrapped = distributed.copies(wrapped, cpu)
             wrapped.register_comm_hook(found, _note_bucket)
         wrapped(image).sum().backward()  # after which the copies' gradients are put together anew
         found.calls.clear()
         found.bytes.clear()
         with found:
             wrapped(image).sum().backward()
-        held = sum(engine.local(parameter).numel() for parameter in model.parameters())
+        held = sum(distributed.local(parameter).numel() for parameter in model.parameters())
     finally:
         dist.destroy_process_group()
     return row | {
@@ -128,7 +132,7 @@ class Command:
     processes: tuple[int, ...] = (8, 1000)
     size: int = 224
     """Height and width of the images."""
-    out: Path = REPOSITORY / "benchmarks" / "results" / "scale.csv"
+    out: Path = RESULTS / "scale.csv"
     """CSV file."""
 
 

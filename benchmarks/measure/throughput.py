@@ -1,9 +1,9 @@
-"""Time a step of training of compressed ResNets against the dense one: python benchmarks/throughput.py.
+"""Time a step of training of compressed ResNets against the dense one: python benchmarks/measure/throughput.py.
 
 A step is forward, backward and SGD on one batch of 32x32 images that is there. All networks of a precision run
 interleaved, round after round, each once, in random order: a row has the median over rounds, and that of the ratio to
 the dense network, which runs twice a round. `bf16` is autocast with channels last in memory. The allocator keeps what
-is freed, see `speed.keep_freed_memory`, and the networks are made anew a few times, since where they come to lie is
+is freed, see `common/timing.py`, and the networks are made anew a few times, since where they come to lie is
 good for a per cent or two. Each compressed network is there twice: with the planner's estimates, and after
 `tnlayers.autotune`.
 """
@@ -25,11 +25,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import tnlayers
-from atomic import WriteError, check
-from config import CONVOLUTIONS, DENSE, MODELS, Config, ConfigError
-from provenance import REPOSITORY, write_csv
-from speed import keep_freed_memory, rounds
-from train import numel
+from benchmarks.common.atomic import WriteError, check
+from benchmarks.common.errors import ConfigError
+from benchmarks.common.families import CONVOLUTIONS, MODELS
+from benchmarks.common.names import DENSE
+from benchmarks.common.provenance import write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.sizes import numel
+from benchmarks.common.timing import keep_freed_memory, rounds
+from benchmarks.training.config import Config
 
 PRECISIONS = ("float32", "bf16")
 DENSE_AGAIN = f"{DENSE} again"
@@ -53,7 +57,7 @@ class Command:
     seconds: float = 60.0
     """Of each precision and repeat, but at least 5 rounds."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    out: Path = REPOSITORY / "benchmarks" / "results" / "throughput.csv"
+    out: Path = RESULTS / "throughput.csv"
     """CSV file."""
 
 

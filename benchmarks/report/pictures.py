@@ -1,4 +1,7 @@
-"""Draw the pictures of README.md from the CSV files beside them in benchmarks/results: python benchmarks/plots.py."""
+"""Draw README.md's pictures from the CSV files in benchmarks/results: python benchmarks/report/pictures.py.
+
+Each picture is written beside the CSV file of its name. The FLOPs in results.png are counted by running the networks.
+"""
 
 import argparse
 import math
@@ -12,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from torch.utils.flop_counter import FlopCounterMode
 
-from latency import CHANNELS, RESULTS, SIZE, drawn, trained
-from provenance import read_csv
-from report import SHOWN, groups
+from benchmarks.common.rows import RESULTS, groups, read_csv
+from benchmarks.common.trained_networks import CHANNELS, SIZE, drawn, trained
+from benchmarks.report.start_tables import SHOWN
 
 COLOURS = {
     "cp": "#3b6fb6", "tucker": "#d9822b", "tt": "#8a5fb0", "tt-chain": "#4f9d69", "tr": "#c0504d", "btt": "#7f7f7f",

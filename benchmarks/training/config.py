@@ -10,39 +10,24 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import torch
 from torch import nn
 
-import tnlayers
-from data import DATASETS
-from large import DATASETS as LARGE
-from tednets import PRESETS, tednet_network
-from tnlayers import models
+from benchmarks.common.errors import ConfigError
+from benchmarks.common.families import CONVOLUTIONS, MODELS
+from benchmarks.common.names import DENSE
+from benchmarks.training.data.in_memory import DATASETS
+from benchmarks.training.data.on_disk import DATASETS as LARGE
+from benchmarks.training.tednets import PRESETS, tednet_network
 from tnlayers.tensorize import yaml_text
 
-DENSE = "dense"
-CONVOLUTIONS = {DENSE: models.dense_conv} | {
-    name: getattr(tnlayers, f"{form.__name__}Conv2d")
-    for name, form in tnlayers.FORMATS.items()
-    if name != "einsum"  # which is no family, but whatever network one writes
-}
-MODELS = {
-    name: getattr(models, name)
-    for name in (*(f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 18, 34, 50, 101, 152)), "wrn28_10")
-}
 # Fields that say where and how a run is computed, not what: a checkpoint may be resumed with others.
 SURROUNDINGS = (
     "name", "data_dir", "download", "workers", "device", "threads", "shard", "out", "save_every", "tensorboard",
     "resume", "overwrite",
 )  # fmt: skip
-
 LEAST = {
     "epochs": 1, "batch_size": 1, "images": 1, "image_size": 1, "classes": 2, "workers": 0, "save_every": 1,
     "threads": 1, "seed": 0,
 }  # fmt: skip
-
 Kind = TypeVar("Kind")
-
-
-class ConfigError(ValueError):
-    """Something that cannot be run; the message is one sentence."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train a dense and a tensor-ring ResNet-20 side by side on real images, and look inside: python benchmarks/demo.py.
+"""Train a dense and a tensor-ring ResNet-20 side by side, and look inside: python benchmarks/training/demo.py.
 
 Prints one table and writes one picture, runs/demo.png: the losses, and how strong the signal is in every convolution of
 the untrained network, drawn by the solver, by two rules that people use, and with dense convolutions.
@@ -20,10 +20,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import tnlayers
-from config import Config, ConfigError
-from data import NUM_CLASSES, DataError
-from provenance import REPOSITORY
-from train import Result, Run, RunError, convolutions, progress_bar, progress_bars
+from benchmarks.common.errors import ConfigError, DataError, RunError
+from benchmarks.common.rows import REPOSITORY
+from benchmarks.common.sizes import convolutions
+from benchmarks.training.config import Config
+from benchmarks.training.data.official_files import NUM_CLASSES
+from benchmarks.training.progress import progress_bar, progress_bars
+from benchmarks.training.records import Result
+from benchmarks.training.run import Run
 
 CONFIGS = (REPOSITORY / "configs" / "digits-dense.yaml", REPOSITORY / "configs" / "digits-tr.yaml")
 PICTURE = Path("runs") / "demo.png"

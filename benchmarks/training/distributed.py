@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from config import ConfigError
+from benchmarks.common.errors import ConfigError
 
 Found = TypeVar("Found")
 

@@ -5,10 +5,10 @@ import io
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import nn
 
 import tnlayers
+from benchmarks.common.peers import pour_
 from tnlayers import models
 
 PRESETS = {f"tednet-resnet{depth}": depth for depth in (20, 32)}
@@ -55,15 +55,3 @@ def tednet_draw_(model: nn.Module, peer: nn.Module) -> None:
     ours = [module for module in model.modules() if isinstance(module, tnlayers.TensorLayer)]
     for layer, other in zip(ours, theirs, strict=True):
         pour_(layer, other)
-
-
-@torch.no_grad()
-def pour_(layer: Any, peer: nn.Module) -> None:
-    """Put the numbers of all cores of a layer of tednet's into the cores of ours.
-
-    In a layer of tednet's, all of them are drawn independently from one distribution, so it does not matter which goes
-    where. Its own layers would take up to forty times as long to train.
-    """
-    drawn = torch.cat([p.flatten() for name, p in peer.named_parameters() if name != "bias"])
-    for core, numbers in zip(layer.cores, drawn.split([core.numel() for core in layer.cores]), strict=True):
-        core.copy_(numbers.view(core.shape))

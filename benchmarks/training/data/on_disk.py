@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from data import Batches, DataError, Part, draws, hold_out
+from benchmarks.common.errors import DataError
+from benchmarks.training.data.batches import Batches, Part, draws, hold_out
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-import depth
-import init_scale
-import inits
-import plots
-import report
 import tnlayers
-from provenance import read_csv
+from benchmarks.common import initialisations
+from benchmarks.common.families import LayerCase
+from benchmarks.common.rows import read_csv
+from benchmarks.measure import depth, init_scale
+from benchmarks.report import pictures, start_tables
 
 
 def rows_of(path):
@@ -22,19 +21,19 @@ def rows_of(path):
 
 
 def test_the_default_is_one_of_the_arms():
-    others = {name: rule for name, rule in inits.RULES.items() if name != "default"}
-    assert inits.RULES["default"] in others.values()
-    assert inits.RULES["paper"] == tnlayers.Init.of("paper")
+    others = {name: rule for name, rule in initialisations.RULES.items() if name != "default"}
+    assert initialisations.RULES["default"] in others.values()
+    assert initialisations.RULES["paper"] == tnlayers.Init.of("paper")
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, tnlayers.TRConv2d, None])
 def test_kernels_are_read_off_any_layer(kind):
     torch.manual_seed(0)
-    n = depth.CHANNELS
+    n = initialisations.CHANNELS
     own = {"rank": 3} if kind is tnlayers.TRConv2d else {}
     layer = (kind or nn.Conv2d)(n, n, 3, padding=1, bias=False, **own)
     other = nn.Sequential(layer) if kind is None else layer  # something with no weight of its own
-    torch.testing.assert_close(depth.kernel(other), layer.weight.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(initialisations.kernel(other), layer.weight.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("border", depth.BORDERS)
@@ -63,9 +62,11 @@ def test_both_passes_are_those_of_torch(border):
 def test_measures_are_those_of_drawn_inputs():
     torch.manual_seed(0)
     n = 20_000
-    weight = depth.kernel(inits.make("white", "cp", depth.CHANNELS, depth.CHANNELS, 8)).double()
+    weight = initialisations.kernel(
+        initialisations.make("white", "cp", initialisations.CHANNELS, initialisations.CHANNELS, 8)
+    ).double()
     found = init_scale.measures(weight)
-    white = torch.randn(n, depth.CHANNELS, 9, dtype=torch.float64)
+    white = torch.randn(n, initialisations.CHANNELS, 9, dtype=torch.float64)
     smooth = white[:, :, :1].expand_as(white)
     for name, inputs in {
         "white": white, "rectified": white.relu(), "smooth": smooth, "smooth_rectified": smooth.relu(),
@@ -80,13 +81,13 @@ def test_typical_gains_have_a_logarithm_of_zero_mean():
     torch.manual_seed(0)
     means = []
     for _ in range(60):
-        weight = inits.make("typical", "cp", 64, 64, 8).weight.detach().double().sum((2, 3))
+        weight = initialisations.make("typical", "cp", 64, 64, 8).weight.detach().double().sum((2, 3))
         v = torch.randn(64, 500, dtype=torch.float64).relu()
         gains = (weight @ v).square().mean(0) / v.square().mean(0) / 2
         means.append(float(gains.log().mean()))
     found = torch.tensor(means)
     assert abs(float(found.mean())) < 5 * float(found.std()) / math.sqrt(60)
-    plain = inits.make("default", "cp", 64, 64, 8).weight.detach().double().sum((2, 3))
+    plain = initialisations.make("default", "cp", 64, 64, 8).weight.detach().double().sum((2, 3))
     gains = (plain @ v).square().mean(0) / v.square().mean(0) / 2
     assert float(gains.log().mean()) < -0.02
 
@@ -97,7 +98,7 @@ def test_rows_are_complete_and_become_tables_and_pictures(tmp_path, monkeypatch)
     monkeypatch.setattr(depth, "NETWORKS", {name: depth.NETWORKS[name] for name in ("dense", "TT r8")})
     monkeypatch.setattr(depth, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(init_scale, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(plots, "RESULTS", tmp_path)
+    monkeypatch.setattr(pictures, "RESULTS", tmp_path)
     chosen = ["default", "exact", "orthogonal white", "white", "paper", "kaiming", "xavier", "tltorch"]
     monkeypatch.setattr(
         "sys.argv",
@@ -109,11 +110,11 @@ def test_rows_are_complete_and_become_tables_and_pictures(tmp_path, monkeypatch)
     assert len(calibrated) == 2 * 2 * 2
     assert all(abs(float(row["forward"])) < 0.3 for row in calibrated)
     assert [row["note"] for row in rows if row["network"] == "TT r8" and row["init"] == "tltorch"] != [""]
-    table = report.depth(rows)
+    table = start_tables.depth(rows)
     assert "forward behind 6 layers" in table
     assert "commit" in table
-    monkeypatch.setattr("sys.argv", ["plots.py"])
-    plots.main()
+    monkeypatch.setattr("sys.argv", ["pictures.py"])
+    pictures.main()
     assert (tmp_path / "depth.png").stat().st_size > 1000
 
     own = ["--families", "cp", "tt", "--ranks", "4", "--inits", *chosen, "--draws", "3"]
@@ -124,7 +125,7 @@ def test_rows_are_complete_and_become_tables_and_pictures(tmp_path, monkeypatch)
     default = [row for row in rows if row["init"] == "default"]
     for name in ("white", "rectified", "smooth", "smooth_rectified"):
         assert all(float(row[f"{name}_{end}"]) == pytest.approx(1, abs=1e-3) for row in default for end in (5, 95))
-    assert "over all formats and ranks" in report.init_scale(rows)
+    assert "over all formats and ranks" in start_tables.init_scale(rows)
 
 
 class Here:
@@ -147,12 +148,12 @@ class Here:
 @pytest.mark.parametrize("family", ["cp", "tucker", "tt", "tr"])
 def test_tednet_s_numbers_are_in_our_layers(family):
     """One distribution in all cores of a layer, as large as tednet's own."""
-    layers = [inits.make("tednet", family, 16, 32, 0.25) for _ in range(20)]
+    layers = [initialisations.make("tednet", family, 16, 32, 0.25) for _ in range(20)]
     drawn = [torch.cat([core.detach().flatten() for core in layer.cores]) for layer in layers]
     assert isinstance(layers[0], tnlayers.TensorLayer)
-    ours = inits.make("paper", family, 16, 32, 0.25)
+    ours = initialisations.make("paper", family, 16, 32, 0.25)
     with torch.no_grad():
-        peer = inits.tednet_peer(inits.Row(family, (16, 32, 0, 1), 0.25, 0, ""), ours)
+        peer = initialisations.tednet_peer(LayerCase(family, (16, 32, 0, 1), 0.25, 0, ""), ours)
     own = torch.cat([p.detach().flatten() for name, p in peer.named_parameters() if name != "bias"])
     spread = torch.stack([numbers.std() for numbers in drawn])
     # The standard error of a standard deviation is 0.71 of it over the root of the count, for normal numbers.

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-import compress
-import data
-import plots
-import report
+from benchmarks.measure import compress
+from benchmarks.report import fit_tables, pictures
+from benchmarks.report.markdown import ReportError
+from benchmarks.training.data import official_files
 from tnlayers.models import ResNet, resnet
 
 IMAGES = 20  # in each of the six files
@@ -31,10 +31,10 @@ def weights(tmp_path, monkeypatch):
 @pytest.fixture
 def run(weights, tmp_path, monkeypatch):
     """Runs the script on tiny files of CIFAR-10 and returns the rows of its file."""
-    monkeypatch.setattr(data, "CIFAR10_IMAGES", IMAGES)
+    monkeypatch.setattr(official_files, "CIFAR10_IMAGES", IMAGES)
     random = np.random.default_rng(0)
-    for name in data.CIFAR10_FILES:
-        content = random.integers(256, size=(IMAGES, 1 + data.CIFAR10_PIXELS), dtype=np.uint8)
+    for name in official_files.CIFAR10_FILES:
+        content = random.integers(256, size=(IMAGES, 1 + official_files.CIFAR10_PIXELS), dtype=np.uint8)
         content[:, 0] = np.arange(IMAGES) % 10
         (tmp_path / f"{name}.bin").write_bytes(content.tobytes())
 
@@ -84,11 +84,11 @@ def test_rows_are_complete_replaced_and_kept(run, tmp_path, monkeypatch):
     assert int(btt["swapped"]) > 0 < int(btt["refused"]) == 6 - int(btt["swapped"])
     assert "that keep ratio leaves" in btt["note"]
 
-    lines = report.compress(rows).splitlines()
+    lines = fit_tables.compress(rows).splitlines()
     assert [line.count("|") for line in lines[:5]] == [20] * 5
-    monkeypatch.setattr(plots, "RESULTS", tmp_path)
-    monkeypatch.setattr("sys.argv", ["plots.py"])
-    plots.main()
+    monkeypatch.setattr(pictures, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["pictures.py"])
+    pictures.main()
     assert (tmp_path / "compress.png").stat().st_size > 1000
     assert not (tmp_path / "speed.png").exists()
 
@@ -104,8 +104,8 @@ def test_validation_images_come_from_the_training_images_and_have_rows_of_their_
     run("--epochs", 0, "--formats", "dense")
     rows = run("--epochs", 0, "--split", "validation", "--formats", "dense")
     assert [(row["split"], row["evaluated"]) for row in rows] == [("test", "20"), ("validation", "20")]
-    with pytest.raises(report.ReportError, match="holds no accuracies on test images"):
-        report.compress(rows[1:])
+    with pytest.raises(ReportError, match="holds no accuracies on test images"):
+        fit_tables.compress(rows[1:])
 
 
 def test_the_fine_tune_changes_every_parameter_and_starts_from_the_fit(run, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_format_that_every_layer_refuses_is_told_in_its_row(run):
     _, btt = run("--keeps", 0.005, "--epochs", 0, formats=("btt",))
     assert (btt["swapped"], btt["refused"], btt["parameters"], btt["drop"]) == ("0", "6", "", "")
     assert "no layer can be swapped" in btt["note"]
-    assert f"resnet8 btt 0.005: {btt['note']}." in report.compress([btt])
+    assert f"resnet8 btt 0.005: {btt['note']}." in fit_tables.compress([btt])
 
 
 def test_a_diverging_fine_tune_is_told_in_its_row(run):

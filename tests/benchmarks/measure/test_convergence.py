@@ -6,14 +6,16 @@ import pytest
 import torch
 import yaml
 
-import convergence
-import report
 import tnlayers
-from convergence import Grid, Plain, Trial, chosen, main
-from provenance import provenance, read_csv
+from benchmarks.common.chosen import chosen
+from benchmarks.common.provenance import provenance
+from benchmarks.common.rows import read_csv
+from benchmarks.measure import convergence
+from benchmarks.measure.convergence import Grid, Plain, Trial, main
+from benchmarks.report import start_tables
 from tnlayers.models import dense_conv
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks" / "results" / "convergence.csv"
 TINY = {
     "networks": ["plain"],
@@ -349,7 +351,7 @@ def test_of_each_start_the_least_and_the_most_are_told():
         reached("0.9", arm="default", network="resnet"),
         reached("0.9", family="dense", arm="kaiming", network="resnet", diverged="True"),
     ]
-    first = [line.split(" | ") for line in report.convergence(rows).splitlines()[:5]]
+    first = [line.split(" | ") for line in start_tables.convergence(rows).splitlines()[:5]]
     title = ["| images", "network", "dense", "dense, otherwise", "default", "`scale_residual_`", "Kaiming per core"]
     assert first[0] == [*title, "tednet's own", "tensorly-torch's own |"]
     assert first[2:] == [
@@ -360,7 +362,7 @@ def test_of_each_start_the_least_and_the_most_are_told():
         ["| digits", "resnet", "0.0%", "", "90.0% to 90.0%", "", "", "", " |"],
     ]  # fmt: skip
     for some in (rows[2:4], [*rows[:4], reached("0.5", seed="1")]):
-        assert "dense, otherwise" not in report.convergence(some)
+        assert "dense, otherwise" not in start_tables.convergence(some)
 
 
 def test_dense_networks_stand_under_what_they_are_held_against():
@@ -370,7 +372,7 @@ def test_dense_networks_stand_under_what_they_are_held_against():
         written("0.1", "0.9", "0.6", family="narrow", arm="kaiming"),
         written("0.1", "0.9", "0.5", arm="kaiming"),
     ]
-    header, _, *lines = report.convergence(rows).partition("</summary>\n\n")[2].splitlines()[:5]
+    header, _, *lines = start_tables.convergence(rows).partition("</summary>\n\n")[2].splitlines()[:5]
     assert header == "| images | network | family | default | `scale_residual_` | Kaiming per core |"
     assert lines == [
         "| digits | resnet-no-norm | dense | 80.0 ± 0.0 %, 10 steps | 70.0 ± 0.0 %, 10 steps |  |",
@@ -384,7 +386,7 @@ def test_settings_that_differ_are_all_told():
         written("0.1", "0.9", "0.8", steps=steps, epochs="4", shrink="1", augment=augment, reference_loss="0.8")
         for steps, augment in (("50", "False"), ("7", "True"))
     ]
-    assert report._settings([*rows, written("", "", "", dataset="cifar10")]).splitlines()[2:] == [
+    assert start_tables._settings([*rows, written("", "", "", dataset="cifar10")]).splitlines()[2:] == [
         "| digits | plain | 4 | all | 1 | False, True | all | 0.8 | 50 |"
     ]
 
@@ -413,7 +415,7 @@ def test_steps_are_compared_within_seeds():
     ring = "20.7 | 19.7 (Xavier per core) | +1.0 (+1, +1, +1)"
     faster = "2.0 | 19.7 (Xavier per core) | -17.7 (-8, -27, -18)"
     train = "25.0 | 33.7 (the paper's rule) | -8.7 (-10, -5, -11)"
-    assert report._steps(rows).splitlines()[2:] == [
+    assert start_tables._steps(rows).splitlines()[2:] == [
         f"| digits | tr | {ring} | {faster} |",
         f"| digits | tt | {train} | {train} |",
         "",
@@ -423,7 +425,7 @@ def test_steps_are_compared_within_seeds():
     ]
     for row in rows:
         row |= {"network": "plain"}
-    assert report._steps(rows) == ""
+    assert start_tables._steps(rows) == ""
 
 
 @pytest.mark.parametrize(
@@ -438,7 +440,7 @@ def test_steps_are_compared_within_seeds():
     ids=["alone", "none", "seed missing", "another seed", "another rate"],
 )
 def test_steps_of_a_grid_that_is_not_complete_are_not_compared(others):
-    assert report._steps([*normalised("tr", "default", "22", "28", "41"), *others]) == ""
+    assert start_tables._steps([*normalised("tr", "default", "22", "28", "41"), *others]) == ""
 
 
 def test_the_grids_that_are_shipped_are_complete():

@@ -8,21 +8,20 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import latency
-import plots
 import processes
-import report
-import results
-import throughput
-from config import Config, ConfigError, read_yaml
-from data import ImageData
-from provenance import provenance, read_csv
-from results import Grid
-from tednets import tednet_draw_, tednet_peer
+from benchmarks.common.errors import ConfigError
+from benchmarks.common.provenance import provenance
+from benchmarks.common.rows import read_csv
+from benchmarks.common.sizes import numel
+from benchmarks.measure import latency, results, throughput
+from benchmarks.measure.results import Grid
+from benchmarks.report import pictures, training_tables
+from benchmarks.training.config import Config, read_yaml
+from benchmarks.training.data.in_memory import ImageData
+from benchmarks.training.tednets import tednet_draw_, tednet_peer
 from tnlayers.models import tednet_resnet
-from train import numel
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs").glob("results-*.yaml"))
 
 
@@ -32,7 +31,7 @@ def tiny_data(monkeypatch):
     images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20) % 10
     monkeypatch.setattr(results, "cached_load", lambda *_: ImageData(images, labels, images, labels, 1, True))
-    monkeypatch.setattr("train.load", lambda *_: ImageData(images, labels, images, labels, 1, True))
+    monkeypatch.setattr("benchmarks.training.run.load", lambda *_: ImageData(images, labels, images, labels, 1, True))
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -73,7 +72,7 @@ def test_a_grid_is_run_whole_once_and_shown(tmp_path, monkeypatch, capsys):
             assert 0.85 / float(row["ratio"]) < int(row["parameters"]) / 269_722 <= 1 / float(row["ratio"]) + 1e-9
     monkeypatch.setattr(results, "measure", None)  # nothing is run again
     assert run(path, monkeypatch) == rows
-    table = report.results(rows)
+    table = training_tables.results(rows)
     assert "| cifar10 | resnet20 | btt |" in table
     assert "cannot be built" in table
     assert "| cifar10 | resnet20 | *published, long training* | 88.5 at 6.1x (PSTRN) |" in table
@@ -87,8 +86,8 @@ def test_a_grid_is_run_whole_once_and_shown(tmp_path, monkeypatch, capsys):
     assert [(row["batch"], row["conv"]) for row in timed] == [
         (batch, conv) for batch in ("1", "32") for conv in ("dense", "tr", "tr", "btt")
     ]
-    monkeypatch.setattr(plots, "RESULTS", tmp_path)
-    for axes in plots.results(rows).axes:
+    monkeypatch.setattr(pictures, "RESULTS", tmp_path)
+    for axes in pictures.results(rows).axes:
         dense, tr, btt = axes.get_lines()[:3]
         assert [len(line.get_xdata()) for line in (dense, tr, btt)] == [1, 2, 1]  # a point is a mean over seeds
         assert dense.get_ydata()[0] == pytest.approx(
@@ -123,7 +122,7 @@ def test_tednet_s_networks_run_twice(tmp_path, monkeypatch):
     ]  # fmt: skip
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         assert ours["train_loss"] != theirs["train_loss"]
-    assert "| tednet-resnet20 | btt, rank 4 | 46,906 |" in report.presets(rows)
+    assert "| tednet-resnet20 | btt, rank 4 | 46,906 |" in training_tables.presets(rows)
 
 
 @pytest.mark.parametrize(("form", "rank"), [("tr", 3), ("tt", 3), ("tucker", 3), ("cp", 3), ("btt", 2)])
@@ -207,13 +206,13 @@ def test_throughput_of_every_network_is_over_the_dense_one_s(tmp_path, monkeypat
         else:
             ratios = [float(row[name]) for name in ("over_dense", "autotuned_over_dense") if row[name]]
             assert ratios == [pytest.approx(expected[row["conv"]], abs=1e-4)] * (2 if row["rank"] else 1)
-    assert "| resnet20 | tr |" in report.throughput(rows)
+    assert "| resnet20 | tr |" in training_tables.throughput(rows)
 
 
 def test_what_processes_send_adds_up(tmp_path):
     """In a process of its own, because process groups are global."""
     out = tmp_path / "out.csv"
-    command = [ROOT / "benchmarks" / "scale.py", "--network", "resnet20", "--convs", "dense", "tr"]
+    command = [ROOT / "benchmarks" / "measure" / "scale.py", "--network", "resnet20", "--convs", "dense", "tr"]
     command += ["--processes", "4", "--size", "8", "--out", out]
     assert processes.run(command, tmp_path, tmp_path / "out.txt", os.environ) == 0, (tmp_path / "out.txt").read_text()
     with out.open(newline="") as file:
@@ -234,4 +233,4 @@ def test_what_processes_send_adds_up(tmp_path):
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(2, 3, 8, 8)).sum().backward()
         assert int(copies["flops_per_image"]) == int(shards["flops_per_image"]) == counter.get_total_flops() // 2
-    assert "| tr | " in report.scale(rows)
+    assert "| tr | " in training_tables.scale(rows)

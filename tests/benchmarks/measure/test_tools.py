@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tnlayers
-from tools import KINDS, TOOLS, layers
+from benchmarks.measure.tools import KINDS, TOOLS, layers
 
 SLOW = ("compile, inductor, batch open", "compile, inductor, batch, height, width open")
 """Each layer takes many seconds; slow tests have them. Tracing with open sizes is not slow, nor inductor without."""

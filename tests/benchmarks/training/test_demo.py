@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-import demo
-from config import Config
-from train import Result
+from benchmarks.training import demo
+from benchmarks.training.config import Config
+from benchmarks.training.records import Result
 
 DENSE, RING = Config(device="cpu"), Config(conv="tr", rank=0.2, device="cpu")
 IMAGES = torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

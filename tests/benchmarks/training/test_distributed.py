@@ -12,7 +12,8 @@ import pytest
 
 import processes
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parents[3]
+TRAIN = ROOT / "benchmarks" / "train.py"
 # A rate at which rounding is not amplified: at 0.2 the losses of the second epoch differ by 0.5 %.
 FLAGS = [
     "--conv", "tr", "--rank", "0.2", "--lr", "0.01", "--epochs", "2", "--images", "160", "--batch-size", "32",
@@ -22,7 +23,8 @@ NUMBERS = ("epoch", "lr", "train_loss", "train_accuracy", "loss", "accuracy")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import train
+from benchmarks.training.command import main
+from benchmarks.training.run import Run
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -40,36 +42,38 @@ def in_write(path, content):
         kill()
     write(path, content)
 
-loss, write = train.Run._loss, Path.write_bytes
+loss, write = Run._loss, Path.write_bytes
 in_step.left, in_write.left = int(sys.argv[1]), int(sys.argv[2])
-train.Run._loss, Path.write_bytes = in_step, in_write
-train.main(sys.argv[3:])
+Run._loss, Path.write_bytes = in_step, in_write
+main(sys.argv[3:])
 """
 TOLD_TO_END = """
 import os, resource, signal, sys
-import engine, train
+from benchmarks.training import distributed, loop
+from benchmarks.training.command import main
+from benchmarks.training.run import Run
 
 def in_step(run, *args):
     in_step.left -= 1
     if run.part.rank and not in_step.left:
         os.kill(os.getpid(), signal.SIGTERM)
-        while not engine.signals.came:
+        while not distributed.signals.came:
             pass
     return loss(run, *args)
 
-loss = train.Run._loss
+loss = Run._loss
 in_step.left = int(sys.argv[1])
-train.Run._loss, train.REPORT_EVERY = in_step, 4
+Run._loss, loop.REPORT_EVERY = in_step, 4
 if int(sys.argv[2]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-train.main(sys.argv[3:])
+main(sys.argv[3:])
 """
 
 
 def environment():
     """Variables of a launcher would make a process wait for others."""
     keep = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    return keep | {"PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"}
+    return keep | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def run(script, *flags, cwd, code=0, ranks=0):
@@ -81,7 +85,7 @@ def run(script, *flags, cwd, code=0, ranks=0):
 
 
 def train(*flags, **where):
-    return run(BENCHMARKS / "train.py", *FLAGS, *flags, **where)
+    return run(TRAIN, *FLAGS, *flags, **where)
 
 
 def killed(step, write, *flags, cwd, **where):
@@ -91,7 +95,7 @@ def killed(step, write, *flags, cwd, **where):
     return run(script, step, write, *FLAGS, *flags, cwd=cwd, **where)
 
 
-def torchrun(*flags, cwd, script=BENCHMARKS / "train.py"):
+def torchrun(*flags, cwd, script=TRAIN):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, *map(str, (script, *flags))]
     done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)

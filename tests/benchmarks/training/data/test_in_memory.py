@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-import data
-from data import Batches, DataError, Download, ImageData, Part, draws, fetch, load, read_cifar10, read_idx
+from benchmarks.common.errors import DataError
+from benchmarks.training.data import official_files
+from benchmarks.training.data.batches import Batches, Part, draws
+from benchmarks.training.data.in_memory import ImageData, cached_load, load
+from benchmarks.training.data.official_files import Download, fetch, read_cifar10, read_idx
 
 CIFAR_ROW = 3 * 32 * 32
 
@@ -45,7 +48,7 @@ def fashion_dir(tmp_path):
 @pytest.fixture(autouse=True)
 def small_cifar(monkeypatch):
     """The official files hold 10,000 images each; these tests hold 12."""
-    monkeypatch.setattr(data, "CIFAR10_IMAGES", 12)
+    monkeypatch.setattr(official_files, "CIFAR10_IMAGES", 12)
 
 
 def cifar_batch() -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +83,7 @@ def cifar_python_2() -> bytes:
 def cifar_archive() -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name in data.CIFAR10_FILES:
+        for name in official_files.CIFAR10_FILES:
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
             member.size = len(cifar_binary())
             tar.addfile(member, io.BytesIO(cifar_binary()))
@@ -125,7 +128,7 @@ def test_fewer_test_images_are_at_even_distances(tmp_path):
 
 def test_smaller_images_are_means(tmp_path):
     digits = load("digits", tmp_path)
-    small = data.cached_load("digits", tmp_path, shrink=2)
+    small = cached_load("digits", tmp_path, shrink=2)
     assert small.train_images.shape == (digits.count, 1, 4, 4)
     for images, means in ((digits.train_images, small.train_images), (digits.test_images, small.test_images)):
         exact = images.double().unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
@@ -269,7 +272,7 @@ def test_missing_files_and_directories_are_told(fashion_dir):
 def test_cifar10_is_read_as_written(tmp_path, version, folder):
     directory = tmp_path / (folder and f"cifar-10-batches-{version}")
     directory.mkdir(exist_ok=True)
-    for name in data.CIFAR10_FILES:
+    for name in official_files.CIFAR10_FILES:
         path = directory / (f"{name}.bin" if version == "bin" else name)
         path.write_bytes(cifar_binary() if version == "bin" else cifar_python_2())
     cifar = load("cifar10", tmp_path)
@@ -377,7 +380,7 @@ def test_cifar10_is_downloaded_unpacked_and_then_found(tmp_path, server, monkeyp
     served, url = server
     archive = cifar_archive()  # once: gzip notes the time
     (served / "archive.tar.gz").write_bytes(archive)
-    monkeypatch.setattr(data, "CIFAR10_ARCHIVE", Download(f"{url}/archive.tar.gz", md5(archive)))
+    monkeypatch.setattr(official_files, "CIFAR10_ARCHIVE", Download(f"{url}/archive.tar.gz", md5(archive)))
     downloaded = load("cifar10", tmp_path / "data", download=True)
     (served / "archive.tar.gz").unlink()
     found = load("cifar10", tmp_path / "data", download=True)
@@ -393,8 +396,8 @@ def test_fashion_mnist_is_downloaded_file_by_file(tmp_path, server, monkeypatch)
         content = gzip.compress(idx(array))
         (served / f"{name}.gz").write_bytes(content)
         published[name] = md5(content)
-    monkeypatch.setattr(data, "FASHION_MNIST_URL", url)
-    monkeypatch.setattr(data, "FASHION_MNIST_FILES", published)
+    monkeypatch.setattr(official_files, "FASHION_MNIST_URL", url)
+    monkeypatch.setattr(official_files, "FASHION_MNIST_FILES", published)
     assert load("fashion-mnist", tmp_path / "data", download=True).test_images.shape == (20, 1, 28, 28)
     (served / "t10k-labels-idx1-ubyte.gz").unlink()
     (tmp_path / "data" / "t10k-labels-idx1-ubyte.gz").unlink()

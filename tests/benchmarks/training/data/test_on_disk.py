@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-import large
-import train
-from config import Config
-from data import Batches, DataError, Part
+from benchmarks.common.errors import DataError, RunError
+from benchmarks.training.config import Config
+from benchmarks.training.data import on_disk
+from benchmarks.training.data.batches import Batches, Part
+from benchmarks.training.run import Run, read_data, train
 
 CLASSES, EACH, SIZE = 3, 4, 16
 
@@ -58,11 +59,11 @@ def write_shards(root, shards=4):
 @pytest.fixture
 def folder(tmp_path):
     write_folder(tmp_path)
-    return large.folder(tmp_path, image_size=SIZE, workers=0)
+    return on_disk.folder(tmp_path, image_size=SIZE, workers=0)
 
 
 def read_shards(root, workers=0, **changes):
-    return large.shards(root, **{"image_size": SIZE, "workers": workers, "images": 12, "classes": CLASSES} | changes)
+    return on_disk.shards(root, **{"image_size": SIZE, "workers": workers, "images": 12, "classes": CLASSES} | changes)
 
 
 def epoch(data, start=0, stop=3, part=Part(), seed=0, number=1, augment=True):  # noqa: B008 - it is frozen
@@ -99,7 +100,7 @@ def test_epochs_seeds_and_crops_differ_and_repeat(folder):
 def test_an_epoch_goes_on_from_any_step(tmp_path, kind, workers):
     if kind == "folder":
         write_folder(tmp_path)
-        data = large.folder(tmp_path, image_size=SIZE, workers=workers)
+        data = on_disk.folder(tmp_path, image_size=SIZE, workers=workers)
     else:
         write_shards(tmp_path)
         data = read_shards(tmp_path, workers)
@@ -173,11 +174,11 @@ def test_a_network_trains_on_them(tmp_path, kind):
         dataset=kind, model="resnet18", conv="tucker", rank=0.1, epochs=1, batch_size=4, lr=0.01, images=12,
         image_size=32, classes=CLASSES, workers=0, data_dir=tmp_path, out=tmp_path / "runs", device="cpu", threads=1,
     )  # fmt: skip
-    result = train.train(config)
+    result = train(config)
     assert result.model.fc.out_features == CLASSES
     assert 0 < result.history[0]["train_loss"] < 10
     assert 0 <= result.accuracy <= 1
-    assert train.read_data(replace(config, classes=5, images=7)).num_classes == (3 if kind == "image-folder" else 5)
+    assert read_data(replace(config, classes=5, images=7)).num_classes == (3 if kind == "image-folder" else 5)
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
@@ -185,7 +186,7 @@ def test_a_network_trains_on_them(tmp_path, kind):
 
 def test_folders_that_are_not_as_they_should_be_are_told(tmp_path):
     def load():
-        return large.folder(tmp_path, image_size=SIZE, workers=0)
+        return on_disk.folder(tmp_path, image_size=SIZE, workers=0)
 
     with pytest.raises(DataError, match=r"image-folder needs .*train, with a folder per class, but there is no such"):
         load()
@@ -272,7 +273,7 @@ def test_folders_that_cannot_be_learnt_from_are_told(folder, tmp_path):
         for label in (1, 2):
             (tmp_path / split / f"class{label}").rename(tmp_path / f"{split}{label}")
     with pytest.raises(DataError, match="train has 1 classes, but two at least are needed"):
-        large.folder(tmp_path, image_size=SIZE, workers=0)
+        on_disk.folder(tmp_path, image_size=SIZE, workers=0)
 
 
 def test_other_streams_do_not_go_on_in_the_middle_of_an_epoch(tmp_path):
@@ -281,15 +282,15 @@ def test_other_streams_do_not_go_on_in_the_middle_of_an_epoch(tmp_path):
         dataset="webdataset", epochs=1, batch_size=4, lr=0.01, images=12, image_size=8, classes=CLASSES, workers=0,
         data_dir=tmp_path, out=tmp_path / "runs", device="cpu", threads=1, save_every=2,
     )  # fmt: skip
-    run = train.Run(config)
+    run = Run(config)
     run._evaluate = None  # stops it there
     with pytest.raises(TypeError):
         run.epoch()
-    assert train.Run(replace(config, resume=True)).step == 2
-    with pytest.raises(train.RunError, match=r"middle of an epoch with \[1, 0\] .*, but this run has \[1, 2\]"):
-        train.Run(replace(config, resume=True, workers=2))
+    assert Run(replace(config, resume=True)).step == 2
+    with pytest.raises(RunError, match=r"middle of an epoch with \[1, 0\] .*, but this run has \[1, 2\]"):
+        Run(replace(config, resume=True, workers=2))
 
 
 def test_a_missing_library_is_told(monkeypatch):
     with pytest.raises(DataError, match=r"large data sets need pillow: pip install '\.\[large\]'"):
-        large.needs("no_such_module", "pillow")
+        on_disk.needs("no_such_module", "pillow")
