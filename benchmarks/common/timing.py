@@ -7,10 +7,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-ROUNDS = (5, 40)  # at least and at most
+ROUNDS = (5, 40)  # at least and at most, where no other limits are given
 QUIET = 0.02  # rounds go on, within the limits, until dense and auto agree with their twins to this share
-LIMITS = (7, 100)  # rounds, at least and at most
-
+LIMITS = (7, 100)  # the same, of latency.py and construct.py
 
 Step = Callable[[], object]
 

@@ -1,10 +1,9 @@
 """Tables of layers that were fitted to trained kernels."""
 
-import math
-import statistics
+from pandas import to_numeric
 
-from benchmarks.common.rows import Row, Rows
-from benchmarks.report.markdown import ReportError, by, markdown, source
+from benchmarks.common.rows import Rows
+from benchmarks.report.markdown import ReportError, markdown, mean_and_worst, numbers, source
 
 
 def compress(rows: Rows) -> str:
@@ -43,31 +42,23 @@ def compress(rows: Rows) -> str:
 
 def fits(rows: Rows) -> str:
     """Our error over the least of the peers', by family and keep ratio."""
-    table = []
-    for family, runs in by(rows, "family"):
-        for keep, some in by(runs, "keep"):
-            ratios = [
-                float(row["error"]) / min(floats)
-                for row in some
-                if (floats := [*filter(None, map(_float, _peers(row)))])
-            ]
-            refused = sum(_float(value) is None and bool(value) for row in some for value in _peers(row))
-            over = f"{math.exp(statistics.fmean(map(math.log, ratios))):.3f} ({max(ratios):.4f})" if ratios else ""
-            error = statistics.fmean(float(row["error"]) for row in some)
-            seconds = statistics.median(float(row["seconds"]) for row in some)
-            counts = f"{len(ratios)} of {len(some)}"
-            table.append([family, keep, f"{error:.3f}", over, counts])
-            table[-1] += [str(refused), f"{seconds:.1f}"]
+    frame = numbers(rows, "error", "seconds")
+    told = frame[["tensorly", "tltorch"]]  # an error, a refusal, or nothing
+    errors = told.apply(to_numeric, errors="coerce")
+    frame["ratio"] = frame["error"] / errors.min(axis=1)
+    frame["refusals"] = (errors.isna() & (told != "")).sum(axis=1)
+    table = [
+        [
+            family,
+            keep,
+            f"{some['error'].mean():.3f}",
+            mean_and_worst(some["ratio"].dropna(), 3, 4),
+            f"{some['ratio'].count()} of {len(some)}",
+            f"{some['refusals'].sum()}",
+            f"{some['seconds'].median():.1f}",
+        ]
+        for family, runs in frame.groupby("family", sort=False)
+        for keep, some in runs.groupby("keep", sort=False)
+    ]
     header = ["family", "keep", "mean error", "error / best peer's", "kernels with a peer", "refusals", "seconds"]
     return f"{markdown(header, table)}\n\n{source(rows)}"
-
-
-def _peers(row: Row) -> tuple[str, str]:
-    return row["tensorly"], row["tltorch"]
-
-
-def _float(value: str) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        return None

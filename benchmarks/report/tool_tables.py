@@ -1,20 +1,23 @@
 """The table of the tools that layers work with."""
 
+from pandas import DataFrame, Series
+
 from benchmarks.common.rows import Rows
-from benchmarks.report.markdown import by, markdown, source
+from benchmarks.report.markdown import markdown, source
 
 
 def tools(rows: Rows) -> str:
     """Of how many formats the layers of each kind work with each tool, and what the others are told."""
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    table, told = [], {}
-    for name, runs in by(rows, "tool"):
-        cells = []
-        for kind in kinds:
-            results = [run["result"] for run in runs if run["kind"] == kind]
-            cells.append(f"{results.count('')} of {len(results)}")
-        table.append([name, *cells])
-        for error, bad in by([run for run in runs if run["result"]], "result"):
-            told.setdefault((name, error.split(":")[0]), []).extend(run["layer"] for run in bad)
-    notes = [f"Not: {name}: {', '.join(layers)} ({error})." for (name, error), layers in told.items()]
-    return "\n\n".join([markdown(["tool", *kinds], table), *notes, source(rows)])
+
+    def working(results: Series) -> str:
+        return f"{(results == '').sum()} of {len(results)}"
+
+    frame = DataFrame(rows)
+    table = frame.pivot_table("result", "tool", "kind", working, sort=False)
+    refused = frame[frame["result"] != ""]
+    kind_of_error = refused["result"].str.split(":").str[0].rename("error")
+    notes = [
+        f"Not: {name}: {', '.join(layers)} ({error})."
+        for (name, error), layers in refused.groupby(["tool", kind_of_error], sort=False)["layer"]
+    ]
+    return "\n\n".join([markdown(["tool", *table], table.itertuples()), *notes, source(rows)])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import tnlayers
 from benchmarks.common.errors import ConfigError, DataError, RunError
+from benchmarks.common.initialisations import CORES
 from benchmarks.common.rows import REPOSITORY
 from benchmarks.common.sizes import convolutions
 from benchmarks.training.config import Config
@@ -34,17 +35,10 @@ PICTURE = Path("runs") / "demo.png"
 DRAWS = 5  # networks per initialisation in the picture
 IMAGES = 128  # that the signal is measured on
 
+kaiming = CORES["kaiming"]  # what one writes without a solver: torch's rule for a dense weight, on every core
+small = CORES["normal 0.02"]  # the other habit: the same small normal everywhere
+
 BLUE, GREY, ORANGE, PURPLE = "#0072b2", "#5f6368", "#d55e00", "#8e44ad"
-
-
-def kaiming(core: Tensor) -> None:
-    """What one writes without a solver: torch's rule for a dense weight, on every core."""
-    nn.init.kaiming_normal_(core, nonlinearity="relu")
-
-
-def small(core: Tensor) -> None:
-    """The other habit: the same small normal everywhere."""
-    nn.init.normal_(core, std=0.02)
 
 
 def signal(model: nn.Module, images: Tensor) -> Tensor:
@@ -68,7 +62,7 @@ def gains(config: Config, images: Tensor) -> Tensor:
     return y / x
 
 
-def depth_profile(config: Config, images: Tensor, redraw: Callable[[Tensor], None] | None = None) -> Tensor:
+def depth_profile(config: Config, images: Tensor, redraw: Callable[[Tensor], object] | None = None) -> Tensor:
     """E[y^2] of every convolution without normalisation, of shape (DRAWS, convolutions).
 
     Normalisation is taken out because it rescales every layer's output and so hides what the initialisation did. In
