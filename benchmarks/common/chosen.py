@@ -3,10 +3,11 @@
 import math
 import statistics
 from collections.abc import Sequence
-
-from benchmarks.common.rows import Row
+from typing import Any
 
 GROUP = ("dataset", "network", "family", "arm")
+
+Row = dict[str, Any]
 
 
 def identity(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
