@@ -18,7 +18,7 @@ $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 demo: $(VENV)/ready
-	$(PY) benchmarks/demo.py
+	$(PY) benchmarks/training/demo.py
 
 test: $(VENV)/ready
 	$(PY) -m pytest -n 2 --dist worksteal
@@ -38,10 +38,10 @@ test-latest:
 SMOKE := runs/smoke
 results-smoke: $(VENV)/ready
 	rm -rf $(SMOKE)
-	$(PY) benchmarks/results.py --config configs/results-smoke.yaml --workers 2 --out $(SMOKE)/results.csv
-	$(PY) benchmarks/throughput.py --network resnet20 --keeps 0.2 --batch 16 --seconds 5 --out $(SMOKE)/throughput.csv
-	$(PY) -W ignore benchmarks/scale.py --network resnet18 --convs dense tr --size 64 --out $(SMOKE)/scale.csv
-	$(PY) benchmarks/report.py --show results $(SMOKE)/results.csv --show presets $(SMOKE)/results.csv \
+	$(PY) benchmarks/measure/results.py --config configs/results-smoke.yaml --workers 2 --out $(SMOKE)/results.csv
+	$(PY) benchmarks/measure/throughput.py --network resnet20 --keeps 0.2 --batch 16 --seconds 5 --out $(SMOKE)/throughput.csv
+	$(PY) -W ignore benchmarks/measure/scale.py --network resnet18 --convs dense tr --size 64 --out $(SMOKE)/scale.csv
+	$(PY) benchmarks/report/tables.py --show results $(SMOKE)/results.csv --show presets $(SMOKE)/results.csv \
 		--show throughput $(SMOKE)/throughput.csv --show scale $(SMOKE)/scale.csv
 
 lint: $(VENV)/ready

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import speed
 import tnlayers
+from benchmarks.measure import speed
 from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork, testing
-from tnlayers.backend.rates import MODES, TABLES, rates
+from tnlayers.backend.rates import RUN_MODES, TABLES, rates
 from tnlayers.execution.run import run
 from tnlayers.planning import choose as planning
 from tnlayers.planning.choose import LIMIT, candidates, plan
@@ -37,7 +37,7 @@ def partitions(items: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", RUN_MODES)
 @pytest.mark.parametrize("size", [4, 32])
 def test_the_search_finds_what_trying_every_order_finds(text, mode, size):
     skeleton = TensorNetwork.skeleton(text)
@@ -61,7 +61,7 @@ def test_refine():
 
 
 @settings(max_examples=60, deadline=None)
-@given(networks(max_cores=5), st.sampled_from(MODES), st.sampled_from(["first", "last"]), st.booleans())
+@given(networks(max_cores=5), st.sampled_from(RUN_MODES), st.sampled_from(["first", "last"]), st.booleans())
 def test_every_plan_computes_the_same(network, mode, layout, bias):
     """The cheapest plans and the dearer ones behind them, whatever the layout, and their gradients."""
     if len(network.kernel) == 1:
@@ -167,7 +167,7 @@ def test_plans_keep_to_the_memory_of_the_dense_layer():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", RUN_MODES)
 def test_in_doubt_the_kernel_is_built(dtype, memory, mode):
     """Over ranks from where cores win to where the kernel does, past those where no estimate can tell."""
     setting = Setting(32, (16, 16), mode=mode, dtype=dtype)

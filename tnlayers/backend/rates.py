@@ -1,6 +1,6 @@
 """What an operation costs on a kind of device: seconds per call, per FLOP and per byte, measured once.
 
-The table is printed by ``python benchmarks/calibrate.py``. A plan's cost is the sum over its operations; a training
+The table is printed by ``python benchmarks/measure/rates.py``. A plan's cost is the sum over its operations; a training
 step's rates cover forward and backward. Only ratios between plans matter, so one table serves machines of a kind.
 """
 
@@ -106,7 +106,7 @@ LARGE, FAULT = 1 << 25, 3.3e-10
 """Of glibc: copies of 34 MiB beside copies of 30 MiB."""
 
 
-# AMD EPYC (AVX2), 2 threads, torch 2.13, float32; one run of calibrate.py, 550 samples. The median relative error of
+# AMD EPYC (AVX2), 2 threads, torch 2.13, float32; a run of measure/rates.py, 550 samples. The median relative error of
 # the fit, 4 to 39 %, is added to it: of two operations as fast, the one that is easier to foresee is chosen. 'contract'
 # is a contraction of 2 x 2 matrices through autograd, its one step included.
 _CPU = Rates(

@@ -23,7 +23,7 @@ input axes of product N and k kernel axes of product K, :math:`S = M` and :math:
 Each right side falls from infinity to zero, so each has one root. What is left is one factor for all cores. The parts
 lie apart in the kernel of cores that are reflected: what was constant along an axis is then at its index 0.
 
-Derived here; the layers that these draws make are measured in ``benchmarks/depth.py``.
+Derived here; the layers that these draws make are measured in ``benchmarks/measure/depth.py``.
 """
 
 import math

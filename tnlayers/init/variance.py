@@ -98,10 +98,10 @@ class Init:
         1.6666666666666667
 
     **The default** is what stays nearest to a dense network through 50 plain layers, forward and backward
-    (``benchmarks/depth.py``): the rule of Pan et al. alone is right on average, but the logarithm of a gain that
-    fluctuates has a lower mean than the logarithm of its mean, and behind rectifiers signals are neither white nor
+    (``benchmarks/measure/depth.py``): the rule of Pan et al. alone is right on average, but the logarithm of a gain
+    that fluctuates has a lower mean than the logarithm of its mean, and behind rectifiers signals are neither white nor
     centred. Of the two splits it has the one that mostly needs fewer steps of training with batch normalisation
-    (``benchmarks/convergence.py``). ``init="paper"`` is that rule alone.
+    (``benchmarks/measure/convergence.py``). ``init="paper"`` is that rule alone.
     """
 
     mode: str = "fan_in"

@@ -1,0 +1,1 @@
+"""What several scripts share; it imports nothing from the other folders."""

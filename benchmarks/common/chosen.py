@@ -1,0 +1,51 @@
+"""Learning rates by their accuracy on held-out images."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+GROUP = ("dataset", "network", "family", "arm")
+
+Row = dict[str, Any]
+
+
+def identity(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(row[column]) for column in columns)
+
+
+def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
+    """For every dataset, network, family and arm the learning rate that is best on held-out images, and what it gives.
+
+    A run that diverged has accuracy 0. The smallest of equally good rates is taken.
+
+    Returns:
+        dictionaries of these four columns, and `lr`; `accuracy` and `error`, mean and standard error over seeds on the
+        test images; `diverged`, the share of runs that did, over all rates and seeds; `steps_to`, mean over seeds, or
+        None if one of them never gets there; `note`, and then None for the rest, where there is no such network.
+    """
+
+    def accuracies(runs: Sequence[dict[str, str]], images: str) -> list[float]:
+        return [0.0 if run["diverged"] == "True" else float(run[f"accuracy_{images}"]) for run in runs]
+
+    groups: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
+    for row in rows:
+        groups.setdefault(identity(row, GROUP), {}).setdefault(row["lr"], []).append(row)
+    found = []
+    for group, rates in groups.items():
+        nowhere = rates.pop("", [{"note": ""}])
+        choice: Row = dict(zip(GROUP, group, strict=True))
+        choice |= dict.fromkeys(("lr", "accuracy", "error", "diverged", "steps_to")) | {"note": nowhere[0]["note"]}
+        if rates:
+            lr = max(rates, key=lambda rate: (statistics.fmean(accuracies(rates[rate], "heldout")), -float(rate)))
+            test, steps = accuracies(rates[lr], "test"), [run["steps_to"] for run in rates[lr]]
+            choice |= {
+                "lr": lr,
+                "accuracy": statistics.fmean(test),
+                "error": statistics.stdev(test) / math.sqrt(len(test)) if len(test) > 1 else None,
+                "diverged": statistics.fmean(run["diverged"] == "True" for runs in rates.values() for run in runs),
+                "steps_to": statistics.fmean(map(float, steps)) if all(steps) else None,
+                "note": "",
+            }
+        found.append(choice)
+    return found

@@ -1,0 +1,57 @@
+"""What scripts that run a grid have in common: their command, and the file that their rows go to."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+from rich.console import Console
+
+from benchmarks.common.atomic import check
+from benchmarks.common.errors import ConfigError, DataError
+from benchmarks.common.rows import read_csv
+
+Told = TypeVar("Told", bound="GridCommand")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCommand:
+    """What every script that runs a grid is told."""
+
+    config: Path
+    """YAML file with the grid."""
+    data_dir: Path = Path("data")
+    """Directory with the official files of Fashion-MNIST or CIFAR-10."""
+    out: Path
+    """CSV file; its rows of other runs stay."""
+    workers: int = 1
+    """Runs beside each other, in processes of their own."""
+
+
+def obey(kind: type[Told], run: Callable[[Told, Console], None], arguments: Sequence[str] | None) -> None:
+    """Run a grid as the command line says; what cannot be run ends with one sentence."""
+    command = tyro.cli(kind, args=arguments)
+    try:
+        run(command, Console())
+    except (ConfigError, DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: what was done is in {command.out}; the same command goes on")
+
+
+def read_rows(out: Path, columns: Sequence[str], workers: int) -> list[dict[str, str]]:
+    """What a file of rows has so far.
+
+    Raises:
+        ConfigError: it cannot take more, or there are no workers.
+        WriteError: it cannot be written.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}, but it must be at least 1")
+    check(out, "out")
+    rows = read_csv(out) if out.exists() else []
+    if any([*row][: len(columns)] != [*columns] for row in rows):
+        raise ConfigError(f"out is {out}, which has other columns than this script writes: move it away")
+    return rows

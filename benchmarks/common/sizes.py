@@ -1,0 +1,29 @@
+"""How large networks are."""
+
+from torch import nn
+
+import tnlayers
+
+
+def convolutions(model: nn.Module) -> list[nn.Module]:
+    """The convolutions of a network, dense or not, by depth."""
+    return [module for module in model.modules() if isinstance(module, (nn.Conv2d, tnlayers.TensorLayer))]
+
+
+def size(model: nn.Module) -> dict[str, float]:
+    """Parameters, what they would be with dense convolutions, and the keep ratio of the convolutions together."""
+    parameters = numel(model)
+    cores = sum(numel(conv) for conv in convolutions(model))
+    kernels = sum(  # no convolution has a bias
+        conv.network.dense_params if isinstance(conv, tnlayers.TensorLayer) else conv.weight.numel()
+        for conv in convolutions(model)
+    )
+    return {
+        "parameters": parameters,
+        "dense_parameters": parameters - cores + kernels,
+        "keep_ratio": round(cores / kernels, 4),
+    }
+
+
+def numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

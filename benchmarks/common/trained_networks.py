@@ -1,0 +1,46 @@
+"""Trained networks: those of results.csv, and those whose weights are in files."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.common.errors import ConfigError
+from benchmarks.common.families import CONVOLUTIONS, MODELS
+from tnlayers.models import ResNet
+
+CHANNELS, CLASSES, SIZE = 3, 10, 32
+
+
+def trained(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of results.csv of a CIFAR-10 network that was compressed to a size, or is its dense one, and trained."""
+    return [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
+
+
+def drawn(row: dict[str, str]) -> nn.Module:
+    """The network of such a row, as drawn."""
+    conv, rank = CONVOLUTIONS[row["conv"]], {"rank": float(row["rank"])} if row["rank"] else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        network: nn.Module = MODELS[row["model"]](conv=partial(conv, **rank), in_channels=CHANNELS, num_classes=CLASSES)
+    return network
+
+
+def network_name(path: Path) -> str:
+    return re.sub(r"-[0-9a-f]{8,}$", "", path.stem)
+
+
+def read_network(path: Path) -> nn.Module:
+    """The ResNet whose weights a file holds."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("module."): value for name, value in state.get("state_dict", state).items()}
+        blocks = {name.split(".")[1] for name in state if name.startswith("layer1.")}
+        model = ResNet(6 * max(1, len(blocks)) + 2)
+        model.load_state_dict(state)
+    except Exception as error:  # a damaged file can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path} holds no weights of a CIFAR-10 ResNet: {reason}") from error
+    return model.eval()

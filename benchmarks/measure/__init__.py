@@ -1,0 +1,1 @@
+"""One script per CSV file of benchmarks/results; no script imports another."""

@@ -1,0 +1,335 @@
+"""Compress trained ResNets in every format, and tune them: python benchmarks/measure/compress.py --weights FILE.
+
+A row is a network, a format and a keep ratio: the error of the fitted kernels, accuracy before and after a short
+fine-tune, size and latency; and the errors, and accuracies before a fine-tune, of tensorly's own algorithms and of
+tensorly-torch's `FactorizedConv.from_conv` at equal ranks. A row `dense` is the network itself, tuned alike. The stem
+and the last layer stay plain.
+
+Choose rates with --split validation: a fifth of the training images, which are then not tuned on. The network was once
+trained on them, so only what a format loses against `dense` means something. Final figures are of test images.
+
+Files of weights hold a state_dict, perhaps under the key "state_dict" and with names that start with "module.", as in
+github.com/akamaster/pytorch_resnet_cifar10. As there, images are normalised with ImageNet's constants.
+"""
+
+import io
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+from tyro.conf import Suppress
+
+import tnlayers
+from benchmarks.common.errors import ConfigError, DataError, RunError
+from benchmarks.common.families import ALL_FAMILIES
+from benchmarks.common.grid import read_rows
+from benchmarks.common.names import DENSE
+from benchmarks.common.peer_fits import PEERS, quietly
+from benchmarks.common.provenance import provenance, write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.sizes import convolutions, size
+from benchmarks.common.timing import rounds
+from benchmarks.common.trained_networks import network_name, read_network
+from benchmarks.training.config import Config
+from benchmarks.training.data.in_memory import ImageData, load
+from benchmarks.training.data.on_disk import normalise
+from benchmarks.training.loop import Loop
+from benchmarks.training.progress import progress_bar, progress_bars
+
+BATCHES = (1, 32)  # whose latency is measured
+KEY = ("weights", "format", "keep", "split")
+TEMPERATURE = 4.0  # of the softmax that is distilled
+SETTINGS = (
+    "allocation", "calibration", "distil", "hint",
+    "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "seed", "amp",
+)  # fmt: skip
+COLUMNS = (
+    *KEY, "kept", "swapped", "refused", "parameters", "dense_parameters", "bytes", "dense_bytes", "error", "error_max",
+    "accuracy_dense", "accuracy_before", "accuracy_after", "drop", *SETTINGS, "images", "evaluated", "fit_seconds",
+    "tune_seconds", "dense_ms_1", "dense_ms_32", "latency_1", "latency_32", "unfolded_1", "unfolded_32", "note",
+    *(f"{peer}_{column}" for peer in ("tensorly", "tltorch") for column in ("error", "before", "seconds")),
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Config):
+    """Compress trained CIFAR-10 ResNets in every format, and tune them shortly."""
+
+    weights: tuple[Path, ...]
+    """Files with the networks' weights; a hash at the end of a name is left out of the tables."""
+    formats: tuple[str, ...] = (DENSE, "tucker", "cp", "tt-chain", "tr", "tt", "btt")
+    keeps: tuple[float, ...] = (0.5, 0.25)
+    """Shares of their parameters that the convolutions may keep, the stem aside."""
+    allocation: Literal["budget", "uniform"] = "budget"
+    """Spread the parameters over the convolutions by their singular values, or keep the same share of each."""
+    calibration: int = 16
+    """Batches of training images to which the layers are fitted one after another; 0: plain least squares."""
+    distil: float = 0.9
+    """Share of the loss that is the divergence from the dense network's outputs; 0: labels alone."""
+    hint: float = 64.0
+    """Weight of the squared differences between the blocks' outputs and the dense network's, over those' squares."""
+    epochs: int = 2
+    """Of the fine-tune; 0: none."""
+    lr: float = 0.005
+    """Largest learning rate of plain layers; cores have those of `tnlayers.param_groups`."""
+    batch_size: int = 128
+    weight_decay: float = 0.0001
+    warmup: float = 0.1
+    peers: bool = True
+    """Decompose with tensorly and tensorly-torch too, where they are installed."""
+    budget: float = 2.0
+    """Seconds of timing per batch size, but at least 5 rounds."""
+    out: Path = RESULTS / "compress.csv"
+    """CSV file; its rows of other networks, formats, keep ratios and splits stay."""
+
+    dataset: Suppress[str] = "cifar10"
+    model: Suppress[str] = ""
+    conv: Suppress[str] = DENSE
+    rank: Suppress[None] = None
+    init: Suppress[None] = None
+    image_size: Suppress[int] = 224
+    classes: Suppress[None] = None
+    save_every: Suppress[None] = None
+    tensorboard: Suppress[bool] = False
+    resume: Suppress[bool] = False
+    name: Suppress[str | None] = None
+
+    def __post_init__(self) -> None:
+        """See check: what is raised here, tyro tells in its own way."""
+
+    def check(self) -> None:
+        """Refuse values that nothing can be run with."""
+        names = [*map(network_name, self.weights)]
+        for name, holds, rule in (
+            ("weights", len(set(names)) == len(names), "the names of the networks must differ"),
+            (
+                "formats",
+                set(self.formats) <= {DENSE, *ALL_FAMILIES},
+                f"there are only {DENSE}, {', '.join(ALL_FAMILIES)}",
+            ),
+            ("keeps", all(0 < keep <= 1 for keep in self.keeps), "they must be above 0 and at most 1"),
+            ("calibration", self.calibration >= 0, "it must be at least 0"),
+            ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
+            ("hint", 0 <= self.hint < math.inf, "it must be at least 0"),
+            ("epochs", self.epochs >= 0, "it must be at least 0"),
+        ):
+            if not holds:
+                value = getattr(self, name)
+                raise ConfigError(
+                    f"{name} is {' '.join(map(str, value)) if type(value) is tuple else value}, but {rule}"
+                )
+        Config.__post_init__(replace(self, epochs=max(1, self.epochs)))
+
+
+class Tuning(Loop):
+    """A run that goes on from a network and with data that are there, and writes nothing."""
+
+    def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
+        # Fitted cores are far from equal in scale: at one rate for all, TR and CP lose what the fit had kept.
+        groups = tnlayers.param_groups(model.to(data.test_images.device), config.lr, weight_decay=config.weight_decay)
+        super().__init__(config, data, model, groups)
+        self.normalise = normalise
+        self.teacher = None if not config.distil and not config.hint else teacher
+        self.blocks: tuple[list[Tensor], ...] = ()
+        if self.teacher is not None:
+            self.teacher = deepcopy(self.teacher).to(self.device).eval()
+            if config.hint:
+                self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher)))
+
+    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = super()._loss(images, logits, labels)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = self.teacher(self.normalise(images))
+        hints = torch.zeros((), device=self.device)
+        for ours, theirs in zip(*self.blocks, strict=True):
+            hints = hints + self.config.hint * F.mse_loss(ours.float(), theirs) / theirs.square().mean()
+        for found in self.blocks:
+            found.clear()
+        near = F.kl_div(*((x / TEMPERATURE).log_softmax(1) for x in (logits, wanted)), log_target=True, reduction="sum")
+        return hints + (1 - self.config.distil) * loss + self.config.distil * TEMPERATURE**2 * near / len(images)
+
+    def accuracy(self) -> float:
+        """Of the network as it is now, on images that are not trained on."""
+        return round(self._evaluate()[1], 6)
+
+
+def outputs_of_blocks(model: nn.Module) -> list[Tensor]:
+    """A list to which every residual block adds its output, but in evaluation."""
+    found: list[Tensor] = []
+
+    def note(_: nn.Module, __: Any, out: Tensor) -> None:
+        if not torch.is_inference_mode_enabled():
+            found.append(out)
+
+    for name, module in model.named_modules():
+        if re.fullmatch(r"layer\d+\.\d+", name):
+            module.register_forward_hook(note)
+    return found
+
+
+def decompose(peer: str, family: str, model: nn.Module, ranks: dict[str, list[int]], seed: int) -> Row:
+    """Put a peer's kernels into a plain network: their mean relative error and the seconds, or the peer's refusal."""
+    errors, start, name = [], time.perf_counter(), ""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            with quietly():
+                for name, rank in ranks.items():
+                    conv, weight = model.get_submodule(name), model.get_submodule(name).weight
+                    kernels = PEERS[peer](family, conv, rank, seed)
+                    fits = {float((kernel - weight).norm() / weight.norm()): kernel for kernel in kernels}
+                    if not fits:
+                        return {}
+                    errors.append(min(fits))
+                    weight.copy_(fits[min(fits)])
+        except Exception as error:
+            return {f"{peer}_error": f"{name}: {' '.join(str(error).split())}"}
+    seconds = round(time.perf_counter() - start, 2)
+    return {f"{peer}_error": round(statistics.mean(errors), 5), f"{peer}_seconds": seconds}
+
+
+def latencies(models: dict[str, nn.Module], device: torch.device, budget: float) -> Row:
+    """Medians of interleaved rounds: milliseconds of `dense`, and the others' times over its."""
+
+    def step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+        def infer() -> None:
+            with torch.no_grad():
+                model(x)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+
+        return infer
+
+    row: Row = {}
+    for batch in BATCHES:
+        x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+        steps = {name: step(model.to(device).eval(), x) for name, model in models.items()}
+        for warm_up in (*steps.values(), *steps.values()):
+            warm_up()
+        medians = {name: statistics.median(times) for name, times in rounds(steps, budget, twins=()).items()}
+        dense = medians.pop("dense")
+        row |= {f"dense_ms_{batch}": round(1e3 * dense, 4)}
+        row |= {f"{name}_{batch}": round(seconds / dense, 4) for name, seconds in medians.items()}
+    return row
+
+
+def file_bytes(model: nn.Module) -> int:
+    torch.save(model.state_dict(), file := io.BytesIO())
+    return file.tell()
+
+
+def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, progress: Progress) -> Row:
+    """A row, of which the network, the format, the keep ratio and the dense accuracy are known."""
+    family, model, swap, start = known["format"], deepcopy(dense), {}, time.perf_counter()
+    if family != DENSE:
+        form, options = family.partition("-")[0], ALL_FAMILIES[family][1]
+        ranks = {"budget": {"params": known["keep"]}} if command.allocation == "budget" else {"rank": known["keep"]}
+        config = tnlayers.TensorizeConfig(form, **ranks, options=options, include=["layer*"])
+        images = normalise(data.train_images[: 128 * command.calibration].cpu())
+        try:
+            swap = tnlayers.tensorize_(model, config, calibration=images.split(128) if len(images) else None)
+        except ValueError as error:  # every layer refuses
+            return known | {"swapped": 0, "refused": len(convolutions(dense)) - 1, "note": str(error)}
+    row = known | {"fit_seconds": round(time.perf_counter() - start, 2)}
+    layers = {name: layer for name, layer in swap.items() if layer.swapped}
+    refused = [layer.reason for layer in swap.values() if layer.reason.startswith("refused")]
+    errors, counts = [layer.error for layer in layers.values()] or [0.0], size(model)
+    row |= {
+        "kept": counts.pop("keep_ratio"), "swapped": len(layers), "refused": len(refused), **counts,
+        "bytes": file_bytes(model), "dense_bytes": file_bytes(dense), "error": round(statistics.mean(errors), 5),
+        "error_max": round(max(errors), 5), "note": "; ".join(dict.fromkeys(refused)),
+    }  # fmt: skip
+    timed = {"dense": deepcopy(dense), "latency": deepcopy(model)}
+    if swap:
+        tnlayers.unfold_(timed.setdefault("unfolded", deepcopy(model)))
+    row |= latencies(timed, data.test_images.device, command.budget)
+    for peer in filter(find_spec, PEERS) if command.peers and swap else ():
+        other, ranks = deepcopy(dense), {name: [*layer.rank.values()] for name, layer in layers.items()}
+        row |= decompose(peer, family, other, ranks, command.seed)
+        if f"{peer}_seconds" in row:
+            row[f"{peer}_before"] = Tuning(command, data, other).accuracy()
+    tuning = Tuning(replace(command, name=f"{row['weights']} {family} {row['keep']}"), data, model, dense)
+    row |= {"accuracy_before": tuning.accuracy(), "images": tuning.steps * tuning.batch_size}
+    if command.epochs:
+        start = time.perf_counter()
+        try:
+            tuning.finish(progress_bar(progress, tuning))
+        except RunError as error:
+            return row | {"note": "; ".join(filter(None, (row["note"], str(error))))}
+        row |= {"tune_seconds": round(time.perf_counter() - start, 2), "accuracy_after": tuning.accuracy()}
+    return row | {"drop": round(100 * (row["accuracy_dense"] - row.get("accuracy_after", row["accuracy_before"])), 2)}
+
+
+def compress(command: Command, progress: Progress) -> Iterator[Row]:
+    """The rows, one by one."""
+    torch.backends.cudnn.deterministic = True
+    if command.threads is not None:
+        torch.set_num_threads(command.threads)
+    networks = {network_name(path): read_network(path) for path in command.weights}
+    data = load("cifar10", command.data_dir, command.download)
+    try:
+        data = (data if command.split == "test" else data.validation()).to(torch.device(command.device))
+    except (AssertionError, RuntimeError) as error:  # AssertionError: this build of torch has no CUDA
+        raise ConfigError(f"device is {command.device!r}, which cannot be used here: {error}") from error
+    same = {name: getattr(command, name) for name in ("split", *SETTINGS)} | {"evaluated": len(data.test_labels)}
+    for name, dense in networks.items():
+        accuracy = Tuning(command, data, deepcopy(dense)).accuracy()
+        every = ((family, 1.0 if family == DENSE else keep) for family in command.formats for keep in command.keeps)
+        for family, keep in dict.fromkeys(every):
+            known = {"weights": name, "format": family, "keep": keep, "accuracy_dense": accuracy, **same}
+            yield dict.fromkeys(COLUMNS, "") | measure(command, known, dense, data, progress)
+
+
+def key(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[column]) for column in KEY)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line per row."""
+    titles = ("network", "convolutions", "keep", "parameters", "error", "dense", "before", "after", "drop", "layers")
+    names = ("weights", "format", "keep", "parameters", "error", "accuracy_dense", "accuracy_before", "accuracy_after")
+    table = Table(*titles, title=f"accuracy on the {rows[0]['split']} images")
+    for row in rows:
+        shown = [f"{row[n]:.2%}" if n.startswith("accuracy") and row[n] != "" else str(row[n]) for n in names]
+        table.add_row(*shown, str(row["drop"]), f"{row['swapped']} of {row['swapped'] + row['refused']}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    console = Console()
+    try:
+        command = tyro.cli(Command, args=arguments)
+        command.check()
+        rows, done = {key(row): row for row in read_rows(command.out, COLUMNS, workers=1)}, []
+        with progress_bars(console) as progress:
+            for row in compress(command, progress):
+                done.append(row)
+                rows[key(row)] = row | provenance(command.device)
+                write_csv(command.out, [*rows.values()], command.device)
+        console.print(table(done))
+    except (ConfigError, DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the rows that were done are written; go on with the other --formats and --keeps")
+
+
+if __name__ == "__main__":
+    main()

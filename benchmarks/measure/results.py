@@ -1,0 +1,171 @@
+"""Train compressed ResNets at equal sizes, all by one recipe.
+
+    python benchmarks/measure/results.py --config configs/results-cifar10.yaml --data-dir DIR --workers 2
+
+A row is a network, the format of its convolutions, a compression and a seed, trained and evaluated as train.py does it.
+Compression is that of the whole network: dense parameters over its own. Networks of tednet's, named under `presets`,
+run twice: drawn by our solver and as tednet draws them. What cannot be built, or is lost on the way, has a row with a
+note.
+
+Rows that are there with the same settings are not run again: the same command goes on where it was stopped.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.common import pool
+from benchmarks.common.errors import ConfigError, RunError
+from benchmarks.common.families import CONVOLUTIONS, MODELS
+from benchmarks.common.grid import GridCommand, obey, read_rows
+from benchmarks.common.names import DENSE
+from benchmarks.common.provenance import provenance, write_csv
+from benchmarks.common.rows import RESULTS
+from benchmarks.common.sizes import convolutions, numel
+from benchmarks.training.config import Config
+from benchmarks.training.data.in_memory import DATASETS, cached_load
+from benchmarks.training.run import Run
+from benchmarks.training.tednets import PRESETS
+
+Row = dict[str, Any]
+TEDNET = {"tr": 10, "tt": 10, "tucker": 10, "cp": 100, "btt": 4}
+"""Ranks of tednet's networks at which they are about as large as each other."""
+IDENTITY = ("ratio", *Config().experiment)
+MEASURED = (
+    "parameters", "dense_parameters", "keep_ratio", "train_loss", "train_accuracy", "loss", "accuracy", "precision",
+    "seconds", "note",
+)  # fmt: skip
+COLUMNS = ("arm", *IDENTITY, *MEASURED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid(Config):
+    """What is run: all networks, families, compressions and seeds with each other, and the recipe of all."""
+
+    dataset: Literal[tuple(DATASETS)] = "cifar10"
+    networks: tuple[Literal[tuple(MODELS)], ...] = ()
+    families: tuple[Literal[tuple(CONVOLUTIONS)], ...] = ()
+    ratios: tuple[float, ...] = ()
+    """Parameters of the dense network over those of the compressed one."""
+    presets: tuple[Literal[tuple(PRESETS)], ...] = ()
+    """Networks of tednet's."""
+    seeds: tuple[int, ...] = (0,)
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have."""
+        for name, holds, rule in (
+            ("families", self.families or not self.networks, "one at least is needed"),
+            ("ratios", self.ratios or {*self.families} <= {DENSE}, "one at least is needed"),
+            ("ratios", all(ratio > 1 for ratio in self.ratios), "they must be above 1"),
+            ("networks", self.networks or self.presets, "one at least is needed, or one of presets"),
+            ("ratios", len({*self.ratios}) == len(self.ratios), "none may be there twice"),
+            ("seeds", len({*self.seeds}) == len(self.seeds) > 0, "one at least is needed, and none twice"),
+        ):
+            if not holds:
+                raise ConfigError(f"{name} is {[*getattr(self, name)]}, but {rule}")
+        for name in ("model", "conv", "rank", "init", "name", "seed", "split"):
+            if getattr(self, name) != getattr(Config, name):
+                raise ConfigError(f"{name} is {getattr(self, name)}, but the grid sets it")
+        super().__post_init__()
+
+    def arms(self) -> Iterator[tuple[float | str, Config]]:
+        """Compressions and configurations; the rank of those with a compression is not known yet."""
+        same = {field.name: getattr(self, field.name) for field in fields(Config)}
+        for seed, model in product(self.seeds, self.networks):
+            for family in self.families:
+                for ratio in [1.0] if family == DENSE else self.ratios:
+                    yield ratio, Config(**same | {"model": model, "conv": family, "seed": seed})
+        for seed, model, (form, rank), init in product(self.seeds, self.presets, TEDNET.items(), (None, "tednet")):
+            arm = {"name": f"{form}-{rank}" + (f"-{init}" if init else ""), "rank": rank, "init": init}
+            yield "", Config(**same | {"model": model, "conv": form, "seed": seed} | arm)
+
+
+def sized(ratio: float | str, config: Config, channels: int, num_classes: int) -> Config:
+    """The configuration whose network is compressed so much: with that keep ratio in every convolution but the stem."""
+    if config.conv == DENSE or ratio == "":
+        return config
+    with torch.device("meta"):
+        dense = replace(config, conv=DENSE).network(channels, num_classes)
+    convs = sum(conv.weight.numel() for conv in convolutions(dense)[1:])
+    total = numel(dense)
+    keep = (total / float(ratio) - (total - convs)) / convs
+    if not 0 < keep <= 1:
+        raise ConfigError(f"{config.model} cannot be compressed {ratio} times by its convolutions alone")
+    return replace(config, rank=round(keep, 5), name=f"{config.conv}-{ratio:g}x")
+
+
+def measure(arm: tuple[float | str, Config]) -> Row:
+    """The row of a run."""
+    ratio, config = arm
+    row = dict.fromkeys(COLUMNS, "") | {"arm": config.arm, "ratio": ratio} | config.experiment
+    try:
+        data = cached_load(config.dataset, config.data_dir, config.download)
+        config = sized(ratio, config, data.channels, data.num_classes)
+        row |= {"arm": config.arm}
+        found = Run(config, data).finish().row
+    except (ConfigError, RunError) as error:
+        return row | {"note": " ".join(str(error).split())}
+    return row | {name: found[name] for name in MEASURED if name in found} | {"rank": found["rank"]}
+
+
+def identity(row: Row) -> tuple[str, ...]:
+    """What makes a run another one; the rank follows from the compression where there is one."""
+    return tuple(
+        str("" if row[name] is None or (name == "rank" and row["ratio"] != "") else row[name]) for name in IDENTITY
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(GridCommand):
+    """Train compressed ResNets at equal sizes, all by one recipe."""
+
+    out: Path = RESULTS / "results.csv"
+
+
+def run(command: Command, console: Console) -> None:
+    """Measure what is not yet in the file.
+
+    Raises:
+        ConfigError, DataError: nothing can be run, or nowhere be written.
+    """
+    grid = Grid.from_yaml(command.config)
+    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
+    runs = Path("runs") / "results"
+    same = {"data_dir": command.data_dir, "out": runs, "overwrite": not grid.resume}
+    arms = [(ratio, replace(arm, **same)) for ratio, arm in grid.arms()]
+    cached_load(grid.dataset, command.data_dir, grid.download)
+    there = {identity(row) for row in rows}
+    wanted = [identity({"ratio": ratio, **arm.experiment}) for ratio, arm in arms]
+    torch.set_num_threads(grid.threads or torch.get_num_threads())
+    todo = [arm for arm, name in zip(arms, wanted, strict=True) if name not in there]
+
+    def keep(row: Row) -> None:
+        rows.append({name: "" if row[name] is None else str(row[name]) for name in COLUMNS} | provenance(grid.device))
+        write_csv(command.out, rows, grid.device)
+
+    pool.measure_all(measure, todo, command.workers, keep, console)
+    console.print(table([row for row in rows if identity(row) in {*wanted}]))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line per run."""
+    names = ("model", "arm", "seed", "parameters", "train_loss", "accuracy", "seconds", "note")
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in names))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    obey(Command, run, arguments)
+
+
+if __name__ == "__main__":
+    main()

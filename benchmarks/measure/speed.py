@@ -1,0 +1,208 @@
+"""Time every family against the dense layer, other plans and peers: python benchmarks/measure/speed.py.
+
+All columns of a row run interleaved, in one process: round after round, each once, in random order. A row holds
+medians in milliseconds. `train` is forward and backward, `infer` a forward in eval mode without gradients, `frozen` one
+in which our layers keep their weights (`tnlayers.freeze_`) and peers do what they do. Layers have no bias, as in a
+ResNet.
+
+The peers are tednet and tensorly-torch, which come with `pip install .[peers]`. Where one is missing, or cannot do a
+row, its cell is empty.
+"""
+
+import argparse
+import gc
+import statistics
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import islice, product
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from benchmarks.common.families import FAMILIES, LayerCase
+from benchmarks.common.peers import peers
+from benchmarks.common.provenance import csv_file, write_csv
+from benchmarks.common.rows import RESULTS, read_csv
+from benchmarks.common.timing import Step, keep_freed_memory, once, rounds
+from tnlayers.backend.rates import Rate, Rates, lanes
+from tnlayers.backend.rates import rates as layer_rates
+from tnlayers.planning.search import Search
+from tnlayers.planning.search_space import search_space
+from tnlayers.planning.setting import Setting
+
+SHAPES = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 14, 1), (512, 512, 7, 1), (64, 64, 56, 1))
+RANKS = (8, 10, 16, 0.05, 0.1, 0.25)
+BATCHES = (1, 32)
+PASSES = {"train": "train", "infer": "infer", "frozen": "cached"}  # and what the planner calls them
+CANDIDATES = 4  # orders that the oracle times
+HOPELESS = 4  # times the fastest; such a column keeps the time of its second call alone
+PATIENCE = 0.5  # seconds; what takes longer is called once before it is timed, or not at all
+ROOM = 4e9  # bytes; a plan that needs more is not run
+OUT = RESULTS / "speed.csv"
+
+
+def oracle(row: LayerCase, layer: Any, setting: Setting) -> Iterator[Any]:
+    """Layers with other orders of contraction than the chosen one, the likeliest by estimate."""
+    found = list(islice(layer._executor.candidates(setting), 40))
+    likely = [plan for plan in found if plan.seconds < HOPELESS * found[0].seconds and plan.peak < ROOM]
+    for order in list(dict.fromkeys(plan.order for plan in likely))[1 : CANDIDATES + 1]:
+        yield row.layer(strategy=order)
+
+
+def least_flops(layer: Any, setting: Setting) -> int:
+    """Floating-point operations of the order that needs the fewest."""
+    kinds = layer_rates("cpu", "float32").infer
+    table = dict.fromkeys(kinds, Rate(0.0, 1.0, 0.0))
+    counted = Rates.counting(table, lanes(1, 1, 1))
+    path = next(iter(Search(search_space(layer.network, layer.geometry), setting, counted)))
+    return round(path.seconds)
+
+
+def measure(row: LayerCase, budget: float, compiled: bool) -> dict[str, Any]:
+    """All columns of a row."""
+    inputs, outputs, size, stride = row.shape
+    x = torch.randn(row.batch, inputs, size, size, requires_grad=row.mode == "train")
+    layer = row.layer()
+    setting = Setting(row.batch, (size, size), mode=PASSES[row.mode])
+    plan = layer._executor.plan(setting)
+    dense = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    modules: dict[str, nn.Module] = {"dense": dense, "dense_again": deepcopy(dense)}
+    modules |= {"auto": layer, "auto_again": row.layer()}
+    for name in ("reconstruct", "factorized"):
+        other = row.layer(strategy=name)
+        found = other._executor.plan(setting)
+        if found.order != plan.order and found.peak < ROOM:
+            modules[name] = other
+    low = row.layer(memory="low")
+    if row.mode == "train":
+        modules["low"] = low
+    modules |= {f"oracle{number}": other for number, other in enumerate(oracle(row, layer, setting))}
+    modules |= dict(peers(row, layer))
+    steps: dict[str, Step] = {}
+    first: dict[str, float] = {}
+    for name, module in modules.items():
+        try:
+            step = row.step(module, x)
+            first[name] = once(step)
+            if first[name] < PATIENCE:  # the first call of all plans, and fills caches
+                first[name] = once(step)
+            steps[name] = step
+        except Exception as error:
+            if not name.startswith(("tednet", "tltorch")):
+                raise
+            print(f"{row}: {name} fails: {error}")
+    twins = ("dense", "dense_again", "auto", "auto_again")
+    limit = HOPELESS * min(first.values())
+    hopeless = {name: seconds for name, seconds in first.items() if seconds > limit and name not in twins}
+    steps = {name: step for name, step in steps.items() if name not in hopeless}
+    if compiled:
+        steps |= dict(compile_all(row, x, {name: modules[name] for name in steps}))
+    times = rounds(steps, budget)
+    medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    medians |= {name: 1e3 * seconds for name, seconds in hopeless.items()}
+
+    def least(prefix: str) -> float | str:
+        found = [value for name, value in medians.items() if name.startswith(prefix)]
+        return round(min(found), 4) if found else ""
+
+    result: dict[str, Any] = {
+        "family": row.family, "in_channels": inputs, "out_channels": outputs, "size": size, "stride": stride,
+        "rank": row.rank, "keep_ratio": round(layer.keep_ratio, 4), "batch": row.batch, "mode": row.mode,
+    }  # fmt: skip
+    result |= {name: round(medians[name], 4) for name in twins}
+    result |= {
+        name: round(medians[name], 4) if name in medians else "" for name in ("reconstruct", "factorized", "low")
+    }
+    result |= {"oracle": least("oracle"), "tednet": least("tednet"), "tltorch": least("tltorch")}
+    if compiled:
+        result |= {f"compiled_{name}": least(f"compiled {name}") for name in ("dense", "auto", "tednet", "tltorch")}
+    places = (-(-size // stride)) ** 2
+    memory = [peak(module, x.detach()) if row.mode == "train" else "" for module in (dense, layer, low)]
+    return result | {
+        "order": plan.order, "parts": plan.chunks, "flops": plan.flops, "least_flops": least_flops(layer, setting),
+        "dense_flops": 2 * dense.weight.numel() * row.batch * places, "dense_peak": memory[0], "auto_peak": memory[1],
+        "low_peak": memory[2],
+        "rounds": len(times["dense"]),
+    }  # fmt: skip
+
+
+def compile_all(row: LayerCase, x: Tensor, modules: dict[str, nn.Module]) -> Iterator[tuple[str, Step]]:
+    """Steps through torch.compile, of what compiles in one graph."""
+    for name, module in modules.items():
+        if not name.startswith(("dense", "auto", "tednet", "tltorch")) or name.endswith("_again"):
+            continue
+        torch._dynamo.reset()
+        try:
+            step = row.step(torch.compile(module, fullgraph=True), x)
+            step()
+            yield f"compiled {name}", step
+        except Exception as error:
+            print(f"{row}: {name} does not compile: {type(error).__name__}")
+
+
+def peak(module: nn.Module, x: Tensor) -> int:
+    """Bytes of a training step at its peak: parameters, gradients, momentum, activations and all that comes between."""
+    module.train()
+    x = x.clone().requires_grad_()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=0.9)
+    gradient = torch.randn_like(module(x).detach())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        x.grad = None
+        module(x).backward(gradient)
+        optimizer.step()
+
+    step()
+    held = sum(p.nbytes * 2 for p in module.parameters()) + x.nbytes + gradient.nbytes
+    optimizer.zero_grad()
+    x.grad = None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    total = highest = 0
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            highest = max(highest, total)
+    return held + highest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row, but at least 5 rounds")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument(
+        "--ranks", nargs="+", type=lambda text: float(text) if "." in text else int(text), default=RANKS
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--modes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help="numbers of the shapes")
+    parser.add_argument("--update", action="store_true", help="keep the file's rows of other modes")
+    parser.add_argument("--compile", action="store_true", help="columns through torch.compile too, a minute per row")
+    parser.add_argument("--out", type=csv_file, default=OUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    torch.manual_seed(0)
+    chosen = [SHAPES[number] for number in arguments.shapes]
+    rows = read_csv(arguments.out) if arguments.update else []
+    rows = [row for row in rows if row["mode"] not in arguments.modes]
+    for family, shape, rank, batch, mode in track(
+        list(product(arguments.families, chosen, arguments.ranks, arguments.batches, arguments.modes))
+    ):
+        row = LayerCase(family, shape, rank, batch, mode)
+        try:
+            row.layer(device="meta")
+        except ValueError as error:  # a keep ratio too small for the format, a rank that a shape has no room for
+            print(f"{row}: {error}")
+            continue
+        rows.append(measure(row, arguments.budget, arguments.compile))
+        gc.collect()
+        write_csv(arguments.out, rows)
+
+
+if __name__ == "__main__":
+    main()

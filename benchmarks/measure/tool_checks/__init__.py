@@ -1,0 +1,1 @@
+"""What measure/tools.py tries: a check for each tool."""

@@ -1,0 +1,1 @@
+"""README.md's tables and pictures, made from the CSV files alone."""

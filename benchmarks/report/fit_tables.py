@@ -1,0 +1,64 @@
+"""Tables of layers that were fitted to trained kernels."""
+
+from pandas import to_numeric
+
+from benchmarks.common.rows import Rows
+from benchmarks.report.markdown import ReportError, markdown, mean_and_worst, numbers, source
+
+
+def compress(rows: Rows) -> str:
+    """Size, errors, accuracies on test images and latencies of every compressed network, and what was refused."""
+    rows = [row for row in rows if row["split"] == "test"]
+    if not rows:
+        raise ReportError("compress.csv holds no accuracies on test images")
+
+    def cell(value: str, form: str = ".3f") -> str:
+        try:
+            return format(float(value), form) if value else ""
+        except ValueError:
+            return "refuses"
+
+    table, notes = [], []
+    for row in rows:
+        named = [row["weights"], row["format"], row["keep"]]
+        count = int(row["swapped"]) + int(row["refused"])
+        parameters = row["parameters"] and f"{int(row['parameters']):,}"
+        share = row["parameters"] and f"{int(row['parameters']) / int(row['dense_parameters']):.1%}"
+        errors = [cell(row[column]) for column in ("error", "tensorly_error", "tltorch_error")]
+        befores = [cell(row[f"{who}_before"], ".2%") for who in ("accuracy", "tensorly", "tltorch")]
+        seen = row["accuracy_after"] and f"{int(row['epochs']) * int(row['images']):,}"
+        times = [cell(row[column], ".2f") for column in ("latency_1", "latency_32", "unfolded_1", "unfolded_32")]
+        layers = f"{row['swapped']} of {count}" if count else ""
+        table.append([*named, layers, parameters, share, *errors, *befores, seen])
+        table[-1] += [cell(row["accuracy_after"], ".2%"), cell(row["drop"], "+.2f"), *times]
+        if row["note"] and not row["drop"]:
+            notes.append(f"{' '.join(named)}: {row['note']}.")
+    peers = ["tensorly's", "tensorly-torch's"]
+    header = ["network", "format", "keep", "layers swapped", "parameters", "of dense", "error", *peers]
+    header += ["accuracy before", *peers, "images of the fine-tune", "after", "points lost"]
+    header += ["time / dense, 1 image", "batch 32", "unfolded, 1 image", "batch 32"]
+    return "\n\n".join([markdown(header, table), *notes, source(rows)])
+
+
+def fits(rows: Rows) -> str:
+    """Our error over the least of the peers', by family and keep ratio."""
+    frame = numbers(rows, "error", "seconds")
+    told = frame[["tensorly", "tltorch"]]  # an error, a refusal, or nothing
+    errors = told.apply(to_numeric, errors="coerce")
+    frame["ratio"] = frame["error"] / errors.min(axis=1)
+    frame["refusals"] = (errors.isna() & (told != "")).sum(axis=1)
+    table = [
+        [
+            family,
+            keep,
+            f"{some['error'].mean():.3f}",
+            mean_and_worst(some["ratio"].dropna(), 3, 4),
+            f"{some['ratio'].count()} of {len(some)}",
+            f"{some['refusals'].sum()}",
+            f"{some['seconds'].median():.1f}",
+        ]
+        for family, runs in frame.groupby("family", sort=False)
+        for keep, some in runs.groupby("keep", sort=False)
+    ]
+    header = ["family", "keep", "mean error", "error / best peer's", "kernels with a peer", "refusals", "seconds"]
+    return f"{markdown(header, table)}\n\n{source(rows)}"

@@ -1,0 +1,155 @@
+"""Tables of time and memory."""
+
+import statistics
+from collections.abc import Callable
+
+from pandas import DataFrame, Series
+
+from benchmarks.common.rows import Rows
+from benchmarks.report.markdown import markdown, mean_and_worst, numbers, source
+
+OWN = ("auto_again", "oracle", "reconstruct", "factorized")
+MEASURED = (
+    "dense", "dense_again", "auto", "low", *OWN, "tednet", "tltorch", "dense_peak", "auto_peak", "low_peak",
+    "flops", "least_flops", "dense_flops",
+)  # fmt: skip
+
+
+def speed(rows: Rows) -> str:
+    """Ratios of times and of peak memory by family: geometric mean over rows, and the worst row."""
+    columns: dict[str, Callable[[DataFrame], Series]] = {
+        "/ dense, training, batch 32": lambda runs: _over(runs, "dense", mode="train", batch="32"),
+        "batch 1": lambda runs: _over(runs, "dense", mode="train", batch="1"),
+        "/ dense, inference, batch 32": lambda runs: _over(runs, "dense", mode="infer", batch="32"),
+        "batch 1 ": lambda runs: _over(runs, "dense", mode="infer", batch="1"),
+        "frozen, batch 1": lambda runs: _over(runs, "dense", mode="frozen", batch="1"),
+        "/ tednet": lambda runs: _over(runs, "tednet"),
+        "/ tensorly-torch": lambda runs: _over(runs, "tltorch"),
+        "/ best own plan": lambda runs: _over(runs, *OWN),
+        "peak memory / dense": lambda runs: _over(runs, "dense_peak", ours="auto_peak", mode="train"),
+        "memory='low', batch 32: peak / dense": lambda runs: _over(
+            runs, "dense_peak", ours="low_peak", mode="train", batch="32"
+        ),
+        "its time / auto": lambda runs: _over(runs, "auto", ours="low", mode="train", batch="32"),
+    }
+    frame = numbers(rows, *MEASURED)
+    table = [
+        [family, *(mean_and_worst(ratios(runs)) for ratios in columns.values())]
+        for family, runs in frame.groupby("family", sort=False)
+    ]
+    noise = frame["dense_again"] / frame["dense"]
+    cuts = statistics.quantiles(noise, n=20)
+    spread = f"{min(noise):.2f} to {max(noise):.2f}, nine in ten {cuts[0]:.2f} to {cuts[-1]:.2f}"
+    return (
+        f"{markdown(['family', *map(str.strip, columns)], table)}\n\n"
+        f"{len(rows)} rows. The same dense layer against itself: {spread}. {source(rows)}"
+    )
+
+
+def _over(frame: DataFrame, *others: str, ours: str = "auto", **only: str) -> Series:
+    """Return our time over the fastest of the others, for each row that has both and is as ``only`` says."""
+    for column, value in only.items():
+        frame = frame[frame[column] == value]
+    return (frame[ours] / frame[[*others]].min(axis=1)).dropna()
+
+
+def promises(rows: Rows) -> str:
+    """What the planner is to keep to, in how many rows it does, and the worst row."""
+    frame = numbers(rows, *MEASURED)
+    light = frame[frame["family"].isin(["cp", "tucker", "tt-chain", "tr"])]
+    inner = light[light["family"] != "tr"]
+    # Without rows in which the contraction that needs the fewest FLOPs needs more than the limit already.
+    attainable = frame[frame["least_flops"] <= 1.5 * frame["dense_flops"]]
+    kept = {
+        "auto / best own plan": (_over(frame, *OWN), 1.25, 1.05),
+        "auto / dense, batch 32": (_over(frame, "dense", batch="32"), 1.10, None),
+        "auto / dense, inference": (_over(frame, "dense", mode="infer"), 1.05, None),
+        "auto / dense, inference, frozen, batch 1": (_over(frame, "dense", mode="frozen"), 1.05, None),
+        "auto / dense, training, batch 1": (_over(frame, "dense", mode="train", batch="1"), 1.5, None),
+        "the same where FLOPs allow it": (_over(attainable, "dense", mode="train", batch="1"), 1.5, None),
+        "keep 0.1, training: CP, Tucker, TT chain, TR / dense": (
+            _over(light, "dense", mode="train", rank="0.1"), None, 0.6,
+        ),
+        "auto / tednet": (_over(frame, "tednet"), 1.0, 0.5),
+        "auto / tensorly-torch: CP, Tucker, TT chain": (_over(inner, "tltorch"), 1.0, 0.9),
+        "peak memory of a training step / dense": (
+            _over(frame, "dense_peak", ours="auto_peak", mode="train"), 1.25, None,
+        ),
+    }  # fmt: skip
+    table = [
+        [
+            name,
+            f"{statistics.geometric_mean(ratios):.2f}" + (f" (wanted {mean})" if mean else ""),
+            f"{limit}" if limit else "",
+            f"{(ratios <= limit).sum()} of {len(ratios)}" if limit else f"{len(ratios)} rows",
+            f"{ratios.max():.2f}: {_row(frame.loc[ratios.idxmax()])}",
+        ]
+        for name, (ratios, limit, mean) in kept.items()
+        if len(ratios)
+    ]
+    near = frame[frame["auto"] > 1]
+    limits = near["flops"] / near["dense_flops"] * near["dense"] / near["auto"]
+    mean = statistics.geometric_mean(limits)
+    table.append(
+        ["distance to the limit, rows above 1 ms", f"{mean:.2f} (wanted 0.6, higher is better)", "",
+         f"{len(limits)} rows", f"{limits.min():.2f}: {_row(frame.loc[limits.idxmin()])}"]
+    )  # fmt: skip
+    return markdown(["ratio", "geometric mean", "limit of a row", "rows within", "worst row"], table)
+
+
+def _row(row: Series) -> str:
+    shape = f"{row['in_channels']}-{row['out_channels']}, {row['size']}x{row['size']}"
+    return f"{row['family']} rank {row['rank']}, {shape}, batch {row['batch']}, {row['mode']}"
+
+
+def compiled(rows: Rows) -> str:
+    """Milliseconds with and without torch.compile."""
+    names = ("dense", "auto", "tednet", "tltorch")
+    columns = [column for name in names for column in (name, f"compiled_{name}")]
+    table = [
+        [row["family"], row["mode"], *(f"{float(row[key]):.1f}" if row[key] else "" for key in columns)] for row in rows
+    ]
+    header = ["family", "mode"]
+    header += [title for name in ("dense", "ours", "tednet", "tensorly-torch") for title in (name, "compiled")]
+    return f"{markdown(header, table)}\n\n{source(rows)}"
+
+
+def planning(rows: Rows) -> str:
+    """Milliseconds of a first plan, and of one for a new size, by number of cores, over families and modes."""
+    frame = numbers(rows, "cores", "first", "most", "new_size", "most_new_size")
+    table = [
+        [
+            f"{cores:.0f}",
+            ", ".join(runs["family"].unique()),
+            f"{runs['first'].median():.2f} ({runs['most'].max():.2f})",
+            f"{runs['new_size'].median():.2f} ({runs['most_new_size'].max():.2f})",
+        ]
+        for cores, runs in frame.groupby("cores")
+    ]
+    return f"{markdown(['cores', 'families', 'first', 'new size'], table)}\n\n{source(rows)}"
+
+
+def penalty(rows: Rows) -> str:
+    """Time of the penalty over that of the kernel's own, by family and keep ratio, over the numbers of channels."""
+    frame = numbers(rows, "ratio", "kernel", "kernel_again")
+    table = frame.pivot_table("ratio", "family", "keep", mean_and_worst, fill_value="", sort=False)
+    noise = frame["kernel_again"] / frame["kernel"]
+    return (
+        f"{markdown(['family', *(f'keep {keep}' for keep in table)], table.itertuples())}\n\n"
+        f"{len(rows)} rows. The kernel against itself: {min(noise):.2f} to {max(noise):.2f}. {source(rows)}"
+    )
+
+
+def construct(rows: Rows) -> str:
+    """Milliseconds of a layer's construction, and in brackets by the paper's rule, by format and channels."""
+    frame = numbers(rows, "dense", "default", "paper", "over_limit")
+    frame["cell"] = [f"{ours:.1f} ({paper:.1f})" for ours, paper in zip(frame["default"], frame["paper"], strict=True)]
+    table = frame.pivot_table("cell", "family", "channels", "first", fill_value="", sort=False)
+    dense = frame.groupby("channels", sort=False)["dense"].median().map("{:.1f}".format)
+    worst = frame.loc[frame["over_limit"].idxmax()]
+    header = ["format", *(f"{size} channels" for size in table)]
+    return (
+        f"{markdown(header, [['nn.Conv2d', *dense], *table.itertuples()])}\n\n"
+        f"The nearest to its limit is {worst['family']} of {worst['channels']} channels, with "
+        f"{worst['over_limit']:.1%} of it. {source(rows)}"
+    )

@@ -1,0 +1,200 @@
+"""Tables of initialisations: their signals, and how networks train from them."""
+
+import statistics
+
+from benchmarks.common.chosen import chosen
+from benchmarks.common.names import DENSE, DENSE_ARM, REFERENCES
+from benchmarks.common.rows import Row, Rows, groups
+from benchmarks.report.markdown import by, markdown, source
+
+SHOWN = {
+    "default": "default", "equal split": "equal split", "scaled branches": "`scale_residual_`",
+    "dead branches": "dead branches", "calibrated": "`calibrate_`", "typical": "typical",
+    "exact": "normal, exact", "orthogonal white": "orthogonal, white", "white": "normal, white",
+    "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
+    "normal 0.02": "N(0, 0.02)", "tednet": "tednet's own", "tltorch normal": "tensorly-torch's normal_",
+}  # fmt: skip
+"""Initialisations in the order and with the names of the tables, but the constructor that leaves memory as it was."""
+KINDS = {"white": "white", "rectified": "rectified", "smooth": "smooth", "smooth_rectified": "smooth and rectified"}
+
+
+def _titles(rows: Rows) -> dict[str, str]:
+    """Those of SHOWN that there are rows of."""
+    return {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
+
+
+def init_scale(rows: Rows) -> str:
+    """E[y^2] of white inputs over its target, by format and initialisation, over ranks; 5th to 95th percentiles."""
+
+    def span(runs: Rows, name: str) -> str:
+        low, high = ([float(row[f"{name}_{end}"]) for row in runs if row[f"{name}_{end}"]] for end in (5, 95))
+        return f"{min(low):.3g} to {max(high):.3g}" if low else ""
+
+    here = _titles(rows)
+    table = []
+    for family, runs in by([row for row in rows if row["family"] != "dense"], "family"):
+        table.append([family, *(span([row for row in runs if row["init"] == init], "white") for init in here)])
+    wide = []
+    for init in ("default", "exact", "orthogonal white", "white", "paper"):
+        runs = [row for row in rows if row["init"] == init and row["white"]]
+        wide.append([here[init], *(span(runs, name) for name in KINDS)])
+        ranks = [row["effective_rank"] for row in runs]
+        wide[-1].append(f"{statistics.fmean(map(float, ranks)):.1f}")
+    header = ["over all formats and ranks", *KINDS.values(), "mean effective rank"]
+    ranks = ", ".join(dict.fromkeys(row["rank"] for row in rows if row["rank"]))
+    return (
+        f"{markdown(['format', *here.values()], table)}\n\n{markdown(header, wide)}\n\n"
+        f"Ranks {ranks}; {rows[0]['draws']} draws each. {source(rows)}"
+    )
+
+
+def depth(rows: Rows) -> str:
+    """Drift through all layers, forward; backward: mean and standard deviation over networks, with zero padding."""
+    titles = _titles(rows)
+    table, notes = [], []
+    for layers, some in by([row for row in rows if row["border"] == "zeros"], "depth"):
+        # The signal has passed all layers behind the last, the gradient in front of the first.
+        ends = {"forward": layers, "backward": "1"}
+        found = {(row["network"], row["init"], name): row
+                 for name, layer in ends.items() for row in some if row["layer"] == layer}  # fmt: skip
+        networks = dict.fromkeys(row["network"] for row in some)
+        for network in networks:
+            cells = [[found.get((network, init, name)) for name in ends] for init in titles]
+            shown = [
+                "; ".join(_drift(row, name) for row, name in zip(pair, ends, strict=True) if row) for pair in cells
+            ]
+            table.append([network, layers, *shown])
+        for name in ends:
+            dense = float(found["dense", "default", name][name])
+            gap, network = max(
+                (abs(float(found[network, "default", name][name]) - dense), network)
+                for network in networks
+                if network != "dense"
+            )
+            notes.append(f"{name} behind {layers} layers {gap:.2f} ({network})")
+    header = ["network", "layers", *titles.values()]
+    furthest = f"Furthest from dense under the default: {', '.join(notes)}."
+    return f"{markdown(header, table)}\n\n{furthest} {rows[0]['draws']} networks each. {source(rows)}"
+
+
+def _drift(row: Row, name: str) -> str:
+    if row[f"{name}_lost"] == row["draws"]:
+        return "out of range"
+    lost = f", {row[f'{name}_lost']} lost" if row[f"{name}_lost"] != "0" else ""
+    spread = row[f"{name}_sd"] and f" ± {float(row[f'{name}_sd']):.1f}"
+    return f"{float(row[name]):.1f}{spread}{lost}"
+
+
+def convergence(rows: Rows) -> str:
+    """Test accuracies at the rates that are best on held-out images: the least and the most of families, and of each.
+
+    And the steps to the reference loss, with batch normalisation seed by seed; and the settings.
+    """
+    places: dict[tuple[str, ...], dict[str, str]] = {}
+    for choice in chosen(rows):
+        cell = "none"
+        if choice["accuracy"] is not None:
+            steps = "never" if choice["steps_to"] is None else f"{choice['steps_to']:.0f} steps"
+            lost = f", {choice['diverged']:.0%} diverged" if choice["diverged"] else ""
+            cell = f"{100 * choice['accuracy']:.1f} ± {100 * (choice['error'] or 0):.1f} %, {steps}{lost}"
+        # He's rule, of dense networks, is what the default is held against.
+        arm = "default" if choice["family"] in REFERENCES and choice["arm"] == DENSE_ARM else choice["arm"]
+        places.setdefault((choice["dataset"], choice["network"], choice["family"]), {})[arm] = cell
+    titles = SHOWN | {"tltorch": "tensorly-torch's own"}
+    titles = {arm: title for arm, title in titles.items() if any(arm in cells for cells in places.values())}
+    table = [[*place, *(cells.get(arm, "") for arm in titles)] for place, cells in places.items()]
+    full = markdown(["images", "network", "family", *titles.values()], table)
+    folded = f"<details><summary>Each family: accuracy, steps, runs that diverged</summary>\n\n{full}\n\n</details>"
+    return "\n\n".join(filter(None, (_reached(rows, titles), _steps(rows), folded, _settings(rows), source(rows))))
+
+
+def _reached(rows: Rows, titles: dict[str, str]) -> str:
+    """Accuracy by initialisation: the family with the least, and the one with the most; and of dense networks.
+
+    Of a network whose grid is not complete there is no row.
+    """
+    formats = [row for row in rows if row["family"] not in REFERENCES]
+    titles = {arm: title for arm, title in titles.items() if any(row["arm"] == arm for row in formats)}
+    table = []
+    for place, some in groups(rows, "dataset", "network"):
+        reached = {(choice["family"], choice["arm"]): choice["accuracy"] for choice in chosen(some)}
+        families = {family for family, _ in reached} - {*REFERENCES}
+        if reached.get((DENSE, DENSE_ARM)) is None or not _complete(some, "family", "arm"):
+            continue
+        dense = {SHOWN[arm] if family == DENSE else family: f"{accuracy:.1%}"
+                 for (family, arm), accuracy in reached.items() if family in REFERENCES}  # fmt: skip
+        table.append([*place, dense.pop(SHOWN[DENSE_ARM]), ", ".join(" ".join(pair) for pair in dense.items())])
+        for arm in titles:
+            tried = [reached[family, arm] for family in families if (family, arm) in reached]
+            found = [accuracy for accuracy in tried if accuracy is not None]
+            part = f", {len(found)} of {len(families)} families" if len(found) < len(families) else ""
+            none = "none" if tried else ""
+            table[-1].append(f"{min(found):.1%} to {max(found):.1%}{part}" if found else none)
+    return markdown(["images", "network", "dense", "dense, otherwise", *titles.values()], table) if table else ""
+
+
+def _settings(rows: Rows) -> str:
+    """What all runs of a network have in common, whatever their format and initialisation."""
+    table = []
+    for place, runs in groups([row for row in rows if row["steps"]], "dataset", "network"):
+        names = ("epochs", "images", "shrink", "augment", "evaluated", "reference_loss")
+        cells = [", ".join(dict.fromkeys(row[name] or "all" for row in runs)) for name in names]
+        table.append([*place, *cells, str(max(int(row["steps"]) for row in runs))])
+    header = ["images", "network", "epochs", "of images", "shrunk by", "shifted and mirrored", "evaluated on"]
+    return markdown([*header, "reference loss", "steps"], table) if table else ""
+
+
+def _complete(rows: Rows, *keys: str) -> bool:
+    """Whether there are two groups at least, all of the same rates and seeds, where they can be built at all."""
+    runs = [{(run["lr"], run["seed"]) for run in some} for _, some in groups([r for r in rows if r["lr"]], *keys)]
+    return len(runs) > 1 and all(one == runs[0] for one in runs)
+
+
+def _steps(rows: Rows) -> str:
+    """With batch normalisation: the default's steps to the reference loss, against the rival that needs the fewest.
+
+    At the rate that is best on held-out images, and at each initialisation's fastest. A run that does not get there
+    counts as one that does a step after its last. Of a family whose grid is not complete there is no row.
+    """
+    normalised = [
+        row for row in rows if row["network"] == "resnet" and row["family"] not in REFERENCES and row["steps"]
+    ]
+    table, chosen_apart, fastest_apart = [], {}, {}
+    for (dataset, family), runs in groups(normalised, "dataset", "family"):
+        last = max(int(run["steps"]) for run in runs)
+        rates = {choice["arm"]: choice["lr"] for choice in chosen(runs)}
+        picked, fastest = {}, {}
+        for arm, some in by(sorted(runs, key=lambda run: int(run["seed"])), "arm"):
+            steps = {lr: [float(run["steps_to"] or last + 1) for run in same] for lr, same in by(some, "lr")}
+            picked[arm], fastest[arm] = steps[rates[arm]], min(steps.values(), key=statistics.fmean)
+        if "default" in picked and _complete(runs, "arm"):
+            cells, chosen_apart[f"{dataset} {family}"] = _against_rivals(picked)
+            more, fastest_apart[f"{dataset} {family}"] = _against_rivals(fastest)
+            table.append([dataset, family, *cells, *more])
+    if not table:
+        return ""
+    one = ["steps of the default", "fewest of any other", "difference (by seed)"]
+    header = ["images", "family", *one, *(f"{title}, at its fastest rate" for title in one)]
+    return (
+        f"{markdown(header, table)}\n\nNo other start needs fewer steps than the default, by the means, in "
+        f"{_standing(chosen_apart)}; each at its fastest rate, in {_standing(fastest_apart)}."
+    )
+
+
+def _against_rivals(arms: dict[str, list[float]]) -> tuple[list[str], list[float]]:
+    """Mean steps of the default, of the rival with the fewest, and the difference, for each seed too.
+
+    Runs of one seed see the same batches.
+    """
+    rival = min(arms.keys() - {"default"}, key=lambda arm: (statistics.fmean(arms[arm]), arm))
+    apart = [one - other for one, other in zip(arms["default"], arms[rival], strict=True)]
+    ours, theirs, difference = (statistics.fmean(steps) for steps in (arms["default"], arms[rival], apart))
+    by_seed = ", ".join(f"{each:+.0f}" for each in apart)
+    return [f"{ours:.1f}", f"{theirs:.1f} ({SHOWN[rival]})", f"{difference:+.1f} ({by_seed})"], apart
+
+
+def _standing(apart: dict[str, list[float]]) -> str:
+    """In how many rows the default has the fewest steps, and in which it is behind in every seed."""
+    fewest = sum(sum(differences) <= 0 for differences in apart.values())
+    behind = ", ".join(name for name, differences in apart.items() if min(differences) > 0)
+    return f"{fewest} of {len(apart)} rows, and the default is behind in every seed in {behind or 'none'}"

@@ -1,0 +1,124 @@
+"""Tables of trained networks, and of what training them takes."""
+
+from benchmarks.common.rows import Rows, groups
+from benchmarks.report.markdown import ReportError, by, markdown, mean_and_error, source
+
+
+def digits(rows: Rows) -> str:
+    """Test accuracy, parameters and keep ratio of each arm, over seeds."""
+    if splits := {row["split"] for row in rows} - {"test"}:
+        raise ReportError(f"digits.csv holds accuracies on {', '.join(splits)} images, but the table is of test images")
+    table = []
+    for arm, runs in by(rows, "arm"):
+        table.append(
+            [
+                arm,
+                mean_and_error([100 * float(run["accuracy"]) for run in runs], " %"),
+                f"{int(runs[0]['parameters']):,}",
+                f"{int(runs[0]['parameters']) / int(runs[0]['dense_parameters']):.1%}",
+                f"{float(runs[0]['keep_ratio']):.3f}",
+                str(len(runs)),
+            ]
+        )
+    header = ["convolutions", "test accuracy", "parameters", "of dense", "keep ratio", "seeds"]
+    return f"{markdown(header, table)}\n\n{source(rows)}"
+
+
+PUBLISHED = {
+    ("resnet20", 2.5): "90.8 at 2.3x (PSTRN)",
+    ("resnet20", 5.0): "88.5 at 6.1x (PSTRN)",
+    ("resnet32", 2.5): "91.44 at 2.5x (PSTRN); from a trained net 93.05 at 3x (ADMM-TT), 93.29 at 3x (ADMM-Tucker)",
+    ("resnet32", 5.0): "90.6 at 5x (Tensor Ring Nets; PSTRN at 5.2x)",
+    ("resnet32", 13.0): "90.24 at 10.5x, 87.65 at 19x (T-Basis); 80.8 at 15x (Tensor Ring Nets)",
+    ("resnet32", 1.0): "92.5 (Tensor Ring Nets)",
+}
+"""Test accuracies on CIFAR-10 that others came to, hundreds of epochs long, near such compressions, in per cent."""
+
+
+def results(rows: Rows) -> str:
+    """Test accuracy of every family by compression, with its parameters, and what others published."""
+    for row in rows:
+        if row["split"] != "test":
+            raise ReportError(f"results.csv holds accuracies on {row['split']} images, but the table is of test images")
+    chosen_rows = [row for row in rows if row["ratio"]]
+    ratios = sorted({float(row["ratio"]) for row in chosen_rows} - {1.0})
+    table: list[list[str]] = []
+    for (dataset, model), group in groups(chosen_rows, "dataset", "model"):
+        for conv, runs in by(group, "conv"):
+            cells = [_trained([run for run in runs if float(run["ratio"]) == ratio]) for ratio in ratios]
+            if conv == "dense":
+                cells = [_trained(runs), *[""] * (len(ratios) - 1)]
+            table.append([dataset, model, conv, *cells])
+        if dataset == "cifar10":
+            found = [PUBLISHED.get((model, ratio), "") for ratio in ratios]
+            table.append([dataset, model, "*published, long training*", *found])
+    recipes = [
+        f"{row['dataset']}: {row['epochs']} epochs of {row['images'] or 'all'} images, batch {row['batch_size']}"
+        for row in rows
+    ]
+    header = ["images", "network", "convolutions", *(f"{ratio:g}x smaller" for ratio in ratios)]
+    seeds = len({row["seed"] for row in rows})
+    recipe = "; ".join(dict.fromkeys(recipes))
+    return f"{markdown(header, table)}\n\n{recipe}; {seeds} seed{'s' * (seeds > 1)}. {source(rows)}"
+
+
+def presets(rows: Rows) -> str:
+    """Tednet's networks drawn by our solver and as tednet draws them, side by side."""
+    table = []
+    for (model, conv, rank), runs in groups([row for row in rows if not row["ratio"]], "model", "conv", "rank"):
+        ours, theirs = ([run for run in runs if run["init"] == init] for init in ("", "tednet"))
+        losses = [
+            "lost"
+            if any(run["note"] for run in arm)
+            else mean_and_error([float(run["train_loss"]) for run in arm], "", 3)
+            for arm in (ours, theirs)
+        ]
+        table.append([model, f"{conv}, rank {rank}", f"{int(runs[0]['parameters']):,}", _trained(ours, False)])
+        table[-1] += [_trained(theirs, False), *losses]
+    header = ["network", "format", "parameters", "ours", "tednet's", "training loss, ours", "tednet's"]
+    return f"{markdown(header, table)}\n\n{source([row for row in rows if not row['ratio']])}"
+
+
+def _trained(runs: Rows, size: bool = True) -> str:
+    """Mean accuracy over seeds, and the parameters; or why there is none."""
+    if not runs:
+        return ""
+    if any(run["note"] for run in runs):
+        return "cannot be built" if "cannot be" in runs[0]["note"] else "lost"
+    accuracy = mean_and_error([100 * float(run["accuracy"]) for run in runs], " %")
+    return f"{accuracy} ({int(runs[0]['parameters']):,})" if size else accuracy
+
+
+def throughput(rows: Rows) -> str:
+    """Images per second of training, over the dense network's."""
+    compressed = [row for row in rows if row["rank"]]
+    columns = [name for name, _ in groups(compressed, "precision", "rank")]
+    table = []
+    for (network, conv), runs in groups(compressed, "network", "conv"):
+        cells = {
+            (run["precision"], run["rank"]): "none"
+            if run["note"]
+            else f"{float(run['over_dense']):.2f} ({float(run['autotuned_over_dense']):.2f})"
+            for run in runs
+        }
+        table.append([network, conv, *(cells[column] for column in columns)])
+    plain = [row for row in rows if not row["rank"]]
+    dense = [f"{float(r['images_per_second']):.0f} ({r['precision']})" for r in plain if r["conv"] == "dense"]
+    twins = [f"{float(row['over_dense']):.3f}" for row in plain]
+    header = ["network", "convolutions", *(f"{precision}, keep {rank}" for precision, rank in columns)]
+    note = (
+        f"Dense: {', '.join(dense)} images per second, batch {rows[0]['batch']}; its two copies over their mean: "
+        f"{', '.join(twins)}."
+    )
+    return f"{markdown(header, table)}\n\n{note} {source(rows)}"
+
+
+def scale(rows: Rows) -> str:
+    """What a process sends and holds, by number of processes and way."""
+    table = []
+    for row in rows:
+        sent, state, flops = (float(row[name]) for name in ("sent", "state", "flops_per_image"))
+        table.append([row["conv"], f"{int(row['parameters']):,}", row["processes"], row["way"], row["collectives"]])
+        table[-1] += [f"{sent / 1e6:,.1f}", f"{state / 1e6:,.1f}", f"{flops / 1e9:.1f}"]
+    header = ["convolutions", "parameters", "processes", "way", "collectives", "MB sent", "MB of state"]
+    return f"{markdown([*header, 'GFLOP per image'], table)}\n\n{rows[0]['network']}. {source(rows)}"

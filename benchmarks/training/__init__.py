@@ -1,0 +1,1 @@
+"""The training program: networks, data sets, runs, checkpoints."""

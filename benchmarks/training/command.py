@@ -1,0 +1,140 @@
+"""The command line of benchmarks/train.py."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import tyro
+from rich.console import Console
+
+from benchmarks.common.atomic import WriteError, check
+from benchmarks.common.errors import ConfigError, DataError, RunError
+from benchmarks.training import distributed
+from benchmarks.training.config import Config
+from benchmarks.training.loop import batches
+from benchmarks.training.progress import progress_bar, progress_bars, table
+from benchmarks.training.records import Result, check_kept, check_new, write_results
+from benchmarks.training.run import Run, processes_of, read_data
+
+NOTHING = "nothing was trained"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Train a ResNet with dense or tensor-network convolutions."""
+
+    config: tuple[Path, ...] = ()
+    """YAML presets, one per arm; the other flags override them."""
+    seeds: tuple[int, ...] | None = None
+    """Run every arm once with each of these, in place of --seed."""
+    results: Path | None = None
+    """CSV file for one row per run."""
+    run: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+
+    @property
+    def runs(self) -> list[Config]:
+        """One per seed.
+
+        Raises:
+            ConfigError: a seed is there twice or negative, or there is none.
+        """
+        if self.seeds is None:
+            return [self.run]
+        if not self.seeds or len({*self.seeds}) < len(self.seeds):
+            raise ConfigError(f"seeds is {[*self.seeds]}, but one at least is needed, and none twice")
+        return [replace(self.run, seed=seed) for seed in self.seeds]
+
+
+def parse(arguments: Sequence[str] | None) -> list[Command]:
+    """One command per preset; a single one without any."""
+
+    def presets(config: tuple[Path, ...] = ()) -> tuple[Path, ...]:
+        return config
+
+    # Presets take the place of the defaults, so they are read before the other flags are looked at.
+    paths, _ = tyro.cli(presets, args=arguments, return_unknown_args=True, add_help=False)
+    defaults = [Command(run=Config.from_yaml(path)) for path in paths] or [Command()]
+    return [tyro.cli(Command, args=arguments, default=default) for default in defaults]
+
+
+def check_distinct(commands: Sequence[Command]) -> None:
+    """Refuse two runs that would write to one directory and count as two seeds of one arm.
+
+    Raises:
+        ConfigError: there are such runs.
+    """
+    taken: set[Path] = set()
+    for run in (run for command in commands for run in command.runs):
+        if run.directory in taken:
+            raise ConfigError(
+                f"arm {run.arm} with seed {run.seed} is there twice: name the presets apart (name: in the YAML)"
+            )
+        taken.add(run.directory)
+
+
+def check_files(commands: Sequence[Command]) -> None:
+    """Refuse, before anything is trained, what would lose a checkpoint, or results.
+
+    Raises:
+        ConfigError: a checkpoint would be lost.
+        WriteError: --results cannot be written.
+    """
+    for command in commands:
+        if command.results is not None:
+            check(command.results, "results")
+            check_kept(command.results, [run for each in commands for run in each.runs])
+        for run in command.runs:
+            check_new(run)
+
+
+@distributed.signals.obeyed()
+def main(arguments: Sequence[str] | None = None) -> None:
+    console = Console()
+    results: list[Result] = []
+    run: Run | None = None
+    try:
+        commands = parse(arguments)
+        check_distinct(commands)
+        processes = processes_of(commands[0].run)
+        distributed.first(processes, partial(check_files, commands))
+        sets = [read_data(command.run) for command in commands]
+        for command, data in zip(commands, sets, strict=True):  # all of them, before the first is trained
+            batches(command.run, data)
+            with torch.device("meta"):
+                command.run.network(data.channels, data.num_classes)
+        main_process = processes.is_main_process
+        with progress_bars(console, disable=not main_process) as progress, distributed.signals.noted():
+            for command, data in zip(commands, sets, strict=True):
+                for config in command.runs:
+                    run = Run(config, data)
+                    if config.resume and main_process:
+                        told = f"{config.directory.name}: {run.beginning}"
+                        progress.console.print(told, markup=False, highlight=False, soft_wrap=True)
+                    results.append(run.finish(progress_bar(progress, run)))
+                    if command.results is not None:
+                        distributed.first(processes, partial(write_results, command.results, results))
+        if main_process:
+            console.print(table(results))
+        processes.wait_for_everyone()
+    except (ConfigError, DataError, RunError, WriteError) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # of what is read, or of the standard output
+        sys.exit(f"error: {error}; {run.way_on if run else NOTHING}")
+    except KeyboardInterrupt:
+        _leave("interrupted", signal.SIGINT, run)
+    except distributed.Ended as ended:
+        _leave(f"ended by {ended.signal.name}", ended.signal, run)
+    finally:
+        distributed.leave()
+
+
+def _leave(why: str, number: signal.Signals, run: Run | None) -> NoReturn:
+    """Exit as a shell says that a signal ended a program, with a sentence."""
+    if run is None or run.processes.is_main_process:
+        print(f"{why}: {run.way_on if run else NOTHING}", file=sys.stderr)
+    sys.exit(128 + number)

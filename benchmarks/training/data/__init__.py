@@ -1,0 +1,1 @@
+"""Data sets of images, in memory and on disk."""

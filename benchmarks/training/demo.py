@@ -1,0 +1,164 @@
+"""Train a dense and a tensor-ring ResNet-20 side by side, and look inside: python benchmarks/training/demo.py.
+
+Prints one table and writes one picture, runs/demo.png: the losses, and how strong the signal is in every convolution of
+the untrained network, drawn by the solver, by two rules that people use, and with dense convolutions.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import tnlayers
+from benchmarks.common.errors import ConfigError, DataError, RunError
+from benchmarks.common.initialisations import CORES
+from benchmarks.common.rows import REPOSITORY
+from benchmarks.common.sizes import convolutions
+from benchmarks.training.config import Config
+from benchmarks.training.data.official_files import NUM_CLASSES
+from benchmarks.training.progress import progress_bar, progress_bars
+from benchmarks.training.records import Result
+from benchmarks.training.run import Run
+
+CONFIGS = (REPOSITORY / "configs" / "digits-dense.yaml", REPOSITORY / "configs" / "digits-tr.yaml")
+PICTURE = Path("runs") / "demo.png"
+DRAWS = 5  # networks per initialisation in the picture
+IMAGES = 128  # that the signal is measured on
+
+kaiming = CORES["kaiming"]  # what one writes without a solver: torch's rule for a dense weight, on every core
+small = CORES["normal 0.02"]  # the other habit: the same small normal everywhere
+
+BLUE, GREY, ORANGE, PURPLE = "#0072b2", "#5f6368", "#d55e00", "#8e44ad"
+
+
+def signal(model: nn.Module, images: Tensor) -> Tensor:
+    """E[x^2] and E[y^2], the mean squares of input and output, of every convolution: shape (2, convolutions)."""
+    squares: list[tuple[float, float]] = []
+
+    def look(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        squares.append((inputs[0].square().mean().item(), output.square().mean().item()))
+
+    hooks = [conv.register_forward_hook(look) for conv in convolutions(model)]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return torch.tensor(squares, dtype=torch.float64).T
+
+
+def gains(config: Config, images: Tensor) -> Tensor:
+    """E[y^2] / E[x^2] of every convolution of the network as training meets it in its first step."""
+    x, y = signal(config.network(images.shape[1], NUM_CLASSES).double(), images)
+    return y / x
+
+
+def depth_profile(config: Config, images: Tensor, redraw: Callable[[Tensor], object] | None = None) -> Tensor:
+    """E[y^2] of every convolution without normalisation, of shape (DRAWS, convolutions).
+
+    Normalisation is taken out because it rescales every layer's output and so hides what the initialisation did. In
+    double precision, because bad rules leave the range of single precision.
+    """
+    profiles = []
+    for seed in range(DRAWS):
+        model = replace(config, seed=seed).network(images.shape[1], NUM_CLASSES, norm=nn.Identity)
+        if redraw:
+            torch.manual_seed(seed)
+            for layer in convolutions(model):
+                for core in layer.cores if isinstance(layer, tnlayers.TensorLayer) else ():  # the stem is dense
+                    redraw(core)
+        profiles.append(signal(model.double(), images)[1])
+    return torch.stack(profiles)
+
+
+def draw_losses(axes: Axes, results: Sequence[Result], colours: Sequence[str]) -> None:
+    """Training and test loss per epoch."""
+    for result, colour in zip(results, colours, strict=True):
+        epochs = [row["epoch"] for row in result.history]
+        train, test = ([row[key] for row in result.history] for key in ("train_loss", "loss"))
+        axes.plot(epochs, train, color=colour, lw=2, label=f"{result.config.arm}, training")
+        axes.plot(epochs, test, color=colour, lw=1.2, ls=(0, (1, 1.5)), label=f"{result.config.arm}, test")
+    # In the first epochs the running averages of batch normalisation lag behind, and the test loss is off the scale.
+    axes.set(yscale="log", ylim=(None, 5), xlabel="epoch", ylabel="cross-entropy")
+    axes.set_title("Loss", loc="left", fontweight="bold")
+    axes.legend(frameon=False)
+
+
+def draw_profiles(axes: Axes, profiles: dict[str, tuple[str, Tensor]]) -> None:
+    """E[y^2] by depth: the geometric mean over draws as a line, their range as a band."""
+    for label, (colour, profile) in profiles.items():
+        depth = torch.arange(1, profile.shape[1] + 1)
+        mean = profile.log().mean(0).exp()
+        axes.fill_between(depth, profile.amin(0), profile.amax(0), color=colour, alpha=0.15, lw=0)
+        axes.plot(depth, mean, color=colour, lw=2, marker="o", ms=3.5)
+        above = {"dense, He": 6, "TR, solver": -6}.get(label, 0)  # points; these two lie side by side
+        axes.annotate(label, (depth[-1], mean[-1]), (8, above), textcoords="offset points", color=colour, va="center")
+    axes.set(yscale="log", xlabel="convolution, from the image on", ylabel="E[y²] of a convolution's output")
+    axes.set_title("Signal before the first step, normalisation taken out", loc="left", fontweight="bold")
+
+
+def picture(results: Sequence[Result], images: Tensor, path: Path) -> None:
+    """Write the picture."""
+    dense, ring = (result.config for result in results)
+    figure = Figure(figsize=(12, 4.8), dpi=160, layout="constrained")
+    losses, profiles = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    draw_losses(losses, results, (GREY, BLUE))
+    draw_profiles(
+        profiles,
+        {
+            "dense, He": (GREY, depth_profile(dense, images)),
+            "TR, solver": (BLUE, depth_profile(ring, images)),
+            "TR, Kaiming\non every core": (ORANGE, depth_profile(ring, images, kaiming)),
+            "TR, N(0, 0.02²)\non every core": (PURPLE, depth_profile(ring, images, small)),
+        },
+    )
+    for axes in (losses, profiles):
+        axes.grid(color="#e8e8e8", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def table(results: Sequence[Result], images: Tensor) -> Table:
+    """One column per network."""
+    table = Table("ResNet-20 on digits", *(result.config.arm for result in results))
+    rows = [result.row for result in results]
+    signals = [gains(result.config, images) for result in results]
+    table.add_row("test accuracy", *(f"{row['accuracy']:.2%}" for row in rows))
+    table.add_row("parameters", *(f"{row['parameters']:,}" for row in rows))
+    table.add_row("  of the dense network's", *(f"{row['parameters'] / row['dense_parameters']:.1%}" for row in rows))
+    table.add_row("keep ratio of the convolutions", *(f"{row['keep_ratio']:.3f}" for row in rows))
+    table.add_row("E(y²) / E(x²) of a convolution at step 0", *(f"{g.log().mean().exp():.2f}" for g in signals))
+    table.add_row("  smallest to largest", *(f"{g.min():.2f} to {g.max():.2f}" for g in signals))
+    table.add_row("seconds, beside each other", *(f"{row['seconds']:.0f}" for row in rows))
+    return table
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    console = Console()
+    try:
+        runs = [Run(replace(Config.from_yaml(path), out=PICTURE.parent, overwrite=True)) for path in CONFIGS]
+        with progress_bars(console) as progress, ThreadPoolExecutor() as pool:
+            results = list(pool.map(Run.finish, runs, [progress_bar(progress, run) for run in runs]))
+    except (ConfigError, DataError, RunError, OSError) as error:
+        sys.exit(f"error: {error}")
+    images = runs[0].normalise(runs[0].data.train_images[:IMAGES]).double()
+    console.print(table(results, images))
+    picture(results, images, PICTURE)
+    console.print(f"picture: {PICTURE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The compressed ResNets of tednet: made of our layers, drawn by our solver or as tednet draws them."""
+
+import contextlib
+import io
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+import tnlayers
+from benchmarks.common.peers import pour_
+from tnlayers import models
+
+PRESETS = {f"tednet-resnet{depth}": depth for depth in (20, 32)}
+"""Names of networks, all of whose layers are in one format: see `tnlayers.models.tednet_resnet`."""
+
+
+def tednet_network(depth: int, form: str, rank: Any, init: str | None, num_classes: int, in_channels: int) -> nn.Module:
+    """A network of tednet's, drawn by our solver or by tednet.
+
+    Raises:
+        ValueError, TypeError: there is no such network, or no tednet to draw it.
+    """
+    if rank is None:
+        raise ValueError("rank is None; tednet's networks need one, or seven")
+    ours = {} if init in (None, "tednet") else {"init": init}
+    model = models.tednet_resnet(depth, form, rank, num_classes, in_channels, **ours)
+    if init == "tednet":
+        if in_channels != 3:
+            raise ValueError(
+                f"init is 'tednet'; its networks take images with 3 channels, but these have {in_channels}"
+            )
+        tednet_draw_(model, tednet_peer(depth, form, rank, num_classes))
+    return model
+
+
+def tednet_peer(depth: int, form: str, rank: Any, num_classes: int) -> nn.Module:
+    """The network itself, from tednet."""
+    module, name = {
+        "tr": ("tensor_ring.tr", "TR"), "tt": ("tensor_train.tt", "TT"), "tucker": ("tucker2.tk2", "TK2"),
+        "cp": ("cp.cp", "CP"), "btt": ("bt_tucker.btt", "BTT"),
+    }[form]  # fmt: skip
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+            kind = getattr(import_module(f"tednet.tnn.{module}_resnet"), f"{name}ResNet{depth}")
+            model: nn.Module = kind([rank] * 7 if isinstance(rank, int) else [*rank], num_classes)
+    except ImportError as error:
+        raise ValueError("init is 'tednet', which is not installed: pip install '.[peers]'") from error
+    return model
+
+
+def tednet_draw_(model: nn.Module, peer: nn.Module) -> None:
+    """Put the numbers that tednet drew into the cores of the same layer of ours, layer by layer."""
+    theirs = [module for module in peer.modules() if hasattr(module, "tn_info")]
+    ours = [module for module in model.modules() if isinstance(module, tnlayers.TensorLayer)]
+    for layer, other in zip(ours, theirs, strict=True):
+        pour_(layer, other)

@@ -1,0 +1,205 @@
+"""Compressing trained networks: rows complete and kept, the tuned network really tuned, one sentence per mistake."""
+
+import csv
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.measure import compress
+from benchmarks.report import fit_tables, pictures
+from benchmarks.report.markdown import ReportError
+from benchmarks.training.data import official_files
+from tnlayers.models import ResNet, resnet
+
+IMAGES = 20  # in each of the six files
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A narrow ResNet-8, as the public files of weights hold theirs."""
+    monkeypatch.setattr(resnet, "STAGES", (8, 16, 32))
+    path = tmp_path / "resnet8-0123abcd.th"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = ResNet(8).state_dict()
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}, "best_prec1": 9.0}, path)
+    return path
+
+
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch):
+    """Runs the script on tiny files of CIFAR-10 and returns the rows of its file."""
+    monkeypatch.setattr(official_files, "CIFAR10_IMAGES", IMAGES)
+    random = np.random.default_rng(0)
+    for name in official_files.CIFAR10_FILES:
+        content = random.integers(256, size=(IMAGES, 1 + official_files.CIFAR10_PIXELS), dtype=np.uint8)
+        content[:, 0] = np.arange(IMAGES) % 10
+        (tmp_path / f"{name}.bin").write_bytes(content.tobytes())
+
+    def call(*arguments, file=weights, formats=("tucker",), peers="--no-peers"):
+        out = tmp_path / "compress.csv"
+        own = [
+            "--allocation",
+            "uniform",
+            "--weights",
+            file,
+            "--data-dir",
+            tmp_path,
+            "--out",
+            out,
+            "--formats",
+            "dense",
+            *formats,
+            peers,
+        ]
+        own += ["--keeps", 0.1, "--batch-size", 16, "--images", 40, "--budget", 0, "--device", "cpu"]
+        compress.main([*map(str, own), *map(str, arguments)])
+        with out.open(newline="") as lines:
+            return list(csv.DictReader(lines))
+
+    return call
+
+
+def test_rows_are_complete_replaced_and_kept(run, tmp_path, monkeypatch):
+    rows = run("--epochs", 1, "--lr", 0.05, "--calibration", 0, formats=("tucker", "btt"))
+    assert [(row["weights"], row["format"], row["keep"]) for row in rows] == [
+        ("resnet8", "dense", "1.0"), ("resnet8", "tucker", "0.1"), ("resnet8", "btt", "0.1"),
+    ]  # fmt: skip
+    dense, tucker, btt = rows
+    assert list(tucker)[: len(compress.COLUMNS)] == list(compress.COLUMNS)
+    assert (tucker["swapped"], tucker["refused"], tucker["images"], tucker["evaluated"]) == ("6", "0", "32", "20")
+    assert int(tucker["bytes"]) < int(tucker["dense_bytes"]) == int(dense["bytes"])
+    assert int(tucker["parameters"]) < int(tucker["dense_parameters"]) == int(dense["parameters"])
+    assert 0 < float(tucker["error"]) <= float(tucker["error_max"])
+    assert float(dense["error"]) == 0
+    for row in (dense, tucker):
+        after = 100 * (float(row["accuracy_dense"]) - float(row["accuracy_after"]))
+        assert float(row["drop"]) == pytest.approx(after, abs=0.01)
+        assert min(float(row[name]) for name in ("latency_1", "latency_32", "dense_ms_1", "tune_seconds")) > 0
+        assert row["commit"]
+        assert row["tensorly_error"] == row["tltorch_before"] == ""
+    assert dense["unfolded_1"] == "" != tucker["unfolded_1"]
+    assert int(btt["swapped"]) > 0 < int(btt["refused"]) == 6 - int(btt["swapped"])
+    assert "that keep ratio leaves" in btt["note"]
+
+    lines = fit_tables.compress(rows).splitlines()
+    assert [line.count("|") for line in lines[:5]] == [20] * 5
+    monkeypatch.setattr(pictures, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["pictures.py"])
+    pictures.main()
+    assert (tmp_path / "compress.png").stat().st_size > 1000
+    assert not (tmp_path / "speed.png").exists()
+
+    again = run("--epochs", 0, "--calibration", 0, "--keeps", 0.1, 0.08)
+    assert [(row["format"], row["keep"]) for row in again] == [
+        ("dense", "1.0"), ("tucker", "0.1"), ("btt", "0.1"), ("tucker", "0.08"),
+    ]  # fmt: skip
+    assert again[2] == btt
+    assert again[1]["accuracy_after"] == "" != again[1]["accuracy_before"] == tucker["accuracy_before"]
+
+
+def test_validation_images_come_from_the_training_images_and_have_rows_of_their_own(run):
+    run("--epochs", 0, "--formats", "dense")
+    rows = run("--epochs", 0, "--split", "validation", "--formats", "dense")
+    assert [(row["split"], row["evaluated"]) for row in rows] == [("test", "20"), ("validation", "20")]
+    with pytest.raises(ReportError, match="holds no accuracies on test images"):
+        fit_tables.compress(rows[1:])
+
+
+def test_the_fine_tune_changes_every_parameter_and_starts_from_the_fit(run, monkeypatch):
+    models = []
+    finish = compress.Tuning.finish
+
+    def watched(tuning, progress):
+        before = {name: value.clone() for name, value in tuning.model.state_dict().items()}
+        finish(tuning, progress)
+        models.append((before, tuning.model.state_dict()))
+
+    monkeypatch.setattr(compress.Tuning, "finish", watched)
+    run("--epochs", 1, "--lr", 0.05)
+    (dense, _), (before, after) = models
+    assert any("cores" in name for name in after)
+    assert not any(torch.equal(before[name], value) for name, value in after.items())
+    assert torch.equal(before["conv1.weight"], dense["conv1.weight"])
+    assert not any(name.startswith(("conv1.cores", "linear.cores")) for name in after)
+
+
+def test_a_format_that_every_layer_refuses_is_told_in_its_row(run):
+    _, btt = run("--keeps", 0.005, "--epochs", 0, formats=("btt",))
+    assert (btt["swapped"], btt["refused"], btt["parameters"], btt["drop"]) == ("0", "6", "", "")
+    assert "no layer can be swapped" in btt["note"]
+    assert f"resnet8 btt 0.005: {btt['note']}." in fit_tables.compress([btt])
+
+
+def test_a_diverging_fine_tune_is_told_in_its_row(run):
+    rows = run("--epochs", 2, "--lr", 1e30)
+    assert all("the loss is" in row["note"] and row["accuracy_after"] == "" for row in rows)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("tltorch"), reason="tensorly-torch is not installed")
+def test_peers_have_the_same_ranks(run):
+    _, tucker, chain, ring = run(
+        "--epochs", 0, "--calibration", 0, formats=("tucker", "tt-chain", "tr"), peers="--peers"
+    )
+    for row in (tucker, chain, ring):
+        assert 0 < float(row["error"]) <= float(row["error_max"]) <= 1
+    for row in (tucker, chain):
+        for peer in ("tensorly", "tltorch"):
+            assert float(row[f"{peer}_error"]) == pytest.approx(float(row["error"]), rel=0.05)
+            assert 0 <= float(row[f"{peer}_before"]) <= 1
+    assert ring["tltorch_error"] == ""
+    assert float(ring["tensorly_error"]) >= 0.95 * float(ring["error"])
+
+
+def test_a_refusal_of_a_peer_is_told_in_its_cell(weights):
+    model = compress.read_network(weights)
+    told = compress.decompose("tensorly", "tr", model, {"layer1.0.conv1": [16, 16, 16]}, 0)
+    assert told.keys() == {"tensorly_error"}
+    assert told["tensorly_error"].startswith("layer1.0.conv1: rank[0] * rank[1] = 256 is larger than")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--keeps", 1.5], "keeps is 1.5, but they must be above 0 and at most 1"),
+        (["--keeps", 0.5, 0], "keeps is 0.5 0.0, but they must be"),
+        (["--formats", "tucker", "svd"], "formats is tucker svd, but there are only dense, cp, tucker"),
+        (["--epochs", -1], "epochs is -1, but it must be at least 0"),
+        (["--epochs", 0, "--lr", 0], "lr is 0.0, but it must be above 0"),
+        (["--images", 0], "images is 0, but it must be at least 1"),
+        (["--out", "."], r"out is \., but .* cannot be written: it is there, and no regular file"),
+        (["--weights", "a-01234567.th", "a.th"], "weights is a-01234567.th a.th, but the names of the networks must"),
+        (["--weights", "missing.th"], "missing.th holds no weights of a CIFAR-10 ResNet: .*No such file"),
+        (["--weights", __file__], r"test_compress.py holds no weights of a CIFAR-10 ResNet: "),
+        (["--data-dir", "nowhere"], "cifar10 needs .*, but nowhere is not a directory"),
+        (["--device", "cuda:99"], "device is 'cuda:99', which cannot be used here"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(run, arguments, sentence):
+    with pytest.raises(SystemExit, match=sentence) as told:
+        run(*arguments)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("content", [3, {"layer1.0.conv1.weight": torch.ones(3)}, {"a": 1}])
+def test_files_of_other_things_are_told(run, tmp_path, content):
+    path = tmp_path / "other.th"
+    torch.save(content, path)
+    with pytest.raises(SystemExit, match=r"other\.th holds no weights of a CIFAR-10 ResNet: "):
+        run(file=path)
+
+
+def test_plain_state_dicts_are_read(weights, tmp_path):
+    model = compress.read_network(weights)
+    torch.save(model.state_dict(), tmp_path / "resnet8.pt")
+    again = compress.read_network(tmp_path / "resnet8.pt")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_file_with_other_columns_is_not_touched(run, tmp_path):
+    (tmp_path / "compress.csv").write_text("weights,format,keep,split\nresnet8,dense,1.0,test\n")
+    with pytest.raises(SystemExit, match="which has other columns than this script writes: move it away"):
+        run()
+    assert len((tmp_path / "compress.csv").read_text()) == 49
