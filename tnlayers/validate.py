@@ -1,4 +1,4 @@
-"""The sentences a bad argument is answered with: its name, its value, and what is accepted."""
+"""Argument checks. Each error message gives the argument's name, its value and what is accepted."""
 
 import operator
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def integer(name: str, value: Any, minimum: int = 1) -> int:
-    """Return ``value`` as an ``int`` of at least ``minimum``; a bool is not a number here.
+    """Return ``value`` as an ``int`` of at least ``minimum``. A bool is refused.
 
     Example:
         >>> integer("rank", 0)
@@ -26,9 +26,9 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def integers(name: str, value: Any, length: int, minimum: int = 1, *, repeat: bool = False) -> tuple[int, ...]:
-    """Return ``length`` integers from one integer (repeated) or from a sequence or array of that length.
+    """Return ``length`` integers from one integer, which is repeated, or from a sequence or array of that length.
 
-    With ``repeat``, a sequence of one integer is repeated too, as torch's convolutions do it.
+    With ``repeat``, a sequence of one integer is repeated too, as in torch's convolutions.
 
     Example:
         >>> integers("stride", 2, 2), integers("stride", (2, 1), 2), integers("stride", [2], 2, repeat=True)
@@ -47,7 +47,7 @@ def integers(name: str, value: Any, length: int, minimum: int = 1, *, repeat: bo
 
 
 def choice(name: str, value: Any, accepted: Iterable[str]) -> str:
-    """Return ``value`` if it is one of the ``accepted`` words.
+    """Return ``value`` if it is one of the ``accepted`` strings.
 
     Example:
         >>> choice("mode", "fan", ("fan_in", "fan_out"))
@@ -63,13 +63,13 @@ def choice(name: str, value: Any, accepted: Iterable[str]) -> str:
 
 
 def boolean(name: str, value: Any, others: str = "") -> bool:
-    """Return ``value`` if it is True or False; the sentence otherwise also tells what else would do.
+    """Return ``value`` if it is True or False. ``others`` ends the error message: what else is accepted.
 
     Example:
         >>> boolean("bias", True)
         True
     """
-    if str(getattr(value, "dtype", "")) == "bool" and not value.shape:  # of numpy
+    if str(getattr(value, "dtype", "")) == "bool" and not value.shape:  # numpy.bool
         value = bool(value)
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be True or False{others}")

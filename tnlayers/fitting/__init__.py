@@ -1,1 +1,1 @@
-"""Cores fitted to a given kernel, with or without the second moments of the inputs."""
+"""Fits of cores to a given kernel, with or without the second moments of the inputs."""

@@ -1,9 +1,9 @@
-"""From a dense kernel to cores: alternating least squares over any network.
+"""Decomposition of a dense kernel into cores: alternating least squares over any network.
 
-With all cores but one held fixed, the kernel is linear in that one, so the best value of it solves a least-squares
-problem. Its normal equations contract from the network itself: where they are small they are solved directly, else by
-conjugate gradients, which only ever multiply by them. Sweeping over the cores lowers the error step by step, to a local
-minimum; each sweep begins a little beyond the last one, in the direction in which that went, as long as this helps.
+If all cores but one are fixed, the kernel is linear in that core, and its best value solves a least-squares problem.
+The normal equations are contracted from the network. Small ones are solved directly, large ones by conjugate gradients,
+which only multiply by the normal matrix. Sweeps over the cores lower the error to a local minimum. Each sweep starts at
+an extrapolation of the last one, as long as this lowers the error.
 """
 
 import torch
@@ -18,8 +18,8 @@ from tnlayers.ops.contraction import contract
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
-SWEEPS = 300  # at most, from the best start
-POLISH = 50  # at most, in the metric of whole patches
+SWEEPS = 300  # maximum from the best start
+POLISH = 50  # maximum in the metric of whole patches
 
 
 def decompose(
@@ -27,37 +27,37 @@ def decompose(
 ) -> tuple[list[Tensor], float]:
     r"""Fit the cores of a network to a dense kernel.
 
-    Without ``moments`` the fit minimises ``||weight - fit||``. With those of patches, over inputs and kernel positions,
-    it minimises the mean squared error of the outputs. With those of the channels alone, the same were they equal at
-    every position of the kernel and uncorrelated between them,
+    Without ``moments`` the fit minimises ``||weight - fit||``. With moments of patches (channels and kernel positions)
+    it minimises the mean squared error of the outputs. With moments of channels alone it minimises the same, assuming
+    that they are equal at every kernel position and that positions are uncorrelated:
 
     .. math:: \sum_{o, k} (W - W')_{o\,\cdot\,k}\, M\, (W - W')_{o\,\cdot\,k}^\top.
 
-    It begins from singular value decompositions where the network is a tree or a ring, from several starts where it is
-    no tree, and alternating least squares never end above where they began. Long fits are logged
-    to ``logging.getLogger("tnlayers")`` at level INFO.
+    Trees and rings start from singular value decompositions. Networks that are not trees have several starts. The
+    alternating least squares never end above the error of their start. Long fits are logged to
+    ``logging.getLogger("tnlayers")`` at level INFO.
 
-    Memory, in float64: four times the kernel; per start twice the cores; the largest tensor between two contractions,
-    which is a kernel with an axis replaced by bonds; matrices of side ``DIRECT``, and of side ``SIDE`` in
-    ``tnlayers.fitting.starts``. No unfolding is multiplied out to a square of its longer side.
+    Memory, in float64: four times the kernel; per start twice the cores; the largest intermediate tensor, a kernel with
+    an axis replaced by bonds; matrices of side ``DIRECT``, and of side ``SIDE`` in ``tnlayers.fitting.starts``. No Gram
+    matrix of the longer side of an unfolding is formed.
 
     Args:
-        network: the form of the fit.
+        network: network to fit.
         weight: the kernel, of shape ``network.dense_shape``.
-        seed: of random starts; torch's global generators are left alone.
-        moments: ``E[x x^T]``, symmetric and positive semi-definite, of the layer's input channels, those of one group,
-            or of its patches, in the order of ``weight[0].flatten()``: a row and a column for each of either. A
+        seed: seed of random starts. torch's global generators are not used.
+        moments: ``E[x x^T]``, symmetric and positive semi-definite, of the layer's input channels of one group, or of
+            its patches in the order of ``weight[0].flatten()``: one row and column per channel or patch entry. A
             thousandth of its mean diagonal is added to the diagonal.
 
     Returns:
-        tuple[list[Tensor], float]: the cores in float64, level as in ``tnlayers.fitting.gauge``, and the relative error
-        ``||weight - fit|| / ||weight||``, with or without ``moments``. Of a kernel of zeros all cores are zero, and get
-        no gradient; ``TensorLayer.set_weight_`` makes them such that they learn.
+        tuple[list[Tensor], float]: the cores in float64, levelled as in ``tnlayers.fitting.gauge``, and the relative
+        error ``||weight - fit|| / ||weight||``, with or without ``moments``. For a zero kernel all cores are zero and
+        get no gradient; ``TensorLayer.set_weight_`` makes cores that learn.
 
     Raises:
-        TypeError: ``weight`` or ``moments`` is no tensor of real floating-point numbers.
-        ValueError: one of them has another shape, no values (meta device), or holds NaN or infinity, or ``moments`` is
-            not symmetric and positive semi-definite.
+        TypeError: ``weight`` or ``moments`` is not a tensor of real floating-point numbers.
+        ValueError: one of them has another shape, no values (meta device), or NaN or infinity; or ``moments`` is not
+            symmetric and positive semi-definite.
 
     Reference:
         Kolda and Bader, SIAM Review 2009, for CP; the same step for any network. Ang et al. 2021 for extrapolation.
@@ -70,7 +70,7 @@ def decompose(
         True
     """
     check("weight", weight, network.dense_shape, f"; network '{network}' contracts to {network.dense_shape}")
-    # Float64 inside; on the CPU where the device has none.
+    # Compute in float64, on the CPU if the device has no float64.
     device = torch.device("cpu") if weight.device.type == "mps" else weight.device
     metric = None if moments is None else as_metric(network, moments, device)
     target = weight.detach().to(device, torch.float64)
@@ -83,13 +83,13 @@ def decompose(
 
 
 def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generator: torch.Generator) -> list[Tensor]:
-    """The cores of least error, in the metric of the inputs if there is one."""
+    """Return the cores of least error, in the metric of the inputs if there is one."""
     if metric is None:
         return race(Objective(network, target), starts(network, target, generator), SWEEPS)
     inputs, channels = network.inputs, network.dense_shape[1]
     shape = network.shape(inputs)
     if len(metric) > channels:
-        # The mean over the kernel's positions is a metric of channels, in which the fit begins.
+        # First fit in the metric of channels, the mean over the kernel's positions.
         blocks = metric.reshape(channels, -1, channels, len(metric) // channels)
         cores = _fit(network, target, blocks.diagonal(dim1=1, dim2=3).mean(-1), generator)
         axes = inputs + network.kernel
@@ -98,7 +98,7 @@ def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generato
     if others:
         objective = Objective(network, target, metric.reshape(*shape, *shape), inputs)
         return race(objective, starts(network, target, generator), SWEEPS)
-    # One core has all inputs: with M = L L^T, its product with L is fitted to the kernel's.
+    # One core has all input axes. With M = L L^T, fit the core times L to the kernel times L.
     factor = torch.linalg.cholesky(metric)
     twins = tuple(f"{axis}'" for axis in inputs)
 

@@ -1,8 +1,9 @@
-"""The scales between cores that leave their kernel as it is, but not how it learns.
+"""Scales between cores (gauge) that do not change the kernel, but how fast it learns.
 
-What cores share, a value of a bond or of several axes, is a slice of each of them, and of these one may be scaled up
-and another down. A fit leaves such scales where its sweeps ended: far apart where they hardly count, as behind parts of
-a kernel that are zero. The gradient of a slice is a product with the others, so that the largest tear the smallest up.
+A value of shared axes (a bond, or several axes) selects a slice of each core that has them. One of these slices may be
+scaled up and another down. A fit leaves such scales arbitrary: far apart where they hardly matter, as for parts of a
+kernel that are zero. The gradient of a slice is a product with the others, so large slices give small ones large
+gradients.
 """
 
 from collections.abc import Sequence
@@ -17,16 +18,16 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
 SMALL = 1e-2
-"""A kernel below this share of the norm that the solver draws is nearly zero. Trained kernels are well above."""
+"""A kernel below this share of the norm of the solver's draws is nearly zero. Trained kernels are well above."""
 ROUNDS = 10
-"""Over all that cores share; each changes the other slices a little less."""
+"""Rounds over all sets of shared axes. Each round changes the other slices less."""
 
 
 def level(network: TensorNetwork, cores: Sequence[Tensor]) -> list[Tensor]:
-    """Cores of the same kernel, all of one norm, and nearly so the slices of all cores that have a shared value.
+    """Rescale cores to one norm, and the slices of each shared value nearly to one norm, with the kernel unchanged.
 
-    Where the product of the slices' norms is nearly zero, one of them alone is small, and the others are as those of
-    other values: what is said of whole kernels in ``tnlayers.layers.zero_kernels``.
+    If the product of the slices' norms is nearly zero, only one of them is small. The others have the norm of other
+    values' slices, as ``tnlayers.layers.zero_kernels`` does for whole kernels.
 
     Example:
         >>> network = TensorNetwork.parse("i:1 r:2, r o:1")
@@ -50,18 +51,18 @@ def level(network: TensorNetwork, cores: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _norms(value: Tensor, core: Axes, axes: Axes) -> Tensor:
-    """The norms of a core's slices, with a dimension for each of ``axes``."""
+    """Return the norms of a core's slices, with a dimension for each of ``axes``."""
     moved = value.permute(permutation(core, axes + tuple(axis for axis in core if axis not in axes)))
     norms: Tensor = moved.reshape(*moved.shape[: len(axes)], -1).norm(dim=-1)
     return norms
 
 
 def _factors(norms: Tensor) -> Tensor:
-    """By what to multiply slices of these norms, the first dimension telling the core; the product over it is one."""
+    """Return factors of slices with these norms. The first dimension is the core; the product over it is one."""
     means = norms.log().mean(0).exp()
     wanted = torch.where(means >= SMALL * means.max(), means, means.max())
     factors = torch.where(norms > 0, wanted / norms, 1.0)
-    # What the others gain, the smallest loses.
+    # The smallest slice gets the inverse of the others' factors.
     least = norms.argmin(0, keepdim=True)
     factors.scatter_(0, least, 1.0)
     return factors.scatter(0, least, 1 / factors.prod(0, keepdim=True))

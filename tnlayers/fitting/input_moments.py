@@ -1,4 +1,4 @@
-"""Second moments of what layers get: the metric of fits to calibration data, and a kernel for other inputs."""
+"""Second moments of layer inputs: the metric of fits to calibration data, and kernels corrected for new inputs."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,13 +14,13 @@ from tnlayers.fitting.metric import damped
 from tnlayers.spec.geometry import Geometry
 
 LARGEST_PATCH = 2304
-"""Moments over larger patches (their square: 42 MB) are taken over the channels alone."""
+"""Maximum patch size (its square: 42 MB). For larger patches, moments are over the channels alone."""
 CHUNK = 2**25
-"""Entries of patches that are held at a time, but at least those of one image."""
+"""Maximum number of patch entries in memory at a time, but at least those of one image."""
 
 
 def channels(x: Tensor, geometry: Geometry) -> Tensor:
-    """The input channels at every position, of shape (groups, positions, channels of a group).
+    """Return the input channels at every position, of shape (groups, positions, channels of a group).
 
     Example:
         >>> channels(torch.ones(2, 6, 5), Geometry(6, 4, (3,), groups=2)).shape
@@ -31,10 +31,10 @@ def channels(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 def columns(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
-    """What meets a kernel's rows, of shape (groups, positions, entries), for a few images at a time.
+    """Yield the patches that the kernel multiplies, (groups, positions, entries), for a few images at a time.
 
-    An entry is an input channel at a kernel position, in the order of ``weight[0].flatten()``; or an input channel
-    alone where patches are too large, or the layer is transposed, as positions then meet parts of the kernel.
+    An entry is an input channel at a kernel position, in the order of ``weight[0].flatten()``. It is an input channel
+    alone if patches are too large or the layer is transposed, where a position uses only a part of the kernel.
 
     Example:
         >>> (found,) = columns(torch.ones(2, 6, 5), Geometry(6, 4, (3,), groups=2))
@@ -56,22 +56,22 @@ def columns(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
         found = F.pad(images, pads, mode=mode) if any(pads) else images
         for axis, (span, stride) in enumerate(zip(geometry.spans, geometry.each("stride"), strict=True), start=2):
             found = found.unfold(axis, span, stride)
-        # From (batch, channels, positions, kernel positions), where a span holds what a dilated kernel skips too.
+        # From (batch, channels, *positions, *span). The slices drop the positions that a dilated kernel skips.
         yield found[(slice(None),) * (2 + ndim) + steps].movedim(1, 1 + ndim).reshape(-1, groups, patch).transpose(0, 1)
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
-    """Sums of outer products of rows, (groups, entries, entries) in float64; multiplied in the rows' dtype, always."""
+    """Sum outer products of rows: (groups, entries, entries) in float64, multiplied in the rows' dtype, no autocast."""
     with own_precision(left):
         return left.mT.matmul(right).to("cpu", torch.float64)
 
 
 def second_moments(pairs: Iterable[tuple[Tensor, Tensor]], geometry: Geometry) -> tuple[Tensor, Tensor] | None:
-    """Sums over batch and positions of ``x x^T`` and ``x0 x^T``, each (groups, entries, entries); None of no inputs.
+    """Sum ``x x^T`` and ``x0 x^T`` over batch and positions, each (groups, entries, entries). None without inputs.
 
     Args:
-        pairs: original inputs x0 of a layer, and the inputs x that it has instead.
-        geometry: the layer's.
+        pairs: original inputs x0 of a layer, and its new inputs x.
+        geometry: geometry of the layer.
     """
     own = cross = None
     for before, now in pairs:
@@ -79,20 +79,20 @@ def second_moments(pairs: Iterable[tuple[Tensor, Tensor]], geometry: Geometry) -
             squares, others = products(new, new), products(old, new)
             own = squares if own is None else own + squares
             cross = others if cross is None else cross + others
-    # A product with itself is symmetric only up to rounding.
+    # x x^T is symmetric only up to rounding.
     return None if own is None or cross is None else ((own + own.mT) / 2, cross)
 
 
 def follow(kernel: Tensor, own: Tensor, cross: Tensor) -> Tensor:
-    r"""The kernel whose outputs on new inputs come nearest to those of the old one on the original inputs.
+    r"""Return the kernel whose outputs on new inputs are nearest to the old kernel's on the original inputs.
 
     It solves, for each group, :math:`\min_{W'} \sum \|W x_0 - W' x\|^2`, that is :math:`W' = W (\sum x_0 x^T)
-    (\sum x x^T)^{-1}`, with a thousandth of the mean diagonal added to both, which pulls W' towards W.
+    (\sum x x^T)^{-1}`. A thousandth of the mean diagonal is added to both sums, which pulls W' towards W.
 
     Args:
-        kernel: of shape (out, in of one group, *kernel size).
-        own: the first sum that ``second_moments`` returns.
-        cross: the second.
+        kernel: shape (out, in of one group, *kernel).
+        own: first sum of ``second_moments``.
+        cross: second sum of ``second_moments``.
 
     Reference:
         Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks for Classification and Detection", IEEE
@@ -107,7 +107,7 @@ def follow(kernel: Tensor, own: Tensor, cross: Tensor) -> Tensor:
     """
     (groups, side), (out, width) = own.shape[:2], kernel.shape[:2]
     mean = own.diagonal(dim1=1, dim2=2).mean(1)
-    # Those over channels alone correct every kernel position alike.
+    # Moments over channels alone correct every kernel position in the same way.
     split = kernel.to("cpu", torch.float64).reshape(groups, out // groups, width, -1)
     rows = split.flatten(2) if side > width else split.mT.flatten(1, 2)
     found = torch.linalg.solve(damped(own, mean), rows @ damped(cross, mean), left=False)
@@ -119,16 +119,16 @@ def follow(kernel: Tensor, own: Tensor, cross: Tensor) -> Tensor:
 def pairs(
     model: nn.Module, layer: nn.Module, stand_ins: Mapping[nn.Module, nn.Module], examples: Iterable[Any]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A layer's inputs in runs of the model as it is, and with what stands in."""
+    """Yield a layer's inputs in runs of the original model, and with the modules ``stand_ins`` in place."""
     for example in examples:
         before, now = (_inputs(model, layer, example, others) for others in ({}, stand_ins))
-        # A model may go other ways where its values differ; then there is nothing to compare.
+        # If control flow depends on values, the inputs may not correspond. Then use the new ones for both.
         same = [x.shape for x in before] == [x.shape for x in now]
         yield from zip(before if same else now, now, strict=True)
 
 
 def _inputs(model: nn.Module, layer: nn.Module, example: Any, stand_ins: Mapping[nn.Module, nn.Module]) -> list[Tensor]:
     found: list[Tensor] = []
-    # Copies, since what comes behind may write into them.
+    # Copy, because later modules may write into them in place.
     observe(model, [layer], [example], lambda _, x: found.append(x.clone()), stand_ins)
     return found

@@ -1,4 +1,4 @@
-"""Checks of what a fit is given, and second moments as its metric."""
+"""Checks of the arguments of a fit, and second moments as its metric."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor
 from tnlayers.spec.network import TensorNetwork
 
 DAMPING = 1e-3
-"""Added to the diagonal of moments, relative to its mean, so that no input is without weight."""
+"""Added to the diagonal of moments, relative to its mean, so that every input has a weight."""
 
 
 def check(name: str, value: Any, shape: tuple[int, ...], accepted: str) -> None:
-    """A tensor of finite real numbers, of this shape."""
+    """Check that ``value`` is a tensor of finite real numbers, of this shape."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} is of type {kind}; it must be a tensor of real floating-point numbers")
@@ -26,7 +26,7 @@ def check(name: str, value: Any, shape: tuple[int, ...], accepted: str) -> None:
 
 
 def as_metric(network: TensorNetwork, moments: Any, device: torch.device) -> Tensor:
-    """The moments, scaled to a mean diagonal of one and damped."""
+    """Check the moments, and return them scaled to a mean diagonal of one and damped."""
     channels, patch = network.dense_shape[1], math.prod(network.dense_shape[1:])
     side = patch if isinstance(moments, Tensor) and moments.shape == (patch, patch) else channels
     accepted = f"; it must be {(channels, channels)}, a row and a column per input channel"
@@ -45,7 +45,7 @@ def as_metric(network: TensorNetwork, moments: Any, device: torch.device) -> Ten
 
 
 def damped(moments: Tensor, mean: Tensor) -> Tensor:
-    """Square matrices over ``mean``, one for each, plus ``DAMPING`` on the diagonal; where it is not positive, plus 1.
+    """Divide each square matrix by its ``mean`` and add ``DAMPING`` to the diagonal. If mean <= 0, add 1 instead.
 
     Example:
         >>> damped(torch.zeros(2, 2), torch.tensor(0.0))

@@ -1,4 +1,4 @@
-"""The error of a fit, and the best core while the others stay."""
+"""Error of a fit, and the best value of one core with the others fixed."""
 
 import logging
 import math
@@ -16,22 +16,22 @@ from tnlayers.spec.notation import Axes
 _log = logging.getLogger("tnlayers")
 
 PULL = 1e-12
-"""Weight of a core's present value in its least-squares problem, relative to the mean eigenvalue."""
+"""Weight of a core's current value in its least-squares problem, relative to the mean eigenvalue."""
 
 DIRECT = 1024
-"""Up to this many unknowns (per index that parts the problem) the normal matrix is formed: at most 8 MiB."""
+"""Up to this many unknowns per independent problem the normal matrix is formed: at most 8 MiB."""
 
 STEPS = 20
-"""Conjugate-gradient steps per core and sweep, from the core's present value."""
+"""Conjugate-gradient steps per core and sweep, from the core's current value."""
 
 REPORT = 10.0
-"""Seconds between two lines of the log."""
+"""Minimum seconds between two log lines."""
 
 Operand = tuple[Tensor, Axes]
 
 
 def length(tensor: Tensor) -> float:
-    """The Frobenius norm, also of entries so small or large that their squares leave the dtype's range.
+    """Return the Frobenius norm, also of entries so small or large that their squares leave the dtype's range.
 
     Example:
         >>> length(torch.tensor([3 * 2.0**-100, 4 * 2.0**-100])) * 2.0**100
@@ -42,12 +42,13 @@ def length(tensor: Tensor) -> float:
 
 
 class Objective:
-    """How far cores are from a kernel, and sweeps that bring them nearer.
+    """Error of cores relative to a kernel, and sweeps that lower it.
 
     Args:
-        network: what the cores contract to.
+        network: network of the cores.
         target: the kernel, with one dimension for each of ``network.dense_axes``.
-        metric: of the axes ``coupled``, with two dimensions for each; the identity without one.
+        metric: metric of the axes ``coupled``, with two dimensions for each. None: the identity.
+        coupled: the axes of the metric.
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class Objective:
         self.weighted = self._weigh(target)
         self.scale = self._norm(target)
         self.reported = time.monotonic()
-        # The core that shrinks the kernel most goes first and is multiplied into it once, for all others.
+        # Update first the core that shrinks the kernel most. Its product with the kernel is reused for all others.
         volumes = [math.prod(network.shape(self._left(k))) for k in range(len(network.cores))]
         self.first = volumes.index(min(volumes))
         self.kept = self._left(self.first) if min(volumes) < target.numel() else None
 
     def error(self, cores: Sequence[Tensor]) -> float:
-        """The norm of what is missing over that of the kernel."""
+        """Return the relative error: the norm of the difference over that of the kernel."""
         return self._norm(reconstruct(self.network, cores).reshape(self.target.shape) - self.target) / self.scale
 
     def sweep(self, cores: Sequence[Tensor]) -> list[Tensor]:
-        """Every core in turn at its best."""
+        """Set every core in turn to its best value, and return the cores."""
         found, operands = list(cores), {-1: self.weighted}
         axes = dict(enumerate(self.network.cores)) | {-1: self.network.dense_axes}
         for k in sorted(range(len(found)), key=lambda k: k != self.first):
@@ -82,7 +83,7 @@ class Objective:
         return balance(found)
 
     def best(self, cores: Sequence[Tensor], k: int, seen: Sequence[Operand]) -> Tensor:
-        """The value of core ``k`` that minimises the error; ``seen`` is the kernel, and the other cores."""
+        """Return the value of core ``k`` that minimises the error. ``seen``: the kernel and the other cores."""
         network, own = self.network, self.network.cores[k]
         if len(network.cores) == 1:
             return self.target.permute(permutation(network.dense_axes, own)).contiguous()
@@ -91,10 +92,10 @@ class Objective:
         pairs = [*others, *((core, self._primed(axes)) for core, axes in others)]
         pairs += zip(self.metric, self.metric_axes, strict=True)
         joint = [axis for axis in own if axis in self.twins]
-        # A dense axis that another core has too parts the problem into one for each of its indices.
+        # A dense axis that another core has too splits the problem into one per index.
         apart = tuple(axis for axis in own if axis in elsewhere and axis not in joint)
         free = tuple(axis for axis in own if axis not in elsewhere and axis not in joint)
-        # Where the other cores fall into parts, the normal matrix is the Kronecker product of theirs.
+        # If the other cores form disconnected parts, the normal matrix is the Kronecker product of the parts' matrices.
         parts = [pairs] if apart else _parts(pairs, self.twins)
         blocks = [tuple(axis for axis in joint if any(axis in axes for _, axes in part)) for part in parts]
         wanted = apart + tuple(axis for block in blocks for axis in block) + free
@@ -118,7 +119,7 @@ class Objective:
         return solution.reshape(network.shape(wanted)).permute(permutation(wanted, own))
 
     def report(self, sweep: int, error: float) -> None:
-        """Log it, now and then."""
+        """Log the error, at most every ``REPORT`` seconds."""
         if time.monotonic() - self.reported > REPORT:
             self.reported = time.monotonic()
             _log.info("fitting network '%s': sweep %d, error %.4g", self.network, sweep, error)
@@ -134,7 +135,7 @@ class Objective:
         return float((value * self._weigh(value)).sum().clamp_min(0).sqrt() if self.metric else value.norm())
 
     def _left(self, k: int) -> Axes:
-        """The axes of the kernel's product with a core."""
+        """Return the axes of the kernel's product with a core."""
         own = self.network.cores[k]
         others = {axis for j, axes in enumerate(self.network.cores) if j != k for axis in axes}
         dense = tuple(axis for axis in self.network.dense_axes if axis not in own or axis in others)
@@ -146,7 +147,7 @@ def _contract(operands: Sequence[Operand], out: Axes) -> Tensor:
 
 
 def _parts(operands: Sequence[Operand], twins: Mapping[str, str]) -> list[list[Operand]]:
-    """Operands in groups that share no axis, nor an axis with its twin."""
+    """Group operands such that no two groups share an axis, nor an axis and its twin."""
     names = {twin: axis for axis, twin in twins.items()}
     parts: list[tuple[set[str], list[int]]] = []
     for number, (_, axes) in enumerate(operands):
@@ -159,20 +160,20 @@ def _parts(operands: Sequence[Operand], twins: Mapping[str, str]) -> list[list[O
 
 
 def _solve(grams: Sequence[Tensor], right: Tensor, present: Tensor) -> Tensor:
-    """The step from ``present`` to the solution, where the normal matrix is the Kronecker product of ``grams``."""
+    """Return solution minus ``present``, with the Kronecker product of ``grams`` as normal matrix."""
     step = right - _each(grams, present, torch.matmul)
     pulled = []
     for gram in grams:
-        # Where a bond is larger than its rank can be, the equations are singular: a pull towards the present value, too
-        # weak to be seen elsewhere, chooses among the solutions, and the error still falls with every step.
-        # Of all problems together, since one alone may be zero: a block of the kernel without entries.
+        # If a bond is larger than its maximum rank, the equations are singular. A pull towards the present value, too
+        # weak to matter elsewhere, selects one solution, and the error still falls with every step.
+        # The mean is over all problems, because one alone may be zero: a zero block of the kernel.
         pull = (PULL * gram.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(gram.dtype).tiny)
         pulled.append(gram + pull * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device))
     return _each(pulled, step, torch.linalg.solve)
 
 
 def _each(matrices: Sequence[Tensor], value: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Apply a matrix to each dimension of a value but the first, a batch, and the last."""
+    """Apply one matrix to each dimension of a value except the first (a batch) and the last."""
     for dim, matrix in enumerate(matrices, start=1):
         moved = value.movedim(dim, 1)
         value = apply(matrix, moved.reshape(*moved.shape[:2], -1)).reshape(moved.shape).movedim(1, dim)
@@ -180,7 +181,7 @@ def _each(matrices: Sequence[Tensor], value: Tensor, apply: Callable[[Tensor, Te
 
 
 def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, start: Tensor) -> Tensor:
-    """Improve the solution of ``normal(value) = right`` in a fixed number of steps, each of which lowers the error."""
+    """Improve ``start`` as solution of ``normal(value) = right`` in up to ``STEPS`` steps. Each lowers the error."""
     value, residual = start, right - normal(start)
     direction, square = residual, residual.square().sum()
     first = square
@@ -196,7 +197,7 @@ def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, star
 
 
 def balance(cores: Sequence[Tensor]) -> list[Tensor]:
-    """Scale the cores to one common norm; the kernel stays as it is."""
+    """Scale the cores to one common norm. The kernel does not change."""
     norms = [float(core.norm()) for core in cores]
     if not all(norms):
         return list(cores)

@@ -1,8 +1,9 @@
-"""Where a fit begins: cores from singular value decompositions, as the shape of the network allows, and random ones.
+"""Starts of a fit: cores from singular value decompositions, if the graph of the network allows, and random cores.
 
-What counts is which cores a network joins, not what its format is called. Stars, paths and rings go to tensorly, the
-dense axes of every core merged to one mode; any other tree is decomposed leaf by leaf, and a sum of terms term by term.
-No start needs to be exact, since alternating least squares goes on from it; of several, the best after some sweeps.
+The graph of the network decides, not the name of its format. Stars, paths and rings are decomposed by tensorly, with
+the dense axes of each core merged to one mode. Any other tree is decomposed leaf by leaf, a sum of terms term by term.
+A start need not be exact, because alternating least squares continue from it: of several, from the best after some
+sweeps.
 """
 
 import math
@@ -22,24 +23,24 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
 RANDOM = 3
-"""Random starts of networks with cycles or hyperedges, whose fits end in local minima."""
+"""Number of random starts of networks with cycles or hyperedges, whose fits end in local minima."""
 SIDE = 1536
-"""The largest Gram matrix has this side, 18 MiB; beyond it, singular vectors come from a random projection."""
-HOOI, LARGE = 10, 2**20  # iterations of tensorly's partial_tucker, whose own SVDs take minutes for larger kernels
+"""Maximum side of a Gram matrix (18 MiB). Above, singular vectors come from a random projection."""
+HOOI, LARGE = 10, 2**20  # iterations of tensorly's partial_tucker; kernel entries above which its SVDs take minutes
 PADDING = 1e-3
-"""Size of the random entries where a rank exceeds what a decomposition fills, relative to the core's other entries."""
+"""Scale of the random entries where a rank exceeds that of a decomposition, relative to the core's other entries."""
 
 Links = Mapping[frozenset[int], str]
-"""The bond between two cores."""
+"""The bond between each pair of joined cores."""
 
 
 def starts(network: TensorNetwork, target: Tensor, generator: Generator) -> list[list[Tensor]]:
-    """Cores from which to fit a network to a kernel: one start for a tree, several with cycles or hyperedges.
+    """Return starts for the fit of a network to a kernel: one for a tree, several with cycles or hyperedges.
 
     Args:
-        network: the form of the fit.
+        network: network to fit.
         target: the kernel in float64, with one dimension for each of ``network.dense_axes``.
-        generator: of random starts, and of what fills a rank beyond those of the kernel.
+        generator: generator of random starts, and of the entries where a rank exceeds the kernel's.
 
     Reference:
         De Lathauwer et al. 2000 for Tucker, Oseledets 2011 for trains, Zhao et al. 2016 for rings, Grasedyck 2010.
@@ -67,7 +68,7 @@ def starts(network: TensorNetwork, target: Tensor, generator: Generator) -> list
 
 
 def _leading(matrix: Tensor, count: int, generator: Generator) -> Tensor:
-    """The leading left singular vectors, as columns: from the shorter side's Gram matrix or a random projection."""
+    """Return the leading left singular vectors as columns, from the smaller Gram matrix or a random projection."""
     rows, columns = matrix.shape
     if min(rows, columns) > SIDE:
         shape = columns, min(count + 8, rows, columns)
@@ -85,7 +86,7 @@ def _leading(matrix: Tensor, count: int, generator: Generator) -> Tensor:
 
 
 def _links(network: TensorNetwork) -> Links:
-    """The bonds, where each joins two cores that no other one joins, and each dense axis is in one core; else none."""
+    """Return the bonds if the network is a simple graph with each dense axis in one core; else an empty mapping."""
     homes = {axis: frozenset(k for k, core in enumerate(network.cores) if axis in core) for axis in network.axes}
     links = {homes[bond]: bond for bond in network.bonds}
     simple = len(links) == len(network.bonds) and all(len(pair) == 2 for pair in links)
@@ -93,14 +94,14 @@ def _links(network: TensorNetwork) -> Links:
 
 
 def _sums(network: TensorNetwork) -> bool:
-    """Whether a bond of all cores tells terms of their own, none of which shares a dense axis between cores."""
+    """Return whether a bond of all cores indexes the terms of a sum, and no dense axis is in two cores."""
     count = sum(axis in core for core in network.cores for axis in network.dense_axes)
     alone = count == len(network.dense_axes) and min(map(len, network.cores)) > 1 < len(network.cores)
     return alone and bool(set.intersection(*map(set, network.cores)))
 
 
 def _walk(links: Links) -> list[int]:
-    """The cores that links join to the first one, depth first from an end: a path's or a ring's cores in order."""
+    """Return the connected cores, depth first from a core of lowest degree: in order for a path or a ring."""
     degrees = Counter(core for pair in links for core in sorted(pair))
     order: list[int] = []
     ahead = [min(degrees, key=lambda core: (degrees[core], core))] if degrees else []
@@ -114,23 +115,23 @@ def _walk(links: Links) -> list[int]:
 
 @dataclass(frozen=True)
 class _Start:
-    """The starts of one network and kernel."""
+    """Starts of one network and kernel."""
 
     network: TensorNetwork
     target: Tensor
     generator: Generator
 
     def random(self) -> list[Tensor]:
-        """Standard normal entries."""
+        """Draw standard normal entries."""
         return [self._noise(shape) for shape in self.network.core_shapes]
 
     def star(self, order: Sequence[int], links: Links) -> list[Tensor]:
-        """Higher-order orthogonal iteration (HOOI); the first core is the centre."""
+        """Apply higher-order orthogonal iteration (HOOI). The first core is the centre."""
         centre, *leaves = order
         bonds = [links[frozenset((centre, leaf))] for leaf in leaves]
         merged = self._merged(order)
         ranks = list(self.network.shape(bonds))
-        for _ in ranks:  # no rank above the product of the others, which the first round may have lowered
+        for _ in ranks:  # limit each rank to the product of the others; repeated, because this lowers ranks
             for j, size in enumerate(merged.shape[1:]):
                 others = math.prod(ranks[:j] + ranks[j + 1 :]) * merged.shape[0]
                 ranks[j] = min(ranks[j], size, others)
@@ -142,13 +143,13 @@ class _Start:
         return self._cores(order, [core, *values], [self._dense(centre) + tuple(bonds), *axes])
 
     def train(self, order: Sequence[int], links: Links) -> list[Tensor]:
-        """TT-SVD along a path."""
+        """Apply TT-SVD along a path."""
         bonds = [(), *((links[frozenset(pair)],) for pair in pairwise(order)), ()]
         ranks = [math.prod(self.network.shape(bond)) for bond in bonds]
         return self._chain(order, bonds, self._tensorly("tensor_train", self._merged(order), ranks).factors)
 
     def ring(self, order: Sequence[int], links: Links) -> list[Tensor]:
-        """TR-SVD around a ring, from the first core of the order on."""
+        """Apply TR-SVD around a ring, from the first core of the order."""
         bonds = [(links[frozenset(pair)],) for pair in pairwise([order[-1], *order, order[0]])]
         merged, ranks = self._merged(order), [self.network.sizes[bond] for (bond,) in bonds]
         limit = min(merged.shape[0], math.prod(merged.shape[1:]))
@@ -158,7 +159,7 @@ class _Start:
         return self._chain(order, bonds, self._tensorly("tensor_ring", merged, ranks).factors)
 
     def tree(self) -> list[Tensor]:
-        """Leaf by leaf: its core becomes singular vectors, and its bond takes the place of its axes in the kernel."""
+        """Decompose leaf by leaf: singular vectors for its core, its bond in place of its axes in the kernel."""
         left, axes = self.target, self.network.dense_axes
         waiting = dict(enumerate(self.network.cores))
         found: dict[int, tuple[Tensor, Axes]] = {}
@@ -177,7 +178,7 @@ class _Start:
         return self._cores(list(found), *zip(*found.values(), strict=True))
 
     def terms(self) -> list[Tensor]:
-        """Of a sum, told by a bond of all cores: singular vectors of every mode, or each term for what others left."""
+        """Decompose a sum over a bond of all cores: singular vectors of every mode, or each term from the residual."""
         (bond, *_) = sorted(set(self.network.bonds).intersection(*self.network.cores))
         if len(self.network.bonds) == 1:
             order, rank = range(len(self.network.cores)), self.network.sizes[bond]
@@ -194,7 +195,7 @@ class _Start:
         return self._cores(range(len(values)), values, [(bond, *core) for core in cores])
 
     def _tensorly(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """A decomposition of tensorly's, in torch and without touching the user's backend, by our singular vectors."""
+        """Call a tensorly decomposition in torch, with our SVD and without a change of the user's tensorly backend."""
 
         def svd(matrix: Tensor, n_eigenvecs: int, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
             vectors = _leading(matrix, n_eigenvecs, self.generator)
@@ -213,13 +214,13 @@ class _Start:
         return self.network.shape(self._dense(core))
 
     def _merged(self, order: Sequence[int]) -> Tensor:
-        """The kernel with one dimension for each core."""
+        """Return the kernel with one dimension for each core."""
         axes = tuple(axis for core in order for axis in self._dense(core))
         shape = [math.prod(self._sizes(core)) for core in order]
         return self.target.permute(permutation(self.network.dense_axes, axes)).reshape(shape)
 
     def _chain(self, order: Sequence[int], bonds: Sequence[Axes], factors: Sequence[Tensor]) -> list[Tensor]:
-        """Cores from factors (before, dense axes, after), of which a path's ends have one bond only."""
+        """Return cores from factors (before, dense axes, after). The ends of a path have one bond only."""
         values, axes = [], []
         for core, factor, (before, after) in zip(order, factors, pairwise(bonds), strict=True):
             sides = factor.shape[: len(before)], factor.shape[2:][: len(after)]
@@ -228,7 +229,7 @@ class _Start:
         return self._cores(order, values, axes)
 
     def _cores(self, order: Sequence[int], values: Sequence[Tensor], axes: Sequence[Axes]) -> list[Tensor]:
-        """In the network's order and shapes; what a decomposition did not fill is small and random."""
+        """Return the values in the network's order and shapes, filled up with small random entries."""
         found = {}
         for core, value, have in zip(order, values, axes, strict=True):
             part = value.permute(permutation(have, self.network.cores[core]))

@@ -1,4 +1,4 @@
-"""Sweeps over all cores, from several starts, of which the best goes on."""
+"""Sweeps over all cores from several starts, and selection of the best start."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from torch import Tensor
 from tnlayers.fitting.objective import Objective, balance
 
 TOLERANCE, WINDOW = 1e-5, 10
-"""Sweeps end when they lower the error by less than this share of it each, on an average of ``WINDOW``."""
+"""Sweeps end when the relative decrease of the error per sweep, averaged over ``WINDOW``, is below ``TOLERANCE``."""
 MOMENTUM, GROWTH, LOSS = 0.5, 1.05, 0.5
-"""How far beyond the last sweep the next one begins, what a success makes of that, and what a failure."""
+"""Initial extrapolation between sweeps, its factor after a success, and its factor after a failure."""
 
 PROBE = 5
-"""Sweeps from every start, before the better half goes on with twice as many, and so on to the last one."""
+"""Number of sweeps from every start. Then the better half continues with twice as many, until one start is left."""
 
 
 def race(objective: Objective, begin: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
-    """A few sweeps from every start, more of them from the better half, and so on; ``count`` at most from the last."""
+    """Run sweeps from every start, then more from the better half, and so on; at most ``count`` from the last."""
     runs, sweeps = [_Run(objective, balance(cores)) for cores in begin], PROBE
     while len(runs) > 1:
         for run in runs:
@@ -28,14 +28,14 @@ def race(objective: Objective, begin: Sequence[Sequence[Tensor]], count: int) ->
 
 
 class _Run:
-    """Sweeps from one start: the best cores so far, their error, and where the next sweep begins."""
+    """Sweeps from one start: the best cores so far, their error, and the start of the next sweep."""
 
     def __init__(self, objective: Objective, cores: list[Tensor]) -> None:
         self.objective, self.cores, self.ahead = objective, cores, cores
         self.error, self.momentum = objective.error(cores), MOMENTUM
 
     def sweep(self, count: int) -> None:
-        """So many sweeps, or until they no longer lower the error."""
+        """Run ``count`` sweeps, or fewer if they no longer lower the error."""
         before = math.inf
         for number in range(1, count + 1):
             found = self.objective.sweep(self.ahead)

@@ -1,4 +1,4 @@
-"""The formats by name. A format states its network; layers, initialisation and everything else are derived from it."""
+"""Formats by name. A format defines its network. Layers, initialisation and all else are derived from the network."""
 
 from tnlayers.formats.base import FORMATS, Format, factorize, register
 from tnlayers.formats.blocktt import BlockTT

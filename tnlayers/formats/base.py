@@ -1,4 +1,4 @@
-"""What a format is: channel axes, kernel axes and the user's rank in; a network's text out."""
+"""Base class of formats: maps channel axes, kernel axes and the user's rank to the text of a network."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,17 +17,17 @@ from tnlayers.spec.rank import resolve
 Shape = tuple[int, ...]
 
 _MOST = 2**32
-"""Of so many channels there are at most 1,536 divisors, whose best factors take a second."""
+"""Maximum number of channels to factorise. Up to it, a number has at most 1,536 divisors, and the search takes 1 s."""
 
 FORMATS: dict[str, type["Format"]] = {}
-"""Every registered format, by name."""
+"""All registered formats, by name."""
 
 
 def register(name: str) -> Callable[[type["Format"]], type["Format"]]:
-    """Class decorator: enter a format under ``name``.
+    """Return a class decorator that registers a format under ``name``.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
 
     def enter(cls: type["Format"]) -> type["Format"]:
@@ -42,10 +42,10 @@ def register(name: str) -> Callable[[type["Format"]], type["Format"]]:
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """A family of tensor networks; its options, if it has any, are its dataclass fields."""
+    """A family of tensor networks. Its options are its dataclass fields."""
 
     name: ClassVar[str]
-    """The class' own name in small letters, until ``register`` gives another."""
+    """Name of the format: the class name in lower case, unless ``register`` sets another."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -53,37 +53,37 @@ class Format(ABC):
 
     @abstractmethod
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """The network over the given dense axes, as ``tnlayers.spec.network`` reads it.
+        """Return the text of the network over the given dense axes, in the notation of ``tnlayers.spec.network``.
 
         Args:
             inputs: names of the input axes, ``("i",)`` or ``("i1", "i2", ...)``.
-            outputs: names of the output axes, likewise.
+            outputs: names of the output axes, ``("o",)`` or ``("o1", "o2", ...)``.
             kernel: names of the kernel axes, such as ``("h", "w")``.
-            rank: the user's request, for formats whose very shape depends on it (Tucker); None: nothing is asked.
+            rank: the user's rank, for formats whose cores depend on it (Tucker). None: no rank was given.
         """
 
     @property
     def factors(self) -> int:
-        """Into how many factors the input and the output channels are split by default, at most: 1, they stay whole.
+        """Default maximum number of factors of the input and of the output channels. 1: channels are not split.
 
-        At an equal number of parameters, more factors mean larger ranks, and larger ranks more FLOPs.
+        At an equal number of parameters, more factors give larger ranks and so more FLOPs.
         """
         return 1
 
     def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
-        """The default ``in_shape`` and ``out_shape``. ``in_channels`` is that of one group."""
+        """Return the default ``in_shape`` and ``out_shape``. ``in_channels`` counts the channels of one group."""
         return factorize(in_channels, self.factors), factorize(out_channels, self.factors, groups)
 
     def build(
         self, in_shape: Shape, out_shape: Shape, kernel: Shape, rank: Any
     ) -> tuple[TensorNetwork, dict[str, int]]:
-        """The network with all its sizes, and the sizes of the bonds that ``rank`` chose.
+        """Return the network with all its sizes, and the bond sizes that follow from ``rank``.
 
         Args:
-            in_shape: factors of the input channels (of one group), most significant first.
-            out_shape: factors of the output channels.
-            kernel: the kernel's size along each spatial axis.
-            rank: as the layers take it.
+            in_shape: factors of the input channels of one group, most significant first.
+            out_shape: factors of the output channels, most significant first.
+            kernel: kernel size along each spatial axis.
+            rank: as in the layers.
 
         Raises:
             ValueError: the network has another number of input, output or kernel axes, or ``rank`` does not fit it.
@@ -117,7 +117,7 @@ class Format(ABC):
 
 
 def paired(inputs: Axes, outputs: Axes) -> list[str]:
-    """The k-th input axis beside the k-th output axis; what one of both has more stands alone.
+    """Pair the k-th input axis with the k-th output axis. Axes without a partner stand alone.
 
     Example:
         >>> paired(("i1", "i2", "i3"), ("o1", "o2"))
@@ -127,12 +127,12 @@ def paired(inputs: Axes, outputs: Axes) -> list[str]:
 
 
 def numbered(letter: str, count: int) -> Axes:
-    """Names of the factors' axes: a letter alone, or with numbers from 1."""
+    """Return the axis names of ``count`` factors: the letter alone for one, else numbered from 1."""
     return (letter,) if count == 1 else tuple(f"{letter}{k}" for k in range(1, count + 1))
 
 
 def checked_shape(name: str, value: Any, product_name: str, product: int) -> tuple[int, ...]:
-    """Return a channel shape of the user's if it has this product."""
+    """Return the user's channel shape ``value`` as a tuple if its product is ``product``."""
     try:
         given = tuple(value)
     except TypeError:
@@ -145,19 +145,19 @@ def checked_shape(name: str, value: Any, product_name: str, product: int) -> tup
 
 @lru_cache(maxsize=1024)
 def factorize(number: int, parts: int, multiple_of: int = 1, exact: bool = False) -> Shape:
-    """Split a number of channels into at most ``parts`` factors, as equal as can be, the largest first.
+    """Split a number of channels into at most ``parts`` factors of similar size, largest first.
 
     Args:
         number: the product.
-        parts: the largest number of factors.
-        multiple_of: the first factor is divisible by this (a divisor of ``number``): groups.
-        exact: fill up with ones to exactly ``parts`` factors.
+        parts: maximum number of factors.
+        multiple_of: divisor of the first factor (and of ``number``): groups.
+        exact: pad with ones to exactly ``parts`` factors.
 
     Returns:
-        Shape: the factors of smallest sum; among those, the most of them; among those, the largest first.
+        Shape: the factors with the smallest sum; ties go to more factors, then to the largest factors first.
 
     Raises:
-        ValueError: ``number`` is beyond any tensor's channels, and its factors would take long to find.
+        ValueError: ``number`` is above 2^32, where the search would take long.
 
     Example:
         >>> factorize(64, 3), factorize(32, 3), factorize(10, 3), factorize(7, 3), factorize(24, 3, multiple_of=6)
@@ -175,7 +175,7 @@ def factorize(number: int, parts: int, multiple_of: int = 1, exact: bool = False
 
 
 def _order(shape: Shape) -> tuple[int, int, Shape]:
-    """What makes factors better: a smaller sum, then more of them, then the largest ones first."""
+    """Return the sort key of factors: smaller sum, then more factors, then the largest factors first."""
     return sum(shape), -len(shape), tuple(-factor for factor in shape)
 
 
@@ -185,17 +185,17 @@ def _divisors(number: int) -> list[int]:
 
 
 def _descending(divisors: list[int], parts: int) -> dict[int, Shape]:
-    """For each of a number's divisors its best factors above 1, at most ``parts`` of them, the largest first.
+    """Return, for each divisor, its best factors above 1: at most ``parts`` of them, largest first.
 
-    The best factors of a number are the largest of them, and the best ones of what that leaves. So one table for one
-    factor less is enough, and there is no need to try all ways to write the number.
+    Dynamic programming: the best factors of a number are its largest factor and the best factors of the quotient. So
+    the table for one factor less suffices, and not all factorisations are tried.
     """
     found: dict[int, Shape] = {1: ()}  # the empty product
     for count in range(1, parts + 1):
         before, found = found, {}
         for value in divisors:
             best = before.get(value, (value,))
-            # The largest is at least the root, and one above the best sum makes none better.
+            # The largest factor is at least the root. A factor above the best sum cannot improve it.
             for factor in divisors[bisect_left(divisors, max(2, int(value ** (1 / count)))) :]:
                 if factor > sum(best):
                     break

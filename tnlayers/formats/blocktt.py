@@ -1,4 +1,4 @@
-"""Block tensor train (BlockTT), which at rank 1 is a Monarch matrix."""
+"""Block tensor train (BlockTT). At rank 1 it is a Monarch matrix."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +10,12 @@ from tnlayers.spec.notation import Axes
 @register("blocktt")
 @dataclass(frozen=True)
 class BlockTT(Format):
-    r"""Two block-diagonal maps with a permutation between them, summed over ``r`` pairs of them.
+    r"""A sum over ``r`` of products of two block-diagonal matrices with a permutation between them.
 
     .. math:: W_{(o_1 o_2)(i_1 i_2)\,h\,w} = \sum_r A_{i_1 i_2\,h\,w\,o_1 r} B_{r\,i_1 o_1 o_2}
 
-    The blocks of the first map are told by ``i1``, those of the second by ``o1``: dense axes that both cores have. Not
-    to be mixed up with what tensorly-torch calls BlockTT, which is TT in matrix layout here.
+    ``i1`` indexes the blocks of the first matrix, ``o1`` those of the second. Both are dense axes of both cores.
+    tensorly-torch's BlockTT is a different format: it is TT in matrix layout here.
 
     Reference:
         Dao et al., "Monarch", ICML 2022; Qiu et al., "Compute Better Spent", ICML 2024.
@@ -26,11 +26,11 @@ class BlockTT(Format):
     """
 
     def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
-        """Two factors each, near the square root."""
+        """Split input and output channels into two factors each, near the square root."""
         return factorize(in_channels, 2, exact=True), factorize(out_channels, 2, groups, exact=True)
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """The two cores."""
+        """Return the two cores."""
         for name, axes in (("in_shape", inputs), ("out_shape", outputs)):
             if len(axes) != 2:
                 raise ValueError(

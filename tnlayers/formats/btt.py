@@ -11,12 +11,12 @@ from tnlayers.spec.notation import Axes
 @register("btt")
 @dataclass(frozen=True)
 class BTT(Format):
-    """A sum of ``blocks`` Tucker decompositions, held in one network by a bond ``n`` that every core has.
+    """A sum of ``blocks`` Tucker decompositions as one network. Every core has the bond ``n``, the index of the term.
 
     Args:
-        blocks: number of Tucker terms; fixed, so that no rank counts it.
+        blocks: number of Tucker terms. The bond ``n`` is fixed, so the rank does not include it.
 
-    The bond of the k-th pair of an input and an output axis is ``rk``, that of a kernel axis ``x`` is ``rx``.
+    The bond of the k-th pair of an input and an output axis is ``rk``. The bond of a kernel axis ``x`` is ``rx``.
 
     Reference:
         De Lathauwer 2008; for convolutions, Ye et al. 2020, "Block-term tensor neural networks" (arXiv 2010.04963).
@@ -33,11 +33,11 @@ class BTT(Format):
 
     @property
     def factors(self) -> int:
-        """Three pairs of an input and an output axis."""
+        """Default number of factors: three pairs of an input and an output axis."""
         return 3
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """The core tensor, then a factor for each pair of channel axes and for each kernel axis."""
+        """Return the core tensor, then a factor for each pair of channel axes and for each kernel axis."""
         pairs = paired(inputs, outputs)
         factors = {f"r{k}": pair for k, pair in enumerate(pairs, start=1)} | {f"r{axis}": axis for axis in kernel}
         return ", ".join(

@@ -10,7 +10,7 @@ from tnlayers.spec.notation import Axes
 @register("cp")
 @dataclass(frozen=True)
 class CP(Format):
-    r"""One core for every axis, all joined by a single bond ``r``: a hyperedge.
+    r"""One core per axis, all joined by a single bond ``r``, a hyperedge.
 
     .. math:: W_{o\,i\,h\,w} = \sum_r A_{ir} B_{or} C_{hr} D_{wr}
 
@@ -23,5 +23,5 @@ class CP(Format):
     """
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """A core ``axis r`` for every axis."""
+        """Return a core ``axis r`` for every axis."""
         return ", ".join(f"{axis} r" for axis in inputs + outputs + kernel)

@@ -1,4 +1,4 @@
-"""Any network that a user writes as text."""
+"""A network given as text by the user."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,10 @@ from tnlayers.spec.notation import Axes
 @register("einsum")
 @dataclass(frozen=True)
 class Einsum(Format):
-    """The network as it is written; the channels are split into as many factors as it has input and output axes.
+    """A network given as text. Channels are split into as many factors as it has input and output axes.
 
     Args:
-        network: text as ``tnlayers.spec.network`` describes it.
+        network: text in the notation of ``tnlayers.spec.network``.
 
     Example:
         >>> Einsum("i1 a, i2 b, a b h w c, c o").split(64, 32, 1)
@@ -27,7 +27,7 @@ class Einsum(Format):
         TensorNetwork.skeleton(self.network)
 
     def split(self, in_channels: int, out_channels: int, groups: int) -> tuple[Shape, Shape]:
-        """Exactly as many factors as the network names."""
+        """Split channels into as many factors as the network has input and output axes."""
         network = TensorNetwork.skeleton(self.network)
         return (
             factorize(in_channels, len(network.inputs), exact=True),
@@ -35,5 +35,5 @@ class Einsum(Format):
         )
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """The user's own words."""
+        """Return the user's text."""
         return self.network

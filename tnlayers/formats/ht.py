@@ -10,10 +10,10 @@ from tnlayers.spec.notation import Axes
 @register("ht")
 @dataclass(frozen=True)
 class HT(Format):
-    """A binary tree: a leaf for each pair of an input and an output axis and one for the kernel, joined two by two.
+    """A binary tree: one leaf for the kernel and one for each pair of an input and an output axis.
 
-    The k-th leaf hangs on the bond ``rk``; what joins leaves ``a`` to ``b`` hands on the bond ``raxb``; the root has no
-    bond above it.
+    The bond above the k-th leaf is ``rk``. The bond above the node that joins leaves ``a`` to ``b`` is ``raxb``. The
+    root has no bond above it.
 
     Reference:
         Hackbusch and Kuehn 2009; Grasedyck 2010; for layers, Yin et al., "Towards Extremely Compact RNNs for Video
@@ -26,11 +26,11 @@ class HT(Format):
 
     @property
     def factors(self) -> int:
-        """Two pairs of an input and an output axis."""
+        """Default number of factors: two pairs of an input and an output axis."""
         return 2
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """The cores of the tree, each subtree before what joins it."""
+        """Return the cores of the tree in postorder: the two subtrees, then the node that joins them."""
         leaves = [*([" ".join(kernel)] if kernel else []), *paired(inputs, outputs)]
 
         def bond(part: range) -> str:

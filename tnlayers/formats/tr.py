@@ -10,7 +10,7 @@ from tnlayers.spec.notation import Axes
 @register("tr")
 @dataclass(frozen=True)
 class TR(Format):
-    r"""A closed chain: input cores, one core with all kernel axes, output cores, and a bond ``r0`` back to the first.
+    r"""A ring: input cores, one core with all kernel axes, output cores, and a bond ``r0`` from the last to the first.
 
     .. math:: W_{o\,i\,h\,w} = \mathrm{tr}\big(A_{i_1} \cdots A_{i_m} K_{hw} B_{o_1} \cdots B_{o_q}\big)
 
@@ -23,6 +23,6 @@ class TR(Format):
     """
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """The dense axes of each core, with a bond before and the next one behind."""
+        """Return the cores, each with its dense axes between two bonds."""
         ring = [*inputs, *([" ".join(kernel)] if kernel else []), *outputs]
         return ", ".join(f"r{k} {core} r{(k + 1) % len(ring)}" for k, core in enumerate(ring))

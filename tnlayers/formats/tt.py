@@ -1,4 +1,4 @@
-"""Tensor train (TT), also known as matrix product state and, in matrix layout, matrix product operator."""
+"""Tensor train (TT), also called matrix product state, and in matrix layout matrix product operator."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +12,12 @@ from tnlayers.spec.notation import Axes
 @register("tt")
 @dataclass(frozen=True)
 class TT(Format):
-    """A train of cores, each joined to the next by a bond ``r1``, ``r2``, ...
+    """A chain of cores, joined to their neighbours by bonds ``r1``, ``r2``, ...
 
     Args:
-        layout: 'matrix' puts all kernel axes into the first core and pairs the k-th input with the k-th output axis;
-            'chain' gives every axis its own core, in the order input, kernel, output, and keeps channels whole by
-            default.
+        layout: 'matrix': the first core has all kernel axes, and each further core a pair of the k-th input and the
+            k-th output axis. 'chain': every axis has its own core, in the order input, kernel, output; channels are
+            not split by default.
 
     Reference:
         Oseledets 2011; for convolutions, Garipov et al. 2016 (arXiv 1611.03214).
@@ -36,11 +36,11 @@ class TT(Format):
 
     @property
     def factors(self) -> int:
-        """Two pairs of an input and an output axis in matrix layout; channels whole in chain layout."""
+        """Default number of factors: two pairs of axes in matrix layout, 1 (not split) in chain layout."""
         return 2 if self.layout == "matrix" else 1
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """The dense axes of each core, with the bonds between neighbours."""
+        """Return the cores, each with its dense axes and the bonds to its neighbours."""
         if self.layout == "chain":
             train = [*inputs, *kernel, *outputs]
         else:

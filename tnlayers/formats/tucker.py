@@ -11,11 +11,10 @@ from tnlayers.spec.notation import Axes
 @register("tucker")
 @dataclass(frozen=True)
 class Tucker(Format):
-    r"""A core tensor with a factor matrix on every channel axis, and on kernel axes only where ``rank`` says so.
+    r"""A core tensor with a factor matrix on every channel axis, and on the kernel axes that ``rank`` compresses.
 
-    The bond of axis ``x`` is ``rx``. One integer, a keep ratio, or one rank per channel axis leaves the kernel axes
-    whole (Tucker-2); one rank per axis, kernel axes last, or a mapping that names ``rh`` or ``rw``, compresses those
-    too.
+    The bond of axis ``x`` is ``rx``. One integer, a keep ratio, or one rank per channel axis does not compress kernel
+    axes (Tucker-2). One rank per axis, kernel axes last, or a mapping with ``rh`` or ``rw``, compresses those too.
 
     .. math:: W_{o\,i\,h\,w} = \sum_{r_i, r_o} A_{i r_i} G_{r_i r_o h w} B_{r_o o}
 
@@ -30,7 +29,7 @@ class Tucker(Format):
     """
 
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
-        """Input factors, core tensor, output factors, then a factor for every compressed kernel axis."""
+        """Return input factors, core tensor, output factors, then a factor for every compressed kernel axis."""
         if isinstance(rank, Mapping):
             compressed = [axis for axis in kernel if f"r{axis}" in rank]
         elif isinstance(rank, Sequence) and len(rank) == len(inputs + outputs + kernel):

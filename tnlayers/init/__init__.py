@@ -1,1 +1,1 @@
-"""How cores begin: the variance solver, and drawing to its answer."""
+"""Initialisation of cores: the variance solver, and random draws with the variances it returns."""

@@ -1,4 +1,4 @@
-"""Fresh values for cores, by the solver's answer."""
+"""Random draws of cores with the variances of the solver."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
 FINE = 2**17
-"""Up to this many entries, kernels are made exact in float64."""
+"""Up to this many entries, kernels are made exact in float64; above, in the dtype of the draws."""
 LARGEST = 2**23
-"""Up to this many entries, kernels are contracted for it: 32 MiB. Beyond, their norm alone is set, by the network of
-the cores and their copies."""
+"""Up to this many entries (32 MiB), kernels are contracted to make them exact. Above, only the norm is set, computed
+from the network of the cores and their copies."""
 _TRUNCATED_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
-"""Standard deviation of a standard normal distribution cut at -2 and 2."""
+"""Standard deviation of the standard normal distribution truncated at -2 and 2."""
 
 
 @torch.no_grad()
@@ -30,15 +30,15 @@ def draw(
     """Draw the cores of a network.
 
     Args:
-        network: which core has which axes.
+        network: axes of each core.
         geometry: the convolution.
-        variance: the solver's answer for both.
-        init: distribution, and in what the draw is to be exact.
-        cores: tensors whose shapes and devices the new ones take.
+        variance: the solver's result for both.
+        init: distribution, and the quantities in which the draw is exact.
+        cores: tensors with the shapes and devices of the new cores.
 
     Returns:
-        list[Tensor]: in float32 at least; in float64, where the device has it and the kernel is small, if more than the
-        variance is set.
+        list[Tensor]: in float32 at least; in float64 if more than the variance is set, the device has float64 and the
+        kernel is small.
     """
     sides = flow(network) if init.distribution == "orthogonal" else [None] * len(cores)
     draws = [
@@ -46,12 +46,12 @@ def draw(
     ]
     if not (init.exact or init.typical) or draws[0].is_meta or isinstance(draws[0], FakeTensor):
         return draws
-    # In float64, where the device has it: the product of many cores would round in less. Of large kernels, which
-    # take long, in the cores' own precision.
+    # In float64 if the device has it, because the product of many cores loses precision in float32. Large kernels take
+    # long and stay in the precision of the draws.
     coarse = draws[0].device.type == "mps" or network.dense_params > FINE
     draws = draws if coarse else [values.double() for values in draws]
     norm = variance.weight_std * math.sqrt(network.dense_params)
-    # A network may go through far larger tensors than its kernel: its draw has the norm in expectation alone.
+    # Contracting a network may need tensors far larger than its kernel. Then the norm is right only in expectation.
     most = max(LARGEST, network.dense_params)
     wide = order(network.cores, network.dense_axes, tuple(network.sizes.items())).largest > most
     if init.exact and (wide or network.dense_params > LARGEST):
@@ -65,12 +65,12 @@ def draw(
 
 
 def flow(network: TensorNetwork) -> list[tuple[list[int], list[int], list[int]]]:
-    """For each core its dims in three parts: what comes in, what goes out, and what passes.
+    """Return, for each core, its incoming dims, its outgoing dims, and its batch dims.
 
-    The signal flows through the cores from inputs to outputs: those with input axes alone first, those with output axes
-    alone last, otherwise in the network's order. An input or kernel axis comes in, an output axis goes out. A bond goes
-    out of the first core that has it and comes into the last. In every other core that has an axis, which selects a
-    slice there, it passes.
+    The signal flows through the cores from inputs to outputs: first the cores with input axes and no output axes, last
+    those with output axes and no input axes, otherwise in the network's order. Input and kernel axes are incoming,
+    output axes outgoing. A bond is outgoing in the first core that has it and incoming in the last. In every other core
+    that has an axis, it selects a slice: a batch dim.
 
     Example:
         >>> flow(TensorNetwork.skeleton("i r, o r, h r"))
@@ -96,8 +96,8 @@ def flow(network: TensorNetwork) -> list[tuple[list[int], list[int], list[int]]]
 
 
 def uniform(like: Tensor, bound: float) -> Tensor:
-    """Entries drawn from [-bound, bound], of a tensor's whole shape, in float32 at least."""
-    # Not like the tensor itself: what is held in shards is drawn as a whole too.
+    """Draw entries from [-bound, bound], in the full shape of ``like`` and in float32 at least."""
+    # torch.empty, not empty_like: a sharded tensor is drawn as a whole too.
     entries = torch.empty(like.shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     return entries.uniform_(-bound, bound)
 
@@ -113,15 +113,15 @@ def _entries(core: Tensor, std: float, distribution: str, sides: Sequence[Sequen
 
 
 def _orthogonal(entries: Tensor, std: float, came: Sequence[int], went: Sequence[int], passed: Sequence[int]) -> Tensor:
-    """The semi-orthogonal matrices, from what comes in to what goes out, of which normal entries are a draw."""
+    """Return semi-orthogonal matrices (batch, incoming, outgoing) from normal entries, in the shape of ``entries``."""
     order = [*passed, *came, *went]
     moved = entries.permute(order)
     rows, columns = (math.prod(entries.shape[dim] for dim in dims) for dims in (came, went))
     matrices = moved.reshape(-1, rows, columns)
     tall = matrices if rows >= columns else matrices.mT
-    # As in torch.nn.init.orthogonal_, of which this is the batched form; there is no such decomposition on mps.
+    # Batched form of torch.nn.init.orthogonal_. On the CPU for mps, which has no QR decomposition.
     q, r = (factor.to(tall.device) for factor in torch.linalg.qr(tall.cpu() if tall.device.type == "mps" else tall))
-    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # so that all are equally likely
+    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # makes the distribution uniform
     q = (q if rows >= columns else q.mT) * (std * math.sqrt(max(rows, columns)))
     found: Tensor = q.reshape(moved.shape).permute([order.index(dim) for dim in range(len(order))])
     return found

@@ -1,29 +1,29 @@
-r"""Draws that are exact: cores rescaled until one draw's own gain is the target, on white and on smooth inputs.
+r"""Exact draws: cores rescaled such that the gain of one draw equals the target, on white and on smooth inputs.
 
-The solver's rule holds on average over draws, and for white inputs. One draw's gain differs, at small ranks by factors;
-and the inputs of a deep layer are not white. Behind a rectifier every channel has a mean, and convolutions on
-convolutions leave neighbouring positions alike. Split an input patch along its channels and along its taps into the
-mean and the rest. Let F be the kernel's squared norm, and
+The solver's rule holds on average over draws and for white inputs. The gain of one draw differs, at small ranks by
+factors. The inputs of a deep layer are not white: after a rectifier every channel has a mean, and stacked convolutions
+make neighbouring positions similar. Split an input patch into its mean and the rest, along channels and along taps. Let
+F be the kernel's squared norm, and
 
-.. math:: S = \Big\| \sum_{taps} W \Big\|^2, \qquad M = \Big\| \sum_{in} \sum_{taps} W \Big\|^2,
+.. math:: S = \Big\| \sum_{taps} W \Big\|^2, \qquad M = \Big\| \sum_{in} \sum_{taps} W \Big\|^2.
 
-the gains (times the outputs, for inputs of unit square) on patches that are white over channels and constant over taps,
-and constant over both. For independent entries :math:`E[F] = E[S] = E[M]`, and a convolution with :math:`F = S = M`
-has one gain on every mixture of the three kinds, rectified white channels, :math:`(1 - 1/\pi)` of the first or second
-kind and :math:`1/\pi` of the third, among them.
+For inputs of unit square, F is the gain (times the outputs) on white patches, S on patches that are white over channels
+and constant over taps, M on patches constant over both. For independent entries :math:`E[F] = E[S] = E[M]`. A
+convolution with :math:`F = S = M` has the same gain on every mixture of the three kinds. Rectified white channels are
+such a mixture: :math:`(1 - 1/\pi)` of the first or second kind and :math:`1/\pi` of the third.
 
-Cores can be given that: multiply the mean of a core along an input axis by u, and so along each, and the mean along
-each kernel axis by v. That multiplies the parts of the kernel which are constant along p input and q kernel axes by
-:math:`u^p v^q`. With :math:`E_{p,q}` the squared norms of these parts, which one contraction of the cores tells, m
-input axes of product N and k kernel axes of product K, :math:`S = M` and :math:`F = S` are
+Rescaling gives cores this property: multiply the mean of the core along each input axis by u, and along each kernel
+axis by v. The parts of the kernel that are constant along p input and q kernel axes are then multiplied by
+:math:`u^p v^q`. Let :math:`E_{p,q}` be the squared norms of these parts, computed by one contraction of the cores, for
+m input axes of product N and k kernel axes of product K. Then :math:`S = M` and :math:`F = S` are
 
 .. math:: (N - 1) \, E_{m,k} = \sum_{p<m} E_{p,k} \, u^{2(p-m)}, \qquad
           (K - 1) \sum_p E_{p,k} u^{2p} = \sum_{q<k} \sum_p E_{p,q} u^{2p} \, v^{2(q-k)}.
 
-Each right side falls from infinity to zero, so each has one root. What is left is one factor for all cores. The parts
-lie apart in the kernel of cores that are reflected: what was constant along an axis is then at its index 0.
+Each right side falls from infinity to zero, so each equation has one root. One common factor of all cores then sets the
+gain. A reflection of the cores separates the parts in the kernel: the part constant along an axis moves to its index 0.
 
-Derived here; the layers that these draws make are measured in ``benchmarks/measure/depth.py``.
+Derived here. ``benchmarks/measure/depth.py`` measures layers with these draws.
 """
 
 import math
@@ -41,16 +41,16 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
 MOST = 6
-"""Input axes that are looked at: for each set of them there is a part of the kernel."""
+"""Maximum number of input axes to equalise: each subset of them is a part of the kernel."""
 PROBES = 256
-"""Inputs from which ``typical`` estimates."""
+"""Number of random inputs in the estimate of ``typical``."""
 
 
 def smooth(network: TensorNetwork, geometry: Geometry) -> tuple[Axes, Axes]:
-    """Input and kernel axes along which inputs may be constant, and whose means a core has: each in one core alone.
+    """Return the input and kernel axes along which to equalise the gain. Each is in one core alone.
 
-    Axes of size 1 are left out, and a transposed convolution's kernel axis with a stride: an output meets few of its
-    taps. So are all input axes where there are more than ``MOST``, whose parts would be too many.
+    Left out are axes of size 1, and strided kernel axes of a transposed convolution: an output uses few of their taps.
+    With more than ``MOST`` input axes all input axes are left out, because they have too many parts.
 
     Example:
         >>> network = TensorNetwork.parse("i1:4 i2:2 a:3, a h:3 w:1 b:3, b o:8")
@@ -69,7 +69,7 @@ def smooth(network: TensorNetwork, geometry: Geometry) -> tuple[Axes, Axes]:
 
 
 def reflect(tensor: Tensor, dim: int) -> Tensor:
-    """A tensor, reflected along a dim so that what was constant along it is at index 0, and nowhere else (Householder).
+    """Reflect a tensor along a dim (Householder), such that the part constant along it moves to index 0.
 
     Example:
         >>> reflect(torch.tensor([2.0, 2.0, 2.0, 2.0]), 0).tolist()
@@ -82,10 +82,10 @@ def reflect(tensor: Tensor, dim: int) -> Tensor:
 
 
 def parts(kernel: Tensor, inputs: Sequence[int], taps: Sequence[int]) -> list[list[float]]:
-    """Squared norms of a kernel's parts that have index 0 along exactly p of the dims ``inputs`` and q of ``taps``.
+    """Return squared norms of the kernel's parts with index 0 along exactly p of the dims ``inputs`` and q of ``taps``.
 
     Returns:
-        list[list[float]]: entry [p][q]; they sum to the squared norm.
+        list[list[float]]: entry [p][q]. The entries sum to the squared norm.
 
     Example:
         >>> parts(torch.tensor([[4.0, 2.0], [1.0, 0.0]]), [0], [1])
@@ -95,9 +95,9 @@ def parts(kernel: Tensor, inputs: Sequence[int], taps: Sequence[int]) -> list[li
     for dim in (*inputs, *taps):
         firsts |= {dims | {dim}: part.narrow(dim, 0, 1) for dims, part in firsts.items()}
     flat = (part.reshape(-1) for part in firsts.values())
-    norms = torch.stack([torch.dot(part, part) for part in flat])  # which autocast leaves alone
+    norms = torch.stack([torch.dot(part, part) for part in flat])  # autocast does not change torch.dot
     squares = dict(zip(firsts, norms.tolist(), strict=True))
-    # So far of what has index 0 along at least these dims; without what has it along one more, dim by dim:
+    # These parts have index 0 along at least ``dims``. Subtract, dim by dim, those with index 0 along one more.
     for dim in (*inputs, *taps):
         for dims in squares:
             if dim not in dims:
@@ -109,7 +109,7 @@ def parts(kernel: Tensor, inputs: Sequence[int], taps: Sequence[int]) -> list[li
 
 
 def root(found: Sequence[float], size: int) -> float:
-    """The x with ``(size - 1) found[n] x^n = sum of found[p] x^p for p < n``, n the last; 1 if a side is zero.
+    """Solve ``(size - 1) found[n] x^n = sum of found[p] x^p for p < n`` for x, n the last; 1 if a side is zero.
 
     Example:
         >>> round(root([9.0, 1.0], 4), 6)  # a part with a quarter of the squared norm
@@ -120,7 +120,7 @@ def root(found: Sequence[float], size: int) -> float:
     if not terms or last <= 0:
         return 1.0
     wanted = math.log(size - 1) + math.log(last)
-    # In y = log x the sum of exponentials falls, so bisection finds where it crosses; each term is within these bounds.
+    # The sum of exponentials falls in y = log x, so bisection finds the crossing, which is within these bounds.
     low = min((value - wanted) / -power for value, power in terms)
     high = max((value + math.log(len(terms)) - wanted) / -power for value, power in terms)
     for _ in range(60):
@@ -132,13 +132,13 @@ def root(found: Sequence[float], size: int) -> float:
 
 
 def exact(network: TensorNetwork, cores: Sequence[Tensor], norm: float, along: tuple[Axes, Axes]) -> list[Tensor]:
-    """Rescale cores until the kernel has a norm, and the same gain on inputs that are constant along axes.
+    """Rescale cores such that the kernel has a given norm, and the same gain on inputs constant along axes.
 
     Args:
-        network: which core has which axes.
-        cores: their values.
-        norm: the kernel's Frobenius norm.
-        along: input axes and kernel axes, as ``smooth`` tells them; with none, only the norm is set.
+        network: axes of each core.
+        cores: values of the cores.
+        norm: target Frobenius norm of the kernel.
+        along: input axes and kernel axes, as returned by ``smooth``. Without axes, only the norm is set.
 
     Example:
         >>> network = TensorNetwork.parse("i:8 a:3, a h:3 w:3 b:3, b o:6")
@@ -170,10 +170,10 @@ def exact(network: TensorNetwork, cores: Sequence[Tensor], norm: float, along: t
 
 
 def typical(network: TensorNetwork, cores: Sequence[Tensor]) -> list[Tensor]:
-    """Rescale cores by what the mean logarithm of the gain lacks to the logarithm of its mean.
+    """Rescale cores such that the mean logarithm of the gain equals the previous logarithm of its mean.
 
-    Both are over ``PROBES`` random inputs, rectified normal over channels and constant over taps: of a product of many
-    gains that fluctuate, the logarithm is a sum of theirs.
+    Both are estimated from ``PROBES`` random inputs, rectified normal over channels and constant over taps. The
+    logarithm matters because that of a product of many fluctuating gains is the sum of their logarithms.
 
     Example:
         >>> wide = TensorNetwork.parse("i:64 o:64")  # hardly fluctuates: 1 / 64

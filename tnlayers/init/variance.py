@@ -1,46 +1,45 @@
-r"""The variance solver: how wide to draw the cores, for any network and any convolution.
+r"""The variance solver: standard deviations of the cores, for any network and any convolution.
 
 Derived, after Pan, Su, Liu, Wang, Li, Xu, "A Unified Weight Initialization Paradigm for Tensorial Convolutional Neural
 Networks", ICML 2022 (PMLR 162, 17238-17257; arXiv 2205.15307).
 
 **The kernel.** Let the cores :math:`G^{(1)}, \dots, G^{(n)}` have independent zero-mean entries of variance
-:math:`\sigma_k^2`, each core once in the network. An entry of the kernel sums, over all values of all bonds, a product
-of one entry of each core. Two different values of the bonds differ in an entry of some core, independent of the rest
-and of mean zero, so the products are uncorrelated, and
+:math:`\sigma_k^2`, each core once in the network. An entry of the kernel is a sum over all values of all bonds. Each
+term is a product of one entry of each core. Two terms differ in an entry of at least one core, which is independent of
+the rest and has mean zero. So the terms are uncorrelated, and
 
 .. math:: \mathrm{Var}(W) = \prod_{\text{bonds } b} |b| \cdot \prod_{k=1}^{n} \sigma_k^2 \tag{1}
 
-with each bond once, also a hyperedge that many cores share. It is enough that entries of one core are uncorrelated, as
-those of a random orthogonal matrix are, of which any row or column may change its sign. An axis of the kernel that
-several cores share is not summed, and does not count. Neither format nor order of contraction enters.
+Each bond counts once, also a hyperedge of many cores. Uncorrelated entries of one core suffice. Those of a random
+orthogonal matrix are uncorrelated, because any row or column may change its sign. A dense axis that several cores share
+is not summed and does not count. The result depends neither on the format nor on the order of contraction.
 
-**Forward.** An output position sums :math:`C_{in}/g` channels and those taps of the kernel that fall on real input.
-With :math:`T_{fwd}` their mean number over output positions,
+**Forward.** An output position sums :math:`C_{in}/g` channels and the taps of the kernel that fall on real input. With
+:math:`T_{fwd}` the mean number of these taps over output positions,
 
 .. math:: E[y^2] = E[x^2] \, \mathrm{Var}(W) \, \frac{C_{in}}{g} \, T_{fwd} \tag{2}
 
-**Backward: the Reproducing Transformation.** The gradient of the input is itself a convolution: put stride - 1 zeros
-between neighbours of the output gradient, pad it by dilation * (kernel - 1) - padding (on the right also by what the
-stride left over), and convolve it, with stride 1 and the same dilation, with the kernel flipped along its kernel axes
-and with its channel axes exchanged. The transformed kernel contracts from the same cores, so (1) holds for it too; the
-inserted zeros carry no variance, so of its taps only :math:`T_{bwd}`, the mean number of (output position, tap) pairs
-that touch an input position, count:
+**Backward: the Reproducing Transformation.** The gradient of the input is itself a convolution. Insert stride - 1 zeros
+between neighbours of the output gradient. Pad it by dilation * (kernel - 1) - padding, on the right also by the
+remainder of the stride. Convolve it, with stride 1 and the same dilation, with the kernel flipped along its kernel axes
+and with its channel axes exchanged. The transformed kernel contracts from the same cores, so (1) holds for it too. The
+inserted zeros carry no variance. So only :math:`T_{bwd}` taps count, the mean number of (output position, tap) pairs
+per input position:
 
 .. math:: E[dx^2] = E[dy^2] \, \mathrm{Var}(W) \, \frac{C_{out}}{g} \, T_{bwd} \tag{3}
 
-**Taps.** Along one kernel axis, the dummy tensor :math:`P_{j,j',k} = 1` where :math:`j = s j' + d k - p` (stride s,
-dilation d, padding p), else 0, tells which input j meets which output j' at tap k. Its sum is the number of pairs;
-divided by the number of outputs H' it is :math:`T_{fwd}`, by the number of inputs H :math:`T_{bwd}`. Axes multiply.
-Away from borders (input size unknown) they are :math:`\prod K` and :math:`\prod K/s`. Padding with other than zeros
-makes every tap real.
+**Taps.** Along one kernel axis, the dummy tensor :math:`P_{j,j',k}` is 1 where :math:`j = s j' + d k - p` (stride s,
+dilation d, padding p), else 0: input j contributes to output j' at tap k. Its sum is the number of pairs. Divided by
+the number of outputs H' it is :math:`T_{fwd}`, divided by the number of inputs H it is :math:`T_{bwd}`. Several axes
+multiply. Away from borders (input size unknown) they are :math:`\prod K` and :math:`\prod K/s`. Padding modes other
+than zeros make every tap real.
 
-**Transposed convolutions** run (2) and (3) the other way round: the same pairs, with inputs and outputs exchanged. So
-:math:`T_{fwd}` is :math:`\prod K/s` away from borders, and :math:`T_{bwd}` is :math:`\prod K`. In a linear layer both
-are 1.
+**Transposed convolutions** exchange (2) and (3): the same pairs, with inputs and outputs exchanged. So away from
+borders :math:`T_{fwd}` is :math:`\prod K/s` and :math:`T_{bwd}` is :math:`\prod K`. In a linear layer both are 1.
 
-**The rule.** fan_in = :math:`C_{in}/g \cdot T_{fwd}`, fan_out = :math:`C_{out}/g \cdot T_{bwd}`, fan_avg their mean;
-the target is :math:`\mathrm{Var}(W) = gain^2 / fan`, and (1) is solved for the :math:`\sigma_k`, either all equal (the
-paper's split) or such that all cores have the same expected norm. All in logarithms, so a hundred cores do not
+**The rule.** fan_in = :math:`C_{in}/g \cdot T_{fwd}`, fan_out = :math:`C_{out}/g \cdot T_{bwd}`, fan_avg their mean.
+The target is :math:`\mathrm{Var}(W) = gain^2 / fan`. (1) is solved for the :math:`\sigma_k`, either all equal (the
+paper's split) or such that all cores have the same expected norm. It is solved in logarithms, so a hundred cores do not
 overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
 """
 
@@ -57,51 +56,49 @@ from tnlayers.spec.network import TensorNetwork
 FAN_MODES = ("fan_in", "fan_out", "fan_avg")
 DISTRIBUTIONS = ("normal", "truncated_normal", "uniform", "orthogonal")
 SPLITS = ("equal", "balanced")
-# What torch.nn.init.calculate_gain documents; its own ValueError decides, this list only completes the sentence.
+# Names that torch.nn.init.calculate_gain documents. Only for the error message: torch's ValueError decides.
 NONLINEARITIES = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu", "conv1d", "conv2d", "conv3d")
 
 
 @dataclass(frozen=True)
 class Init:
-    """How a layer starts.
+    """Initialisation of a layer.
 
     Args:
-        mode: 'fan_in' keeps the signal's second moment forward, 'fan_out' the gradient's backward, 'fan_avg' is
-            Xavier's mean of both.
-        nonlinearity: what follows the layer, as ``torch.nn.init.calculate_gain`` knows it.
-        param: that function's parameter: the negative slope of 'leaky_relu'.
-        distribution: 'normal', 'truncated_normal' (cut at two standard deviations, its variance corrected), 'uniform',
-            or 'orthogonal': each core is a semi-orthogonal matrix, from the axes on which the signal enters it to those
-            on which it leaves, so that the kernel's spectrum is as flat as the network allows (less so where ``exact``
-            then rescales its means).
-        split: which share of the kernel's scale each core has. The kernel is the same, but not how fast it learns.
-            'balanced' gives all cores the same expected norm, so the least sum of squares; of cores that have it,
-            gradient flow keeps the norms the same (Arora, Cohen, Hazan, ICML 2018, arXiv 1802.06509). 'equal' gives
-            all the same standard deviation (Pan et al.).
-        exact: True: rescale the drawn cores so that this one kernel has the target gain on white inputs, on inputs that
-            are constant over the kernel's positions, on those that are constant over channels too, and so on rectified
-            ones of either kind; see ``tnlayers.init.exact_gain`` for what is left out (strided axes of transposed
-            convolutions, axes that several cores share, more than 6 input axes). 'white': only its Frobenius norm, and
-            so the gain on white inputs, is the target's; of a kernel beyond 2^23 entries it is always that. Away from
-            borders; and up to the rounding of the layer's dtype, one or a few per cent in bfloat16. False: the gain is
-            right on average over draws; at small ranks that of one draw is often off by half. Gradients, with 'fan_out'
-            too, are exact where they are white alone.
-        typical: make the mean logarithm of the gain zero, over smooth rectified inputs, instead of the logarithm of the
-            mean, which is larger. It is estimated from random inputs at each draw.
-        input_size: spatial size of the layer's input, if known: taps at the border are then counted exactly.
+        mode: 'fan_in' keeps the second moment of the signal forward, 'fan_out' that of the gradient backward, 'fan_avg'
+            is Xavier's mean of both.
+        nonlinearity: function that follows the layer, a name of ``torch.nn.init.calculate_gain``.
+        param: parameter of that function: the negative slope of 'leaky_relu'.
+        distribution: 'normal', 'truncated_normal' (at two standard deviations, with corrected variance), 'uniform', or
+            'orthogonal': each core is a semi-orthogonal matrix from its incoming to its outgoing axes. Then the
+            kernel's spectrum is as flat as the network allows, less flat where ``exact`` rescales means.
+        split: how the kernel's scale is divided among the cores. The kernel is the same; its speed of learning is not.
+            'balanced': all cores have the same expected norm, the smallest sum of squares; gradient flow keeps equal
+            norms equal (Arora, Cohen, Hazan, ICML 2018, arXiv 1802.06509). 'equal': all cores have the same standard
+            deviation (Pan et al.).
+        exact: True: rescale the drawn cores such that this kernel has the target gain on white inputs, on inputs
+            constant over kernel positions, on inputs constant over channels too, and so on rectified ones of either
+            kind. ``tnlayers.init.exact_gain`` leaves out strided axes of transposed convolutions, axes that several
+            cores share, and more than 6 input axes. 'white': only the Frobenius norm, and so the gain on white inputs,
+            is exact; always so for a kernel above 2^23 entries. Both hold away from borders and up to the rounding of
+            the layer's dtype, one or a few per cent in bfloat16. False: the gain is right on average over draws; at
+            small ranks that of one draw is often off by half. Gradients, also with 'fan_out', are exact only if white.
+        typical: make the mean logarithm of the gain zero over smooth rectified inputs, instead of the logarithm of the
+            mean, which is larger. Estimated from random inputs at each draw.
+        input_size: spatial size of the layer's input. If given, taps at the border are counted exactly.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the sentence names it.
+        TypeError, ValueError: an argument is not as above. The message names it.
 
     Example:
         >>> Init("fan_out", nonlinearity="tanh").gain
         1.6666666666666667
 
-    **The default** is what stays nearest to a dense network through 50 plain layers, forward and backward
-    (``benchmarks/measure/depth.py``): the rule of Pan et al. alone is right on average, but the logarithm of a gain
-    that fluctuates has a lower mean than the logarithm of its mean, and behind rectifiers signals are neither white nor
-    centred. Of the two splits it has the one that mostly needs fewer steps of training with batch normalisation
-    (``benchmarks/measure/convergence.py``). ``init="paper"`` is that rule alone.
+    **The default** stays nearest to a dense network through 50 plain layers, forward and backward
+    (``benchmarks/measure/depth.py``). The rule of Pan et al. alone is right on average. But the mean logarithm of a
+    fluctuating gain is below the logarithm of its mean, and after rectifiers signals are neither white nor centred. The
+    default split mostly needs fewer training steps with batch normalisation (``benchmarks/measure/convergence.py``).
+    ``init="paper"`` is the rule of Pan et al. alone.
     """
 
     mode: str = "fan_in"
@@ -132,11 +129,11 @@ class Init:
 
     @classmethod
     def of(cls, value: "str | Init") -> "Init":
-        """An ``Init`` as it is, or from the name of its mode, or ``PRESETS``' of it.
+        """Return ``value`` if it is an ``Init``, else the ``Init`` of a mode or a preset by name.
 
         Raises:
-            TypeError: neither of both.
-            ValueError: no mode has this name.
+            TypeError: ``value`` is neither an ``Init`` nor a string.
+            ValueError: no mode or preset has this name.
         """
         if isinstance(value, cls):
             return value
@@ -146,7 +143,7 @@ class Init:
 
     @property
     def gain(self) -> float:
-        """``torch.nn.init.calculate_gain(nonlinearity, param)``."""
+        """Gain of the nonlinearity: ``torch.nn.init.calculate_gain(nonlinearity, param)``."""
         try:
             return float(calculate_gain(self.nonlinearity, self.param))  # type: ignore[arg-type]
         except ValueError as error:
@@ -157,18 +154,18 @@ class Init:
 
 
 PRESETS = {"paper": Init(distribution="normal", split="equal", exact=False)}
-"""Names for more than a mode: the rule of Pan et al. 2022 as it is."""
+"""Complete initialisations by name. 'paper': the rule of Pan et al. 2022 alone."""
 
 
 @dataclass(frozen=True)
 class Variance:
-    """The solver's answer.
+    """Result of the solver.
 
     Attributes:
-        std: standard deviation of the entries of each core, in the network's order.
-        fan_in, fan_out: both fans of the geometry.
-        fan: the one that the mode chose.
-        gain: the nonlinearity's.
+        std: standard deviation of each core's entries, in the network's order.
+        fan_in, fan_out: fans of the geometry.
+        fan: fan selected by the mode.
+        gain: gain of the nonlinearity.
         weight_std: expected standard deviation of the dense kernel's entries, gain / sqrt(fan).
     """
 
@@ -186,13 +183,13 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
     Args:
         network: contracts to shape ``(out_channels, in_channels / groups, *kernel_size)``.
         geometry: the convolution.
-        init: mode, nonlinearity and split; the distribution does not matter here.
+        init: mode, nonlinearity and split. The distribution is not used.
 
     Returns:
-        Variance: one standard deviation per core, and what they were derived from.
+        Variance: one standard deviation per core, and the quantities they follow from.
 
     Raises:
-        ValueError: the network's dense kernel is not the geometry's, or no tap of it meets real input.
+        ValueError: the network's dense kernel shape differs from the geometry's, or no tap falls on real input.
 
     Reference:
         Pan et al., ICML 2022; see this module's docstring.
@@ -227,7 +224,7 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
 
 
 def _log_shares(network: TensorNetwork, split: str) -> Mapping[int, float]:
-    """The logarithm of each core's variance, up to a constant common to all cores."""
+    """Return the logarithm of each core's variance, up to a constant common to all cores."""
     if split == "balanced":
         return {k: -math.log(math.prod(shape)) for k, shape in enumerate(network.core_shapes)}
     return dict.fromkeys(range(len(network.cores)), 0.0)

@@ -1,1 +1,1 @@
-"""The two operations of every plan, contraction of cores and a step of the input, and squared norms."""
+"""The two operations of every plan, contractions of cores and input steps, and squared norms."""

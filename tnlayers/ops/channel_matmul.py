@@ -1,7 +1,7 @@
-"""Matrix products over the channels of every image, which may move them in memory, and their gradients.
+"""Matrix products over the channels of every image, which may change the memory layout, and their gradients.
 
-``torch.bmm`` with an expanded weight does the forward without a copy. Its own backward does not: it forms the weight's
-gradient once per image before it sums them, and returns the input's gradient in the other layout.
+The forward uses ``torch.bmm`` with an expanded weight, without a copy. Its own backward is not used: it forms the
+weight's gradient once per image before it sums them, and returns the input's gradient in the other layout.
 """
 
 import torch
@@ -16,10 +16,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tens
     """Multiply the channels of every image by a matrix.
 
     Args:
-        x: shape (batch, summed, positions), with strides of either layout.
+        x: shape (batch, summed, positions), in either memory layout.
         weight: shape (new, summed).
         bias: shape (new,), or None.
-        target: where the result has its channels in memory, 'first' or 'last'.
+        target: position of the channels in the memory of the result, 'first' or 'last'.
 
     Returns:
         Tensor: shape (batch, new, positions).
@@ -36,7 +36,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tens
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
-    """The sum over a batch of ``gradient[n] @ x[n].mT``: over images one by one if one product is larger than they are.
+    """Sum ``gradient[n] @ x[n].mT`` over a batch, image by image if one product is larger than its operands.
 
     Args:
         gradient: shape (batch, ..., new, positions).

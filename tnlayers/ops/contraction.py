@@ -1,4 +1,4 @@
-"""Contracting tensors with named axes, two at a time: the steps, their order, and their execution in torch."""
+"""Pairwise contraction of tensors with named axes: steps, their order, and their execution in torch."""
 
 import math
 from collections import Counter
@@ -20,9 +20,9 @@ from tnlayers.spec.notation import Axes, bits
 
 @dataclass(frozen=True)
 class Contraction:
-    """How some operands contract: steps, and the permutation of the last result's axes, of the sizes ``source``.
+    """A contraction plan: steps, then the permutation ``order`` of the last result, whose axes have sizes ``source``.
 
-    ``turned`` are these sizes in their last order, ``undo`` is the permutation back.
+    ``turned`` are the permuted sizes. ``undo`` is the inverse permutation.
 
     Example:
         >>> pair = Contraction.of((("a", "b"), ("b", "c")), ((0, 1),), ("c", "a"), {"a": 2, "b": 3, "c": 4})
@@ -50,17 +50,17 @@ class Contraction:
     def of(
         cls, operands: Sequence[Axes], pairs: Sequence[tuple[int, int]], out: Axes, sizes: Mapping[str, int]
     ) -> "Contraction":
-        """Contract ``operands``, two at a time as ``pairs`` tell their numbers, to the axes ``out``.
+        """Plan the contraction of ``operands`` to the axes ``out``, with one step per pair of numbers in ``pairs``.
 
-        Every axis of an operand is in another one, or in ``out``. The layout of what comes between is chosen so that
-        large tensors are viewed as matrices where they lie, and so that the axes that are last in ``out`` are last all
-        the way: the copies that are left then move long runs.
+        Every axis of an operand must be in another operand or in ``out``. Intermediate layouts are chosen such that
+        large tensors are viewed as matrices without a copy, and such that the last axes of ``out`` are last in all
+        results: the remaining copies then move long contiguous runs.
         """
         tensors = list(operands)
         rank = {axis: k for k, axis in enumerate(dict.fromkeys(axis for axes in tensors for axis in axes))}
         rank |= {axis: len(rank) + k for k, axis in enumerate(out)}
         holders = Counter(axis for axes in tensors for axis in axes)
-        holders.update(out)  # the result needs its axes to the end
+        holders.update(out)  # never sum an axis of the result
         steps = []
         for pair in pairs:
             axes = tensors[pair[0]], tensors[pair[1]]
@@ -77,16 +77,16 @@ class Contraction:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations."""
+        """Number of floating-point operations."""
         return sum(step.flops for step in self.steps)
 
     @property
     def largest(self) -> int:
-        """The number of entries of the largest result of a step."""
+        """Number of entries of the largest step result."""
         return max((math.prod(step.shape) for step in self.steps), default=0)
 
     def __call__(self, operands: Sequence[Tensor]) -> Tensor:
-        """The result: contiguous, or the view of a single operand."""
+        """Return the result: contiguous, or a view of a single operand."""
         if (
             self.steps
             and torch.is_grad_enabled()
@@ -97,11 +97,11 @@ class Contraction:
         return self.run(operands)[-1]
 
     def run(self, operands: Sequence[Tensor]) -> list[Tensor]:
-        """The operands, after them what every step hands on, and at last the result with its axes in order."""
+        """Return the operands, then the result of every step, then the final result with permuted axes."""
         tensors = list(operands)
         for number, step in enumerate(self.steps):
             result = step.run(tensors[step.left.operand], tensors[step.right.operand])
-            # Arranged for the step that takes it, once for forward and backward.
+            # In the matrix shape of the step that consumes it, once for forward and backward.
             tensors.append(self.consumers[number].matrices(result) if number < len(self.consumers) else result)
         last = view(tensors[-1], self.source)
         last = last if self.in_order else last.permute(self.order)
@@ -109,7 +109,7 @@ class Contraction:
         return tensors
 
     def gradients(self, tensors: Sequence[Tensor], gradient: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """Of the operands, from what ``run`` returned, but for the last two, and the result's gradient."""
+        """Return gradients of the wanted operands. ``tensors``: what ``run`` returned, without its last two."""
         count = len(wanted)
         waiting: list[Tensor | None] = [None] * (count + len(self.steps))
         last = view(gradient, self.turned)
@@ -118,7 +118,7 @@ class Contraction:
             found = waiting.pop()
             assert found is not None
             left, right = step.left.operand, step.right.operand
-            last = view(found, step.shape)  # the copy, if it takes one, serves both
+            last = view(found, step.shape)  # may copy, once for both gradients
             del found
             if left >= count or wanted[left]:
                 waiting[left] = step.left_gradient(tensors[right], last)
@@ -129,11 +129,11 @@ class Contraction:
 
 @lru_cache(maxsize=4096)
 def order(operands: tuple[Axes, ...], out: Axes, sizes: tuple[tuple[str, int], ...]) -> Contraction:
-    """Order the contraction of operands with named axes, see ``pairs``.
+    """Plan the contraction of operands with named axes, in the order that ``pairs`` chooses.
 
     Args:
-        operands: the axes of each operand; an axis may be in any number of them.
-        out: the axes of the result.
+        operands: axes of each operand. An axis may be in any number of operands.
+        out: axes of the result.
         sizes: (axis, size) pairs.
 
     Example:
@@ -148,19 +148,19 @@ def order(operands: tuple[Axes, ...], out: Axes, sizes: tuple[tuple[str, int], .
 def pairs(
     operands: Sequence[Axes], out: Axes, sizes: Mapping[str, int], apart: Sequence[Axes] = ()
 ) -> list[tuple[int, int]]:
-    """Choose the pairs of operands to contract, greedily by the memory that a step adds.
+    """Choose the pairs of operands to contract, greedily by the memory that each step adds.
 
-    The axes of what some operands contract to do not depend on how the others contract. So each pair is judged once,
-    and the time grows with the square of the number of operands.
+    The axes of a result depend only on the operands it contains. So each pair is scored once, and the time is quadratic
+    in the number of operands.
 
     Args:
-        operands: the axes of each operand.
-        out: the axes of the result.
-        sizes: the size of each axis.
-        apart: groups of axes; a pair whose result has axes of fewer groups goes first, whatever it adds.
+        operands: axes of each operand.
+        out: axes of the result.
+        sizes: size of each axis.
+        apart: groups of axes. A pair whose result has axes of fewer groups goes first, whatever memory it adds.
 
     Returns:
-        list[tuple[int, int]]: the numbers of two operands each; results are numbered behind the operands.
+        list[tuple[int, int]]: numbers of the two operands of each step. Results are numbered after the operands.
 
     Example:
         >>> pairs([("a", "b"), ("b", "c"), ("c",)], ("a",), {"a": 9, "b": 9, "c": 9})
@@ -176,11 +176,11 @@ def pairs(
         return math.prod(lengths[k] for k in bits(mask))
 
     def summed(a: int, b: int) -> int:
-        """The axes of two tensors that neither the output nor another tensor needs."""
+        """Return the shared axes of two tensors that are in neither the output nor another tensor."""
         both = alive[a][0] & alive[b][0] & ~kept
         return sum(1 << k for k in bits(both) if not homes[k] & ~(alive[a][1] | alive[b][1])) if both else 0
 
-    # Of each tensor: its axes, and the operands that it comes from.
+    # For each tensor: bit masks of its axes and of the operands it contains.
     alive = {k: (mask, 1 << k) for k, mask in enumerate(masks)}
     groups = [sum(bit[axis] for axis in group) for group in apart]
     heap: list[tuple[int, int, int, int, int]] = []
@@ -205,7 +205,7 @@ def pairs(
             heappop(heap)
         if heap:
             *_, a, b = heappop(heap)
-        else:  # outer products alone are left, of which the smallest tensors' is the smallest
+        else:  # only outer products are left: that of the two smallest tensors is the smallest
             a, b = sorted(sorted(alive, key=lambda k: (volume(alive[k][0]), k))[:2])
         new, gone = len(masks) + len(found), summed(a, b)
         (one, here), (two, there) = alive.pop(a), alive.pop(b)
@@ -216,7 +216,7 @@ def pairs(
 
 
 def contract(operands: Sequence[Tensor], axes: Sequence[Axes], out: Axes) -> Tensor:
-    """Contract tensors with named axes to the axes ``out``, two at a time.
+    """Contract tensors with named axes to the axes ``out``, pairwise.
 
     Example:
         >>> contract([torch.ones(2, 3), torch.ones(3, 4)], [("a", "b"), ("b", "c")], ("c", "a")).shape
@@ -229,7 +229,7 @@ def contract(operands: Sequence[Tensor], axes: Sequence[Axes], out: Axes) -> Ten
 
 
 def reconstruct(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
-    """The dense kernel, shape (out, in, *kernel), differentiable in the cores; in their dtype, also under autocast.
+    """Return the dense kernel, shape (out, in, *kernel), differentiable, in the cores' dtype also under autocast.
 
     Example:
         >>> cp = TensorNetwork.parse("i:2 r:3, o:4 r, w:5 r")
@@ -241,11 +241,11 @@ def reconstruct(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
 
 
 class _Contract(torch.autograd.Function):
-    """A ``Contraction`` with a backward of two products a step, where autograd would go through every view of them."""
+    """A ``Contraction`` whose backward is two products per step. Autograd would also run the backward of each view."""
 
     @staticmethod
     def forward(ctx: Any, contraction: Contraction, *operands: Tensor) -> Tensor:
-        """The result."""
+        """Return the result of the contraction."""
         tensors = contraction.run(operands)
         ctx.contraction = contraction
         ctx.save_for_backward(*tensors[:-2])
@@ -253,7 +253,7 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the operands, which may be differentiated again."""
+        """Return gradients of the operands. They are differentiable if grad mode is on (double backward)."""
         contraction, tensors, needed = ctx.contraction, ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             operands = tensors[: len(needed)]

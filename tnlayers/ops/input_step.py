@@ -1,10 +1,10 @@
-"""The one kind of step in which the input takes part: it meets a tensor of weights.
+"""Input step: one operation that contracts the layer's input ``x`` with a weight.
 
-Of the axes of the two, those of ``x`` alone are folded into the batch; shared axes that are needed later become groups;
-shared axes that are finished are summed, as a convolution's input channels; new axes are its output channels. A kernel
-axis brings its stride, padding and dilation along. Without a kernel axis of more than one tap, the step is a matrix
-product over the channels, which may also take the channels from one place in memory to another: first, as in (N, C, H,
-W), or last, as in (N, H, W, C).
+Axes of ``x`` alone are folded into the batch. Shared axes that a later step needs become groups. Other shared axes are
+summed, as a convolution's input channels. Axes of the weight alone are its output channels. A kernel axis has its
+stride, padding and dilation. Without a kernel axis of more than one tap, the step is a matrix product over the
+channels. A matrix product may also change the memory layout between channels first, (N, C, H, W), and channels last,
+(N, H, W, C).
 """
 
 import math
@@ -29,21 +29,22 @@ _TRANSPOSED: Mapping[int, Callable[..., Tensor]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class InputStep:
-    """``x`` meets a tensor of weights; all is fixed beforehand but the batch and the positions.
+    """One operation that contracts the layer's input with a weight. All is fixed except batch and spatial size.
 
     Attributes:
         op: 'conv' or 'matmul'.
-        kind: the row of the table of rates.
-        source, target: where the channels lie before and after.
-        move: sizes and permutation of the channel axes that must be reordered before, with a copy; or None.
-        folded, groups, summed, new: how many channels of each role.
-        taps: kernel size along each spatial axis, 1 where nothing is convolved.
-        stride, padding, output_padding, dilation: along each spatial axis.
+        kind: row of the rate table.
+        source, target: memory layout of the channels before and after, 'first' or 'last'.
+        move: sizes and permutation of the channel axes for a reorder before the step, which copies; or None.
+        folded, groups, summed, new: number of channels of each role.
+        taps: kernel size along each spatial axis, 1 for axes that are not convolved.
+        stride, padding, output_padding, dilation: one integer per spatial axis.
         transposed: whether it is a transposed convolution.
-        left, right, out: the axes of ``x``, of the weight and of the result, for people to read.
-        plain: whether it is one function of torch's and nothing else.
-        unsafe: whether torch's own backward, channels last, may write behind the gradient of the weight.
-        weight_shape: the weight's shape as its axes lie in memory; before channels last, a convolution's has them last.
+        left, right, out: axes of ``x``, of the weight and of the result, for display.
+        plain: whether the step is exactly one torch function.
+        unsafe: whether torch's own backward in channels last may write past the end of the weight's gradient.
+        weight_shape: shape of the weight in memory order. For a convolution with channels-last input, its summed
+            channels are last.
     """
 
     op: str
@@ -77,11 +78,11 @@ class InputStep:
         object.__setattr__(self, "weight_shape", shape)
         whole = self.folded == 1 and not self.move
         object.__setattr__(self, "plain", whole and (self.op == CONV or (not self.taps and self.groups == 1)))
-        # With channels last and few of them, oneDNN writes behind the gradient of such a weight (torch 2.13).
+        # In channels last with few channels, oneDNN writes past the end of this weight's gradient (torch 2.13).
         object.__setattr__(self, "unsafe", self.op == CONV and max(self.taps) == 1 < max(self.stride))
 
     def prepare_weight(self, weight: Tensor) -> Tensor:
-        """A weight with the axes ``right``, as the operation takes it."""
+        """Return a weight with the axes ``right`` in the shape and layout of the operation."""
         weight = view(weight, self.weight_shape)
         if self.op == MATMUL:
             return weight
@@ -89,13 +90,13 @@ class InputStep:
         return exchange(weight, self.groups).contiguous() if self.transposed else weight
 
     def restore_weight_gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient of what ``take`` returned as that of what it took."""
+        """Convert the gradient of ``prepare_weight``'s result to the gradient of its argument."""
         if self.transposed:
             gradient = exchange(gradient, self.groups)
         return gradient.movedim(1, -1) if self.op == CONV and self.source == LAST else gradient
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Shape (batch, folded * groups * summed, *positions) -> (batch, folded * groups * new, *positions')."""
+        """Map (batch, folded * groups * summed, *spatial) to (batch, folded * groups * new, *spatial')."""
         if self.plain:
             return self._convolve(x, weight, bias) if self.taps else F.linear(x, weight, bias)
         if self.move:
@@ -120,7 +121,7 @@ class InputStep:
     def gradients(
         self, x: Tensor, weight: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Of ``x``, in its layout, and of the weight, where wanted."""
+        """Return the gradients of ``x``, in its layout, and of the weight; None where not wanted."""
         if self.move:
             x = reorder(x, *self.move)
         for_x = for_weight = None
@@ -142,7 +143,7 @@ class InputStep:
             if wanted[1]:
                 for_weight = weight_gradient(g, self._grouped(x))
         else:
-            g = self._images(gradient, gradient.stride(1) == 1)  # whatever comes back
+            g = self._images(gradient, gradient.stride(1) == 1)  # its layout may differ from target
             if wanted[0]:
                 for_x = self._spread(product(g, weight.mT, None, self.source), x, self.source)
             if wanted[1]:
@@ -155,7 +156,7 @@ class InputStep:
     def _last_gradients(
         self, x: Tensor, weight: Tensor, gradient: Tensor, wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Of a matrix product with the channels last before and after."""
+        """Return the gradients of a matrix product from channels last to channels last."""
         for_x = for_weight = None
         if self.groups > 1:
             rows = self._rows(gradient, self.new)
@@ -172,7 +173,7 @@ class InputStep:
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not (self.unsafe and torch.is_grad_enabled()):
             return self._convolution(x, weight, bias)
-        y = self._convolution(_packed(x), _packed(weight), bias)  # its backward may be torch's own
+        y = self._convolution(_packed(x), _packed(weight), bias)  # for torch's own backward
         return _channels_last(y) if self.source == LAST else y
 
     def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -183,30 +184,30 @@ class InputStep:
         return _CONV[len(self.taps)](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _rows(self, x: Tensor, channels: int) -> Tensor:
-        """Shape (groups, batch * positions * folded, channels)."""
+        """Reshape to (groups, batch * positions * folded, channels)."""
         return x.movedim(1, -1).reshape(-1, self.groups, channels).transpose(0, 1)
 
     def _folded(self, x: Tensor) -> Tensor:
-        """Shape (batch * folded, channels, *positions)."""
+        """Reshape to (batch * folded, channels, *spatial)."""
         return x if self.folded == 1 else x.reshape(x.shape[0] * self.folded, x.shape[1] // self.folded, *x.shape[2:])
 
     def _unfolded(self, y: Tensor, x: Tensor) -> Tensor:
         return y if self.folded == 1 else y.reshape(x.shape[0], y.shape[1] * self.folded, *y.shape[2:])
 
     def _grouped(self, x: Tensor) -> Tensor:
-        """Shape (batch * folded, groups, channels, positions)."""
+        """Reshape to (batch * folded, groups, channels, positions)."""
         channels = x.shape[1] // (self.folded * self.groups)
         return x.reshape(x.shape[0] * self.folded, self.groups, channels, math.prod(x.shape[2:]))
 
     def _images(self, x: Tensor, last: bool) -> Tensor:
-        """Shape (batch * folded, channels, positions), with the strides of either layout."""
+        """Reshape to (batch * folded, channels, positions), in either memory layout."""
         batch, channels, *places = x.shape
         if self.folded == 1 and last:
             return x.movedim(1, -1).reshape(batch, math.prod(places), channels).mT
         return x.reshape(batch * self.folded, channels // self.folded, math.prod(places))
 
     def _spread(self, y: Tensor, x: Tensor, layout: str) -> Tensor:
-        """From the shape of ``_images`` to (batch, folded * channels, *positions)."""
+        """Reshape the result of ``_images`` to (batch, folded * channels, *spatial)."""
         batch, places = x.shape[0], x.shape[2:]
         if layout == LAST:
             return y.mT.reshape(batch, *places, y.shape[1]).movedim(-1, 1)
@@ -214,7 +215,7 @@ class InputStep:
 
 
 def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: bool = False) -> Tensor:
-    """Permute the axes of ``sizes`` that make up the channels of (N, channels, *spatial); with them first, or last."""
+    """Permute the channels of (batch, channels, *spatial), split into ``sizes``. ``last``: to channels-last memory."""
     batch, places = x.shape[0], x.shape[2:]
     spatial = range(1 + len(sizes), 1 + len(sizes) + len(places))
     x = x.reshape(batch, *sizes, *places).permute(0, *(1 + k for k in order), *spatial)
@@ -227,5 +228,5 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    """With the strides of a contiguous tensor, those of axes of size 1 among them, which ``contiguous()`` leaves."""
+    """Return the tensor with contiguous strides also for axes of size 1, which ``contiguous()`` does not change."""
     return tensor.flatten().view(tensor.shape)

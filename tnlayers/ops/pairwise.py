@@ -1,4 +1,4 @@
-"""Two tensors with named axes meet: each is taken as a batch of matrices, where it lies if that can be."""
+"""Contraction of two tensors with named axes as a batched matrix product, without copies where possible."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from tnlayers.backend.views import inverse, permutation, view
 from tnlayers.spec.notation import Axes
 
 NARROW = 16
-"""With fewer columns than this in its result, BLAS crawls: by 5 on a matrix of 1000 x 9. Measured."""
+"""With fewer columns than this in its result, BLAS is slow: 5 times slower at 1000 x 9. Measured."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Side:
     """One operand of a step, as a batch of matrices.
 
     Attributes:
-        operand: its number.
-        ready: whether it comes from another step, which brings it into ``shape``.
-        source: the sizes of its axes as they come.
-        order: the permutation after which the axes of a role lie side by side, or None if they do.
-        shape: (batch, summed, free), or (batch, free, summed).
-        summed_first: which of the two.
-        turned, undo: the sizes ``source`` in the order ``order``, and the permutation back.
+        operand: number of the operand.
+        ready: whether it is the result of another step, and so already has the shape ``shape``.
+        source: sizes of its axes before the permutation.
+        order: permutation that makes the axes of each role adjacent, or None if none is needed.
+        shape: (batch, summed, free) if ``summed_first``, else (batch, free, summed).
+        summed_first: whether the summed axes precede the free ones.
+        turned, undo: ``source`` permuted by ``order``, and the inverse permutation.
     """
 
     operand: int
@@ -45,26 +45,26 @@ class Side:
         object.__setattr__(self, "undo", inverse(order))
 
     def matrices(self, tensor: Tensor) -> Tensor:
-        """A view of the operand where there is one, else a copy, of ``shape``."""
+        """Return the operand in ``shape``, as a view if possible, else as a copy."""
         if self.order is None:
             return view(tensor, self.shape)
         return view(tensor, self.source).permute(self.order).reshape(self.shape)
 
     def back(self, gradient: Tensor) -> Tensor:
-        """From ``shape`` to ``source``."""
+        """Convert a gradient from ``shape`` to ``source``."""
         gradient = view(gradient, self.turned)
         return gradient if self.order is None else gradient.permute(self.undo)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Two operands meet in a batched matrix product. Operands are numbered from 0, results go on from there.
+    """A batched matrix product of two operands. Operands are numbered from 0, results after the operands.
 
     Attributes:
-        left, right: the operands; the left one's free axes come before the right one's in the result.
-        axes: the axes of the left operand, of the right one, and of the result.
-        shape: of the result, (batch, free of the left, free of the right).
-        summed: how many products an entry of the result sums.
+        left, right: the operands. The free axes of the left one come first in the result.
+        axes: axes of the left operand, of the right operand and of the result.
+        shape: shape of the result, (batch, free of the left, free of the right).
+        summed: number of products summed per entry of the result.
     """
 
     left: Side
@@ -78,45 +78,45 @@ class Step:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations, two for each multiply-add; a product that sums nothing counts as none.
+        """Number of floating-point operations: two per multiply-add, none for a product that sums nothing.
 
-        This is how ``torch.utils.flop_counter`` counts matrix products and convolutions.
+        ``torch.utils.flop_counter`` counts matrix products and convolutions in the same way.
         """
         return 2 * self.summed * math.prod(self.shape) if self.summed > 1 else 0
 
     @property
     def entries(self) -> int:
-        """Entries of the operands and of the result."""
+        """Number of entries of the operands and of the result."""
         return sum(map(math.prod, (self.left.shape, self.right.shape, self.shape)))
 
     def run(self, left: Tensor, right: Tensor) -> Tensor:
-        """The result, of ``shape``."""
+        """Return the result, of shape ``shape``."""
         a, b = self._left(left), self._right(right)
         return a * b if self.summed == 1 else _product(a, b).contiguous()
 
     def left_gradient(self, right: Tensor, gradient: Tensor) -> Tensor:
-        """Of the left operand in its own layout, so that nothing large is turned around; ``gradient`` has ``shape``."""
+        """Return the left operand's gradient in its layout, without a large transpose. ``gradient`` has ``shape``."""
         b, g = self._right(right), gradient
         return self.left.back(_product(b, g.mT) if self.left.summed_first else _product(g, b.mT))
 
     def right_gradient(self, left: Tensor, gradient: Tensor) -> Tensor:
-        """Of the right operand, likewise."""
+        """Return the right operand's gradient in its layout. ``gradient`` has ``shape``."""
         a, g = self._left(left), gradient
         return self.right.back(_product(a.mT, g) if self.right.summed_first else _product(g.mT, a))
 
     def _left(self, tensor: Tensor) -> Tensor:
-        """Shape (batch, free of the left, summed)."""
+        """Return the left operand as (batch, free of the left, summed)."""
         a = tensor if self.left.ready else self.left.matrices(tensor)
         return a.mT if self.left.summed_first else a
 
     def _right(self, tensor: Tensor) -> Tensor:
-        """Shape (batch, summed, free of the right)."""
+        """Return the right operand as (batch, summed, free of the right)."""
         b = tensor if self.right.ready else self.right.matrices(tensor)
         return b if self.right.summed_first else b.mT
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """A batched matrix product, turned around where its result would have few columns and many rows."""
+    """Multiply batches of matrices, as transposes if the result has few columns and many rows."""
     if sizes_of(b)[2] < NARROW <= sizes_of(a)[1]:
         return torch.bmm(b.mT, a.mT).mT
     return torch.bmm(a, b)
@@ -131,7 +131,7 @@ def pairwise_step(
     rank: Mapping[str, int],
     sizes: Mapping[str, int],
 ) -> Step:
-    """The step in which two operands meet; the larger one is taken as it lies, if it can be."""
+    """Plan the contraction of two operands. The larger one is used without a copy if possible."""
 
     def volume(names: Iterable[str]) -> int:
         return math.prod(sizes[axis] for axis in names)
@@ -144,7 +144,7 @@ def pairwise_step(
         return [label for label, _ in groupby(labels)]
 
     def lies(k: int) -> bool:
-        """Whether the axes of each role lie side by side, those of the batch before the others."""
+        """Return whether the axes of each role are adjacent, with the batch axes first."""
         found = roles(k)
         return len(set(found)) == len(found) and 0 not in found[1:]
 

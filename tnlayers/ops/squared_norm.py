@@ -1,4 +1,4 @@
-"""The squared norm of a network's kernel, contracted from the cores and a copy of each."""
+"""Squared norm of a network's kernel, contracted from the cores and a copy of each core."""
 
 import math
 import re
@@ -19,17 +19,17 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
 GROUPS = 8
-"""Most groups of cores, beside every core for itself, whose contraction with copies is looked at closely."""
+"""Maximum number of core groups whose contraction with copies is estimated, apart from one group per core."""
 
 
 def squared(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
-    """The square, of cores in any floating-point dtype, which may be held in shards; see ``optim.squared_norm``."""
+    """Return the squared norm. Cores may have any floating-point dtype and be sharded; see ``optim.squared_norm``."""
     cores = [whole(core) for core in cores]
     fine = torch.promote_types(cores[0].dtype, torch.float32)
     place = cores[0].device.type, str(fine).removeprefix("torch.")
     contraction: NormContraction
     if torch.compiler.is_compiling():
-        # The network in parts: torch 2.11 takes no dataclass for a constant.
+        # Pass the network as tuples: torch 2.11 does not accept a dataclass as a constant.
         contraction = getattr(_FOR_COMPILERS, _prepare(network.cores, tuple(network.sizes.items()), *place))
     else:
         contraction = fastest(network, *place)
@@ -38,20 +38,20 @@ def squared(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
 
 
 def copy(axes: Axes, shared: Axes) -> Axes:
-    """The axes of a copy of a core."""
+    """Return the axes of a copy of a core: primed, except the shared ones."""
     return tuple(axis if axis in shared else f"{axis}'" for axis in axes)
 
 
 @dataclass(frozen=True)
 class NormContraction:
-    """A way to contract the squared norm of the kernel.
+    """A plan for the squared norm of the kernel.
 
     Attributes:
-        groups: cores that contract with each other before they do with copies.
-        parts: how each group does.
-        whole: how the results and a copy of each contract to a number; None for one group, which contracts to the dense
-            kernel, whose entries are squared.
-        seconds: of forward and backward, by the rates of ``tnlayers.backend.rates``.
+        groups: groups of cores. Each is contracted first, then with copies.
+        parts: contraction of each group.
+        whole: contraction of the group results and their copies to a number. None for one group: it contracts to the
+            dense kernel, whose entries are squared.
+        seconds: estimated time of forward and backward, by the rates of ``tnlayers.backend.rates``.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -61,23 +61,23 @@ class NormContraction:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the forward."""
+        """Number of floating-point operations of the forward."""
         last = 2 * math.prod(self.parts[0].source) if self.whole is None else self.whole.flops
         return last + sum(part.flops for part in self.parts)
 
     @property
     def largest(self) -> int:
-        """The number of entries of the largest result of a step."""
+        """Number of entries of the largest step result."""
         return max(each.largest for each in (*self.parts, *([self.whole] if self.whole else [])))
 
     def __call__(self, cores: Sequence[Tensor]) -> Tensor:
-        """The number."""
+        """Return the squared norm."""
         if torch.is_grad_enabled() and plain_autograd() and any(core.requires_grad for core in cores):
             return _Square.apply(self, *cores)  # type: ignore[no-any-return, no-untyped-call]
         return self.run(cores)[-1][-1]
 
     def run(self, cores: Sequence[Tensor]) -> list[list[Tensor]]:
-        """What ``Contraction.run`` returns for each part, then for the whole."""
+        """Return the results of ``Contraction.run`` for each part, then for the whole."""
         runs = [part.run([cores[k] for k in group]) for part, group in zip(self.parts, self.groups, strict=True)]
         made = [tensors[-1].contiguous() for tensors in runs]
         if self.whole is None:
@@ -86,7 +86,7 @@ class NormContraction:
         return [*runs, self.whole.run(made * 2)]
 
     def gradients(self, runs: Sequence[Sequence[Tensor]], wanted: Sequence[bool]) -> list[Tensor | None]:
-        """Of the cores, from what ``run`` returned: twice the gradients that they have if their copies stay."""
+        """Return gradients of the cores from the results of ``run``: twice those with fixed copies."""
         last = runs[-1]
         shares: list[Tensor | None] = [2 * last[0]]
         if self.whole is not None:
@@ -102,11 +102,11 @@ class NormContraction:
 
 
 class _Square(torch.autograd.Function):
-    """A ``NormContraction`` that has its gradients before the backward: it saves nothing larger than the cores."""
+    """A ``NormContraction`` whose forward also computes the gradients. It saves nothing larger than the cores."""
 
     @staticmethod
     def forward(ctx: Any, contraction: NormContraction, *cores: Tensor) -> Tensor:
-        """The number."""
+        """Return the squared norm."""
         runs = contraction.run(cores)
         ctx.contraction = contraction
         ctx.save_for_backward(*cores, *contraction.gradients(runs, ctx.needs_input_grad[1:]))
@@ -114,7 +114,7 @@ class _Square(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the cores, which may be differentiated again."""
+        """Return gradients of the cores. They are differentiable if grad mode is on (double backward)."""
         contraction, needed, gradient = ctx.contraction, ctx.needs_input_grad[1:], gradients[0]
         cores, shares = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
         if torch.is_grad_enabled():
@@ -125,19 +125,19 @@ class _Square(torch.autograd.Function):
 
 @lru_cache(maxsize=4096)
 def fastest(network: TensorNetwork, device: str, dtype: str) -> NormContraction:
-    """The way of least estimated time."""
+    """Return the plan with the lowest estimated time."""
     return min(norm_contractions(network, device, dtype), key=lambda contraction: contraction.seconds)
 
 
 class _ForCompilers:
-    """Ways as attributes, which is how a compiler can take them into its graph."""
+    """Plans as attributes. ``torch.compile`` can trace attributes as constants of its graph."""
 
 
 _FOR_COMPILERS = _ForCompilers()
 
 
 def _prepare(cores: tuple[Axes, ...], sizes: tuple[tuple[str, int], ...], device: str, dtype: str) -> str:
-    """Find the fastest way of a network, and tell the name of the attribute that holds it."""
+    """Store the fastest plan of a network as an attribute, and return the name of the attribute."""
     network = TensorNetwork(cores, dict(sizes))
     name = re.sub(r"\W", "_", f"{network!r} {device} {dtype}")
     setattr(_FOR_COMPILERS, name, fastest(network, device, dtype))
@@ -148,10 +148,10 @@ _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in t
 
 
 def norm_contractions(network: TensorNetwork, device: str, dtype: str) -> Iterator[NormContraction]:
-    """The ways to choose from: cores contract as to the kernel, for none to all of its steps, then copies join them.
+    """Yield the candidate plans: the first 0 to all steps of the contraction to the kernel, then with copies.
 
-    To judge a way takes time by the square of its groups. So of many cores, the ways with few groups are judged, and
-    the one without any steps.
+    The time to estimate a plan is quadratic in its number of groups. So with many cores, only plans of at most
+    ``GROUPS`` groups are estimated, and the plan with one group per core.
 
     Example:
         >>> network = TensorNetwork.parse("i:512 r:8, r o:512")
@@ -168,7 +168,7 @@ def norm_contractions(network: TensorNetwork, device: str, dtype: str) -> Iterat
 
 
 def _norm_contraction(network: TensorNetwork, trees: Sequence[Any], device: str, dtype: str) -> NormContraction:
-    """The way in which cores contract as some trees say, then the results with copies, in a greedy order."""
+    """Plan the contraction of cores by the given trees, then of the results with copies, in greedy order."""
     sizes = {f"{axis}{prime}": size for axis, size in network.sizes.items() for prime in ("", "'")}
     groups = [_leaves(tree) for tree in trees]
     pairs = [_pairs(tree, group) for tree, group in zip(trees, groups, strict=True)]
@@ -181,7 +181,7 @@ def _norm_contraction(network: TensorNetwork, trees: Sequence[Any], device: str,
 
     ends = [_open(network, group) for group in groups]
     ends = [steps[-1].axes[2] if (steps := part(k, end).steps) else end for k, end in enumerate(ends)]
-    for k in range(len(ends) if 1 < len(ends) <= GROUPS else 0):  # lay it out as it is wanted, if that saves copies
+    for k in range(len(ends) if 1 < len(ends) <= GROUPS else 0):  # permute a result for its step if this saves copies
         sides = (side for step in join(ends).steps for side in (step.left, step.right) if not side.ready)
         orders = [side.order for side in sides if side.order and side.operand % len(ends) == k]
         tries = [[*ends[:k], tuple(ends[k][j] for j in found), *ends[k + 1 :]] for found in orders]
@@ -201,13 +201,13 @@ def _norm_contraction(network: TensorNetwork, trees: Sequence[Any], device: str,
 
 
 def _moved(contraction: Contraction) -> int:
-    """Entries of the operands that are turned around."""
+    """Return the number of operand entries that are permuted."""
     sides = (side for step in contraction.steps for side in (step.left, step.right))
     return sum(math.prod(side.source) for side in sides if side.order)
 
 
 def _open(network: TensorNetwork, group: Sequence[int]) -> Axes:
-    """The axes of what some cores contract to: dense ones, and those that other cores have too."""
+    """Return the axes of a group's result: dense axes, and axes that cores outside the group have too."""
     others = {axis for k, core in enumerate(network.cores) if k not in group for axis in core}
     mine = dict.fromkeys(axis for k in group for axis in network.cores[k])
     return tuple(axis for axis in mine if axis in others or axis in network.dense_axes)
@@ -218,7 +218,7 @@ def _leaves(tree: Any) -> tuple[int, ...]:
 
 
 def _pairs(tree: Any, leaves: Sequence[int]) -> list[tuple[int, int]]:
-    """The steps of a tree, as ``Contraction.of`` takes them."""
+    """Return the steps of a tree as ``pairs`` of ``Contraction.of``."""
     pairs: list[tuple[int, int]] = []
 
     def visit(node: Any) -> int:

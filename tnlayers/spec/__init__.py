@@ -1,1 +1,1 @@
-"""What a layer is: networks as text, their axes, geometry and ranks. No tensors here."""
+"""Specification of a layer: its network as text, axes, geometry and ranks. Uses no tensors."""

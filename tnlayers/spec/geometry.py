@@ -1,4 +1,4 @@
-"""A layer's geometry: every argument of ``torch.nn.ConvNd`` but the kernel, checked once. No tensors here."""
+"""Geometry of a layer: all arguments of ``torch.nn.ConvNd``, checked once, without weights. Uses no tensors."""
 
 import math
 from dataclasses import dataclass
@@ -11,25 +11,23 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 @dataclass(frozen=True)
 class Geometry:
-    """A convolution without its kernel's values: ``torch.nn.ConvNd``'s arguments, checked and normalised.
-
-    Without spatial axes it is a linear map.
+    """Arguments of ``torch.nn.ConvNd``, checked and normalised. Without spatial axes, a linear map.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: size of the kernel along each spatial axis; its length is the number of spatial axes.
+        in_channels: number of input channels.
+        out_channels: number of output channels.
+        kernel_size: kernel size along each spatial axis. Its length is the number of spatial axes.
         stride, dilation: one integer, or one per spatial axis.
         padding: one integer >= 0, one per spatial axis, 'same' or 'valid'.
-        groups: number of blocks of channels that do not mix; divides both numbers of channels.
+        groups: number of channel groups. Divides in_channels and out_channels.
         padding_mode: 'zeros', 'reflect', 'replicate' or 'circular'.
-        input_size: spatial size of the input, if known; then taps at the border are counted exactly.
+        input_size: spatial size of the input. If given, taps at the border are counted exactly.
         transposed: the adjoint of the convolution from out_channels to in_channels, as ``torch.nn.ConvTransposeNd``.
-        output_padding: positions that a transposed convolution adds at the end of each axis of its output; less than
-            stride or dilation.
+        output_padding: positions added at the end of each output axis of a transposed convolution. Less than stride
+            or dilation.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; the sentence names it.
+        TypeError, ValueError: an argument is not as above. The message names it.
 
     Example:
         >>> g = Geometry(64, 128, (3, 3), stride=2, padding=1)
@@ -86,7 +84,7 @@ class Geometry:
             self.output_size(self.input_size)
 
     def _check_transposed(self, checked: dict[str, Any]) -> None:
-        """What only one of convolution and transposed convolution can have."""
+        """Check the arguments that differ between convolution and transposed convolution."""
         extra = checked["output_padding"]
         if not self.transposed:
             if any(extra):
@@ -103,12 +101,12 @@ class Geometry:
 
     @property
     def ndim(self) -> int:
-        """The number of spatial axes."""
+        """Number of spatial axes."""
         return len(self.kernel_size)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """The shape of torch's weight: out first, in / groups second; the other way round if transposed."""
+        """Shape of torch's weight: (out, in / groups, *kernel), or (in, out / groups, *kernel) if transposed."""
         first, second = self.out_channels, self.in_channels
         if self.transposed:
             first, second = second, first
@@ -116,40 +114,40 @@ class Geometry:
 
     @property
     def bias_bound(self) -> float:
-        """The bias of torch's layers is drawn from [-bound, bound]."""
+        """Bound of torch's bias: it is drawn from [-bound, bound]."""
         return 1 / math.sqrt(math.prod(self.weight_shape[1:]))
 
     @property
     def spans(self) -> tuple[int, ...]:
-        """How many input positions the dilated kernel covers along each axis."""
+        """Number of input positions that the dilated kernel spans along each axis."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.each("dilation"), self.kernel_size, strict=True))
 
     @property
     def pads(self) -> tuple[tuple[int, int], ...]:
-        """Positions added (before, after) along each axis; 'same' puts the odd one after, as torch does."""
+        """Padding (before, after) along each axis. 'same' adds an odd position after, as torch does."""
         if self.padding == "same":
             return tuple(((span - 1) // 2, span - 1 - (span - 1) // 2) for span in self.spans)
         return tuple((p, p) for p in self.each("padding"))
 
     @property
     def prepad(self) -> tuple[int, ...]:
-        """What ``F.pad`` must add before a convolution that cannot pad so itself, last axis first; empty if nothing."""
+        """Argument of ``F.pad``, last axis first, for padding that torch's convolution cannot do; empty if none."""
         symmetric = self.padding_mode == "zeros" and all(before == after for before, after in self.pads)
         if symmetric or not any(map(sum, self.pads)):
             return ()
         return tuple(amount for pair in reversed(self.pads) for amount in pair)
 
     def each(self, name: str) -> tuple[int, ...]:
-        """Stride, dilation or a padding as one integer per axis, which __post_init__ has made of all but the words."""
+        """Return stride, dilation or a padding as one integer per axis; 0 for the paddings 'same' and 'valid'."""
         value = getattr(self, name)
         return (0,) * self.ndim if isinstance(value, str) else value
 
     def output_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
-        """The output's spatial size for an input's.
+        """Return the spatial size of the output for an input's spatial size.
 
         Raises:
-            ValueError: the padded input is smaller than the dilated kernel; or a transposed convolution's padding
-                leaves nothing.
+            ValueError: the padded input is smaller than the dilated kernel, or the padding of a transposed
+                convolution leaves no output.
         """
         if self.transposed:
             least, extra = self.least_size(input_size), self.each("output_padding")
@@ -171,15 +169,15 @@ class Geometry:
         return tuple(out)
 
     def least_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
-        """A transposed convolution's output size without output_padding."""
+        """Return the output size of a transposed convolution without output_padding."""
         each = zip(input_size, self.spans, self.each("stride"), self.each("padding"), strict=True)
         return tuple((size - 1) * stride - 2 * pad + span for size, span, stride, pad in each)
 
     @property
     def taps(self) -> tuple[float, float]:
-        """T_fwd, T_bwd: mean number of real taps per output position, of (output, tap) pairs per input position.
+        """(T_fwd, T_bwd): mean number of real taps per output position, of (output, tap) pairs per input position.
 
-        A transposed convolution has the same pairs as the convolution whose adjoint it is.
+        A transposed convolution has the same pairs as its adjoint convolution.
         """
         forward = backward = 1.0
         sizes = self.input_size or (None,) * self.ndim
@@ -206,12 +204,12 @@ class Geometry:
 
     @property
     def fan_in(self) -> float:
-        """Number of input entries that an output entry sums, on average: C_in / groups * T_fwd."""
+        """Mean number of input entries summed by an output entry: C_in / groups * T_fwd."""
         return self.in_channels / self.groups * self.taps[0]
 
     @property
     def fan_out(self) -> float:
-        """Number of output entries that an input entry reaches, on average: C_out / groups * T_bwd."""
+        """Mean number of output entries that an input entry reaches: C_out / groups * T_bwd."""
         return self.out_channels / self.groups * self.taps[1]
 
 

@@ -1,15 +1,15 @@
-"""What a kernel is made of: cores, their axes, and the axes' sizes. No tensors here.
+"""Tensor networks: cores, their axes, and the sizes of the axes. Uses no tensors.
 
-A network is written as text, one core after the other, an axis' name standing wherever it occurs::
+A network is written as text: cores separated by commas, each a list of axis names::
 
     CP       i r, o r, h r, w r                               r is one bond shared by four cores
     Tucker   i ri, ri ro h w, ro o
     ring     r0 i1 r1, r1 i2 r2, r2 h w r3, r3 o1 r4, r4 o2 r0
 
-Names tell the axes of the dense kernel: ``i``, ``i1``, ``i2``... are input axes and ``o``, ``o1``, ``o2``... output
-axes, most significant first (row-major); ``d``, ``h`` and ``w`` are kernel axes where exactly one core has them. Every
-other axis is a bond, summed over, and in at least two cores; more than two make it a hyperedge. A size may be written
-behind the name, ``"n:4 i r, n o r"``: such a bond is fixed, and no rank counts it.
+The names determine the roles. ``i``, ``i1``, ``i2``... are input axes and ``o``, ``o1``, ``o2``... are output axes,
+most significant first (row-major). ``d``, ``h`` and ``w`` are kernel axes if exactly one core has them. Every other
+axis is a bond: it is summed over and belongs to at least two cores. A bond of more than two cores is a hyperedge. A
+size may follow the name, ``"n:4 i r, n o r"``. Such a bond is fixed, and the rank does not include it.
 """
 
 import math
@@ -25,27 +25,27 @@ from tnlayers.spec.notation import CHANNEL, KERNEL_AXES, NAME, Axes, einsum_equa
 
 @dataclass(frozen=True)
 class TensorNetwork:
-    r"""An immutable tensor network: which core has which axes, and how large each axis is.
+    r"""An immutable tensor network: the axes of each core and the size of each axis.
 
     It contracts to the dense kernel of shape ``(out, in, *kernel)``,
 
     .. math:: W_{o\,i\,k} = \sum_{\text{bonds}} \prod_k G^{(k)}_{\text{axes of core } k}.
 
     Args:
-        cores: the axes' names of each core.
-        sizes: the size of every axis.
+        cores: axis names of each core.
+        sizes: size of every axis.
 
     Attributes:
-        bonds: the axes that are summed over, hyperedges once each, in the order of first appearance.
-        inputs: the input axes, most significant first.
-        outputs: the output axes, most significant first.
-        kernel: the kernel axes, in the order d, h, w.
-        core_shapes: the shape of every core.
+        bonds: axes that are summed over, in the order of first appearance. A hyperedge is listed once.
+        inputs: input axes, most significant first.
+        outputs: output axes, most significant first.
+        kernel: kernel axes, in the order d, h, w.
+        core_shapes: shape of every core.
 
     Raises:
         TypeError: a size is not an integer.
-        ValueError: a core is empty or repeats an axis, a dense axis is in two cores, a bond is in one core only, a size
-            is missing, not positive, or belongs to no axis, or there is no input or no output axis.
+        ValueError: a core is empty or repeats an axis; a bond is in one core only; a size is missing, not positive, or
+            belongs to no axis; or there is no input or no output axis.
 
     Example:
         >>> cp = TensorNetwork.parse("i r, o r, h r, w r", {"i": 16, "o": 32, "h": 3, "w": 3, "r": 8})
@@ -86,7 +86,7 @@ class TensorNetwork:
             for axis in core:
                 homes.setdefault(axis, []).append(position)
         object.__setattr__(self, "sizes", MappingProxyType(self._checked(homes, dict(self.sizes))))
-        # Kept, for they are asked for many times; as plain attributes, which every tracer can read.
+        # Stored because they are read often; as plain attributes because every tracer can read those.
         channels = [match for match in map(CHANNEL.fullmatch, homes) if match]
         channels.sort(key=lambda match: int(match[2] or 0))
         for name, letter in (("inputs", "i"), ("outputs", "o")):
@@ -97,7 +97,7 @@ class TensorNetwork:
         object.__setattr__(self, "kernel", tuple(axis for axis in KERNEL_AXES if len(homes.get(axis, ())) == 1))
 
     def _checked(self, homes: Mapping[str, Sequence[int]], sizes: dict[str, Any]) -> dict[str, int]:
-        """Every rule that spans cores, each with its sentence; the sizes in the order of the axes."""
+        """Check the rules that involve several cores. Return the sizes in the order of the axes."""
         for axis, cores in homes.items():
             if len(cores) == 1 and not self._is_dense(axis, 1):
                 raise ValueError(
@@ -124,10 +124,10 @@ class TensorNetwork:
 
     @classmethod
     def parse(cls, text: str, sizes: Mapping[str, int] | None = None) -> "TensorNetwork":
-        """Build a network from its text; ``sizes`` completes the sizes written in the text.
+        """Build a network from its text. ``sizes`` adds the sizes that the text does not give.
 
         Raises:
-            ValueError: as for the class, or a size in the text differs from the one in ``sizes``.
+            ValueError: as for the class, or a size in the text differs from that in ``sizes``.
 
         Example:
             >>> TensorNetwork.parse("i:4 r, r o:8", {"r": 2})
@@ -143,7 +143,7 @@ class TensorNetwork:
 
     @classmethod
     def skeleton(cls, text: str) -> "TensorNetwork":
-        """The network of a text before its sizes are known: every size that is not written in it is 1.
+        """Build a network from its text with size 1 for every axis whose size the text does not give.
 
         Example:
             >>> TensorNetwork.skeleton("n:4 i r, n o r")
@@ -153,7 +153,7 @@ class TensorNetwork:
         return cls(cores, {axis: written.get(axis, 1) for core in cores for axis in core})
 
     def resize(self, sizes: Mapping[str, int]) -> "TensorNetwork":
-        """The same cores with some axes resized.
+        """Return the network with some axes resized.
 
         Example:
             >>> TensorNetwork.parse("i:4 r:2, r:2 o:8").resize({"r": 3})
@@ -162,10 +162,10 @@ class TensorNetwork:
         return TensorNetwork(self.cores, {**self.sizes, **sizes})
 
     def check_shapes(self, shapes: Iterable[Sequence[int]]) -> None:
-        """Refuse shapes of cores that differ from the network's, if only in the order of their axes.
+        """Check that the core shapes equal the network's, including the order of axes.
 
         Raises:
-            ValueError: which core, its shape and the one that it must have.
+            ValueError: a shape differs. The message gives the core, its shape and the expected shape.
 
         Example:
             >>> TensorNetwork.parse("i:4 r:2, r:2 o:8").check_shapes([(2, 4), (2, 8)])
@@ -187,45 +187,45 @@ class TensorNetwork:
 
     @property
     def axes(self) -> Axes:
-        """Every axis, in the order of first appearance."""
+        """All axes, in the order of first appearance."""
         return tuple(self.sizes)
 
     @property
     def dense_axes(self) -> Axes:
-        """The axes of the dense kernel in its order: output, input, kernel axes."""
+        """Axes of the dense kernel: output, input, then kernel axes."""
         return self.outputs + self.inputs + self.kernel
 
     # ------------------------------------------------------------------ sizes
 
     def shape(self, axes: Iterable[str]) -> tuple[int, ...]:
-        """The sizes of the axes given."""
+        """Return the sizes of the given axes."""
         return tuple(self.sizes[axis] for axis in axes)
 
     @property
     def dense_shape(self) -> tuple[int, ...]:
-        """The dense kernel's shape: (out, in, *kernel)."""
+        """Shape of the dense kernel: (out, in, *kernel)."""
         return (math.prod(self.shape(self.outputs)), math.prod(self.shape(self.inputs)), *self.shape(self.kernel))
 
     @property
     def num_params(self) -> int:
-        """The number of entries in all cores."""
+        """Number of entries of all cores."""
         return sum(map(math.prod, self.core_shapes))
 
     @property
     def dense_params(self) -> int:
-        """The number of entries of the dense kernel."""
+        """Number of entries of the dense kernel."""
         return math.prod(self.dense_shape)
 
     # ------------------------------------------------------------------ other forms
 
     @property
     def incidence(self) -> tuple[tuple[int, ...], ...]:
-        """A row per core, a column per axis in the order of ``axes``: the axis' size where the core has it, else 0."""
+        """Matrix (core, axis in the order of ``axes``): the size of the axis if the core has it, else 0."""
         return tuple(tuple(self.sizes[axis] if axis in core else 0 for axis in self.axes) for core in self.cores)
 
     @property
     def adjacency(self) -> tuple[tuple[int, ...], ...]:
-        """Core by core: the product of the sizes of the bonds they share, 0 without one; dense sizes on the diagonal.
+        """Matrix (core, core): product of the sizes of shared bonds, 0 without one; of dense axes on the diagonal.
 
         Example:
             >>> TensorNetwork.parse("i:4 r:2, r:2 o:8").adjacency
@@ -244,7 +244,7 @@ class TensorNetwork:
 
     @property
     def equation(self) -> str:
-        """The einsum equation that contracts the cores to the kernel with its channel axes still split."""
+        """Einsum equation that contracts the cores to the kernel, its channel axes split into factors."""
         return einsum_equation(*self.cores, out=self.dense_axes)
 
     def __str__(self) -> str:

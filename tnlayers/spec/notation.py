@@ -1,4 +1,4 @@
-"""The little language of networks: axis names, their text, and the einsum equations they become."""
+"""Text notation of networks: axis names, parsing, and conversion to einsum equations."""
 
 import re
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ _WORD = re.compile(rf"({NAME.pattern})(?::(\d+))?", re.ASCII)
 
 
 def parse(text: str) -> tuple[tuple[Axes, ...], dict[str, int]]:
-    """Split a network's text into cores and the sizes written in it.
+    """Parse a network's text into its cores and the sizes written in it.
 
     Raises:
         TypeError: ``text`` is not a string.
-        ValueError: a core is empty, a word is no axis name, or a size is written twice and differs.
+        ValueError: a core is empty, a word is not an axis name, or an axis has two different sizes.
 
     Example:
         >>> parse("n:4 i r, n o r")
@@ -50,13 +50,13 @@ def parse(text: str) -> tuple[tuple[Axes, ...], dict[str, int]]:
 
 
 def einsum_equation(*operands: Axes, out: Axes) -> str:
-    """The einsum equation over named axes, a letter for each name.
+    """Return the einsum equation over named axes, with one letter per name.
 
     Example:
         >>> einsum_equation(("i1", "r"), ("r", "o1"), out=("o1", "i1"))
         'ab,bc->ca'
     """
-    # After the 52 ASCII letters that torch.einsum takes, opt_einsum's convention: one unicode character each.
+    # torch.einsum takes 52 ASCII letters. Beyond those, one unicode character each, as in opt_einsum.
     names = dict.fromkeys(axis for operand in operands for axis in operand)
     letter = {name: chr(97 + k) if k < 26 else chr(39 + k) if k < 52 else chr(140 + k) for k, name in enumerate(names)}
     left = ",".join("".join(letter[axis] for axis in operand) for operand in operands)
@@ -64,7 +64,7 @@ def einsum_equation(*operands: Axes, out: Axes) -> str:
 
 
 def bits(mask: int) -> Iterator[int]:
-    """The positions of the bits of a set that is held as a bit mask, the lowest first.
+    """Yield the positions of the set bits of a mask, lowest first.
 
     Example:
         >>> list(bits(0b1010))

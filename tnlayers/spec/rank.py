@@ -1,4 +1,4 @@
-"""From a user's rank to the size of every bond: one integer, one per bond, or a keep ratio found by search."""
+"""Bond sizes from the user's rank: one integer, one integer per bond, or a keep ratio, solved by search."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,32 +13,32 @@ from tnlayers.spec.notation import parse
 Rank = int | float | Sequence[int] | Mapping[str, int]
 
 DEFAULT_KEEP = 0.25
-"""The keep ratio of a layer without a rank, or that of its smallest network where that is larger."""
+"""Keep ratio of a layer without a rank. If the smallest network needs more, the smallest network is used."""
 
 _EXHAUSTIVE = 12
-"""Up to this many bonds, every subset is tried for the last step of the keep-ratio search: 4,096 of them. With more,
-they are raised one by one, which may leave a few parameters of the budget unused."""
+"""Up to this many bonds, the last step of the keep-ratio search tries every subset (4,096). With more bonds, they are
+raised one by one, which may leave a few parameters of the budget unused."""
 
 
 def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank | None) -> tuple[TensorNetwork, dict[str, int]]:
-    """Give every bond of a network its size.
+    """Determine the size of every bond of a network.
 
     Args:
-        text: the network; a bond whose size is written in it is fixed and takes no part.
+        text: the network. A bond whose size is written in it is fixed.
         dense_sizes: sizes of the input, output and kernel axes.
-        rank: an integer for every bond; a sequence in the order of ``network.bonds``, fixed ones left out; a mapping
-            from bond to size; or a float in (0, 1], the keep ratio: the largest network with at most that share of the
-            dense kernel's parameters in which all bonds are equal to within one, except where a larger bond could add
-            nothing. Bonds that lead to a kernel axis alone are then kept whole. Where no bond is free it has no effect.
-            None is a keep ratio of ``DEFAULT_KEEP``, or the smallest network where that is larger.
+        rank: one integer for all free bonds; a sequence in the order of ``network.bonds``, without fixed bonds; a
+            mapping from bond to size; or a float in (0, 1], the keep ratio. The keep ratio selects the largest network
+            with at most this share of the dense kernel's parameters. All its bonds are equal to within one, unless a
+            larger bond adds nothing; bonds that lead to one kernel axis alone keep full size. Without free bonds a keep
+            ratio has no effect. None: a keep ratio of ``DEFAULT_KEEP``, or the smallest network if that is larger.
 
     Returns:
-        tuple[TensorNetwork, dict[str, int]]: the network with all sizes, and the sizes of the bonds that are not fixed.
+        tuple[TensorNetwork, dict[str, int]]: the network with all sizes, and the sizes of the free bonds.
 
     Raises:
-        TypeError: ``rank`` is of another type.
-        ValueError: a size below 1, the wrong number of sizes, an unknown or missing bond, or a keep ratio that is out
-            of range or too small for any network of this form.
+        TypeError: ``rank`` has another type.
+        ValueError: a size is below 1, the number of sizes is wrong, a bond is unknown or missing, or the keep ratio is
+            out of range or too small for any network of this form.
 
     Example:
         >>> dense = {"i": 64, "o": 64, "h": 3, "w": 3}
@@ -84,9 +84,9 @@ def _named(template: TensorNetwork, free: tuple[str, ...], rank: Any) -> dict[st
 
 
 def _keep(template: TensorNetwork, free: tuple[str, ...], keep: float, least: bool = False) -> dict[str, int]:
-    """The bonds of the largest network of at most ``keep`` times the dense parameters, its bonds raised together.
+    """Return the bond sizes of the largest network of at most ``keep`` times the dense parameters.
 
-    Where the smallest network has more, that is refused, or taken with ``least``.
+    If the smallest network has more, raise ValueError; with ``least``, return the smallest.
     """
     if not 0 < keep <= 1:
         raise ValueError(
@@ -135,10 +135,10 @@ def _keep(template: TensorNetwork, free: tuple[str, ...], keep: float, least: bo
 
 
 def _caps(template: TensorNetwork, free: tuple[str, ...]) -> dict[str, float]:
-    """The size beyond which a bond adds nothing.
+    """Return the size of each bond beyond which it adds nothing.
 
-    A bond between two cores is the rank of a matrix whose sides are the other axes of either core; an axis that both
-    cores have only selects among such matrices. A hyperedge has no such bound.
+    A bond between two cores is the rank of a matrix. Its rows and columns are the other axes of the two cores; another
+    axis that both have only indexes such matrices. A hyperedge has no such bound.
     """
     caps = dict.fromkeys(free, math.inf)
     homes = {bond: [set(core) for core in template.cores if bond in core] for bond in free}
@@ -154,7 +154,7 @@ def _caps(template: TensorNetwork, free: tuple[str, ...]) -> dict[str, float]:
 
 
 def _kernel_bonds(template: TensorNetwork, free: tuple[str, ...]) -> set[str]:
-    """Bonds behind which there is one kernel axis alone: a smaller size would collapse that axis."""
+    """Return the bonds that lead to one kernel axis alone. A smaller size would collapse that axis."""
     bonds = set()
     for core in template.cores:
         inner = [axis for axis in core if axis in template.kernel or axis in free]
