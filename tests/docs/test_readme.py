@@ -28,9 +28,7 @@ def test_the_format_file_is_shown_whole():
 
 
 def test_the_layers_in_the_table_have_the_networks_in_the_table():
-    for name in tnlayers.FORMATS:
-        if name == "einsum":
-            continue
+    for name in ("cp", "tucker", "tt", "tr", "btt", "ht", "blocktt"):
         layer = getattr(tnlayers, f"{tnlayers.FORMATS[name].__name__}Conv2d")(64, 64, 3, device="meta")
         assert f"| `{layer.network!s}` |" in README
         assert f"`{type(layer).__name__.replace('2d', '{1,2,3}d')}`" in README
