@@ -1,12 +1,16 @@
-"""Measure what operations cost on this kind of device, and print the table of tnlayers/backend/rates.py.
+"""Measure what operations cost on this kind of device: the rates of tnlayers/backend/rates.csv.
 
-    python benchmarks/measure/rates.py --threads 2
+    python benchmarks/measure/rates.py --threads 2 --kind "cpu avx512" --update
+
+The rates are printed. With --update, they replace those of the same kind of device and dtype in the file.
 
 Random operations of every kind are timed, forward alone and forward with backward; seconds per call, per FLOP and per
 byte are then fitted to them, all at least zero, for the least sum of relative errors.
 """
 
 import argparse
+import csv
+import io
 import itertools
 import random
 import statistics
@@ -23,8 +27,10 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import tnlayers
+from benchmarks.common.atomic import write
+from benchmarks.common.rows import read_csv
 from benchmarks.common.timing import keep_freed_memory
-from tnlayers.backend.rates import CONTRACT, MOVE, TABLES, WEIGHTS, Rate, Rates, rates
+from tnlayers.backend.rates import CONTRACT, FILE, MOVE, TABLES, WEIGHTS, Rate, Rates, rates_of
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.ops.contraction import Contraction
 from tnlayers.ops.input_step import reorder
@@ -64,7 +70,7 @@ def unit(kind: str, device: str = "cpu", dtype: str = "float32", **rate: float) 
     table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
         kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
     }
-    return Rates.counting(table, rates(device, dtype).lanes)
+    return Rates.counting(table, rates_of(device, dtype).lanes)
 
 
 def input_steps(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
@@ -201,6 +207,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--kind", help="the device in the file, such as 'cpu avx512'; left out: --device")
+    parser.add_argument("--update", action="store_true", help="write the rates to tnlayers/backend/rates.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
@@ -212,17 +220,26 @@ def main() -> None:
             forward, both = measure(sample, arguments.device)
             infer[sample.kind].append((sample.flops, sample.bytes, forward))
             train[sample.kind].append((sample.flops, sample.bytes, both))
-    print("    lanes=lanes({first}, {last}, {single}),".format(**rates(arguments.device, arguments.dtype).lanes))
-    for name, found in (("train", train), ("infer", infer)):
-        print(f'    {name}=_table("""')
+    kind = arguments.kind or arguments.device
+    rows = []
+    for mode, found in (("train", train), ("infer", infer)):
         plain = fit(found["matmul last last"])[0][1]
-        for kind in KINDS:
-            numbers, error = fit(found[kind])
-            if kind == "matmul group":  # so few channels a group that memory hides what a FLOP takes
+        for name in KINDS:
+            numbers, error = fit(found[name])
+            if name == "matmul group":  # so few channels a group that memory hides what a FLOP takes
                 numbers[1] = max(numbers[1], plain)
-            text = " ".join(f"{number:.3g}" for number in numbers)
-            print(f"        {kind} {text}".ljust(60) + f"# {len(found[kind])} samples, median error {error:.0%}")
-        print('    """),')
+            call, flop, byte = (f"{number:.3g}" for number in numbers)
+            rows.append({"device": kind, "dtype": arguments.dtype, "mode": mode, "kind": name})
+            rows[-1] |= {"call": call, "flop": flop, "byte": byte}
+            text = f"{mode} {name} {call} {flop} {byte}"
+            print(f"{text.ljust(48)} # {len(found[name])} samples, median error {error:.0%}")
+    if arguments.update:
+        others = [row for row in read_csv(FILE) if (row["device"], row["dtype"]) != (kind, arguments.dtype)]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*others, *rows])
+        write(FILE, text.getvalue().encode())
 
 
 if __name__ == "__main__":

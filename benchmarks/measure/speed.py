@@ -27,7 +27,7 @@ from benchmarks.common.provenance import csv_file, write_csv
 from benchmarks.common.rows import RESULTS, read_csv
 from benchmarks.common.timing import Step, keep_freed_memory, once, rounds
 from tnlayers.backend.rates import Rate, Rates, lanes
-from tnlayers.backend.rates import rates as layer_rates
+from tnlayers.backend.rates import rates_of as layer_rates
 from tnlayers.planning.search import Search
 from tnlayers.planning.search_space import search_space
 from tnlayers.planning.setting import Setting

@@ -14,7 +14,7 @@ from benchmarks.measure import speed
 from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork, testing
-from tnlayers.backend.rates import RUN_MODES, TABLES, rates
+from tnlayers.backend.rates import RUN_MODES, TABLES, rates_of
 from tnlayers.execution.run import run
 from tnlayers.planning import choose as planning
 from tnlayers.planning.choose import LIMIT, candidates, plan
@@ -46,7 +46,7 @@ def test_the_search_finds_what_trying_every_order_finds(text, mode, size):
     channels = 8 ** len(network.inputs)
     where = search_space(network, Geometry(channels, channels, (3, 3), padding=1))
     setting = Setting(4, (size, size), mode=mode)
-    table = rates("cpu", "float32")
+    table = rates_of("cpu", "float32")
     least = min(
         next(iter(Search(where, setting, table, tuple(sum(1 << k for k in part) for part in order)))).seconds
         for order in partitions(tuple(range(len(network.cores))))
@@ -171,7 +171,7 @@ def test_plans_keep_to_the_memory_of_the_dense_layer():
 def test_in_doubt_the_kernel_is_built(dtype, memory, mode):
     """Over ranks from where cores win to where the kernel does, past those where no estimate can tell."""
     setting = Setting(32, (16, 16), mode=mode, dtype=dtype)
-    doubt = rates("cpu", str(dtype).removeprefix("torch.")).doubt
+    doubt = rates_of("cpu", str(dtype).removeprefix("torch.")).doubt
     chosen = []
     for rank in range(8, 400, 28):
         layer = tnlayers.CPConv2d(64, 64, 3, padding=1, rank=rank, device="meta")
@@ -258,10 +258,10 @@ def test_networks_of_many_cores():
 @pytest.mark.parametrize(("dtype", "own"), [("float32", True), ("float64", True), ("bfloat16", False)])
 def test_rates_are_those_of_the_cpus_instructions_where_there_are_any(monkeypatch, dtype, own):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert (rates("cpu", dtype) is TABLES["cpu avx512", "float32"]) is own
+    assert (rates_of("cpu", dtype) is TABLES["cpu avx512", "float32"]) is own
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert rates("cpu", dtype) is TABLES["cpu", "bfloat16" if dtype == "bfloat16" else "float32"]
-    assert rates("cuda", dtype) is TABLES["cpu", "float32"]
+    assert rates_of("cpu", dtype) is TABLES["cpu", "bfloat16" if dtype == "bfloat16" else "float32"]
+    assert rates_of("cuda", dtype) is TABLES["cpu", "float32"]
 
 
 def test_the_benchmark_s_fewest_flops_are_no_more_than_the_planner_s():

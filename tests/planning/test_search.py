@@ -12,7 +12,7 @@ import tnlayers
 from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork
-from tnlayers.backend.rates import RUN_MODES, rates
+from tnlayers.backend.rates import RUN_MODES, rates_of
 from tnlayers.formats import factorize
 from tnlayers.ops.contraction import pairs
 from tnlayers.planning import choose as planning
@@ -111,7 +111,7 @@ def test_layers_of_many_cores_compute_what_the_kernel_does():
 
 def estimate(where, setting, work) -> float:
     """Seconds of what is chosen, with the doubt of what is not the dense kernel."""
-    table = rates(setting.device, "float32")
+    table = rates_of(setting.device, "float32")
     search = Search(where, setting, table, work=work)
     path, recompute = next(planning._choices(search.pricing, search, "auto", "auto"))
     return (path.seconds + recompute.seconds) * (1 if len(path.options) == 1 else 1 + table.doubt)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS, rates
+from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS, rates_of
 from tnlayers.backend.sharding import whole
 from tnlayers.backend.torch_state import again, own_precision, plain_autograd
 from tnlayers.backend.views import unviewed
@@ -188,7 +188,7 @@ def _norm_contraction(network: TensorNetwork, trees: Sequence[Any], device: str,
         ends = min([ends, *tries], key=lambda tried: _moved(join(tried)))
     parts = tuple(part(k, end) for k, end in enumerate(ends))
     whole = join(ends) if len(ends) > 1 else None
-    table, size = rates(device, dtype), getattr(torch, dtype).itemsize
+    table, size = rates_of(device, dtype), getattr(torch, dtype).itemsize
     seconds = 0.0 if whole else table.train[MOVE].byte * network.dense_params * size
     for contraction in (*parts, *([whole] if whole else [])):
         fixed = range(len(ends), 2 * len(ends)) if contraction is whole else ()  # the copies get no gradients

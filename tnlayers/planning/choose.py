@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from tnlayers import validate
-from tnlayers.backend.rates import MOVE, rates
+from tnlayers.backend.rates import MOVE, rates_of
 from tnlayers.planning.memory import MemoryEstimate
 from tnlayers.planning.options import Pricing
 from tnlayers.planning.path import Path, PathSteps
@@ -90,7 +90,7 @@ def _known(
 
 def _search(network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str) -> Search:
     named = parse(strategy, network, geometry)
-    table = rates(setting.device, str(setting.dtype).removeprefix("torch."))
+    table = rates_of(setting.device, str(setting.dtype).removeprefix("torch."))
     return Search(search_space(network, geometry), setting, table, named, memory == "low" and setting.mode == "train")
 
 
