@@ -94,7 +94,7 @@ def _said(kind: str, arguments: Mapping[str, Any], dtype: str) -> str:
 
 
 def fill(made: Mapping[nn.Module, TensorLayer]) -> None:
-    """Allocate the new layers, and copy training flag, requires_grad and bias from the old ones."""
+    """Allocate the new layers, and take over training flag, requires_grad and bias from the old ones."""
     old: Any
     for old, new in made.items():
         weights = list(old.cores) if isinstance(old, TensorLayer) else [old.weight]
