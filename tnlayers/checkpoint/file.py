@@ -49,7 +49,7 @@ def read(file: Any) -> Content:
     about = _parse(text)
     version = about.get("version") if isinstance(about, dict) else None
     if type(version) is not int or version < 1:
-        raise ValueError("its metadata are no JSON object with a version; save_tensorized wrote none of it")
+        raise ValueError("its metadata are no JSON object with a version, so save_tensorized did not write them")
     if version > VERSION:
         raise ValueError(f"it was written by version {version}; this library reads up to {VERSION}")
     exactly("metadata", about, (*_FIELDS, "views") if "views" in about else _FIELDS)

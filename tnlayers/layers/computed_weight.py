@@ -135,7 +135,7 @@ class _Parameters(dict[str, Any]):
 
 class _NoWeightError(KeyError):
     def __str__(self) -> str:
-        return refusal("what takes it for a parameter", _PARTS)
+        return refusal("code that expects a weight parameter", _PARTS)
 
 
 class ComputesWeight(nn.Module):
