@@ -1,6 +1,6 @@
-"""What every layer promises, as checks that anyone can run, on a format of their own too.
+"""Checks of the properties that every layer has, also for formats defined by users.
 
-``check(MyConv2d, 8, 12, 3, rank=2)`` holds a layer to all of them.
+``check(MyConv2d, 8, 12, 3, rank=2)`` runs all of them on a layer.
 """
 
 import copy
@@ -24,19 +24,19 @@ from tnlayers.ops.contraction import reconstruct
 __all__ = ["PROMISES", "assert_same_function", "check", "example_input"]
 
 Make = Callable[..., TensorLayer]
-"""Builds the layer under test; keyword arguments override its own."""
+"""Factory of the layer under test; keyword arguments override its own."""
 
 PROMISES: dict[str, Callable[[Make], None]] = {}
-"""Every promise by name."""
+"""All checks by name."""
 
 
 def promise(function: Callable[[Make], None]) -> Callable[[Make], None]:
-    """Decorator: enter a check among the promises; it runs from one seed and leaves the global generator as it was."""
+    """Register a check in ``PROMISES``, to run with a fixed seed and restore the global generator (decorator)."""
 
     @wraps(function)
     def seeded(make: Make) -> None:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", LargerThanDense)  # a small layer is to be tested, not to be used
+            warnings.simplefilter("ignore", LargerThanDense)  # small test layers may be larger than dense ones
             torch.manual_seed(0)
             function(make)
 
@@ -45,15 +45,15 @@ def promise(function: Callable[[Make], None]) -> Callable[[Make], None]:
 
 
 def check(layer_type: type[TensorLayer], *args: Any, **kwargs: Any) -> None:
-    """Hold a layer to every promise.
+    """Run every check in ``PROMISES`` on a layer.
 
     Args:
-        layer_type: the class, defined at the top level of a module (it is pickled).
-        *args: its arguments; choose small ones, gradients are checked numerically; dtype is not among them.
-        **kwargs: likewise.
+        layer_type: the layer's class, defined at the top level of a module (it is pickled).
+        *args: its arguments without dtype. Use small sizes, since gradients are checked numerically.
+        **kwargs: its keyword arguments, likewise.
 
     Raises:
-        AssertionError: a promise is broken.
+        AssertionError: a check fails.
 
     Example:
         >>> import tnlayers
@@ -64,14 +64,14 @@ def check(layer_type: type[TensorLayer], *args: Any, **kwargs: Any) -> None:
 
 
 def example_input(layer: TensorLayer, batch: int = 2) -> Tensor:
-    """A random input of the layer's dtype and device, a little larger than the kernel."""
+    """Return a random input with the layer's dtype and device, a little larger than the kernel."""
     core = layer.cores[0]
     spatial = (span + 4 + k for k, span in enumerate(layer.geometry.spans))
     return torch.randn(batch, layer.geometry.in_channels, *spatial, dtype=core.dtype, device=core.device)
 
 
 def assert_same_function(layer: TensorLayer, x: Tensor) -> None:
-    """The layer's output equals that of torch's convolution with the layer's dense kernel, within 1e-10 in float64."""
+    """Check that the layer's output equals torch's with the layer's dense kernel, within 1e-10 in float64."""
     dense = layer.to_dense()
     assert type(dense) is layer.dense_type
     eps = torch.finfo(x.dtype).eps
@@ -94,7 +94,7 @@ def _shapes(layer: TensorLayer) -> dict[str, Any]:
 
 @promise
 def same_function(make: Make) -> None:
-    """Every strategy computes what torch computes with the dense kernel, batched and unbatched, and for no image."""
+    """Check that every strategy equals torch with the dense kernel: batched, unbatched, and for an empty batch."""
     for strategy in ("reconstruct", "factorized", "auto"):
         layer = make(strategy=strategy, dtype=torch.float64)
         x = example_input(layer)
@@ -105,10 +105,10 @@ def same_function(make: Make) -> None:
 
 @promise
 def gradients(make: Make) -> None:
-    """Gradients are right numerically, and every core gets one."""
+    """Check gradients numerically, and that every parameter gets a nonzero one."""
     for strategy in ("reconstruct", "factorized"):
         layer = make(strategy=strategy, dtype=torch.float64)
-        x = example_input(layer).requires_grad_()  # several images: of one alone, autograd does the backward
+        x = example_input(layer).requires_grad_()  # several images, since autograd does the backward of one
         parameters = dict(layer.named_parameters())
 
         def function(
@@ -125,7 +125,7 @@ def gradients(make: Make) -> None:
 
 @promise
 def exact_variance(make: Make) -> None:
-    """Every single draw has the kernel norm that the solver aims at, for every mode and distribution."""
+    """Check that each draw has the solver's kernel norm, for every mode and distribution."""
     for mode in ("fan_in", "fan_out", "fan_avg"):
         for distribution in DISTRIBUTIONS:
             layer = make(init=Init(mode, distribution=distribution), dtype=torch.float64)
@@ -135,10 +135,10 @@ def exact_variance(make: Make) -> None:
 
 @promise
 def expected_variance(make: Make) -> None:
-    """Without exact norms the target is met in expectation, for every distribution and split.
+    """Check that draws without exact norms meet the target in expectation, for every distribution and split.
 
-    The second moments of independent cores contract to the kernel's: that is checked as an identity. That the entries
-    drawn have those moments is checked on 20 draws, within four standard errors.
+    The second moments of independent cores contract to the kernel's: this is checked as an identity. The second moments
+    of the drawn entries are checked on 20 draws, within four standard errors.
     """
     for distribution in DISTRIBUTIONS:
         for split in ("equal", "balanced"):
@@ -160,7 +160,7 @@ def expected_variance(make: Make) -> None:
 
 @promise
 def copies(make: Make) -> None:
-    """Copied, pickled, or loaded from a state_dict, it is the same layer."""
+    """Check that copying, pickling and loading a state_dict preserve the layer."""
     layer = make(dtype=torch.float64)
     x = example_input(layer)
     other = make(dtype=torch.float64)
@@ -177,7 +177,7 @@ def copies(make: Make) -> None:
 
 @promise
 def moves(make: Make) -> None:
-    """Made on the meta device, materialised and reset, or converted to another dtype, it works and has its variance."""
+    """Check the function after the meta device, a reset and dtype conversions, and the variance after all of them."""
     with torch.device("meta"):
         assert all(parameter.is_meta for parameter in make().parameters())
     layer = make(device="meta", init=Init())
@@ -189,14 +189,14 @@ def moves(make: Make) -> None:
         y = layer(example_input(layer))
         assert y.dtype == dtype
         assert bool(torch.isfinite(y).all())
-    # The draw was made in float32, then rounded to bfloat16's 8 bits, each core by its own error.
+    # The float32 draw was rounded to bfloat16's 8 bits, with an independent error in each core.
     ratio = _mean_square(layer) / layer.variance.weight_std**2
     assert abs(ratio - 1) < len(layer.cores) * 2**-7, f"E[W^2] is {ratio} times the target after meta and casts"
 
 
 @promise
 def seeds(make: Make) -> None:
-    """One seed, one layer; another draw, another layer."""
+    """Check that equal seeds give equal layers, and a second draw another layer."""
     torch.manual_seed(5)
     first = make()
     torch.manual_seed(5)
@@ -208,7 +208,7 @@ def seeds(make: Make) -> None:
 
 @promise
 def module_manners(make: Make) -> None:
-    """It freezes, resets through ``apply``, counts its parameters, and rebuilds from its own rank and shapes."""
+    """Check requires_grad_, a reset by ``apply``, parameter counts, and a rebuild from the layer's rank and shapes."""
     layer = make()
     layer.requires_grad_(False)
     assert not layer(example_input(layer)).requires_grad
@@ -224,7 +224,7 @@ def module_manners(make: Make) -> None:
 
 @promise
 def conversions(make: Make) -> None:
-    """To a torch layer and back without a fit: arguments, bias, dtype, training and requires_grad survive."""
+    """Check that arguments, bias, dtype, training and requires_grad survive to_dense and from_dense without a fit."""
     layer = make(dtype=torch.float64).eval()
     layer.cores.requires_grad_(False)
     dense = layer.to_dense()
@@ -248,14 +248,14 @@ def conversions(make: Make) -> None:
 
 @promise
 def counting(make: Make) -> None:
-    """FLOPs counted on paper are those that torch counts, for every plan."""
+    """Check that ``flops`` equals torch's count, for every strategy."""
     for strategy in ("reconstruct", "factorized", "auto"):
         layer = make(strategy=strategy)
         x = example_input(layer)
         for training in (True, False):
             layer.train(training)
             with torch.set_grad_enabled(training):
-                layer(x)  # in eval mode, the weights are kept from here on
+                layer(x)  # once before the count
                 with FlopCounterMode(display=False) as counter:
                     layer(x)
             assert layer.flops(x.shape) == counter.get_total_flops(), f"{strategy}: {layer.explain(x.shape)}"

@@ -91,7 +91,7 @@ def input_steps(draw: random.Random, dtype: torch.dtype, device: str) -> Iterato
 
     def feature(option: PathStep, **rate: float) -> float:
         setting = Setting(batch, (size, size), option.target, "infer", device, dtype)
-        options = Search(space, setting, unit(option.kind, device, name, **rate))._options(
+        options = Search(space, setting, unit(option.kind, device, name, **rate)).pricing.options(
             0, space.all, option.source, space.inputs
         )
         return next(o.cost.seconds for o in options if o[1:6] == option[1:6])
@@ -101,10 +101,10 @@ def input_steps(draw: random.Random, dtype: torch.dtype, device: str) -> Iterato
         x = torch.randn(batch, groups * per[0], size, size, dtype=dtype, device=device)
         if source == LAST:
             x = x.to(memory_format=torch.channels_last)
-        for option in search._options(0, space.all, source, space.inputs):
+        for option in search.pricing.options(0, space.all, source, space.inputs):
             if option.moved or option.tail or option.cost.flops > LARGEST:
                 continue
-            step = build_plan(search, Path((option,), 0.0)).steps[0]
+            step = build_plan(search.pricing, Path((option,), 0.0)).steps[0]
             weight = step.prepare_weight(torch.randn(step.weight_shape, dtype=dtype, device=device))
             flops, read = feature(option, flop=1.0), feature(option, byte=1.0)
             forward, backward = partial(step.apply, x, weight, None), partial(step.gradients, x, weight)

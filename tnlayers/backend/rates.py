@@ -1,7 +1,8 @@
 """What an operation costs on a kind of device: seconds per call, per FLOP and per byte, measured once.
 
-``python benchmarks/measure/rates.py --update`` writes the table, rates.csv. A plan's cost is the sum over its operations; a training
-step's rates cover forward and backward. Only ratios between plans matter, so one table serves machines of a kind.
+``python benchmarks/measure/rates.py --update`` writes the table, rates.csv. A plan's cost is the sum over its
+operations; a training step's rates cover forward and backward. Only ratios between plans matter, so one table serves
+machines of a kind.
 """
 
 import csv

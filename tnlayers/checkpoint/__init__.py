@@ -1,1 +1,1 @@
-"""Swapped models as safetensors files."""
+"""Saving and loading of tensorized models as safetensors files."""

@@ -1,4 +1,4 @@
-"""A layer as plain data: its description, and back."""
+"""Conversion of a layer to its description (plain data) and back."""
 
 import json
 import math
@@ -23,29 +23,29 @@ _KEYS = (
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
-# A description may come from anyone's file. Nothing in this library takes long, or much memory, within these.
-_LONGEST = 2**14  # characters of a description
+# Descriptions are untrusted input. Within these limits, nothing in this library takes much time or memory.
+_LONGEST = 2**14  # maximum number of characters of a description
 
 _MOST_CORES = 64
 
 _MOST_PARAMETERS = 2**40
 
-_LARGEST = 2**24  # of each number among torch's arguments
+_LARGEST = 2**24  # maximum of each number among torch's arguments
 
 
 def describe(layer: TensorLayer) -> dict[str, Any]:
-    """A layer without its values, in JSON's types: what ``build`` makes it from.
+    """Return the description of a layer, in JSON's types and without values. ``build`` makes a layer from it.
 
     Args:
-        layer: of a registered format.
+        layer: a layer of a registered format.
 
     Returns:
-        dict[str, Any]: format, options, kind, torch's arguments, dtype, and this library's, rank to memory.
+        dict[str, Any]: format, options, kind, torch's arguments, dtype, and our arguments from rank to memory.
 
     Raises:
-        TypeError: it is no tensor layer, or its class does more than a layer of its format.
-        ValueError: its format is not registered, JSON cannot hold an option, it has other tensors than such a layer,
-            or is larger than ``build`` makes any.
+        TypeError: it is no tensor layer, or its class defines more than its format.
+        ValueError: its format is not registered, JSON cannot hold an option, its tensors are not those of such a
+            layer, or it exceeds a limit of ``build``.
 
     Example:
         >>> import tnlayers
@@ -91,13 +91,13 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
 
 
 def outline(description: Any) -> TensorNetwork:
-    """The network of a description, all of which is checked as far as that goes without making the layer.
+    """Return the network of a description after all checks that are possible without making the layer.
 
     Args:
-        description: as ``describe`` gives it, or anything else, from anyone.
+        description: result of ``describe``, or any untrusted value.
 
     Returns:
-        TensorNetwork: its ``core_shapes`` tell how much memory the layer would take.
+        TensorNetwork: its ``core_shapes`` give the layer's memory.
 
     Raises:
         TypeError, ValueError: as for ``build``.
@@ -106,19 +106,19 @@ def outline(description: Any) -> TensorNetwork:
 
 
 def build(description: Any, *, device: Any) -> TensorLayer:
-    """The layer of a description, drawn afresh; nothing is drawn on the meta device.
+    """Make the layer of a description with newly drawn cores; on the meta device nothing is drawn.
 
-    No text is evaluated, and formats come from ``FORMATS`` alone, so a description may come from anyone.
+    The description may be untrusted: no text is evaluated, and formats come only from ``FORMATS``.
 
     Args:
-        description: as ``describe`` gives it.
-        device: where the layer is to be.
+        description: result of ``describe``.
+        device: device of the new layer.
 
     Returns:
-        TensorLayer: of the class ``layer_class(format, kind)``.
+        TensorLayer: an instance of ``layer_class(format, kind)``.
 
     Raises:
-        TypeError, ValueError: the description has a key too many or too few, or a value that the layer refuses.
+        TypeError, ValueError: a key is missing or unknown, or the layer's constructor raises on a value.
 
     Example:
         >>> import tnlayers
@@ -131,7 +131,7 @@ def build(description: Any, *, device: Any) -> TensorLayer:
 
 
 def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], TensorNetwork]:
-    """The class of a description, its constructor's arguments but for the device, and its network."""
+    """Return a description's class, constructor arguments except the device, and network."""
     with _sentences():
         length = len(json.dumps(description, allow_nan=False))
         if length > _LONGEST:
@@ -161,7 +161,7 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """A format, or torch, may answer values that it has no sentence for with any error at all."""
+    """Replace errors other than TypeError and ValueError, which formats or torch may raise, by a ValueError."""
     try:
         yield
     except (TypeError, ValueError):
@@ -171,14 +171,14 @@ def _sentences() -> Iterator[None]:
 
 
 def _arguments(base: type[TensorLayer]) -> list[str]:
-    """The names of torch's own arguments: those that may be given by position."""
+    """Return the names of torch's own arguments: the positional ones."""
     found = signature(base).parameters.values()
     names = [each.name for each in found if each.kind == Parameter.POSITIONAL_OR_KEYWORD]
     return [name for name in names if name not in ("device", "dtype")]
 
 
 def exactly(name: str, value: Any, keys: Iterable[str]) -> dict[str, Any]:
-    """A copy of a mapping that has these keys and no others; anything else is answered with a sentence."""
+    """Return a copy of a mapping after a check that it has exactly these keys."""
     if not isinstance(value, dict):
         raise TypeError(f"{name} is {value!r}; it must be a mapping")
     accepted = list(keys)
@@ -198,17 +198,17 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _numbers(value: Any) -> list[int]:
-    """The integers that a value is, or is a list of."""
+    """Return the integers in a value or list."""
     return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
 
 
 def _tuples(value: Any) -> Any:
-    """An option's value: a field of a frozen dataclass has tuples where JSON has lists."""
+    """Replace JSON's lists by tuples, as in the fields of frozen dataclasses."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value in JSON's types."""
+    """Convert a value to JSON's types."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _plain(f"{name}[{key!r}]", each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -219,7 +219,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _own(cls: type[TensorLayer], base: type[TensorLayer]) -> list[str]:
-    """What a class, or one between it and its base, defines beyond its format."""
+    """Return the names that a class, or one between it and its base, defines beyond its format."""
     between = cls.__mro__[: cls.__mro__.index(base)]
     names = [(name, value) for each in between for name, value in vars(each).items() if name != "format_type"]
     return [name for name, value in names if callable(value) or not name.startswith("__")]

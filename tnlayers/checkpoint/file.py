@@ -1,4 +1,4 @@
-"""The file of a checkpoint: what it may hold, reading it without trust, and replacing it in one step."""
+"""Checkpoint files: permitted content, safe reading of untrusted files, and atomic replacement."""
 
 import json
 import math
@@ -20,21 +20,21 @@ from tnlayers.tensorize.config import TensorizeConfig
 VERSION = 1
 KEY = "tnlayers"
 _FIELDS = "version", "tnlayers", "config", "layers", "aliases"
-LONGEST = 2**24  # characters of the JSON text; parsed, it may take some twenty times as many bytes
-_SHOWN = 1000  # characters of a sentence, which may quote the file
+LONGEST = 2**24  # maximum characters of the JSON text; parsed, it may take some twenty times as many bytes
+_SHOWN = 1000  # maximum characters of an error message, which may quote the file
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-"""What safetensors calls the dtypes that a file may hold."""
+"""The dtypes that a file may hold, by safetensors' names."""
 
 
 class Content(NamedTuple):
-    """What a file says, checked as far as that goes without a model."""
+    """Content of a file after the checks that need no model."""
 
-    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # aliases too
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # including aliases
     layers: Mapping[str, Any]
     aliases: Mapping[str, str]
     views: Mapping[str, str]
@@ -42,19 +42,19 @@ class Content(NamedTuple):
 
 
 def read(file: Any) -> Content:
-    """Check an open file, as far as that goes without a model."""
+    """Read an open file, with the checks that need no model."""
     text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise ValueError(f"it was written by something else: its metadata have no {KEY!r}")
     about = _parse(text)
     version = about.get("version") if isinstance(about, dict) else None
     if type(version) is not int or version < 1:
-        raise ValueError("its metadata are no JSON object with a version; save_tensorized wrote none of it")
+        raise ValueError("its metadata are no JSON object with a version, so save_tensorized did not write them")
     if version > VERSION:
         raise ValueError(f"it was written by version {version}; this library reads up to {VERSION}")
     exactly("metadata", about, (*_FIELDS, "views") if "views" in about else _FIELDS)
     tensors = {}
-    for name in file.keys():  # noqa: SIM118  (no mapping)
+    for name in file.keys():  # noqa: SIM118  (file is no mapping)
         part = file.get_slice(name)
         if part.get_dtype() not in _DTYPES:
             raise ValueError(f"tensor {name!r} has dtype {part.get_dtype()}; accepted: {', '.join(_DTYPES)}")
@@ -83,7 +83,7 @@ def read(file: Any) -> Content:
 
 
 def _parse(text: str) -> Any:
-    """JSON as ``save_tensorized`` writes it: finite numbers of a sane length, each key once."""
+    """Parse JSON as ``save_tensorized`` writes it: finite numbers of limited length, unique keys."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
@@ -105,12 +105,12 @@ def _parse(text: str) -> Any:
 
 
 def join(above: str, leaf: str) -> str:
-    """A qualified name; either part may be empty."""
+    """Join a qualified name; either part may be empty."""
     return f"{above}.{leaf}" if above and leaf else above or leaf
 
 
 def check_storable(name: str, value: Any) -> None:
-    """Refuse state that a file cannot hold."""
+    """Raise if a file cannot hold this state."""
     if not isinstance(value, Tensor):
         raise TypeError(f"state {name!r} is {type(value).__name__}; a file holds tensors only")
     if value.is_meta:
@@ -122,7 +122,7 @@ def check_storable(name: str, value: Any) -> None:
 
 
 def shared_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of tensors that are the same one as another, with that one's first name."""
+    """Return a mapping from each further name of a tensor to the tensor's first name."""
     first: dict[Any, str] = {}
     aliases = {}
     for name, value in state.items():
@@ -133,14 +133,14 @@ def shared_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def views(state: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, str]:
-    """Names of tensors that share memory with another one but are no aliases, with that one's name."""
+    """Return a mapping from each tensor that shares memory with an earlier one, but is no alias, to the latter."""
     names = [name for name in state if name not in aliases]
     pairs = sharing([state[name] for name in names])
-    return {names[later]: names[earlier] for earlier, later in reversed(pairs)}  # the first of many counts
+    return {names[later]: names[earlier] for earlier, later in reversed(pairs)}  # of several, the first is kept
 
 
 def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, each contiguous and with memory of its own."""
+    """Return the tensors, each contiguous and with its own memory."""
     seen: set[int] = set()
     tensors = {}
     for name, value in state.items():
@@ -155,7 +155,7 @@ def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file to write; it takes the place of `path` when all is written, and leaves no trace if anything raises."""
+    """Yield a temporary file to write. It replaces ``path`` at the end, or is removed if anything raises."""
     target = Path(os.fsdecode(os.path.realpath(path)))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target} cannot be written: there is no directory {target.parent}; make it first")
@@ -167,8 +167,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield made
         with open(made, "rb+") as file:
-            os.fsync(file.fileno())  # the name must never reach the disk before the content
-        os.chmod(made, mode)  # the writer may have put a file of its own there, private
+            os.fsync(file.fileno())  # the content must be on disk before the new name is
+        os.chmod(made, mode)  # the writer may have put its own, private file there
         os.replace(made, target)
     except BaseException:
         made.unlink(missing_ok=True)
@@ -177,8 +177,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def about_file(name: str) -> Iterator[None]:
-    """Every answer to a bad file is a ValueError that names it, no longer than can be read."""
-    from safetensors import SafetensorError  # noqa: PLC0415  (loaded where it is in use)
+    """Replace every error about a bad file by a ValueError of limited length that names the file."""
+    from safetensors import SafetensorError  # noqa: PLC0415  (loaded only when used)
 
     try:
         yield
@@ -190,7 +190,7 @@ def about_file(name: str) -> Iterator[None]:
 
 @contextmanager
 def about_layer(name: str) -> Iterator[None]:
-    """Every answer to a bad description names the layer."""
+    """Add the layer's name to every error about its description."""
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The layers that a file describes, in the place of those of a model."""
+"""Replacement of a model's layers by those that a file describes."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _PARALLEL = DataParallel, DistributedDataParallel
 
 
 def swap(model: nn.Module, content: Content) -> tuple[nn.Module, dict[nn.Module, TensorLayer]]:
-    """Put the file's layers, without values yet, in the place of the model's; also tell which replaced which."""
+    """Replace the model's layers by the file's, without values. Also return the mapping from old to new."""
     modules = modules_of(model)
     if any(isinstance(module, DistributedDataParallel) for _, module in modules.values()):
         raise ValueError("the model is distributed; distribute it after loading, when it has its parameters")
@@ -53,10 +53,10 @@ def swap(model: nn.Module, content: Content) -> tuple[nn.Module, dict[nn.Module,
 
 
 def _is(old: Any, description: Mapping[str, Any]) -> bool:
-    """Whether a module is the layer that a description makes."""
+    """Return whether a module is the layer of a description."""
     try:
         return isinstance(old, TensorLayer) and json.loads(json.dumps(describe(old))) == description
-    except (TypeError, ValueError):  # a layer that has no description
+    except (TypeError, ValueError):  # the layer has no description
         return False
 
 
@@ -73,7 +73,7 @@ def _place(
 
 
 def _compare(old: Any, description: Mapping[str, Any]) -> None:
-    """Refuse a module that the layer of a description cannot stand in for."""
+    """Raise if the layer of a description cannot replace a module."""
     ours = isinstance(old, TensorLayer)
     kind = old.dense_type if ours else next((kind for kind in KINDS if isinstance(old, kind)), None)
     there = f"a {type(old).__name__}"
@@ -94,7 +94,7 @@ def _said(kind: str, arguments: Mapping[str, Any], dtype: str) -> str:
 
 
 def fill(made: Mapping[nn.Module, TensorLayer]) -> None:
-    """Give the layers memory, and what they take over from those that they replace."""
+    """Allocate the new layers, and take over training flag, requires_grad and bias from the old ones."""
     old: Any
     for old, new in made.items():
         weights = list(old.cores) if isinstance(old, TensorLayer) else [old.weight]
@@ -104,7 +104,7 @@ def fill(made: Mapping[nn.Module, TensorLayer]) -> None:
 
 
 def modules_of(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
-    """Every module by its name, shared ones by each, with its name without wrappers; what is wrapped comes last."""
+    """Return every module with its name without wrappers, by each raw name. Wrapped modules follow their wrapper."""
     found: dict[str, tuple[str, nn.Module]] = {}
     for raw, module in model.named_modules(remove_duplicate=False):
         prefix, _, leaf = raw.rpartition(".")

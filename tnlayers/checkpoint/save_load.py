@@ -1,4 +1,4 @@
-"""Models with tensor layers as safetensors files that anyone may read: no code in them, and nothing taken on trust."""
+"""Saving and loading of models with tensor layers: safetensors files without code, read as untrusted input."""
 
 import json
 import os
@@ -35,17 +35,17 @@ from tnlayers.tensorize.held_outside import held
 def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model and the description of its tensor layers to one safetensors file.
 
-    The file is replaced in one step: whatever happens, the old one or the new one is there, whole. Wrappers
-    (``torch.compile``, data parallel) leave no trace in it. A tensor that the model has under several names is stored
-    once. Views of each other, such as a weight and its transpose, are stored each; that they were views is noted.
+    The file is replaced atomically: at any time, either the old or the new one is complete. Wrappers
+    (``torch.compile``, data parallel) are not stored. A tensor with several names is stored once. Tensors that share
+    memory otherwise, such as a weight and its transpose, are stored separately, with a note that they are views.
 
     Args:
         model: any model; all its parameters and persistent buffers are stored.
-        path: the file, in a directory that exists. A link's target is replaced, not the link.
+        path: the file, in an existing directory. A link's target is replaced, not the link.
 
     Raises:
-        TypeError: ``model`` is no module; it has extra state or a kind of tensor that the file cannot hold; or a layer
-            is of a class of its own.
+        TypeError: ``model`` is no module; it has extra state or a kind of tensor that the file cannot hold; or a
+            layer's class defines more than its format.
         ValueError: a tensor is on the meta device; or a layer has no description, see
             ``tnlayers.checkpoint.description.describe``.
         OSError: the file cannot be written.
@@ -81,7 +81,7 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "aliases": aliases,
     }
     about |= {"views": found} if (found := views(state, aliases)) else {}
-    from safetensors.torch import save_file  # noqa: PLC0415  (loaded where it is in use)
+    from safetensors.torch import save_file  # noqa: PLC0415  (loaded only when used)
 
     text = json.dumps(about, allow_nan=False)
     if len(text) > LONGEST:
@@ -94,32 +94,32 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def load_tensorized(
     model_factory: Callable[[], nn.Module], path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
 ) -> Any:
-    """The model of a file, made from one with plain layers.
+    """Load the model of a file into a model made by a factory, usually with plain layers.
 
-    No code from the file is run, and a file that is damaged, or made to do damage, is answered with a sentence. Layers
-    are checked against the model's, and their sizes against the tensors that the file has, before memory is taken.
+    No code from the file is run, and a damaged or malicious file raises ValueError. Before memory is allocated, layers
+    are checked against the model's, and their sizes against the file's tensors.
 
     Args:
-        model_factory: makes the model as it was before its layers were swapped, or with tensor layers already; called
-            once. What it returns may be compiled, but not the layers alone, and not yet distributed. Tensor layers that
-            are what the file describes stay the objects they are.
-        path: what ``save_tensorized`` wrote.
-        device: where the model is to be.
+        model_factory: called once; makes the model as it was before its layers were swapped, or with tensor layers
+            already. The model may be compiled, but not its layers alone, and must not be distributed yet. Tensor layers
+            that match the file's description stay the same objects.
+        path: a file written by ``save_tensorized``.
+        device: device of the loaded model.
 
     Returns:
-        Any: what the factory made, each layer that the file describes in its place, with the bias, the training flag
-            and requires_grad of the one replaced; then every parameter and persistent buffer loaded. Tensors that were
-            one when saved are one again.
+        Any: the factory's model with the layers that the file describes, each with the bias, the training flag and
+            requires_grad of the one replaced, and with every parameter and persistent buffer loaded. Tensors that were
+            the same when saved are the same again.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: the factory makes no module.
         ValueError: the file was written by something else or by a newer version, is damaged, or does not fit the
-            model; the sentence names the layer or tensor, and both sides. Or something outside of the model's modules
-            holds a layer to be replaced, and would keep it.
+            model (the message names the layer or tensor, and both sides); or an object outside of the model's modules
+            holds a layer to be replaced.
 
     Warns:
-        UserWarning: tensors were views of one memory when they were saved, and are none in the model.
+        UserWarning: tensors shared memory when they were saved, and do not in the model.
 
     Example:
         See ``save_tensorized``.
@@ -153,7 +153,7 @@ def load_tensorized(
 
 
 def _match(state: Mapping[str, tuple[str, Any]], content: Content) -> None:
-    """Refuse a model whose state is not that of the file: other names, shapes or dtypes."""
+    """Raise if names, shapes or dtypes of the model's state differ from the file's."""
     for name in {**state, **content.tensors}:
         value = state[name][1] if name in state else None
         if name in state and not isinstance(value, Tensor):
@@ -166,7 +166,7 @@ def _match(state: Mapping[str, tuple[str, Any]], content: Content) -> None:
 
 
 def _tie(model: nn.Module, aliases: Mapping[str, str]) -> None:
-    """Make one tensor of what was one when it was saved."""
+    """Tie the tensors that were the same when they were saved."""
     modules, state = modules_of(model), _state(model)
     own = shared_names({name: value for name, (_, value) in state.items()})
     for alias, name in own.items():
@@ -192,7 +192,7 @@ def _tie(model: nn.Module, aliases: Mapping[str, str]) -> None:
 
 
 def _check_views(model: nn.Module, content: Content, stored: Callable[[str], Tensor]) -> None:
-    """Compare what shares memory in the loaded model with what did so in the saved one."""
+    """Compare memory sharing in the loaded model with the saved one: raise on wrong values, warn of lost views."""
     state = {name: value for name, (_, value) in _state(model).items()}
     here = views(state, content.aliases)
     for pair in here.items():
@@ -210,12 +210,12 @@ def _check_views(model: nn.Module, content: Content, stored: Callable[[str], Ten
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """All bytes, of which those of NaN are equal too."""
+    """Return the tensor's bytes, so that equal NaNs compare equal."""
     return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _state(model: nn.Module) -> dict[str, tuple[str, Any]]:
-    """The state by its names without wrappers; with it, its names as they are."""
+    """Return the state by names without wrappers; each entry is the raw name and the value."""
     modules, state = modules_of(model), {}
     for raw, value in model.state_dict().items():
         prefix, _, leaf = raw.rpartition(".")

@@ -1,1 +1,1 @@
-"""Plans run: the autograd function, the plans that a layer holds, and the module that has them."""
+"""Execution of plans: the autograd function, a layer's plan cache, and the module base class."""

@@ -1,4 +1,4 @@
-"""Attributes of a built layer: those that can be set, which plans anew, and those that the cores' shapes fix."""
+"""Attributes of a built layer: settable ones, and ones fixed by the cores' shapes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,7 +11,7 @@ _FIXED = "in_channels", "out_channels", "kernel_size", "groups", "transposed"
 
 
 def settable(name: str) -> Any:
-    """An attribute of the geometry that no core depends on: what is set is checked, and the layer plans anew.
+    """Return a property for a geometry field that no core depends on. Its setter validates and drops cached plans.
 
     Example:
         >>> import tnlayers
@@ -24,12 +24,12 @@ def settable(name: str) -> Any:
     def write(layer: Any, value: Any) -> None:
         layer.geometry = replace(layer.geometry, **{name: value})
 
-    doc = f"``nn.ConvNd``'s {name}; setting it plans anew."
+    doc = f"``nn.ConvNd``'s {name}; setting it drops the cached plans."
     return property(lambda layer: getattr(layer.geometry, name), write, doc=doc)
 
 
 def fixed(name: str, read: Callable[[Any], Any]) -> Any:
-    """An attribute that the shapes of the cores depend on: to set another value than it has raises a sentence.
+    """Return a property that the cores' shapes depend on. Its setter raises AttributeError on a new value.
 
     Example:
         >>> import tnlayers
@@ -42,24 +42,24 @@ def fixed(name: str, read: Callable[[Any], Any]) -> Any:
     def write(layer: Any, value: Any) -> None:
         check_same(type(layer).__name__, name, read(layer), value)
 
-    return property(read, write, doc=f"The {name} that the cores are made for; it cannot be set to another value.")
+    return property(read, write, doc=f"The {name} that the cores are made for; it cannot be changed.")
 
 
 def from_geometry(name: str, field: str = "") -> Any:
-    """A fixed attribute that is a field of the geometry, under another name if one is given."""
+    """Return a fixed property that reads a geometry field; ``field`` defaults to ``name``."""
     return fixed(name, lambda layer: getattr(layer.geometry, field or name))
 
 
 def from_constructor(name: str) -> Any:
-    """A fixed attribute that the constructor puts in the layer's ``__dict__``."""
+    """Return a fixed property that reads the layer's ``__dict__``, where the constructor puts it."""
     return fixed(name, lambda layer: vars(layer)[name])
 
 
 def check_same(layer: str, name: str, have: Any, given: Any) -> None:
-    """Refuse another value than there is; one integer stands for a tuple of its repetitions.
+    """Raise if the given value differs from the present one. An integer stands for a tuple of its repetitions.
 
     Raises:
-        AttributeError: both values, and that a new layer is needed.
+        AttributeError: the values differ. The message names both.
     """
     same = given
     if isinstance(have, tuple):
@@ -69,11 +69,11 @@ def check_same(layer: str, name: str, have: Any, given: Any) -> None:
 
 
 def check_geometry(layer: Any, geometry: Any) -> None:
-    """Refuse a geometry that the cores of a layer are not made for.
+    """Raise unless the layer's cores fit the geometry.
 
     Raises:
-        TypeError: it is none.
-        AttributeError: a field that the shapes of the cores depend on has another value.
+        TypeError: it is no Geometry.
+        AttributeError: a field that the cores' shapes depend on differs.
     """
     if not isinstance(geometry, Geometry):
         raise TypeError(f"geometry is {geometry!r}; it must be a tnlayers.Geometry")

@@ -1,4 +1,4 @@
-"""Plans chosen by the clock instead of by estimate."""
+"""Choice of plans by measured time instead of estimates."""
 
 import time
 from itertools import islice
@@ -16,24 +16,23 @@ ROUNDS = 5
 
 
 def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> dict[str, str]:
-    """Time the likeliest plans of every tensor layer on the inputs that it really gets, and fix the fastest.
+    """Time the best-estimated plans of every tensor layer on its actual inputs, and set the fastest.
 
-    The model runs once on ``example_input`` to find those inputs. A layer in training mode is timed forward and
-    backward, one in eval mode as inference. What wins becomes the layer's ``strategy``, an order such as
-    ``'0 > 1*2'``, which the constructor takes too, so a configuration can keep it. Only layers with strategy 'auto' are
-    touched; parameters, gradients and buffers are left as they were, but for what one forward changes (running
-    statistics).
+    The model runs once on ``example_input`` to record each layer's input. A layer in training mode is timed forward and
+    backward, a layer in eval mode as inference. The fastest order, such as ``'0 > 1*2'``, becomes the layer's
+    ``strategy``. The constructor accepts it too, so a configuration can store it. Only layers with strategy 'auto'
+    change. Parameters, gradients and buffers stay, except for what one forward changes (running statistics).
 
     Args:
         model: any module.
         example_input: a tensor, a tuple of arguments, or a mapping of named ones.
-        candidates: how many orders of contraction are timed for each layer.
+        candidates: number of contraction orders timed per layer.
 
     Returns:
-        dict[str, str]: the chosen strategy by the layer's name.
+        dict[str, str]: the chosen strategy by layer name.
 
     Raises:
-        TypeError, ValueError: what the model raises on the input.
+        TypeError, ValueError: the model raises it on the input.
 
     Example:
         >>> import tnlayers
@@ -73,7 +72,7 @@ def autotune(model: nn.Module, example_input: Any, *, candidates: int = 4) -> di
 
 
 def _fastest(layer: ExecutableModule, x: Tensor, candidates: int) -> str:
-    """The order whose median time is least."""
+    """Return the order with the smallest median time."""
     found = layer._executor.candidates(layer._setting(x.shape))
     orders = list(dict.fromkeys(plan.order for plan in islice(found, 8 * candidates)))[:candidates]
     times: dict[str, list[float]] = {order: [] for order in orders}
@@ -81,7 +80,7 @@ def _fastest(layer: ExecutableModule, x: Tensor, candidates: int) -> str:
         for number in range(ROUNDS + 1):
             for order in orders:
                 layer.strategy = order
-                _pass(layer, x)  # plans, and fills what inference keeps
+                _pass(layer, x)  # makes the plan, and fills the weight cache of inference
                 start = time.perf_counter()
                 _pass(layer, x)
                 if number:

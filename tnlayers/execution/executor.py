@@ -1,4 +1,4 @@
-"""A layer's plans: made on the first input of a kind and kept; with the weights of a layer that is frozen."""
+"""A layer's plan cache, filled on the first input of each kind, and the weight cache of a frozen layer."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
 _KEPT = 256
-"""Maximum number of cached plans per layer. Beyond it, the one that was not used for the longest time goes."""
+"""Maximum number of cached plans per layer. Beyond it, the least recently used plan is dropped."""
 
 _NOMINAL = 32, 32
-"""Batch and positions along each axis that a compiler, which may leave them open, plans for before any eager call."""
+"""Batch size, and size of each spatial axis, that compiled plans assume before any eager call."""
 
 
 class _Kept(NamedTuple):
-    """Weights, and the cores that they were built from with their versions and addresses."""
+    """Cached weights, with the cores that they were built from and the cores' versions and addresses."""
 
     cores: list[Tensor]
     versions: list[tuple[int, int]]
@@ -37,14 +37,14 @@ class _Kept(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes, beside those of the cores."""
+        """Bytes of the weights that do not share storage with the cores."""
         own = {core.untyped_storage().data_ptr() for core in self.cores}
         storages = {weight.untyped_storage().data_ptr(): weight.untyped_storage() for weight in self.weights}
         return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
 
 
 class LayerExecutor:
-    """Plans of one layer.
+    """The plans of one layer.
 
     Args:
         network: the layer's network.
@@ -52,13 +52,13 @@ class LayerExecutor:
         strategy, memory: see ``tnlayers.planning.choose.candidates``.
 
     Attributes:
-        dim, channels: how many a batched input has.
-        names: of the cores, in order.
-        frozen: whether inference keeps the weights that the cores contract to, see ``tnlayers.freeze_``.
-        contraction: how the cores contract to the dense kernel, where no plan says so.
+        dim, channels: number of dimensions and channels of a batched input.
+        names: names of the cores, in order.
+        frozen: whether inference caches the contracted weights, see ``tnlayers.freeze_``.
+        contraction: order that contracts the cores to the dense kernel outside of plans.
 
     Raises:
-        TypeError, ValueError: strategy or memory is not as there, see ``tnlayers.planning.choose.parse``.
+        TypeError, ValueError: strategy or memory is invalid, see ``tnlayers.planning.choose.parse``.
     """
 
     def __init__(self, network: TensorNetwork, geometry: Geometry, strategy: str, memory: str) -> None:
@@ -78,35 +78,35 @@ class LayerExecutor:
 
     @property
     def keeps(self) -> bool:
-        """Whether inference keeps weights: of a frozen layer that may take memory for them."""
+        """Whether inference caches weights: the layer is frozen and its memory is not 'low'."""
         return self.frozen and self.memory != "low"
 
     def anew(self, **changes: Any) -> "LayerExecutor":
-        """A planner with another geometry, strategy or memory; of a layer that is frozen, if this one is."""
+        """Return an executor with another geometry, strategy or memory, and the same ``frozen``."""
         settings = {name: getattr(self, name) for name in ("geometry", "strategy", "memory")} | changes
         executor = LayerExecutor(self.network, **settings)
         executor.frozen = self.frozen
         return executor
 
     def candidates(self, setting: Setting) -> Iterator[Plan]:
-        """Plans for a setting, as ``tnlayers.planning.choose.candidates`` orders them."""
+        """Return the plans for a setting, in the order of ``tnlayers.planning.choose.candidates``."""
         return candidates(self.network, self.geometry, setting, self.strategy, self.memory)
 
     def plan(
         self, setting: Setting, output_padding: tuple[int, ...] | None = None, strategy: str | None = None
     ) -> Plan:
-        """The plan for a setting, and for another output padding or strategy than the layer's, if one is given."""
+        """Return the plan for a setting. Output padding and strategy default to the layer's."""
         geometry = self.geometry
         if output_padding is not None:
             geometry = replace(geometry, output_padding=output_padding)
         return plan(self.network, geometry, setting, strategy or self.strategy, self.memory)
 
     def forget(self) -> None:
-        """Drop the weights that a frozen layer keeps."""
+        """Drop the cached weights."""
         self._weights.clear()
 
     def thaw(self) -> None:
-        """Keep no weights any more."""
+        """Unfreeze the layer and drop its cached weights."""
         self.frozen = False
         self.forget()
 
@@ -121,28 +121,28 @@ class LayerExecutor:
         """Run the layer on an input of shape (batch, in_channels, *spatial)."""
         grad = torch.is_grad_enabled() and (x.requires_grad or any(core.requires_grad for core in cores))
         if grad and self.frozen:
-            self.thaw()  # a step may follow; fused optimizers' steps do not count as changes
+            self.thaw()  # an optimizer step may follow; fused optimizers do not raise the cores' version
         mode, kind, dtype = "train" if grad else "infer", x.device.type, x.dtype
         if torch.compiler.is_compiling():
             whole = mode == "train" and self.strategy == STRATEGIES[0] and _open(x)
             name = self.prepare(mode, kind, str(dtype), output_padding, whole)
             return run(getattr(self, name), x, cores, bias)
         if torch._C._get_tracing_state() is not None:
-            mode = "infer"  # torch.jit.trace takes its check without gradients, and wants the same operations there
+            mode = "infer"  # torch.jit.trace checks without gradients, and expects the same operations
         else:
             self.network.check_shapes(core.shape for core in cores)
         cast = None if dtype == torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
         layout = LAST if self.dim == 2 or _is_channels_last(x) else FIRST
         if layout == LAST and dtype == torch.float64 and kind == "cpu" and self.dim > 2:
-            x, layout = x.contiguous(), FIRST  # torch's own convolution fails there in some backward passes
-        if self.keeps and not grad and not training and not traced():  # a trace would hold the weights for ever
+            x, layout = x.contiguous(), FIRST  # torch's own convolution fails in some of these backward passes
+        if self.keeps and not grad and not training and not traced():  # a trace would hold the weights forever
             mode = "cached"
         shape: tuple[int, ...] = sizes(x)
         if type(x) is not Tensor or traced():
-            shape = tuple(map(int, shape))  # symbols; plans, and their cache, are for numbers
+            shape = tuple(map(int, shape))  # symbols to numbers, for plans and their cache
         key = (shape, mode, layout, dtype, kind, output_padding)
-        found = self._plans.pop(key, None)  # and put in again, as the latest; threads may share a planner
+        found = self._plans.pop(key, None)  # reinserted below as the latest; threads may share an executor
         if found is None:
             batch, _, *size = shape
             setting = Setting(max(1, batch), tuple(size), layout, mode, kind, dtype)
@@ -159,17 +159,17 @@ class LayerExecutor:
         return apply_steps(found, pad(found, x), weights, bias)
 
     def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
-        """The weights of a plan, as autocast wants them, built once for as long as no core is seen to change."""
+        """Return the weights of a plan in autocast's dtype, from the cache unless a change of a core is detected."""
         try:
             versions = [(core._version, core.data_ptr()) for core in cores]
-        except RuntimeError:  # inference tensors do not count their versions
+        except RuntimeError:  # inference tensors have no version counter
             return prepare_weights(found, cores)
         key = found.signature, cast
         kept = self._weights.get(key)
         if kept is not None and kept.versions == versions and all(map(is_, kept.cores, cores)):
             return kept.weights
         if not all(type(core) is nn.Parameter for core in cores):
-            return prepare_weights(found, cores)  # made up for this call, as torch.func does
+            return prepare_weights(found, cores)  # temporary tensors of this call, as in torch.func
         with torch.inference_mode(False), torch.no_grad():
             weights = [
                 (weight.contiguous() if step.op == MATMUL else weight).to(cast or weight.dtype)
@@ -179,7 +179,7 @@ class LayerExecutor:
         return weights
 
     def _keep(self, key: Any, new: "_Kept") -> None:
-        """Keep weights, and of older ones no more than make up the memory of one dense kernel with them."""
+        """Cache weights. Older ones are dropped until all together fit in the memory of one dense kernel."""
         self._weights.pop(key, None)
         room = self.network.dense_params * new.cores[0].element_size() - new.size
         if room < 0:
@@ -191,12 +191,12 @@ class LayerExecutor:
     def prepare(
         self, mode: str, device: str, dtype: str, output_padding: tuple[int, ...] | None = None, whole: bool = False
     ) -> str:
-        """Make the plan that a compiler gets, and tell the name of the attribute that holds it.
+        """Store the plan for a compiler in an attribute, and return the attribute's name.
 
-        It is made for the sizes of the latest eager call, or for typical ones: a compiler may leave sizes open. Where
-        ``whole``, it reconstructs the kernel, but for an exporter, which can train every plan.
+        The compiler's sizes may be symbolic, so the plan is for the latest eager call's sizes, or for typical ones.
+        With ``whole`` it reconstructs the kernel, except in an export, where every plan can be trained.
         """
-        # Asked here, where a compiler runs what stands there: it takes the answer for granted in torch 2.11.
+        # Called here, in code that a compiler runs: torch 2.11 would otherwise treat the result as a constant.
         whole = whole and not torch.compiler.is_exporting()
         extra = "_whole" * whole + ("" if output_padding is None else "_" + "_".join(map(str, output_padding)))
         name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}{extra}"
@@ -206,14 +206,14 @@ class LayerExecutor:
         setattr(self, name, self.plan(setting, output_padding, "reconstruct" if whole else None))
         return name
 
-    # What torch.compiler.assume_constant_result sets; to call it would import the compiler for everyone.
+    # torch.compiler.assume_constant_result sets this too, but calling it always imports the compiler.
     prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _open(x: Tensor) -> bool:
-    """Whether a compiler leaves height and width open.
+    """Return whether a compiler treats a spatial size as symbolic.
 
-    There inductor (of torch 2.13) cannot train a matrix product before a convolution.
+    Then inductor (torch 2.13) cannot train a matrix product before a convolution.
     """
     from torch.fx.experimental.symbolic_shapes import has_static_value  # noqa: PLC0415  (compilers have imported it)
 

@@ -1,4 +1,4 @@
-"""Inference with weights that are contracted once: a model is frozen, and thawed again."""
+"""Freezing: inference with weights that are contracted once and cached."""
 
 from types import TracebackType
 from typing import Self
@@ -10,10 +10,10 @@ from tnlayers.execution.module import ExecutableModule
 
 
 class Frozen:
-    """What ``freeze_`` returns; as a context manager, it thaws at the end what it has frozen.
+    """Result of ``freeze_``. As a context manager, it thaws on exit the layers that ``freeze_`` froze.
 
     Attributes:
-        layers: the names of the layers that are frozen.
+        layers: names of the frozen layers.
     """
 
     def __init__(self, layers: dict[str, ExecutableModule], new: dict[str, ExecutableModule]) -> None:
@@ -33,30 +33,29 @@ class Frozen:
 
 
 def freeze_(model: nn.Module) -> Frozen:
-    """Let the tensor layers of a model contract their weights once and keep them, for inference; in place.
+    """Cache the contracted weights of a model's tensor layers for inference, in place.
 
-    By default every forward contracts the cores, so that it is right whatever was written into them. In a frozen layer
-    the first forward without gradients builds the weights, and later ones use them. That saves time where the input is
-    small, such as a single image. Weights that autograd's version counter or another tensor in the place of a core
-    shows to be old are built again. What neither shows is on you: writes into ``core.data``, through numpy, or by
-    fused optimizers. Call ``freeze_`` again behind those.
+    By default every forward contracts the cores, so it sees every write to them. In a frozen layer, the first forward
+    without gradients builds the weights, and later ones reuse them. This saves time for small inputs, such as a single
+    image. The weights are rebuilt when autograd's version counter has changed or a core is another tensor. Other
+    changes go undetected: writes into ``core.data``, through numpy, or by fused optimizers. Call ``freeze_`` again
+    after those.
 
     ``model.train()``, or a forward that records gradients, thaws a layer. ``load_state_dict`` and ``to`` leave it
-    frozen and drop its weights; copies are not frozen. This has nothing to do with ``requires_grad``.
+    frozen and drop its weights; copies are not frozen. Freezing does not change ``requires_grad``.
 
-    Each layer keeps at most the memory of one dense kernel; what needs more, and all of a layer with ``memory="low"``,
-    is contracted in each forward. Compiled and traced forwards keep nothing.
+    The cache of a layer takes at most the memory of one dense kernel. Larger weights, and all weights of a layer with
+    ``memory="low"``, are contracted in each forward. Compiled and traced forwards do not use the cache.
 
     Args:
         model: a module in eval mode that holds tensor layers, or is one.
 
     Returns:
-        Frozen: a context manager, behind which the layers are thawed that were not frozen before; it need not be used
-        as one.
+        Frozen: an optional context manager. On exit it thaws the layers that were not frozen before.
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: it has no tensor layer whose weights may be kept, or one is in training mode.
+        ValueError: it has no tensor layer that may cache weights, or one is in training mode.
 
     Example:
         >>> import torch, tnlayers
@@ -83,7 +82,7 @@ def freeze_(model: nn.Module) -> Frozen:
 
 
 def thaw_(model: nn.Module) -> None:
-    """Let the tensor layers of a model contract their weights in every forward again; in place.
+    """Unfreeze a model's tensor layers in place: every forward contracts the cores again.
 
     Args:
         model: a module that holds tensor layers, or is one.

@@ -1,4 +1,4 @@
-"""The part of a layer that runs: a forward by plan, and what can be asked about it."""
+"""Base of all layers that run by plan: the forward, its settings, FLOPs and explanation."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -17,7 +17,7 @@ from tnlayers.spec.notation import KERNEL_AXES
 
 
 class ExecutableModule(nn.Module):
-    """A module with cores, a bias, and a planner for them."""
+    """A module with cores, a bias, and an executor for them."""
 
     cores: nn.ParameterList
     bias: nn.Parameter | None
@@ -27,7 +27,7 @@ class ExecutableModule(nn.Module):
 
     @property
     def geometry(self) -> Geometry:
-        """The arguments of the convolution or linear map, checked; setting it plans anew."""
+        """The validated arguments of the convolution or linear map. Setting it drops the cached plans."""
         return self._executor.geometry
 
     @geometry.setter
@@ -37,7 +37,7 @@ class ExecutableModule(nn.Module):
 
     @property
     def strategy(self) -> str:
-        """'auto', 'reconstruct', 'factorized' or an order such as '0 > 1*2'; setting it plans anew."""
+        """'auto', 'reconstruct', 'factorized' or an order such as '0 > 1*2'. Setting it drops the cached plans."""
         return self._executor.strategy
 
     @strategy.setter
@@ -46,7 +46,7 @@ class ExecutableModule(nn.Module):
 
     @property
     def memory(self) -> str:
-        """'auto' or 'low'; setting it plans anew."""
+        """'auto' or 'low'. Setting it drops the cached plans."""
         return self._executor.memory
 
     @memory.setter
@@ -55,7 +55,7 @@ class ExecutableModule(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether ``tnlayers.freeze_`` lets inference keep the weights that the cores contract to; read only."""
+        """Whether inference caches the contracted weights, see ``tnlayers.freeze_``. Read-only."""
         return self._executor.frozen
 
     @frozen.setter
@@ -65,17 +65,17 @@ class ExecutableModule(nn.Module):
         )
 
     def flops(self, input_shape: Sequence[int]) -> int:
-        """Floating-point operations of one forward on an input of this shape, two for each multiply-add, without bias.
+        """Return the FLOPs of one forward on an input of this shape: two per multiply-add, without bias.
 
-        In training mode, of a forward with gradients; in eval mode, of one without, in which a frozen layer's weights
-        are there. For a contiguous input; one with channels last in memory may be given another plan.
+        In training mode, the forward records gradients. In eval mode it does not, and a frozen layer's weights are
+        cached. The input is contiguous: a channels-last input may get another plan.
         """
         return self._executor.plan(self._setting(input_shape)).flops
 
     def explain(self, input_shape: Sequence[int]) -> str:
-        """How an input of this shape is computed and why: steps, FLOPs, bytes, shares of the time, and the runner-up.
+        """Return a table of the plan for an input shape: steps, FLOPs, bytes, shares of the time, and the runner-up.
 
-        In training mode for a forward and backward; in eval mode for inference.
+        In training mode the plan is for a forward and backward, in eval mode for inference.
 
         Example:
             >>> import tnlayers
@@ -99,7 +99,7 @@ class ExecutableModule(nn.Module):
         return Setting(max(1, batch), tuple(size), mode=mode, device=core.device.type, dtype=core.dtype)
 
     def train(self, mode: bool = True) -> Self:
-        """As ``nn.Module.train``; a frozen layer is so no more."""
+        """Set the mode as ``nn.Module.train`` does. Training mode thaws a frozen layer."""
         if mode:
             self._executor.thaw()
         return super().train(mode)
@@ -108,7 +108,7 @@ class ExecutableModule(nn.Module):
         self._executor.forget()
 
         def flat(tensor: Tensor) -> Any:
-            # A memory format is meant for images and kernels. Cores are neither, even if they have four or five axes.
+            # A memory format applies to images and kernels. Cores are neither, even with four or five axes.
             if tensor.dim() < 4 or not tensor.is_contiguous() or hasattr(tensor, "device_mesh"):
                 return fn(tensor)
             return fn(tensor.flatten()).reshape(tensor.shape)
@@ -121,7 +121,7 @@ class ExecutableModule(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _batched(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape with its batch axis; refuses what ``forward`` cannot take."""
+        """Return the shape with a batch axis. Raise ValueError if ``forward`` cannot take it."""
         ndim, channels = self.geometry.ndim, self.geometry.in_channels
         if len(shape) not in (ndim + 1, ndim + 2):
             inner = ", ".join((str(channels), *KERNEL_AXES[-ndim:]))
@@ -138,19 +138,19 @@ class ExecutableModule(nn.Module):
         """Apply the layer.
 
         Args:
-            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched; a linear layer's is
+            input: shape (batch, in_channels, *spatial), or (in_channels, *spatial) unbatched; for a linear layer
                 (*, in_features).
 
         Returns:
-            Tensor: shape (N, out_channels, *spatial'), or without N; a linear layer's is (*, out_features).
+            Tensor: shape (batch, out_channels, *spatial'), or without batch; for a linear layer (*, out_features).
 
         Raises:
-            ValueError: the input has other dimensions or channels.
+            ValueError: the number of dimensions or channels is wrong.
         """
         return self._run(input)
 
     def _run(self, input: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
-        """``forward``, with another output padding than the geometry's, if any."""
+        """Compute ``forward``, with the given output padding in place of the geometry's."""
         if type(input) is not Tensor or input.is_nested:
             check_tensor(type(self).__name__, input)
             if input.is_nested:
@@ -158,31 +158,31 @@ class ExecutableModule(nn.Module):
         executor, shape = self._executor, sizes(input)
         batched = len(shape) == executor.dim and shape[1] == executor.channels
         x = input if batched else input.reshape(self._batched(shape))
-        # Iterating over a ParameterList looks every name up; parametrized or pruned cores are not its parameters.
+        # Iterating over a ParameterList is slow: it looks up every name. Parametrized or pruned cores are not in it.
         held = self._modules["cores"]._parameters  # type: ignore[union-attr]
         cores: list[Any] = [*held.values()] if tuple(held) == executor.names else self._listed()
-        bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow if there)
+        bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow self.bias)
         if bias is not None and sizes(bias) != (executor.geometry.out_channels,):
             check_bias(bias, executor.geometry.out_channels)
-        dtype = cores[0].dtype  # that of all, see build
+        dtype = cores[0].dtype  # all cores have this dtype, see build
         if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
             check_dtypes(x, dtype, bias)
         y = executor(x, cores, bias, self.training, output_padding)
         return y if batched or len(shape) == executor.dim else self._unbatched(y, shape)
 
     def _nested(self, input: Tensor) -> Tensor:
-        """``forward`` of a nested tensor."""
+        """Raise TypeError for a nested tensor."""
         raise TypeError(
             f"input is a nested tensor; {type(self).__name__} takes a torch.Tensor of one size, as torch's "
             "convolutions do: call it on each of input.unbind()"
         )
 
     def _listed(self) -> list[Any]:
-        """The cores as parametrizations give them."""
-        return [core for core in self.cores]  # noqa: C416  (a star stops the compilers of torch 2.8 and 2.11)
+        """Return the cores as a list, with parametrizations applied."""
+        return [core for core in self.cores]  # noqa: C416  (torch 2.8 and 2.11 cannot compile a star)
 
     def _unbatched(self, y: Tensor, shape: Sequence[int]) -> Tensor:
-        """The output for an input of this shape, which ``_batched`` has changed."""
+        """Return the output without the batch axis that ``_batched`` added to this input shape."""
         return y.squeeze(0)
 
 

@@ -1,4 +1,4 @@
-"""Running a plan in torch."""
+"""Execution of a plan in torch."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -19,7 +19,7 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
     """Execute a plan.
 
     Args:
-        plan: made for the network and geometry of the cores.
+        plan: plan for the network and geometry of the cores.
         x: shape (batch, in_channels, *spatial).
         cores: in network order.
         bias: shape (out_channels,), or None.
@@ -37,7 +37,7 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
 
 
 def pad(plan: Plan, x: Tensor) -> Tensor:
-    """The input with the padding that a convolution cannot do itself."""
+    """Pad the input where the convolution cannot do it itself."""
     if not plan.prepad:
         return x
     mode = plan.geometry.padding_mode
@@ -45,7 +45,7 @@ def pad(plan: Plan, x: Tensor) -> Tensor:
 
 
 def prepare_weights(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that ``x`` meets; in the cores' dtype, also under autocast."""
+    """Return the weight of each input step, in the cores' dtype even under autocast."""
     check_cores(cores)
     with own_precision(cores[0]):
         return [
@@ -57,7 +57,7 @@ def prepare_weights(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
 def apply_steps(
     plan: Plan, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, saved: list[Tensor] | None = None
 ) -> Tensor:
-    """Let the padded ``x`` meet the tensors that ``build`` made; what the plan keeps of it goes to ``kept``."""
+    """Apply the plan's steps to the padded input. Append to ``saved`` the results that the backward needs."""
     final = len(weights) - 1
     for number, (step, weight) in enumerate(zip(plan.steps, weights, strict=True)):
         x = step.apply(x, weight, bias if number == final and plan.tail is None else None)
@@ -71,15 +71,15 @@ def apply_steps(
 
 
 class _Run(torch.autograd.Function):
-    """A whole forward and its backward, which runs again what the plan does not keep, in parts of the batch.
+    """A plan's forward and backward as one autograd operation.
 
-    To autograd it is one operation. So its many small steps cost none of autograd's own, and nothing is kept between
-    forward and backward that the plan does not count.
+    The backward recomputes what the plan does not save, in chunks of the batch. One operation avoids autograd's cost
+    per step, and saves nothing between forward and backward that the plan does not count.
     """
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
-        """The plan's output."""
+        """Compute the plan's output."""
         saved: list[Tensor] = []
         with own_precision(x):
             weights, between = _built(plan, cores, x.dtype)
@@ -94,7 +94,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x, bias and cores; differentiable again where autograd asks for that."""
+        """Compute the gradients of x, bias and cores, differentiably if grad mode is on."""
         plan, gradient, (x, *saved) = ctx.plan, gradients[0], ctx.saved_tensors
         _, cores, saved, weights, between = _split(saved, [0, *ctx.sizes, len(plan.steps)])
         needed = ctx.needs_input_grad[1:]
@@ -128,7 +128,7 @@ class _Run(torch.autograd.Function):
 
 
 def _built(plan: Plan, cores: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors that ``x`` meets, in its dtype, and what came between them and the cores."""
+    """Return the weight of each input step in the given dtype, and the intermediate results of the contractions."""
     check_cores(cores)
     weights, between = [], []
     for weight, step in zip(plan.weights, plan.steps, strict=True):
@@ -147,7 +147,7 @@ def _backward(
     for_x: bool,
     for_weights: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of x and of the weights, where wanted."""
+    """Return the requested gradients of x and of the weights."""
     totals: list[Tensor | None] = [None] * len(weights)
     into: Tensor | None = None
     start = 0
@@ -166,7 +166,7 @@ def _backward(
             total = totals[number]
             totals[number] = share if total is None or share is None else total.add_(share)
         if for_x and plan.chunks > 1:
-            if into is None:  # from the gradient, which may be a batch of gradients
+            if into is None:  # made from g, since under vmap g is a batch of gradients
                 into = g.new_empty_strided(x.shape, torch.empty_like(x, device="meta").stride())
             into[start : start + len(part)] = g
             start += len(part)
@@ -178,6 +178,6 @@ def _parts(plan: Plan, tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def _split(tensors: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[Sequence[Tensor]]:
-    """Slices of the given sizes, and what is left."""
+    """Yield slices of the given sizes, then the rest."""
     ends = [*accumulate(sizes)]
     return (tensors[start:stop] for start, stop in zip([0, *ends], [*ends, None], strict=True))

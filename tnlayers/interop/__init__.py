@@ -1,1 +1,1 @@
-"""Layers to and from plain PyTorch modules and tensorly-torch."""
+"""Conversion of layers to plain PyTorch modules, and to and from tensorly-torch."""

@@ -1,17 +1,17 @@
-"""A layer as plain torch modules, for deployment: nothing of ours is needed to run, pickle or export them.
+"""Conversion of a layer to plain torch modules, which run, unpickle and export without this library.
 
-``x`` meets blocks of cores one after the other, and each meeting is one convolution, as in ``tnlayers.ops.input_step``:
-axes that ``x`` must keep, or that the block does not have, are its groups; those that are finished are summed. A kernel
-axis brings its stride, padding and dilation into the convolution of its core. None but the last has a bias, so that all
-that come before commute with padding, whatever its mode, and each axis can be padded on its own.
+Each input step contracts ``x`` with a block of cores, and is one convolution, as in ``tnlayers.ops.input_step``. Axes
+that ``x`` must keep, or that the block lacks, are its groups; finished axes are summed. The convolution of a kernel
+axis takes that axis's stride, padding and dilation. Only the last convolution has a bias. So all earlier ones commute
+with padding of any mode, and each axis can be padded on its own.
 
-A convolution takes channels in the order (groups, summed) and makes (groups, new). The order within each of the three
-is free, since the weight can be permuted, but that of the groups stays as it is. Where this is not enough, one
-``nn.ChannelShuffle`` may stand before a convolution or at the end. Of the sequences that are left, an A* search
-finds the one with the fewest multiply-adds; its bound is the cheapest sequence if every order could be had.
+A convolution maps channels in the order (groups, summed) to (groups, new). The order within each of the three is free,
+since the weight can be permuted, but the order of the groups is kept. Where this does not suffice, one
+``nn.ChannelShuffle`` may precede a convolution or end the sequence. An A* search finds the sequence with the fewest
+multiply-adds. Its lower bound is the cheapest sequence with every order allowed.
 
 Sets of cores and of axes are bit masks, see ``tnlayers.planning.search_space``. An order of axes is a tuple of sets,
-each in any order; axes of size 1 are in none.
+each in any order; it omits axes of size 1.
 """
 
 import math
@@ -31,7 +31,7 @@ from tnlayers.ops.contraction import contract
 from tnlayers.planning.search_space import SearchSpace, refine
 
 MANY = 8
-"""Up to this many cores, every sequence is searched; of more, some are contracted with each other first."""
+"""Maximum number of cores for a search of every sequence. Of more cores, some are contracted first."""
 
 _Order = tuple[int, ...]
 
@@ -40,10 +40,10 @@ class _Stage(NamedTuple):
     """One convolution and the channel shuffle before it; without cores, the shuffle at the end.
 
     Attributes:
-        absorbed: the cores that ``x`` has met before.
-        cores: those that it meets.
-        front: the axes that the shuffle brings from the front to the back; 0 without a shuffle.
-        order: of the axes of ``x`` behind the shuffle.
+        absorbed: cores that earlier stages contracted with ``x``.
+        cores: cores that this stage contracts with ``x``.
+        front: axes that the shuffle moves from the front to the back; 0 without a shuffle.
+        order: order of the axes of ``x`` after the shuffle.
     """
 
     absorbed: int
@@ -52,31 +52,30 @@ class _Stage(NamedTuple):
     order: _Order
 
 
-@torch.enable_grad()  # so that parametrized cores tell whether they require gradients
+@torch.enable_grad()  # so that requires_grad of parametrized cores is right
 def unfold(layer: TensorLayer) -> nn.Module:
-    """A layer's function as a sequence of plain torch layers: of all such, the one with the fewest multiply-adds.
+    """Return the sequence of plain torch layers with the layer's function and the fewest multiply-adds.
 
     A tensor ring becomes 1x1, grouped 3x3 and 1x1 convolutions, CP separable ones, BlockTT two grouped ones and a
-    shuffle. Cores that are cheaper together are contracted first, all of them where nothing is cheaper than the dense
-    kernel. Where a block lacks some of the groups, its weight is repeated along them: multiply-adds are those of the
-    cores, parameters may be more than theirs, but are no more than the dense kernel's. Linear layers have no groups, so
-    a block of theirs must take all that ``x`` has.
+    shuffle. Cores that are cheaper together are contracted first: all of them where nothing is cheaper than the dense
+    kernel. Where a block lacks some groups, its weight is repeated along them. This keeps the cores' multiply-adds, and
+    may add parameters, up to the dense kernel's number. Linear layers have no groups, so each block must contract all
+    axes of ``x``.
 
-    Multiply-adds are counted as if borders did not matter: a stride divides the positions, a transposed one multiplies
-    them. Weights are contracted in float64, where the device has it, and rounded once to the layer's dtype.
+    The count of multiply-adds ignores borders: a stride divides the positions, a transposed stride multiplies them.
+    Weights are contracted in float64, where the device has it, and rounded once to the layer's dtype.
 
-    The sequence cannot take a transposed convolution's ``output_size``. With an ``nn.ChannelShuffle`` in it, which
-    counts axes from the batch, it cannot take an unbatched input either.
+    The sequence does not accept a transposed convolution's ``output_size``. With an ``nn.ChannelShuffle``, which needs
+    the batch axis, it does not accept an unbatched input either.
 
     Args:
-        layer: a layer of any format, also on the meta device, where the result then is; parametrized cores count by
-            their values.
+        layer: a layer of any format, also on the meta device, where the result then is; of parametrized cores, the
+            values are used.
 
     Returns:
-        nn.Module: an ``nn.Sequential`` of convolutions, transposed only where a kernel axis is met, and of
-        ``nn.ChannelShuffle`` where needed; or of ``nn.Linear``. Where no sequence has fewer multiply-adds than the
-        dense kernel, ``layer.to_dense()``. Device, dtype, training flag and what requires gradients are as the layer
-        has them; nothing is shared with it.
+        nn.Module: an ``nn.Sequential`` of convolutions (transposed only for a kernel axis) and ``nn.ChannelShuffle``
+        where needed, or of ``nn.Linear``. Where no sequence has fewer multiply-adds than the dense kernel,
+        ``layer.to_dense()``. Device, dtype, training flag and requires_grad are the layer's; no memory is shared.
 
     Raises:
         TypeError: ``layer`` is no tensor layer.
@@ -96,7 +95,7 @@ def unfold(layer: TensorLayer) -> nn.Module:
         raise TypeError(f"layer is {type(layer).__name__}; it must be a TensorLayer")
     layer.network.check_shapes(core.shape for core in layer.cores)
     space = SearchSpace(layer.network, layer.geometry)
-    # Groups that are no axis of the network are known to the dense kernel alone.
+    # Groups that are no axis of the network exist only in the dense kernel.
     stages = _search(space) if space.split else ()
     if len(stages) < 3:
         return layer.to_dense()  # type: ignore[no-any-return]
@@ -107,7 +106,7 @@ def unfold(layer: TensorLayer) -> nn.Module:
         for core, axes in zip(layer.cores, space.cores, strict=True)
     ]
     modules: list[nn.Module] = []
-    # From the end, where the order of the channels is given, each stage tells the one before it which order to make.
+    # Backwards: the last stage's channel order is given, and each stage fixes the output order of the one before it.
     order = space.outputs
     for stage in reversed(stages):
         roles = space.roles(stage.absorbed, stage.cores)
@@ -125,14 +124,14 @@ def unfold(layer: TensorLayer) -> nn.Module:
 def _convolution(
     layer: TensorLayer, space: SearchSpace, stage: _Stage, cores: Sequence[Tensor], axes: tuple[_Order, _Order, _Order]
 ) -> nn.Module:
-    """The convolution or linear map of a stage; ``axes`` are the groups, the new and the summed ones, in order."""
+    """Return the convolution or linear map of a stage. ``axes``: its groups, new and summed axes, in order."""
     geometry, block, outputs = layer.geometry, space.weight_axes(stage.cores), (*axes[0], *axes[1])
     kernel = _part(space.kernel, block)
     order = *outputs, *axes[2], *kernel
     met = [k for k in range(len(cores)) if stage.cores >> k & 1]
     names = *(space.axes(bit)[0] for bit in _part(order, block)), *space.axes(block & ~sum(order))  # of size 1
     weight = contract([cores[k] for k in met], [space.cores[k] for k in met], names)
-    # Repeated along the groups that the block does not have.
+    # Repeat the weight along the groups that the block lacks.
     weight = weight.reshape([space.volume(bit & block) for bit in order]).expand([space.volume(bit) for bit in order])
     groups, new, summed = (space.volume(sum(part)) for part in axes)
 
@@ -152,7 +151,7 @@ def _convolution(
             weight = exchange(weight, groups)
         else:
             options["padding_mode"] = geometry.padding_mode
-    # Built without storage, so that torch's own initialisation draws no random numbers.
+    # On the meta device, so that torch's own initialisation draws no random numbers.
     module: nn.Module = kind(groups * summed, groups * new, **options, bias=False, device="meta")
     module.weight = _parameter(weight, layer.cores[0], any(core.requires_grad for core in layer.cores))
     if layer.bias is not None and stage.absorbed | stage.cores == space.all:
@@ -163,20 +162,20 @@ def _convolution(
 
 
 def _parameter(value: Tensor, like: Tensor, requires_grad: bool) -> nn.Parameter:
-    """A value of its own, of a tensor's dtype."""
+    """Return a copy of the value as a parameter, in the dtype of ``like``."""
     value = value.detach().to(like.dtype).clone(memory_format=torch.contiguous_format)
     return nn.Parameter(value, requires_grad)
 
 
 def _search(space: SearchSpace) -> tuple[_Stage, ...]:
-    """The stages with the fewest multiply-adds, of those the fewest modules; the shuffle at the end is the last one."""
+    """Return the stages with the fewest multiply-adds, then the fewest modules. The last one is the final shuffle."""
     ties, blocks, most = count(), _blocks(space), space.network.dense_params
     wide = sum(1 << k for k, size in enumerate(space.sizes) if size > 1)
     start, goal = _part(space.inputs, wide), _part(space.outputs, wide)
 
     @cache
     def meetings(absorbed: int) -> list[tuple[int, int, int, int, int]]:
-        """What may come next: the cores met, the multiply-adds, and the axes that are kept, summed and new."""
+        """Return the possible next input steps: cores, multiply-adds, and the kept, summed and new axes."""
         if absorbed == space.all:
             return [(0, 0, sum(goal), 0, 0)]
         found = []
@@ -189,14 +188,14 @@ def _search(space: SearchSpace) -> tuple[_Stage, ...]:
 
     @cache
     def ahead(absorbed: int) -> tuple[float, int]:
-        """The fewest multiply-adds, and modules, that are left if any order of channels could be had."""
+        """Return lower bounds of the remaining multiply-adds and modules: those with every channel order allowed."""
         if absorbed == space.all:
             return 0, 0
         left = ((work, *ahead(absorbed | cores)) for cores, work, *_ in meetings(absorbed))
         return min(((work + more, modules + 1) for work, more, modules in left), default=(math.inf, 0))
 
-    # The bound below multiply-adds and modules, a tie-breaker, both so far, the cores that x has met, the order of its
-    # axes, and the stages.
+    # Entries: lower bounds of multiply-adds and modules, a tie-breaker, both numbers so far, the absorbed cores, the
+    # order of the axes of x, and the stages.
     heap: list[tuple[float, int, int, int, int, int, _Order, tuple[_Stage, ...]]] = [(0, 0, 0, 0, 0, 0, start, ())]
     seen: set[tuple[int, _Order]] = set()
     while True:
@@ -219,26 +218,26 @@ def _search(space: SearchSpace) -> tuple[_Stage, ...]:
 
 
 def _blocks(space: SearchSpace) -> list[int]:
-    """Every set of cores that ``x`` may meet at once; of many cores, those that go best together stay together."""
+    """Return every set of cores that one input step may contract; many cores are first merged into cheap units."""
     units = space.units(MANY)
     return [sum(block) for size in range(len(units)) for block in combinations(units, size + 1)]
 
 
 def _multiply_adds(space: SearchSpace, absorbed: int, cores: int) -> int:
-    """Of a meeting, per position of the layer's output, or of its input if it is transposed."""
+    """Return an input step's multiply-adds per output position of the layer (transposed: per input position)."""
     *channels, kernel = space.roles(absorbed, cores)
     met = space.weight_axes(absorbed)
     strides = zip(space.kernel, space.geometry.each("stride"), strict=True)
-    # In a transposed convolution, each position of the input meets every tap, else each one of the output does.
+    # Every tap multiplies each output position; in a transposed convolution, each input position.
     scale = [s for bit, s in strides if (bit & met if space.geometry.transposed else not bit & (met | kernel))]
     return space.volume(sum(channels) | kernel) * math.prod(scale)
 
 
 def _arrangements(order: _Order, classes: Sequence[int]) -> Iterator[tuple[int, _Order]]:
-    """Ways to have all axes of a class before those of the next: as they are, or after one channel shuffle.
+    """Yield the orders, with at most one channel shuffle, in which each class of axes precedes the next.
 
     Yields:
-        tuple[int, _Order]: the axes that the shuffle brings from the front to the back, 0 without one; the order then.
+        tuple[int, _Order]: the axes that the shuffle moves from the front to the back, or 0; the resulting order.
 
     Example:
         >>> list(_arrangements((0b0001, 0b0110), (0b0010, 0b0101)))
@@ -247,7 +246,7 @@ def _arrangements(order: _Order, classes: Sequence[int]) -> Iterator[tuple[int, 
     ways = {0: order}
     for k, axes in enumerate(order):
         for number in range(1, len(classes)):
-            # The cut is before this set or within it: what stays in front comes last, so is of the last classes.
+            # The shuffle cuts before this set or within it. The part in front moves to the back: the last classes.
             front = axes & sum(classes[number:])
             ways[sum(order[:k]) | front] = (axes & ~front, *order[k + 1 :], *order[:k], front)
     for front, way in ways.items():

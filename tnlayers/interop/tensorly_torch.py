@@ -1,8 +1,8 @@
-"""tensorly-torch's layers: initialised by the variance solver, and turned into ours and back without a fit.
+"""tensorly-torch's layers: initialisation by the variance solver, and exact conversion to our layers and back.
 
-A factor there is a core here. All of it rests on one table, ``_layout``: the axes of every factor, in tensorly-torch's
-order and with the names that our formats give them. Sizes are read off the factors, since ``rank`` goes stale there.
-tensorly-torch is optional, and importing it sets tensorly's global backend: that is done only where it must be.
+A factor there is a core here. ``_layout`` gives the axes of every factor, in tensorly-torch's order and with our
+formats' names. Sizes are read from the factors, since tensorly-torch does not update ``rank``. tensorly-torch is
+optional. Importing it sets tensorly's global backend, so it is imported only where needed.
 """
 
 import importlib
@@ -28,23 +28,23 @@ from tnlayers.spec.notation import KERNEL_AXES, Axes
 
 _CONV = {"CP": "CPTensor", "Tucker": "TuckerTensor", "TT": "TTTensor", "Einsum": "DenseTensor"}
 _LINEAR = {"CP": "CPTensorized", "Tucker": "TuckerTensorized", "TT": "BlockTT", "Einsum": "DenseTensorized"}
-"""Families, by the names of our layers, and tensorly-torch's classes of them in a convolution and a linear layer."""
+"""tensorly-torch's tensor classes in convolutions and in linear layers, by the family name in our layers."""
 _SPATIAL = "stride", "padding", "dilation"
 
 
 @torch.no_grad()
 def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
-    """Draw every tensor-network layer in a module again, in place, by the variance solver.
+    """Redraw every tensor-network layer in a module in place, by the variance solver.
 
-    These are tensorly-torch's ``FactorizedConv`` and ``FactorizedLinear``, with the networks that their factors make,
-    and all layers of tnlayers, whose ``init`` becomes this one. Biases are drawn as in torch's layers. The weights that
-    CP has there beside its factors are set to ones, tensorly-torch's own convention, and take no share of the variance.
-    Parameters stay the objects they are; every other module is left alone. When it raises, nothing has been changed.
+    These layers are tensorly-torch's ``FactorizedConv`` and ``FactorizedLinear``, with the networks of their factors,
+    and all layers of tnlayers, whose ``init`` is set to the argument. Biases are drawn as in torch's layers. The extra
+    weights of tensorly-torch's CP are set to ones, its own convention, and take no share of the variance. Parameters
+    stay the same objects, and other modules are unchanged. If it raises, nothing has changed.
 
     Raises:
         TypeError: ``module`` is no module, or cores are complex or computed from other tensors (parametrized).
-        ValueError: there is no such layer, or one is on the meta device, has ``n_layers`` in one tensor, or factors of
-            unknown kind, that do not fit together, that a hook changes or that are in two places.
+        ValueError: there is no such layer, or one is on the meta device or has ``n_layers`` in one tensor; or factors
+            are of unknown kind, do not fit together, are changed by a hook or are shared.
 
     Example:
         >>> import tltorch  # pip install 'tnlayers[tltorch]'
@@ -54,7 +54,7 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
     """
     init = Init.of(init)
     check_module("module", module)
-    tltorch: Any = sys.modules.get("tltorch")  # a module that holds its layers has imported it
+    tltorch: Any = sys.modules.get("tltorch")  # imported already if a module holds its layers
     theirs = (tltorch.FactorizedConv, tltorch.FactorizedLinear) if tltorch else ()
     changes: list[tuple[Any, _Factored, Variance]] = []
     cores: list[tuple[str, Tensor]] = []
@@ -82,17 +82,17 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
     return module
 
 
-@torch.enable_grad()  # so that views of factors tell whether these are trained
+@torch.enable_grad()  # so that requires_grad of views of factors is right
 def from_tltorch(layer: nn.Module) -> TensorLayer:
-    """The layer of ours with the function of one of tensorly-torch's; the factors are copied, not fitted.
+    """Convert a layer of tensorly-torch to one of tnlayers. The factors are copied, not fitted.
 
-    CP, Tucker and TT become the classes of these names, TT with ``layout="chain"``; BlockTT becomes ``TTLinear``, and a
+    CP, Tucker and TT become the classes of these names, TT with ``layout="chain"``. BlockTT becomes ``TTLinear``, and a
     dense tensor an Einsum layer of one core. CP's weights are multiplied into the core of the first output axis.
 
     Raises:
         ImportError: tensorly-torch is missing.
-        TypeError: ``layer`` is no ``FactorizedConv`` or ``FactorizedLinear`` (subclasses may do more), or is complex.
-        ValueError: it has no counterpart, or its factors do not fit together.
+        TypeError: ``layer`` is complex, or not exactly a ``FactorizedConv`` or ``FactorizedLinear`` (no subclass).
+        ValueError: it has no counterpart, or its factors' shapes do not fit together.
 
     Example:
         >>> import tltorch  # pip install 'tnlayers[tltorch]'
@@ -124,17 +124,17 @@ def from_tltorch(layer: nn.Module) -> TensorLayer:
 
 @torch.enable_grad()
 def to_tltorch(layer: TensorLayer) -> Any:
-    """The layer of tensorly-torch with the function of one of ours; the cores are copied.
+    """Convert a layer of tnlayers to one of tensorly-torch. The cores are copied.
 
-    Convolutions in CP, Tucker and TT (``layout="chain"``) with whole channels, without groups, and padded with zeros on
-    both sides alike become a ``FactorizedConv``; linear layers in CP, Tucker and TT (``layout="matrix"``, as many input
-    as output factors) a ``FactorizedLinear``. What only tensorly-torch has is set so that it changes nothing, and
-    frozen: CP's weights to ones, factors of kernel axes that Tucker leaves whole to identities.
+    Convolutions in CP, Tucker and TT (``layout="chain"``) become a ``FactorizedConv``. They must have unsplit channels,
+    no groups, and equal zero padding on both sides. Linear layers in CP, Tucker and TT (``layout="matrix"``, as many
+    input as output factors) become a ``FactorizedLinear``. Tensors that only tensorly-torch has get neutral values and
+    are not trained: ones for CP's weights, identities for the factors of kernel axes that our Tucker keeps whole.
 
     Raises:
         ImportError: tensorly-torch is missing.
-        TypeError: ``layer`` is no layer of ours.
-        ValueError: it is another layer than these.
+        TypeError: ``layer`` is no layer of tnlayers.
+        ValueError: it is none of these layers.
 
     Example:
         >>> layer = by_format.TuckerConv2d(16, 32, 3, padding=1, rank=(4, 8))
@@ -159,7 +159,7 @@ def to_tltorch(layer: TensorLayer) -> Any:
     kind = getattr(tltorch, (_CONV if geometry.ndim else _LINEAR)[family])
     weight = _factorized(kind, family, factors, () if geometry.ndim else shapes)
     own = {"bias": layer.bias is not None, "factorization": weight, "device": first.device, "dtype": first.dtype}
-    # Its 'factorized' is not written for dense tensors, nor for Tucker with more factors on one side.
+    # Its 'factorized' supports neither dense tensors nor Tucker with more factors on one side.
     if family == "Einsum" or (family == "Tucker" and len(shapes[0]) != len(shapes[1])):
         own["implementation"] = "reconstructed"
     own |= {name: getattr(geometry, name) for name in ("kernel_size", "stride", "dilation") if geometry.ndim}
@@ -171,7 +171,7 @@ def to_tltorch(layer: TensorLayer) -> Any:
 
 
 class _Factored(NamedTuple):
-    """A layer of tensorly-torch: a core of the network for each factor, whose values are views of it."""
+    """The network, geometry and values of a tensorly-torch layer. Each core is a view of a factor."""
 
     network: TensorNetwork
     geometry: Geometry
@@ -181,7 +181,7 @@ class _Factored(NamedTuple):
 
 
 def _layout(family: str, outputs: Axes, inputs: Axes, kernel: Axes) -> tuple[Axes, ...]:
-    """The axes of every factor, in tensorly-torch's order, without the outer ranks of trains, which are 1."""
+    """Return the axes of every factor, in tensorly-torch's order, without a train's outer ranks of 1."""
     dense = outputs + inputs + kernel
     if family == "Einsum":
         return (dense,)
@@ -195,7 +195,7 @@ def _layout(family: str, outputs: Axes, inputs: Axes, kernel: Axes) -> tuple[Axe
 
 
 def _read(layer: Any) -> _Factored:
-    """What a FactorizedConv or FactorizedLinear is made of, or a sentence why it cannot be read."""
+    """Read the network and factors of a FactorizedConv or FactorizedLinear; raise if they are not supported."""
     tltorch, weight = _tltorch(), layer.weight
     conv, kind = isinstance(layer, tltorch.FactorizedConv), type(weight).__name__
     kinds = {name: family for family, name in (_CONV if conv else _LINEAR).items()}
@@ -236,7 +236,7 @@ def _read(layer: Any) -> _Factored:
 
 
 def _check_settable(cores: Sequence[Tensor], holder: nn.Module) -> None:
-    """Refuse cores that cannot be set."""
+    """Raise if cores have no values or are computed from other tensors."""
     if any(core.is_meta for core in cores):
         raise ValueError("it is on the meta device and has no cores to set; call to_empty first")
     own = {id(t if t._base is None else t._base) for t in (*holder.parameters(), *holder.buffers())}
@@ -259,12 +259,12 @@ def _redraw(layer: Any, found: _Factored, variance: Variance, init: Init) -> Non
 
 
 def _matched(layer: TensorLayer) -> tuple[str, list[nn.Parameter]]:
-    """The family of a layer of ours, and its cores arranged as the factors there."""
+    """Return the family of a layer of tnlayers, and its cores arranged as tensorly-torch's factors."""
     network, kernel = layer.network, layer.network.kernel
     names = (("o",), ("i",)) if kernel else (network.outputs, network.inputs)
     held = {frozenset(axes): (core, axes) for core, axes in zip(layer.cores, network.cores, strict=True)}
     for family in _CONV if kernel else ("CP", "Tucker", "TT"):
-        # Where our Tucker leaves a kernel axis whole, there is a factor there: an identity, not trained.
+        # For a kernel axis that our Tucker keeps whole, tensorly-torch has a factor: an identity, not trained.
         whole = {f"r{a}": a for a in kernel if family == "Tucker" and f"r{a}" not in network.bonds}
         eyes = {frozenset((a, b)): (torch.eye(network.sizes[a]).to(layer.cores[0]), (a, b)) for b, a in whole.items()}
         first, *rest = _layout(family, *names, kernel)
@@ -282,7 +282,7 @@ def _arranged(held: Mapping[frozenset[str], tuple[Tensor, Axes]], wanted: Axes) 
 
 
 def _factorized(make: Any, family: str, factors: list[nn.Parameter], tensorized: tuple[Any, ...]) -> Any:
-    """tensorly-torch's tensor of factors that have the axes of ``_layout``."""
+    """Return tensorly-torch's tensor of factors with the axes of ``_layout``."""
     own = {"tensorized_shape": tensorized} if tensorized else {}
     if family == "TT":
         factors[0].data = factors[0].data.unsqueeze(0)

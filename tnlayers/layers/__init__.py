@@ -1,1 +1,1 @@
-"""The layers: one base, a class for each kind of torch layer, and one for each format of it."""
+"""The layers: one base, a class per kind of torch layer, and a subclass of it per format."""

@@ -1,4 +1,4 @@
-"""The weight of a layer that has none of its own: a tensor to read, which answers writes with a sentence."""
+"""The computed weight of a tensor layer: a tensor for reading that raises on writes."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ _ADVICE = {
     "register_hook": f"register it on one of layer.cores; or, to use the weight yourself, {_COPY}",
     "register_post_accumulate_grad_hook": "register it on the parameters in layer.cores",
 }
-"""What to do instead of writing to the weight's kernel, by the name of the method or attribute."""
+"""The alternative to a write to the weight, by the name of the method or attribute."""
 
 _IN_PLACE = {
     f"__i{name}__"
@@ -35,11 +35,11 @@ _IN_PLACE = {
 }
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook"}
 _OF_THE_ACCESS = {"requires_grad_", "requires_grad"} | _HOOKS
-"""What has no effect on ``layer.weight`` itself, but is right for a tensor that was detached from it."""
+"""Names that have no effect on ``layer.weight`` itself, but are valid on a tensor detached from it."""
 
 
 def refusal(tried: str, advice: str = f"{_KERNEL}; {_COPY}") -> str:
-    """The sentence about a write to a layer's weight.
+    """Return the error message for a write to a layer's weight.
 
     Example:
         >>> print(refusal("zero_()", "do otherwise"))
@@ -49,18 +49,18 @@ def refusal(tried: str, advice: str = f"{_KERNEL}; {_COPY}") -> str:
 
 
 class _Related(torch._C._TensorMeta):
-    """Every tensor passes for a computed weight: torch.testing.assert_close compares related classes only."""
+    """Metaclass with which every tensor is an instance: torch.testing.assert_close compares only related classes."""
 
     def __instancecheck__(self, instance: Any) -> bool:
         return isinstance(instance, Tensor)
 
 
 class ComputedWeight(Tensor, metaclass=_Related):
-    """What ``layer.weight`` gives where nothing but autograd looks on: a tensor that cannot be written to.
+    """Read-only tensor that ``layer.weight`` returns when only autograd, no other mode or transform, is active.
 
-    It is computed at each access, so whatever was written into it would be lost without a word. Operations on it give
-    plain tensors, those that are views of its memory excepted. ``nn.Parameter(layer.weight.detach())`` is a parameter
-    like any other, copies and files hold plain tensors, and arrays are read-only.
+    It is computed at each access, so a write into it would be lost silently. Operations on it return plain tensors,
+    except for views of its memory. ``nn.Parameter(layer.weight.detach())`` is an ordinary parameter, copies and files
+    hold plain tensors, and arrays are read-only.
 
     Example:
         >>> import tnlayers
@@ -72,16 +72,16 @@ class ComputedWeight(Tensor, metaclass=_Related):
     """
 
     _accessed = False
-    """Whether it is what the layer gave, and not a view of that."""
+    """Whether the layer returned this tensor itself, as opposed to a view of it."""
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch's with the plain tensor, unless it is one that writes to it."""
+        """Call a torch function with the plain tensor; raise if the function writes to it."""
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
-            # Runtime checks of torch 2.13's compiled code refuse such a class, some of the time and in their own words.
+            # Runtime checks of torch 2.13's compiled code sometimes reject such a class, with an unclear message.
             raise RuntimeError(_COMPILED)
         first = args[0] if args else next(iter(kwargs.values()), None)
         _check(func, first, kwargs)
@@ -90,15 +90,15 @@ class ComputedWeight(Tensor, metaclass=_Related):
             return _aliases(func, first, found) if type(first) is ComputedWeight else found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy as a plain tensor."""
+        """Copy as a plain tensor."""
         return copy.deepcopy(self.as_subclass(Tensor), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """A plain tensor comes back, also from ``torch.load(weights_only=True)``."""
+        """Pickle as a plain tensor, also for ``torch.load(weights_only=True)``."""
         return self.as_subclass(Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
-    # nn.Parameter and nn.Buffer keep the type of a subclass, and set these attributes on what they have detached.
-    # What somebody makes a parameter of is theirs, so it becomes a plain one; torch's lazy parameters change so too.
+    # nn.Parameter and nn.Buffer keep a subclass's type, and set these attributes on the detached tensor. A user's
+    # parameter must be an ordinary one, so the setters change the class, as torch's lazy parameters do.
     def _become(self, name: str, kind: type[Tensor]) -> None:
         self.__class__ = kind  # type: ignore[assignment]
         if kind is Tensor:
@@ -109,7 +109,7 @@ class ComputedWeight(Tensor, metaclass=_Related):
 
 
 def guarded(kernel: Tensor) -> Tensor:
-    """A kernel that refuses writes, where nothing but autograd looks on; elsewhere the kernel as it is."""
+    """Return the kernel as a ComputedWeight if only autograd is active, else the kernel itself."""
     if (
         type(kernel) is not Tensor
         or not plain_autograd()
@@ -123,40 +123,40 @@ def guarded(kernel: Tensor) -> Tensor:
 
 
 class _Parameters(dict[str, Any]):
-    """The parameters of a module whose weight is computed: torch's old norms look for it here."""
+    """Parameter dictionary of a module with a computed weight. torch's old norms look up the weight here."""
 
     def __missing__(self, name: str) -> Any:
         raise _NoWeightError(name) if name == "weight" else KeyError(name)
 
     def __delitem__(self, name: str) -> None:
-        self[name]  # so that it is told of as above
+        self[name]  # raises as above
         super().__delitem__(name)
 
 
 class _NoWeightError(KeyError):
     def __str__(self) -> str:
-        return refusal("what takes it for a parameter", _PARTS)
+        return refusal("code that expects a weight parameter", _PARTS)
 
 
 class ComputesWeight(nn.Module):
-    """A module whose ``weight`` is computed; whoever sets or registers one gets a sentence."""
+    """A module whose ``weight`` is computed. Setting or registering one raises AttributeError."""
 
     def __init__(self) -> None:
         super().__init__()
         self.__dict__["_parameters"] = _Parameters()
 
     def _kernel(self) -> Tensor:
-        """The weight as a plain tensor."""
+        """Compute the weight as a plain tensor."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """The dense kernel, contracted at each access, of the shape that torch's layer holds.
+        """The dense kernel, contracted at each access, in the shape of torch's layer.
 
-        That is (out_channels, in_channels / groups, *kernel_size); for a transposed convolution (in_channels,
+        The shape is (out_channels, in_channels / groups, *kernel_size); for a transposed convolution (in_channels,
         out_channels / groups, *kernel_size); for a linear layer (out_features, in_features).
 
-        It is to be read: what is written into it in place is answered by a sentence, and so is an assignment.
+        It is read-only: in-place writes and assignments raise.
         """
         return guarded(self._kernel())
 
@@ -170,17 +170,17 @@ class ComputesWeight(nn.Module):
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As ``nn.Module.register_parameter``; a weight is refused, and what torch's pruning makes of one."""
+        """Register as ``nn.Module`` does; raise for a weight, also for one in the form that torch's pruning makes."""
         _check_name("register_parameter", name, param)
         super().register_parameter(name, param)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As ``nn.Module.register_buffer``; a weight is refused."""
+        """Register as ``nn.Module`` does; raise for a weight."""
         _check_name("register_buffer", name, None)
         super().register_buffer(name, tensor, persistent)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """As ``nn.Module.add_module``; a weight is refused."""
+        """Add as ``nn.Module`` does; raise for a weight."""
         _check_name("add_module", name, None)
         super().add_module(name, module)
 
@@ -192,10 +192,10 @@ def _check_name(method: str, name: str, value: Any) -> None:
 
 @lru_cache(maxsize=4096)
 def _writes(func: Callable[..., Any]) -> tuple[str, str] | None:
-    """The name of a function that writes to its first argument, and how to call it in a sentence; None of others."""
+    """Return name and display text of a function that writes to its first argument; None for other functions."""
     name = getattr(func, "__name__", "")
     if name in {"__set__", "__delete__"}:
-        attribute = func.__self__.__name__  # type: ignore[attr-defined]  # of a slot of the attribute's descriptor
+        attribute = func.__self__.__name__  # type: ignore[attr-defined]  # func is a slot of the attribute's descriptor
         return attribute, f"weight.{attribute} = ..."
     if name == "__setitem__" or name in _IN_PLACE:
         return name, "weight[...] = ..." if name == "__setitem__" else f"{name}()"
@@ -205,10 +205,10 @@ def _writes(func: Callable[..., Any]) -> tuple[str, str] | None:
 
 
 def _check(func: Callable[..., Any], first: Any, kwargs: dict[str, Any]) -> None:
-    """Raise a sentence where a computed weight is to be written to.
+    """Raise if a call writes to a computed weight.
 
     Raises:
-        RuntimeError: torch's own type for a tensor that cannot be written to.
+        RuntimeError: the type that torch raises for tensors that cannot be written to.
     """
     written = _writes(func)
     if written is None:
@@ -223,7 +223,7 @@ def _check(func: Callable[..., Any], first: Any, kwargs: dict[str, Any]) -> None
 
 
 def _aliases(func: Callable[..., Any], weight: Tensor, found: Any) -> Any:
-    """A result, which is a computed weight where it is a view of one, and read-only where it is an array."""
+    """Return a result with views of the weight as ComputedWeight, and arrays read-only."""
     if type(found) is Tensor:
         shares = (
             func is not Tensor.as_subclass

@@ -1,4 +1,4 @@
-"""The size of cores: their parameters against the dense kernel's, their bytes against the free memory."""
+"""Checks of the cores' size: parameters against the dense kernel's, bytes against the free memory."""
 
 import math
 import os
@@ -14,39 +14,39 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tnlayers.spec.network import TensorNetwork
 
-_WIDEST = 8  # bytes of an entry: cores are drawn in float64 at most
-_MOST = 2**63 - 1  # bytes of a tensor
+_WIDEST = 8  # maximum bytes of an entry: cores are drawn in float64 at most
+_MOST = 2**63 - 1  # maximum bytes of a tensor
 DRAWN = 5
-"""Times the memory of the cores that it takes to draw them; 4.5 were seen."""
-_ASKED = 2**20  # bytes of cores that the free memory is asked for: that takes a fifth of a small layer's construction
+"""Peak memory of drawing cores, as a multiple of the cores' own; 4.5 was measured."""
+_ASKED = 2**20  # minimum bytes of cores to query free memory, which takes a fifth of a small layer's construction
 _GROUPS = {
     "": ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Where Linux tells of control groups, of version 2 and 1: folder, limit, usage, what of that is only cache."""
+"""Linux's files for control groups, version 2 and 1: folder, limit, usage, and the reclaimable cache in the usage."""
 
 
 class LargerThanDense(UserWarning):
-    """A layer whose cores have more parameters than the dense kernel that they contract to."""
+    """Warning that a layer's cores have more parameters than its dense kernel."""
 
 
 def check(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
-    """Refuse cores that do not fit into memory; warn of more parameters than the dense kernel has.
+    """Raise if the cores do not fit into memory; warn if they have more parameters than the dense kernel.
 
-    On the meta device, and among fake tensors, nothing is allocated, so there is no warning, and any size that a tensor
-    can have is accepted.
+    On the meta device and for fake tensors nothing is allocated. So there is no warning, and any possible tensor size
+    is accepted.
 
     Args:
-        name: of the layer's class.
-        network: of the cores, which are yet to be made.
-        rank: what the user asked for; None: nothing.
-        like: a tensor of their device and dtype.
+        name: name of the layer's class.
+        network: network of the cores, which do not exist yet.
+        rank: the rank that the user gave, or None.
+        like: a tensor with their device and dtype.
 
     Raises:
-        ValueError: the cores are larger than the free memory, or one is larger than any tensor can be.
+        ValueError: the cores need more than the free memory, or one is larger than any tensor can be.
 
     Warns:
-        LargerThanDense: told of the first line outside of this library that led here.
+        LargerThanDense: reported for the nearest calling line outside of this library.
 
     Example:
         >>> network = TensorNetwork.parse("i:8 r:1000000, o:8 r:1000000")
@@ -63,7 +63,7 @@ def check(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
 
 
 def refuse(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
-    """Refuse cores that do not fit into memory; see ``check``."""
+    """Raise if the cores do not fit into memory; see ``check``."""
     if max(map(math.prod, network.core_shapes)) * _WIDEST > _MOST:
         raise ValueError(
             f"{_asked(rank)}; a core of {name} would have more entries than a tensor can; choose a smaller rank"
@@ -87,31 +87,31 @@ def _asked(rank: Any) -> str:
 
 
 def free(device: torch.device) -> float:
-    """The bytes that can still be allocated on a device; infinity where nobody tells."""
+    """Return the bytes that can still be allocated on a device; infinity if unknown."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to be used again
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's cache, reusable
         return torch.cuda.mem_get_info(device)[0] + kept
     return min(_machine(), _groups()) if device.type == "cpu" else math.inf
 
 
 def _machine() -> float:
-    """The main memory that can be had without swapping; where the system does not tell, all there is."""
+    """Return the main memory available without swapping; if unknown, all main memory."""
     if found := re.search(r"^MemAvailable:\s+(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE):
         return int(found[1]) * 1024
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has no such function, other systems not these names
+    except (AttributeError, ValueError, OSError):  # Windows lacks the function, other systems these names
         return math.inf
 
 
 def _groups() -> float:
-    """What the control groups of this process, as containers have them, leave of their limits."""
+    """Return the memory that the control groups of this process (as in containers) leave below their limits."""
     left = math.inf
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, own = line.split(":", 2)
         for controller in {*controllers.split(",")} & _GROUPS.keys():
             folder, limit, usage, cache = _GROUPS[controller]
-            # Inside a container, the own group may be mounted as the root, whatever it is called outside.
+            # Inside a container, the process's group may be mounted as the root, under another name than outside.
             for group in (path := PurePosixPath(own), *path.parents):
                 place = f"{folder}/{str(group).strip('/')}"
                 most, used = _read(f"{place}/{limit}"), _read(f"{place}/{usage}")
@@ -129,7 +129,7 @@ def _read(path: str) -> str:
 
 
 def _outside() -> int:
-    """How many frames above its caller the first one outside of this library is, as ``warnings.warn`` counts."""
+    """Return the ``stacklevel`` with which the caller's warning points to the first frame outside of this library."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "tnlayers":
         level, frame = level + 1, frame.f_back

@@ -1,4 +1,4 @@
-"""Which layer stands in for which of torch's."""
+"""Lookup of the layer class for a format and a kind of torch layer."""
 
 from types import new_class
 from typing import Any
@@ -18,18 +18,18 @@ _TRANSPOSE = TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
 KINDS: dict[type[nn.Module], type[TensorLayer]] = {
     base.dense_type: base for base in (*_CONV, *_TRANSPOSE, TensorLinear)
 }
-"""The base of the layers that stand in for a torch layer, by that layer's type."""
+"""Base class of the layers that replace a torch layer, by the torch layer's type."""
 
 KIND_NAMES = {kind.__name__: kind for kind in KINDS}
 
 
 def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[TensorLayer]:
-    """The layer of a format that stands in for a torch layer.
+    """Return the layer class of a format that replaces a kind of torch layer.
 
-    It is the first one defined, in this library or by the user, or is made here if there is none; always the same.
+    It is the first one defined, in this library or by the user, or is made here. Repeated calls return the same class.
 
     Args:
-        format: a registered format's name, or a format.
+        format: a registered format's name, or a format class.
         kind: one of the types in ``KINDS``.
 
     Returns:
@@ -49,7 +49,7 @@ def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[Tenso
     if kind not in KINDS:
         raise TypeError(f"kind is {kind!r}; accepted: {', '.join(f'nn.{name}' for name in KIND_NAMES)}")
     if (format, kind) not in LAYERS:
-        # Its module is this one, whose __getattr__ finds it again when it is unpickled.
+        # Its module is this one, so that unpickling finds it through __getattr__ below.
         name, body = f"{format.__name__}{kind.__name__}", {"__module__": __name__}
         new_class(name, (KINDS[kind],), {"format": format}, lambda namespace: namespace.update(body))
     return LAYERS[format, kind]

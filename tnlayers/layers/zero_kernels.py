@@ -1,9 +1,9 @@
-"""Kernels of zeros, or nearly: held by cores that learn.
+"""Cores of zero or nearly zero kernels that can still learn.
 
-Spread over all cores, a kernel of zeros makes each of them zero. The gradient of a core is a product with all others,
-so that none ever gets one. The same holds nearly for a kernel that is small: of n cores and a kernel of size s, a step
-of gradient descent moves the kernel by a share of s ** (2 - 2 / n). So the last core alone is small, and the others are
-what a kernel of ordinary size has: the first step then moves the last core, and those after it all of them.
+If a zero kernel is spread over all cores, each core is zero. The gradient of a core is a product with all others, so
+every gradient is zero forever. A small kernel nearly has the same problem: with n cores and a kernel of size s, a
+gradient step changes the kernel by a share of s ** (2 - 2 / n). So only the last core is made small, and the others
+keep the size for an ordinary kernel. The first step then changes the last core, and later steps all cores.
 """
 
 import math
@@ -21,7 +21,7 @@ from tnlayers.spec.network import TensorNetwork
 
 @torch.no_grad()
 def shrink(cores: Sequence[Tensor], factor: float) -> None:
-    """Multiply a kernel in place, by a small factor on its last core or an ordinary one on all.
+    """Multiply a kernel in place: by a small factor through its last core, by another through all cores.
 
     Example:
         >>> cores = [torch.ones(1), torch.ones(1)]
@@ -38,20 +38,20 @@ def shrink(cores: Sequence[Tensor], factor: float) -> None:
 def learnable(
     network: TensorNetwork, geometry: Geometry, variance: Variance, init: Init, cores: Sequence[Tensor], norm: float
 ) -> list[Tensor]:
-    """Cores of the same kernel as those fitted, of which training moves all.
+    """Return cores with the fitted cores' kernel, such that training changes all of them.
 
     Args:
-        network: of the cores.
-        geometry: of the layer.
-        variance: the solver's answer, which says how large a kernel is drawn.
+        network: network of the cores.
+        geometry: geometry of the layer.
+        variance: the solver's result, which gives the size of a drawn kernel.
         init: how cores are drawn.
-        cores: fitted to a kernel, all of one norm.
-        norm: of that kernel.
+        cores: cores fitted to a kernel, with equal norms.
+        norm: norm of that kernel.
 
     Returns:
-        list[Tensor]: the cores as they are, unless the kernel is nearly zero. For a kernel of zeros, drawn by the
-        solver from a generator of their own, always the same, and the last one zero: a fit depends on its kernel alone,
-        and torch's global generators are left alone.
+        list[Tensor]: the same cores unless the kernel is nearly zero. For a zero kernel, cores drawn by the solver with
+        a fixed seed, the last one zero. So a fit depends only on its kernel, and torch's global generators keep their
+        state.
     """
     size = norm / (variance.weight_std * math.sqrt(network.dense_params))
     if size >= SMALL:

@@ -1,4 +1,4 @@
-"""Networks whose every convolution is an argument."""
+"""Networks that take their convolution class as an argument."""
 
 from tnlayers.models.imagenet import (
     Bottleneck,

@@ -1,6 +1,6 @@
 """ResNet-18 to -152 for large images, with torchvision's module names, so that its weights load.
 
-As in torchvision, a bottleneck strides in its 3x3 convolution, not in the first 1x1 (the variant called v1.5).
+As in torchvision, the stride of a bottleneck is in its 3x3 convolution, not in the first 1x1 (variant v1.5).
 
 Reference:
     K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from tnlayers.models.resnet import dense_conv, projection, stage
 
 Make = Callable[..., nn.Module]
-WIDTHS = (64, 128, 256, 512)  # channels of the stages; a bottleneck puts out four times as many
+WIDTHS = (64, 128, 256, 512)  # channels of the stages; a bottleneck outputs four times as many
 
 
 class ImageNetBlock(nn.Module):
-    """Two 3x3 convolutions.
+    """A residual block of two 3x3 convolutions.
 
     Args:
         in_channels: channels of the input.
         width: channels of the output.
-        stride: of the first convolution.
+        stride: stride of the first convolution.
         conv: makes a convolution from ``nn.Conv2d``'s arguments.
         norm: makes a normalisation from a number of channels.
 
@@ -58,12 +58,12 @@ class ImageNetBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution, the last to four times as many channels.
+    """A residual block of 1x1, 3x3 and 1x1 convolutions; the last has four times as many channels.
 
     Args:
         in_channels: channels of the input.
-        width: channels inside; a quarter of those of the output.
-        stride: of the 3x3 convolution.
+        width: channels inside, a quarter of the output's.
+        stride: stride of the 3x3 convolution.
         conv: makes a convolution from ``nn.Conv2d``'s arguments.
         norm: makes a normalisation from a number of channels.
 
@@ -105,13 +105,13 @@ class ImageNetResNet(nn.Module):
 
     Args:
         block: ``ImageNetBlock`` or ``Bottleneck``.
-        blocks: how many in each of the four stages.
+        blocks: number of blocks in each of the four stages.
         conv: makes every convolution but the stem from ``nn.Conv2d``'s arguments: a layer class, or a partial of one.
         num_classes: size of the output.
         in_channels: channels of the images.
         norm: makes a normalisation from a number of channels.
         stem: makes the first convolution, 7x7, dense by default.
-        linear: makes the last layer from numbers of features, in and out.
+        linear: makes the last layer from numbers of input and output features.
 
     Shape:
         (batch, in_channels, height, width) to (batch, num_classes), for any height and width.
@@ -154,7 +154,7 @@ class ImageNetResNet(nn.Module):
         self.fc = linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (logits) of a batch of images."""
+        """Return the logits of a batch of images."""
         h = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         h = self.layer4(self.layer3(self.layer2(self.layer1(h))))
         logits: Tensor = self.fc(self.avgpool(h).flatten(1))

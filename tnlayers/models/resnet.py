@@ -2,11 +2,11 @@
 
 The networks of section 4.2 of He et al.: a stem, three stages of ``(depth - 2) / 6`` blocks with 16, 32 and 64
 channels, global average pooling and one linear layer. Shortcuts have no parameters (option A), or are 1x1 convolutions
-where the channels change (option B). The pooling is global, so images of any size will do.
+where the channels change (option B). The pooling is global, so images may have any size.
 
-A network never draws the weights of its convolutions: a convolution initialises itself. That is why the dense network's
-default is :func:`dense_conv` and not ``nn.Conv2d``, whose own draw has a sixth of the variance that keeps a signal
-alive behind a ReLU.
+A network never draws its convolutions' weights: each convolution initialises itself. So the default is
+:func:`dense_conv` instead of ``nn.Conv2d``, whose own draw has a sixth of the variance that preserves the signal behind
+a ReLU.
 
 Reference:
     K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
@@ -28,7 +28,7 @@ SHORTCUTS = ("A", "B")
 
 
 def dense_conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
-    """An ``nn.Conv2d`` drawn by He's rule, which tensor layers follow by default: normal, ``Var(W) = 2 / fan_in``."""
+    """Make an ``nn.Conv2d`` with He's rule, the tensor layers' default: normal, ``Var(W) = 2 / fan_in``."""
     conv = nn.Conv2d(*args, **kwargs)
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
     return conv
@@ -37,8 +37,8 @@ def dense_conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the shortcut around them: ``relu(x' + bn2(conv2(relu(bn1(conv1(x))))))``.
 
-    ``x'`` is ``x``; where the block strides or widens, it is every ``stride``-th pixel of ``x``, and zeros for the new
-    channels (option A), or a strided 1x1 convolution and a normalisation of it (option B).
+    ``x'`` is ``x``. Where the block changes size or channels, it is every ``stride``-th pixel of ``x`` with zeros for
+    the new channels (option A), or a strided 1x1 convolution and a normalisation of ``x`` (option B).
 
     Args:
         in_channels: channels of the input.
@@ -73,7 +73,7 @@ class BasicBlock(nn.Module):
             self.downsample = projection(in_channels, channels, stride, conv, norm)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Option B; or A: subsample the pixels, and put half of the new, zero channels on either side of the old."""
+        """Apply option B; or option A: subsample the pixels, and pad the channels with zeros, half on each side."""
         if self.downsample is not None:
             projected: Tensor = self.downsample(x)
             return projected
@@ -90,7 +90,7 @@ class BasicBlock(nn.Module):
 def projection(
     in_channels: int, channels: int, stride: int, conv: Callable[..., nn.Module], norm: Callable[[int], nn.Module]
 ) -> nn.Module | None:
-    """The shortcut of option B: a strided 1x1 convolution and a normalisation where a block strides or widens."""
+    """Make the shortcut of option B, a strided 1x1 convolution and a normalisation; None if no size changes."""
     if stride == 1 and in_channels == channels:
         return None
     return nn.Sequential(conv(in_channels, channels, 1, stride=stride, bias=False), norm(channels))
@@ -104,7 +104,7 @@ def stage(
     block: Callable[[int, int, int], nn.Module],
     expansion: int = 1,
 ) -> nn.Sequential:
-    """Blocks in a row, the first of which strides and widens; each puts out ``expansion`` times its width."""
+    """Make a sequence of blocks. The first has the stride; each outputs ``expansion * width`` channels."""
     first = block(in_channels, width, stride)
     return nn.Sequential(first, *(block(width * expansion, width, 1) for _ in range(blocks - 1)))
 
@@ -113,21 +113,21 @@ class ResNet(nn.Module):
     """A residual network for small images.
 
     Args:
-        depth: layers with weights; 2 more than a multiple of 6.
+        depth: number of layers with weights; 2 more than a multiple of 6.
         conv: makes every convolution but the stem from ``nn.Conv2d``'s arguments: a layer class, or a partial of one.
         num_classes: size of the output.
         in_channels: channels of the images.
-        norm: makes a normalisation from a number of channels; ``nn.Identity`` shows the signal as it is without one.
-        stem: makes the first convolution. It is dense by default, because there is nothing to save: it has 144
-            parameters per channel of the images, and a keep ratio that suits the others leaves it one or two filters.
-        linear: makes the last layer from numbers of features, in and out.
-        shortcut: 'A', without parameters, or 'B', whose 1x1 convolutions ``conv`` makes too.
+        norm: makes a normalisation from a number of channels; ``nn.Identity`` for none.
+        stem: makes the first convolution. It is dense by default: it has only 144 parameters per image channel, and
+            the other layers' keep ratio would leave it one or two filters.
+        linear: makes the last layer from numbers of input and output features.
+        shortcut: 'A', without parameters, or 'B', with 1x1 convolutions made by ``conv``.
 
     Shape:
         (batch, in_channels, height, width) to (batch, num_classes), for any height and width.
 
     Raises:
-        ValueError: there is no such network of this depth, or no such shortcut.
+        ValueError: depth or shortcut is invalid.
 
     Example:
         >>> import torch
@@ -168,7 +168,7 @@ class ResNet(nn.Module):
         self.linear = linear(STAGES[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (logits) of a batch of images."""
+        """Return the logits of a batch of images."""
         h = F.relu(self.bn1(self.conv1(x)))
         h = self.layer3(self.layer2(self.layer1(h)))
         logits: Tensor = self.linear(h.mean(dim=(2, 3)))

@@ -1,6 +1,6 @@
-"""The compressed CIFAR ResNets that tednet ships, from our layers: the same networks, parameter for parameter.
+"""tednet's compressed CIFAR ResNets built from our layers: the same networks and numbers of parameters.
 
-Every layer is a tensor network, stem and last layer too. Channels have the shapes of ``SHAPES``.
+Every layer is a tensor network, including the stem and the last layer. Channels have the shapes of ``SHAPES``.
 
 Reference:
     Y. Pan, M. Wang, Z. Xu, "TedNet: A Pytorch Toolkit for Tensor Decomposition Networks", Neurocomputing 2022.
@@ -17,16 +17,16 @@ from tnlayers.layers import by_format
 from tnlayers.models.resnet import ResNet
 
 SHAPES = {3: (3, 1, 1), 16: (4, 2, 2), 32: (4, 4, 2), 64: (4, 4, 4), 100: (10, 10, 1)}
-"""How tednet splits numbers of channels and classes; others are ``(n, 1, 1)``."""
+"""tednet's factors of numbers of channels and classes; others are ``(n, 1, 1)``."""
 FORMATS = ("tr", "tt", "tucker", "cp", "btt")
 BLOCKS = 2
 """Block terms of BTT."""
 PLACES = ("stem", "layer1", "layer2's first block", "layer2", "layer3's first block", "layer3", "linear")
-"""What each of seven ranks is for."""
+"""Places in the network of the seven ranks."""
 
 
 def channel_shape(channels: int, format: str) -> tuple[int, ...]:
-    """The shape of a number of channels; a tensor ring leaves out its ones, CP and Tucker keep channels whole.
+    """Return the factors of a number of channels. 'tr' omits ones; 'cp' and 'tucker' do not factorise channels.
 
     Example:
         >>> channel_shape(32, "tt"), channel_shape(3, "tr"), channel_shape(32, "cp")
@@ -41,19 +41,19 @@ def channel_shape(channels: int, format: str) -> tuple[int, ...]:
 def tednet_resnet(
     depth: int, format: str, ranks: int | Sequence[int], num_classes: int = 10, in_channels: int = 3, **kwargs: Any
 ) -> ResNet:
-    """A CIFAR ResNet as tednet makes it: the same networks and numbers of parameters, initialised by our solver.
+    """Make tednet's CIFAR ResNet, with the same networks and numbers of parameters, initialised by our solver.
 
     Args:
         depth: 2 more than a multiple of 6.
         format: 'tr', 'tt', 'tucker' (tednet's Tucker-2), 'cp' or 'btt' (with 2 block terms).
         ranks: one, or seven: of the stem, layer1, layer2's first block, layer2's others, layer3's first block, layer3's
-            others, and the last layer. As in tednet, a rank is not lowered to what it can be at most.
+            others, and the last layer. As in tednet, ranks are not clipped to their maximum.
         num_classes: size of the output.
         in_channels: channels of the images.
-        **kwargs: every layer's other arguments: init, strategy, memory, device, dtype.
+        **kwargs: other arguments of every layer: init, strategy, memory, device, dtype.
 
     Raises:
-        TypeError, ValueError: there is no such depth, format or rank.
+        TypeError, ValueError: depth, format or rank is invalid.
 
     Example:
         >>> [sum(p.numel() for p in tednet_resnet(20, "tr", rank, device="meta").parameters()) for rank in (2, 6, 10)]

@@ -14,17 +14,17 @@ from tnlayers.models.resnet import STAGES, dense_conv, stage
 
 
 class WideBlock(nn.Module):
-    """Normalisation and ReLU before each of two 3x3 convolutions, and the shortcut around them.
+    """Two 3x3 convolutions, each after normalisation and ReLU, and the shortcut around them.
 
-    The shortcut is a 1x1 convolution of the first activation where the channels change.
+    Where size or channels change, the shortcut is a 1x1 convolution of the first activation.
 
     Args:
         in_channels: channels of the input.
         channels: channels of the output.
-        stride: of the first convolution.
+        stride: stride of the first convolution.
         conv: makes a convolution from ``nn.Conv2d``'s arguments.
         norm: makes a normalisation from a number of channels.
-        dropout: probability between the convolutions.
+        dropout: dropout probability between the convolutions.
 
     Shape:
         (batch, in_channels, height, width) to (batch, channels, ceil(height / stride), ceil(width / stride)).
@@ -61,21 +61,21 @@ class WideResNet(nn.Module):
     """A wide residual network for small images.
 
     Args:
-        depth: layers with weights; 4 more than a multiple of 6.
-        width: times 16, 32 and 64 channels.
+        depth: number of layers with weights; 4 more than a multiple of 6.
+        width: factor of the stages' 16, 32 and 64 channels.
         conv: makes every convolution but the stem from ``nn.Conv2d``'s arguments: a layer class, or a partial of one.
         num_classes: size of the output.
         in_channels: channels of the images.
         norm: makes a normalisation from a number of channels.
         stem: makes the first convolution, dense by default.
-        linear: makes the last layer from numbers of features, in and out.
-        dropout: probability between the convolutions of a block.
+        linear: makes the last layer from numbers of input and output features.
+        dropout: dropout probability between a block's convolutions.
 
     Shape:
         (batch, in_channels, height, width) to (batch, num_classes), for any height and width.
 
     Raises:
-        ValueError: there is no such network of this depth.
+        ValueError: depth is invalid.
 
     Example:
         >>> import torch
@@ -111,7 +111,7 @@ class WideResNet(nn.Module):
         self.linear = linear(third, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (logits) of a batch of images."""
+        """Return the logits of a batch of images."""
         h = F.relu(self.bn(self.layer3(self.layer2(self.layer1(self.conv1(x))))))
         logits: Tensor = self.linear(h.mean(dim=(2, 3)))
         return logits

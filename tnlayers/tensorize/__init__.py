@@ -1,1 +1,1 @@
-"""Model-wide swapping of plain layers for tensor layers, and back."""
+"""Replacement of a model's plain layers by tensor layers, and back."""

@@ -1,4 +1,4 @@
-"""What a swap is to do: one frozen configuration, as Python, a dictionary or YAML."""
+"""Configuration of a swap: a frozen dataclass, also as a dictionary or YAML."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,37 +21,37 @@ OVERRIDABLE = ("format", "options", "rank", "in_shape", "out_shape", "init", "de
 
 @dataclass(frozen=True)
 class TensorizeConfig:
-    """Which layers of a model become tensor layers, and of which form.
+    """Choice of the layers of a model that become tensor layers, and of their form.
 
     A pattern is a qualified name, a glob (``*`` also matches dots), or ``re:`` and a regular expression for the whole
-    name. One that matches a module covers every layer inside it.
+    name. A pattern that matches a module covers every layer inside it.
 
     Args:
         format: the name of a registered format.
-        rank: as a layer takes it, for every layer; a float is a keep ratio. None: as the layers'
-            default, but a layer whose smallest network saves nothing stays plain. Not beside budget or energy.
+        rank: the ``rank`` argument of every layer; a float is a keep ratio. None: the layers' default, but a layer
+            whose smallest network saves nothing stays plain. Excludes budget and energy.
         budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
-            layers that an override gives a rank do not count.
-            With ``decompose`` it is spread by each kernel's singular values, else one keep ratio is found for all.
-        energy: the share of each unfolding's squared singular values that ranks must keep, in (0, 1]; needs
+            layers with a rank from an override do not count.
+            With ``decompose`` it is distributed by each kernel's singular values, else all get one keep ratio.
+        energy: share of each unfolding's squared singular values that the ranks must keep, in (0, 1]; needs
             ``decompose``.
         options: the format's own arguments, such as ``{"layout": "chain"}``.
         include: patterns of the layers to swap.
-        exclude: patterns of layers to leave alone; they win over ``include``.
-        min_params: kernels with fewer entries are left alone.
-        overrides: pattern to a mapping of what is different there (``format``, ``options``, ``rank``, ``in_shape``,
-            ``out_shape``, ``init``, ``decompose``, ``strategy``, ``memory``), or to None: leave alone. The first
+        exclude: patterns of layers that stay plain; they override ``include``.
+        min_params: layers whose kernels have fewer entries stay plain.
+        overrides: maps a pattern to other settings for its layers (``format``, ``options``, ``rank``, ``in_shape``,
+            ``out_shape``, ``init``, ``decompose``, ``strategy``, ``memory``), or to None: they stay plain. The first
             pattern that matches a layer counts. A mapping, or a sequence of pairs.
-        depthwise: also swap convolutions with one channel per group. They hold few parameters and are left alone by
-            default; 1x1 convolutions and linear layers, which mostly hold many, are swapped.
-        subclasses: also swap subclasses of torch's layers, whose own forward is then lost.
-        init: of the cores that are not fitted.
-        decompose: fit the cores to the kernels that the model has. Say False for a model to be trained from scratch:
-            fitted random kernels have lost much of their variance, drawn cores have all of it.
-        strategy, memory: as the layers take them.
+        depthwise: also swap convolutions with one channel per group. They have few parameters and stay plain by
+            default; 1x1 convolutions and linear layers, which mostly have many, are swapped.
+        subclasses: also swap subclasses of torch's layers, which lose their own forward.
+        init: initialisation of cores that are not fitted.
+        decompose: fit the cores to the model's kernels. Use False for a model to be trained from scratch: fits of
+            random kernels lose much of their variance, drawn cores have all of it.
+        strategy, memory: arguments of the layers.
 
     Raises:
-        TypeError, ValueError: a field has none of these values; the sentence names it.
+        TypeError, ValueError: a field is invalid; the message names it.
 
     Example:
         >>> config = TensorizeConfig("tucker", rank=0.5, exclude=["stem"], overrides={"head.*": None})
@@ -101,7 +101,7 @@ class TensorizeConfig:
                 raise ValueError("energy is given, but decompose is False: only kernels to be fitted have an energy")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, as JSON and YAML hold them, and the version of this form."""
+        """Return the fields that differ from their defaults, in JSON's and YAML's types, and the form's version."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         default = type(self)()
         return {"version": VERSION} | {
@@ -110,10 +110,10 @@ class TensorizeConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``.
+        """Make a configuration from the result of ``to_dict``.
 
         Raises:
-            TypeError, ValueError: a key is unknown, the version is newer than this library's, or a field is refused.
+            TypeError, ValueError: a key is unknown, the version is newer than this library's, or a field is invalid.
         """
         given = _mapping("config", plain)
         version = given.pop("version", VERSION)
@@ -124,18 +124,18 @@ class TensorizeConfig:
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write ``to_dict`` as a YAML file."""
-        from tnlayers.tensorize.yaml_text import dump_yaml  # noqa: PLC0415  (loaded where it is in use)
+        from tnlayers.tensorize.yaml_text import dump_yaml  # noqa: PLC0415  (loaded only when used)
 
         Path(path).write_text(dump_yaml(self.to_dict()), encoding="utf-8")
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what ``to_yaml`` wrote, or a person did, in YAML 1.2; see ``tnlayers.tensorize.yaml_text``.
+        """Read a YAML 1.2 file, written by ``to_yaml`` or by hand; see ``tnlayers.tensorize.yaml_text``.
 
         Raises:
             OSError: the file cannot be read.
-            TypeError, ValueError: ``path`` is no name of a file; it is not YAML, or has a key twice, an alias, or a
-                number that versions of YAML read differently; or as for ``from_dict``.
+            TypeError, ValueError: ``path`` is no name of a file; the file is not YAML, or has a duplicate key, an
+                alias, or a number that versions of YAML read differently; or as for ``from_dict``.
         """
         from tnlayers.tensorize.yaml_text import read_yaml  # noqa: PLC0415
 
@@ -146,7 +146,7 @@ class TensorizeConfig:
             raise type(error)(f"{os.fspath(path)}: {error}") from None
 
     def of(self, names: Iterable[str]) -> dict[str, Any] | None:
-        """What holds for the layer of these names, overrides included; None: leave it alone."""
+        """Return the settings of the layer with these names, including overrides; None if it stays plain."""
         here = {
             name: getattr(self, name)
             for name in ("format", "options", "rank", "init", "decompose", "strategy", "memory")
@@ -155,13 +155,13 @@ class TensorizeConfig:
             if matches(pattern, names):
                 if changes is None:
                     return None
-                # Another format has other options.
+                # The options belong to the old format.
                 return here | ({"options": {}} if "format" in changes else {}) | dict(changes)
         return here
 
 
 def check_patterns(config: TensorizeConfig, layers: Sequence[Sequence[str]]) -> None:
-    """Refuse a pattern that covers no layer, with near names. ``layers`` holds the names of each."""
+    """Raise if a pattern covers no layer, and suggest near names. ``layers`` holds each layer's names."""
     for field_name in ("include", "exclude", "overrides"):
         for entry in getattr(config, field_name):
             pattern = entry if isinstance(entry, str) else entry[0]
@@ -210,7 +210,7 @@ def _changes(pattern: str, value: Any) -> dict[str, Any]:
 
 
 def _rank(name: str, value: Any) -> Rank | None:
-    """A rank in Python's own numbers, which JSON and YAML hold."""
+    """Convert a rank to Python's own numbers, as JSON and YAML need them."""
     if value is None:
         return None
     if isinstance(value, Mapping):
@@ -255,7 +255,7 @@ def _share(name: str, value: Any) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON and YAML hold it."""
+    """Convert a value to JSON's and YAML's types."""
     if isinstance(value, Init):
         return {key: _plain(each) for key, each in asdict(value).items() if each != getattr(Init(), key)}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""FLOPs of dense layers and of tensor layers for inputs of given shapes."""
+"""FLOPs of dense layers and tensor layers for given input shapes."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tnlayers.spec.geometry import Geometry
 
 
 def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
-    """Floating-point operations of the plain layer on inputs of these shapes, two for each multiply-add, without bias.
+    """Return the plain layer's FLOPs on inputs of these shapes: two per multiply-add, without bias.
 
     Example:
         >>> dense_flops(Geometry(16, 32, (3, 3), padding=1), [(1, 16, 8, 8)])
@@ -20,7 +20,7 @@ def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
     total, ndim, entries = 0, geometry.ndim, math.prod(geometry.weight_shape)
     for shape in shapes:
         spatial = shape[len(shape) - ndim :] if ndim else shape[:-1]
-        # Each entry of a kernel meets every output position; of a transposed one, every input position.
+        # Each kernel entry multiplies every output position; in a transposed convolution, every input position.
         positions = geometry.output_size(spatial) if ndim and not geometry.transposed else spatial
         batch = shape[0] if ndim and len(shape) == ndim + 2 else 1
         total += 2 * entries * batch * math.prod(positions)
@@ -28,12 +28,12 @@ def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
 
 
 def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: str) -> int:
-    """As ``dense_flops``, of a tensor layer: of its own plan, or that of strategy 'factorized' if that has fewer.
+    """Return a tensor layer's FLOPs: those of its own plan or of a 'factorized' one, whichever has fewer.
 
-    Plans are for the kind of device that the layer is to be on; it may be on the meta device yet.
+    Plans are made for the kind of device given, since the layer may still be on the meta device.
     """
     planners = [layer._executor]
-    with suppress(ValueError):  # of groups that cut through a factor
+    with suppress(ValueError):  # groups may cut through a factor
         planners.append(LayerExecutor(layer.network, layer.geometry, "factorized", layer.memory))
     settings = [replace(layer._setting(shape), device=device) for shape in shapes]
     return sum(min(executor.plan(setting).flops for executor in planners) for setting in settings)

@@ -1,9 +1,8 @@
-"""What would keep a layer, or its weights, after the layer is replaced in its model's modules.
+"""Search for references that would keep a layer, or its weights, after its replacement in the model's modules.
 
-A layer's place is in the ``_modules`` of its parents; there a swap puts the new one. Whatever else leads to the old one
-would go on with it without a word: lists and dictionaries of any depth, sets, partial functions, bound methods,
-closures, hooks, objects, classes. All of them are walked, by what Python's garbage collector says that an object refers
-to, so that no kind of container has to be known.
+A swap replaces a layer in the ``_modules`` of its parents. Any other reference would silently keep the old one: lists
+and dictionaries of any depth, sets, partial functions, bound methods, closures, hooks, objects, classes. The search
+follows the references that Python's garbage collector reports, so it need not know every kind of container.
 """
 
 import weakref
@@ -27,18 +26,18 @@ from tnlayers.layers.registry import KINDS
 HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
 """Attributes of a module that hold hooks."""
 _CLOSED = ModuleType, CodeType, FrameType, TracebackType, Optimizer
-"""Not looked into: they lead everywhere, and an optimizer has ``remap_optimizer_``."""
+"""Types that are not searched: they reach everything, and optimizers have ``remap_optimizer_``."""
 _SEQUENCES: tuple[Any, ...] = list, tuple, deque
 _OTHERS = stdlib_module_names | {"numpy", "tnlayers", "torch"}
 """Packages whose classes hold no layers of a model."""
 
 _Trail = tuple[Any, str]
-"""How something was reached: the path before, and what was added to it."""
+"""A path to an object, as a linked list: the path before, and the last part."""
 
 
 @cache
 def own_attributes() -> frozenset[str]:
-    """Attributes of layers, ours and torch's; whatever else is found there, somebody has put there."""
+    """Return the attributes of new layers, ours and torch's. A user has added all others."""
     layers = (kind(1, 1, *([] if kind is nn.Linear else [1]), device="meta") for kind in KINDS)
     return frozenset(
         name for layer in (*layers, by_format.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer)
@@ -46,11 +45,11 @@ def own_attributes() -> frozenset[str]:
 
 
 def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, str]:
-    """Name a parameter or buffer of the model that shares memory with what leaves it, for each layer that has one.
+    """Return by layer the name of a remaining parameter or buffer that shares memory with a leaving tensor.
 
     Args:
-        model: what the layers are in.
-        leaving: layers, and their parameters that will not be in the model any more.
+        model: the model with the layers.
+        leaving: layers, and their parameters that leave the model.
     """
     inside = {part: layer for layer in leaving for part in layer.modules()}
     gone = {layer: {*map(id, tensors)} for layer, tensors in leaving.items()}
@@ -74,15 +73,15 @@ def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dic
 
 
 def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: bool = False) -> dict[nn.Module, str]:
-    """Say what holds a layer, or memory of what leaves the model with it, outside of the modules; see ``ties``.
+    """Describe what holds a layer, or memory of its leaving tensors, outside of the modules; see ``ties``.
 
     Args:
-        model: what the layers are in.
-        leaving: layers, and their tensors that will not be in the model any more.
-        stay: the layers stay, and only the tensors leave.
+        model: the model with the layers.
+        leaving: layers, and their tensors that leave the model.
+        stay: whether the layers stay, and only the tensors leave.
 
     Returns:
-        dict[nn.Module, str]: such as "Net.stages[0][1] holds it too, outside of the modules"; held layers alone.
+        dict[nn.Module, str]: such as "Net.stages[0][1] holds it too, outside of the modules", for held layers only.
     """
     inside = {} if stay else {part: layer for layer in leaving for part in layer.modules()}
     found: dict[nn.Module, str] = {}
@@ -110,23 +109,23 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
 
 
 def _reached(model: nn.Module) -> Iterator[tuple[Any, _Trail]]:
-    """Modules and tensors that anything but the modules' registered children and parameters leads to, each once."""
-    # The function that torch.compile makes of a model has a copy of its attributes, so leads to its own places.
+    """Yield once each module and tensor reachable other than by the modules' registered children and parameters."""
+    # torch.compile's function of a model copies its attributes, so it refers to these registered places.
     own = ("_modules", "_parameters", "_buffers")
     tree = {id(place) for module in model.modules() for place in (module, *(vars(module)[name] for name in own))}
     waiting: deque[tuple[Any, _Trail]] = deque()
     for module in model.modules():
         path = None, type(module).__name__
         waiting.append((type(module), path))
-        # A layer's hooks, and what somebody has put there, move to the new layer; the rest goes.
+        # A layer's hooks and added attributes move to the new layer; its other attributes are dropped.
         skipped = {*own}
         skipped |= own_attributes() - HOOKS if isinstance(module, (TensorLayer, *KINDS)) else set()
         waiting += [(value, (path, f".{name}")) for name, value in vars(module).items() if name not in skipped]
-    # By identity, since not all can be hashed or compared; alive, lest another one gets its address.
+    # By id, since not all can be hashed or compared. The values keep the objects alive, so that ids stay unique.
     seen: dict[int, Any] = {}
     while waiting:
         value, path = waiting.popleft()
-        if id(value) in seen or not is_tracked(value):  # numbers, texts, and tuples of them, lead nowhere
+        if id(value) in seen or not is_tracked(value):  # numbers, texts, and tuples of them refer to nothing
             continue
         seen[id(value)] = value
         kind = type(value)
@@ -137,7 +136,7 @@ def _reached(model: nn.Module) -> Iterator[tuple[Any, _Trail]]:
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object refers to: first what has a name, then all; nothing of the object's own code is run."""
+    """Yield an object's references, named ones first, without running the object's own code."""
     kind = type(value)
     if issubclass(kind, type):
         if str(value.__module__).partition(".")[0] not in _OTHERS:
@@ -165,7 +164,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 def _attributes(value: Any) -> dict[Any, Any]:
     try:
         found = object.__getattribute__(value, "__dict__")
-    except Exception:  # it has none, or answers by code of its own
+    except Exception:  # it has none, or its own code raised
         return {}
     return found if type(found) is dict else {}
 
@@ -175,7 +174,7 @@ def _brief(key: Any) -> str:
 
 
 def _place(path: _Trail | None) -> str:
-    """How something was reached, from a module's class on; long ways without their middle."""
+    """Return the text of a path, from a module's class on. Long paths lose their middle."""
     parts: list[str] = []
     while path is not None:
         path, part = path

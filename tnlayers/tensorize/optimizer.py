@@ -1,4 +1,4 @@
-"""Optimizers that were made before a swap."""
+"""Update of optimizers that were made before a swap."""
 
 import gc
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ from tnlayers.tensorize.report import TensorizeReport
 
 
 def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
-    """Give an optimizer that was made before a swap the parameters that came with it.
+    """Replace swapped parameters in an optimizer that was made before the swap.
 
-    In each parameter group, what replaced a weight takes its place, or the place that the model's order gives it, if
-    the group had that order; the groups and their settings stay the same objects, so learning-rate schedulers go on.
-    The state of parameters that are still in the model (biases among them) is kept. The state of a replaced weight is
-    dropped, since moments of a kernel's gradient are not those of cores' gradients: the new parameters start without
-    any, as in a new optimizer.
+    In each parameter group, new parameters take the place of the weight that they replaced, or follow the model's order
+    if the group did so. The groups and their settings stay the same objects, so learning-rate schedulers continue. The
+    state of parameters that are still in the model, such as biases, is kept. The state of a replaced weight is dropped,
+    since moments of the kernel's gradient do not apply to the cores: new parameters start without state, as in a new
+    optimizer.
 
     Args:
-        optimizer: any optimizer of torch's interface.
-        report: what ``tensorize_``, ``densify_`` or ``unfold_`` returned.
+        optimizer: any optimizer with torch's interface.
+        report: result of ``tensorize_``, ``densify_`` or ``unfold_``.
 
     Returns:
-        int: how many parameters were replaced.
+        int: the number of replaced parameters.
 
     Raises:
         ValueError: the optimizer holds none of the replaced parameters, or is LBFGS; or the report is of a dry run.
@@ -36,7 +36,7 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
         >>> optimizer = torch.optim.SGD([model[0].weight, model[0].bias], lr=0.1)
         >>> config = tnlayers.TensorizeConfig(decompose=False)
         >>> import warnings
-        >>> with warnings.catch_warnings(action="ignore"):  # that the optimizer holds a parameter that is gone
+        >>> with warnings.catch_warnings(action="ignore"):  # the optimizer holds a replaced parameter
         ...     report = tnlayers.tensorize_(model, config)
         >>> remap_optimizer_(optimizer, report), len(optimizer.param_groups[0]["params"])
         (1, 3)
@@ -60,7 +60,7 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
             path = name.removesuffix(here.name) if here else ""
             for new_name, new in (here.new if here else {name: parameter}).items():
                 found.append((new, path + new_name))
-        if places == sorted(places) and -1 not in places:  # as the model has them, so that a saved state can be loaded
+        if places == sorted(places) and -1 not in places:  # in the model's order, so that a saved state can be loaded
             found.sort(key=lambda each: after[id(each[0])])
         group["params"][:] = [parameter for parameter, _ in found]
         if "param_names" in group:
@@ -71,17 +71,17 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
 
 
 def holders(parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
-    """The optimizers that hold one of these parameters."""
+    """Return the optimizers that hold one of these parameters."""
     wanted = set(map(id, parameters))
     kinds = _kinds(Optimizer)
 
     def found() -> list[Optimizer]:
-        alive = (each for each in gc.get_objects() if type(each) in kinds)  # of millions: a look-up, no issubclass
+        alive = (each for each in gc.get_objects() if type(each) in kinds)  # millions: faster than issubclass
         return [o for o in alive if any(id(p) in wanted for group in o.param_groups for p in group["params"])]
 
     if not found():
         return []
-    gc.collect()  # what is in cycles and of no use any more is no matter
+    gc.collect()  # drops unused optimizers in reference cycles
     return found()
 
 

@@ -1,4 +1,4 @@
-"""What every layer of a model holds and computes on an input, beside the dense layer: parameters and FLOPs."""
+"""Parameters and FLOPs of every layer of a model on an input, compared to the dense layers."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,23 +18,23 @@ from tnlayers.tensorize.flops import dense_flops
 from tnlayers.tensorize.sites import LayerSite, layers, unwrapped
 
 ELSEWHERE = "(elsewhere)"
-"""The name of the row of all that is in no layer."""
+"""Name of the row for everything outside of the layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One layer, the rest of a model, or a whole one.
+    """Counts of one layer, of the rest of a model, or of a whole model.
 
     Attributes:
-        name, aliases: qualified name, and those of further places of the same module.
-        kind: its class.
+        name, aliases: qualified name, and the module's further names.
+        kind: class name.
         format, rank: of a tensor layer, else None; rank maps bonds to sizes.
         params: entries of the weight, without bias.
         dense_params: entries of the dense kernel. A plain layer is its own dense layer.
         keep_ratio: ``params / dense_params``; None where there are no parameters.
-        flops: of all calls together, two for each multiply-add: of what ran. None where the model never called it.
+        flops: executed FLOPs of all calls, two per multiply-add. None if the model never called the layer.
         dense_flops: the same, of the dense layer.
-        calls: how often it ran.
+        calls: number of calls.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """Parameters and FLOPs of a model's layers; ``print`` shows a table, notebooks do so by themselves.
+    """Parameters and FLOPs of a model's layers. ``print`` and notebooks show a table.
 
     Attributes:
-        rows: one for each layer, in the model's order, and a last one, '(elsewhere)', for what is in none: biases,
-            norms and embeddings; attention and matrix products in the model's own code. ``pandas.DataFrame`` takes
-            them as they are, and ``dataclasses.asdict`` makes dictionaries.
-        totals: the whole model. Its FLOPs are the sum of the rows'; its parameters too, but that one which several
-            layers share counts once.
+        rows: one per layer, in the model's order, and a last one, '(elsewhere)', for everything else: biases, norms
+            and embeddings; attention and matrix products in the model's own code. ``pandas.DataFrame`` accepts the
+            rows, and ``dataclasses.asdict`` makes dictionaries.
+        totals: the whole model. Its FLOPs are the sum of the rows'. So are its parameters, but a parameter of several
+            layers counts once.
         training: whether the model ran in training mode.
     """
 
@@ -72,7 +72,7 @@ class Summary:
         return f"{text_tables.text(rows, _NUMBERS)}\n{note}"
 
     def _repr_html_(self) -> str:
-        """The same table in a notebook."""
+        """Return the same table for notebooks."""
         return text_tables.page(*self._table(), _NUMBERS)
 
     def _table(self) -> tuple[list[tuple[str, ...]], str]:
@@ -100,21 +100,21 @@ _NUMBERS = range(4, len(_HEADER))
 
 
 def summary(model: nn.Module, x: Any) -> Summary:
-    """Count the parameters and FLOPs of a model and of each of its layers, beside those of the dense layers.
+    """Count the parameters and FLOPs of a model and of each of its layers, compared to the dense layers.
 
-    The model runs once, in the mode that it is in: in training mode with gradients, in eval mode without; if a layer is
-    frozen, once before, for it to build what it keeps. FLOPs are what ``torch.utils.flop_counter.FlopCounterMode``
-    counts meanwhile, of the forward alone: matrix products, convolutions and attention, two for each multiply-add; no
-    biases, norms or activations. So they are those of the plans that run, for this input, device, dtype and mode.
+    The model runs once in its current mode: in training mode with gradients, in eval mode without. If a layer is
+    frozen, it first runs once more to fill the weight cache. ``torch.utils.flop_counter.FlopCounterMode`` counts the
+    FLOPs of the forward: matrix products, convolutions and attention, two per multiply-add; no biases, norms or
+    activations. So they are the FLOPs of the executed plans, for this input, device, dtype and mode.
 
-    Two things are counted that ``FlopCounterMode`` alone does not know in torch 2.13: fused attention on the CPU, and
-    torch's transformer layers in eval mode, which run without their fused kernel here. Two are not: products of a
-    matrix and a vector, and fused recurrent layers (``nn.LSTM``).
+    Two things are counted in addition, which ``FlopCounterMode`` alone does not count in torch 2.13: fused attention on
+    the CPU, and torch's transformer layers in eval mode, which run without their fused kernel here. Matrix-vector
+    products and fused recurrent layers (``nn.LSTM``) are not counted.
 
-    Buffers such as running statistics, what the forward assigns to attributes, training flags, the input and torch's
-    random state stay as they were. Lazy layers get their shapes and values, as at any first forward. Compiled and
-    data-parallel models run as they are written, in one process. On the meta device, plans are the meta device's,
-    which may be other ones than those of the device that the model is for.
+    Buffers such as running statistics, attributes that the forward sets, training flags, the input and torch's random
+    state stay as they were. Lazy layers get their shapes and values, as at any first forward. Compiled and
+    data-parallel models run uncompiled in one process. On the meta device, plans are for the meta device, and may
+    differ from those of the later device.
 
     Args:
         model: any module with a convolution, transposed convolution or linear layer, of tnlayers or torch; or one.
@@ -155,7 +155,7 @@ def summary(model: nn.Module, x: Any) -> Summary:
             run_on_copy(model, x)
     counts, flops = _count(model, found, x)
     rows = [_row(site, counts[layer]) for layer, site in found.items()]
-    # Layers with the same cores stand for layers with the same dense kernel, which counts once too.
+    # Layers with the same cores have the same dense kernel, which counts once too.
     spared = {
         tuple(map(id, _weights(layer))): row.dense_params - row.params for layer, row in zip(found, rows, strict=True)
     }
@@ -170,7 +170,7 @@ def summary(model: nn.Module, x: Any) -> Summary:
 
 @dataclass
 class _Count:
-    """What a layer's calls came to: their FLOPs and input shapes; and the total when the latest began."""
+    """FLOPs, number and input shapes of a layer's calls. ``start``: the total FLOPs when the latest call began."""
 
     flops: int = 0
     shapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -179,10 +179,10 @@ class _Count:
 
 
 def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[nn.Module, _Count], int]:
-    """Run a model, and count each layer's FLOPs and all."""
+    """Run a model, and count each layer's FLOPs and the total."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: PLC0415  (imports triton if it can)
 
-    # Fused attention on the CPU, which the counter of torch 2.13 does not know, as it counts the one on GPUs.
+    # torch 2.13's counter lacks fused attention on the CPU. It is counted like the one on GPUs.
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     attention = {fused: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}  # type: ignore[no-untyped-call]
     counter = FlopCounterMode(display=False, custom_mapping=attention)
@@ -200,25 +200,25 @@ def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[n
     devices = {weight.device for weight in model.parameters() if weight.is_cuda}
     if any(layer.frozen for layer in found if isinstance(layer, TensorLayer)):
         with _untouched(model, devices):
-            run_on_copy(model, x)  # later forwards have what the first one builds and keeps
-    # Around all other hooks, which may be the layer's own (weight_norm); the input is what these leave of it.
+            run_on_copy(model, x)  # fills the frozen layers' weight caches
+    # Outside of all other hooks, such as weight_norm's, so that these are counted; the input is as they changed it.
     handles = [layer.register_forward_pre_hook(enter, prepend=True) for layer in counts]
     handles += [layer.register_forward_hook(leave, with_kwargs=True) for layer in counts]
     try:
         with warnings.catch_warnings(), _untouched(model, devices), counter:
-            # The counter's hooks fire once more for each, which its total does not notice.
+            # The counter's hooks run once more for each compiled module, which does not change its total.
             warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
             run_on_copy(model, x)
     finally:
         for handle in handles:
             handle.remove()
-        torch.clear_autocast_cache()  # of weights cast without gradients, which a later step would be given
+        torch.clear_autocast_cache()  # it holds weights cast without gradients, which a later step would reuse
     return counts, counter.get_total_flops()
 
 
 @contextmanager
 def _untouched(model: nn.Module, devices: set[torch.device]) -> Iterator[None]:
-    """A forward in the mode that a model is in leaves no trace."""
+    """Run a forward in the model's mode without side effects."""
     with (
         torch.inference_mode(False) if model.training else nullcontext(),
         torch.set_grad_enabled(model.training),
@@ -231,7 +231,7 @@ def _untouched(model: nn.Module, devices: set[torch.device]) -> Iterator[None]:
 
 @contextmanager
 def _state(model: nn.Module) -> Iterator[None]:
-    """Attributes and buffers of all modules are as they were behind it; meanwhile the buffers are copies."""
+    """Restore attributes and buffers of all modules on exit; inside, the buffers are copies."""
     before = [(module, vars(module).copy(), dict(module._buffers.items())) for module in model.modules()]
     copies: dict[int, Tensor] = {}  # a buffer may be in several modules
     for module, _, buffers in before:
@@ -265,7 +265,7 @@ def _row(site: LayerSite, count: _Count) -> Row:
 
 
 def _pairs(params: int, dense_params: int, flops: int | None, dense_flops: int | None) -> dict[str, Any]:
-    """A row's counts, each beside the dense layer's."""
+    """Return a row's counts, with the dense layer's."""
     ratio = params / dense_params if dense_params else None
     return {
         "params": params,
@@ -277,7 +277,7 @@ def _pairs(params: int, dense_params: int, flops: int | None, dense_flops: int |
 
 
 def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a layer but for its bias."""
+    """Return the parameters of a layer except its bias."""
     return [weight for name, weight in layer.named_parameters() if not name.endswith("bias")]
 
 

@@ -1,4 +1,4 @@
-"""What a swap did to every layer, and why; and the optimizer that was made before it."""
+"""Report of a swap: the result for every layer, with a reason, and the replaced parameters."""
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,18 @@ from tnlayers.tensorize import text_tables
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer.
+    """Result of a swap for one layer.
 
     Attributes:
-        name: qualified name; ``aliases`` are further places of the same module.
-        kind: what it was, as it prints itself.
+        name: qualified name; ``aliases`` are the module's further names.
+        kind: the old layer's text.
         swapped: whether it was replaced (in a dry run: would be).
-        reason: why it was, or was left alone.
+        reason: why it was replaced or stayed.
         format, rank: of the tensor layer; rank maps bonds to sizes.
         params: entries of the weight before and after.
-        flops: on the example input before and after, two for each multiply-add: after, of the plan that runs or of one
-            in which the input meets core by core, whichever has fewer (the planner may prefer one with more that is
-            faster). None without an example, or where the model never called the layer.
+        flops: on the example input before and after, two per multiply-add. After: of the executed plan or of a
+            factorized one, whichever has fewer (the executed plan may have more and be faster). None without an
+            example, or if the model never called the layer.
         error: ``||W - W'|| / ||W||`` of a fitted kernel.
     """
 
@@ -41,7 +41,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Replaced:
-    """A parameter that left the model, held weakly, its name in its layer, and what came in its place."""
+    """A replaced parameter, as a weak reference, its name in its layer, and its replacements by name."""
 
     old: "weakref.ref[nn.Parameter]"
     name: str
@@ -50,12 +50,12 @@ class Replaced:
 
 @dataclass(frozen=True)
 class TensorizeReport(Mapping[str, LayerReport]):
-    """Every convolution and linear layer of a model, by name; ``print`` shows a table.
+    """Results for every convolution and linear layer of a model, by name; ``print`` shows a table.
 
     Attributes:
-        layers: one entry for each, in the model's order.
+        layers: one entry per layer, in the model's order.
         model_params: parameters of the whole model before and after.
-        dry_run: whether the model was left as it was.
+        dry_run: whether the model was left unchanged.
     """
 
     layers: tuple[LayerReport, ...]
@@ -65,7 +65,7 @@ class TensorizeReport(Mapping[str, LayerReport]):
     _order: tuple[Sequence[int], Sequence[int]] = field(default=((), ()), repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LayerReport:
-        """The layer of a name or an alias."""
+        """Return the layer of a name or an alias."""
         for layer in self.layers:
             if name == layer.name or name in layer.aliases:
                 return layer
@@ -78,7 +78,7 @@ class TensorizeReport(Mapping[str, LayerReport]):
         return len(self.layers)
 
     def __reduce__(self) -> Any:
-        # What was replaced is held weakly and stays behind.
+        # Weak references to replaced parameters cannot be pickled.
         return TensorizeReport, (self.layers, self.model_params, self.dry_run)
 
     @property
@@ -87,7 +87,7 @@ class TensorizeReport(Mapping[str, LayerReport]):
         return tuple(layer.name for layer in self.layers if layer.swapped)
 
     def total(self, what: str) -> tuple[int, int] | None:
-        """Sum of 'params' or 'flops' over the layers before and after; None where a layer has none."""
+        """Return the sums of 'params' or 'flops' before and after over the layers that have any; None if none has."""
         pairs = [getattr(layer, what) for layer in self.layers]
         pairs = [pair for pair in pairs if pair is not None]
         return (sum(before for before, _ in pairs), sum(after for _, after in pairs)) if pairs else None
@@ -97,7 +97,7 @@ class TensorizeReport(Mapping[str, LayerReport]):
         return f"{text_tables.text(rows)}\n{totals}"
 
     def _repr_html_(self) -> str:
-        """The same table in a notebook."""
+        """Return the same table for notebooks."""
         return text_tables.page(*self._table())
 
     def _table(self) -> tuple[list[tuple[str, ...]], str]:

@@ -1,11 +1,11 @@
-"""Tables of text cells, for terminals and for notebooks, and how counts and ranks stand in them."""
+"""Tables of text cells for terminals and notebooks, and the text of counts and ranks in them."""
 
 import html
 from collections.abc import Collection, Mapping, Sequence
 
 
 def text(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
-    """Align the columns of a table; those in ``numbers`` to the right.
+    """Format a table as text; the columns in ``numbers`` are right-aligned.
 
     Example:
         >>> print(text([("layer", "FLOPs"), ("stem", "12"), ("head", "3,456")], numbers=[1]))
@@ -20,7 +20,7 @@ def text(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
 
 
 def page(rows: Sequence[Sequence[str]], caption: str, numbers: Collection[int] = ()) -> str:
-    """Write a table as HTML, its first row as the header; every cell is escaped.
+    """Format a table as HTML with the first row as header; every cell is escaped.
 
     Example:
         >>> page([("layer", "FLOPs"), ("a<b", "12")], "all", numbers=[1]).splitlines()[2]
@@ -36,16 +36,16 @@ def page(rows: Sequence[Sequence[str]], caption: str, numbers: Collection[int] =
 
 
 def place(name: str, aliases: Sequence[str]) -> str:
-    """The names of a module, one or more."""
+    """Join the names of a module."""
     return " = ".join((name, *aliases))
 
 
 def count(number: int | None) -> str:
-    """A count with thousands separated; empty where there is none."""
+    """Format a count with thousands separators; empty for None."""
     return "" if number is None else f"{number:,}"
 
 
 def sizes(rank: Mapping[str, int] | None) -> str:
-    """The sizes of a rank's bonds: one if all are alike."""
+    """Format the sizes of a rank's bonds: one number if all are equal."""
     values = [*(rank or {}).values()]
     return ", ".join(map(str, values[:1] if len(set(values)) == 1 else values))

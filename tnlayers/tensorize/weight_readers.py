@@ -1,4 +1,4 @@
-"""What a model's own code reads of its layers, beside calling them, seen while it runs."""
+"""Detection of the attributes that a model's own code reads from its layers."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from tnlayers.backend.observe import observe
 from tnlayers.tensorize.held_outside import own_attributes
 
 _ANSWERED = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
-"""What a sequence of layers can tell of a weight that it does not have."""
+"""Properties of a weight that a sequence of layers, which has none, can provide."""
 _KIND = "weight.dtype"
 
 
 class Read(NamedTuple):
-    """What is read of a layer.
+    """Attributes that are read from a layer.
 
     Attributes:
-        names: attributes that a sequence of layers lacks.
-        kind: whether a weight's dtype or device are read, which a stand-in can tell.
+        names: read attributes that a sequence of layers lacks.
+        kind: whether a weight's dtype or device is read, which a stand-in can provide.
     """
 
     names: Sequence[str] = ()
@@ -31,10 +31,10 @@ class Read(NamedTuple):
 
 
 def reads(model: nn.Module, layers: Sequence[nn.Module], example: Any) -> dict[nn.Module, Read]:
-    """Run a model as ``observe`` does, and name what is read of its layers.
+    """Run a model as ``observe`` does, and return the attributes that are read from its layers.
 
-    What is read within a layer's own forward is no matter either,
-    and so is what somebody has put on the layer, which moves to the one that comes instead.
+    Reads within a layer's own forward are ignored. So are reads of attributes that a user has added to the layer, since
+    these move to the new layer.
     """
     found: dict[nn.Module, dict[str, None]] = {layer: {} for layer in layers}
     kinds = {layer: type(layer) for layer in layers}
@@ -50,9 +50,9 @@ def reads(model: nn.Module, layers: Sequence[nn.Module], example: Any) -> dict[n
 
 
 def mentions(model: nn.Module, name: str) -> bool:
-    """Whether a model's code asks for an attribute of this name: that of its classes, torch's own aside, or held by it.
+    """Return whether code of a model's classes (except torch's) or of its attributes reads an attribute of this name.
 
-    Functions with "init" in their names are left out: they run when the model is made.
+    Functions with "init" in their names are ignored: they run when the model is made.
     """
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     values = [value for module in model.modules() for value in vars(module).values()]
@@ -78,7 +78,7 @@ def _general() -> frozenset[str]:
 
 
 def _spy(kind: type[Any], names: dict[str, None], within: list[bool]) -> type[Any]:
-    """The class of a layer that notes what is read of it, unless ``within`` holds something: then the layer reads."""
+    """Make a subclass of a layer's class that records reads, except the layer's own (``within`` is not empty)."""
 
     @contextmanager
     def inside() -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""YAML in which nothing has two meanings: YAML 1.2's core schema, each key once, no aliases, bounded.
+"""Unambiguous YAML: YAML 1.2's core schema, unique keys, no aliases, limited size.
 
 PyYAML reads YAML 1.1, in which ``1e-1`` is text, ``010`` is eight, ``on`` is true, ``1:30`` is ninety, and of two equal
-keys the last one counts. An alias of an alias of an alias stands for more text than any memory holds.
+keys the last one counts. Nested aliases can expand to more text than any memory holds.
 """
 
 import os
@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import yaml
 
 LONGEST = 2**18
-"""Characters of a text: a line for each of five thousand layers, read in some ten seconds."""
+"""Maximum characters of a text: one line for each of five thousand layers, read in some ten seconds."""
 DEEPEST = 32
-"""Lists and mappings inside each other."""
+"""Maximum nesting depth of lists and mappings."""
 _DIGITS = 64
-"""Characters of a number."""
+"""Maximum characters of a number."""
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
@@ -28,12 +28,12 @@ _CORE = {
         [*"-+.0123456789"],
     ),
 }
-"""The core schema (yaml.org/spec/1.2.2, 10.3.2): what a word of each type looks like, and its first characters."""
+"""The core schema (yaml.org/spec/1.2.2, 10.3.2): pattern and first characters of each type's words."""
 _WORDS = {kind: re.compile(rf"(?:{form})\Z") for kind, (form, _) in _CORE.items()}
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads the core schema, and refuses all else with its line."""
+    """Loader of the core schema. Everything else raises an error with its line."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (as the stubs have it)
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def word(self, node: Any) -> Any:
-        """A value of the type that its tag names. The tag is that of its looks, unless one is written."""
+        """Return a value of the tag's type. A missing tag is inferred from the text."""
         text: str = self.construct_scalar(node)
         kind = node.tag.removeprefix(_TAG)
         if kind == "str":
@@ -70,11 +70,11 @@ class _Loader(yaml.SafeLoader):
         return text.lower() == "true" if kind == "bool" else None
 
     def sequence(self, node: Any) -> list[Any]:
-        """A list."""
+        """Return a list."""
         return self.construct_sequence(node, deep=True)
 
     def mapping(self, node: Any) -> dict[Hashable, Any]:
-        """A mapping that has each key once."""
+        """Return a mapping; raise on duplicate keys."""
         if not isinstance(node, yaml.MappingNode):
             raise _at(node, "this is no mapping, as its tag says")
         lines: dict[Hashable, int] = {}
@@ -90,12 +90,12 @@ class _Loader(yaml.SafeLoader):
         return found
 
     def unknown(self, node: Any) -> Any:
-        """Any other tag."""
+        """Raise on any other tag."""
         raise _at(node, f"the tag {node.tag.replace(_TAG, '!!')} is not read")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes what either version of YAML would not take for text."""
+    """Dumper that quotes text which either version of YAML would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -116,7 +116,7 @@ def _at(place: Any, sentence: str) -> ValueError:
 
 
 def load_yaml(text: str) -> Any:
-    r"""Read YAML text, of version 1.2's core schema.
+    r"""Read YAML 1.2 text with the core schema.
 
     ``1e-1`` is a number, and ``yes``, ``on``, ``1_000``, ``1:30`` and ``2001-01-01`` are text.
 
@@ -128,9 +128,9 @@ def load_yaml(text: str) -> Any:
 
     Raises:
         TypeError: ``text`` is no text.
-        ValueError: it is not YAML, or longer than ``LONGEST``; with its line: a key that is there twice, an anchor or
-            alias, a number with a zero before it, which the versions read differently, a tag of another type than
-            these, or more than ``DEEPEST`` lists and mappings inside each other.
+        ValueError: it is not YAML, or longer than ``LONGEST``; or, with its line: a duplicate key, an anchor or
+            alias, a number with a leading zero, which the versions read differently, a tag of another type than
+            these, or lists and mappings nested deeper than ``DEEPEST``.
 
     Example:
         >>> load_yaml("{rank: 1e-1, on: [0o10, yes, null]}")
@@ -154,9 +154,9 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read a YAML file as ``load_yaml`` does.
 
     Raises:
-        OSError: the file is not there, or cannot be read.
+        OSError: the file does not exist or cannot be read.
         TypeError: ``path`` is no name of a file.
-        ValueError: it is YAML itself, or as for ``load_yaml``, with the file's name.
+        ValueError: ``path`` is YAML text; or as for ``load_yaml``, with the file's name.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path is {path!r}; it must be the name of a file")
@@ -182,7 +182,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 def dump_yaml(plain: Any) -> str:
-    """Write what ``load_yaml`` reads as the same value, and readers of YAML 1.1 too.
+    """Write YAML that ``load_yaml`` and YAML 1.1 readers read as the same value.
 
     Example:
         >>> print(dump_yaml({"on": ["1e-1", 0.1, "010"]}), end="")

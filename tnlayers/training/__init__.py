@@ -1,1 +1,1 @@
-"""Helpers of training: calibration, learning rates, penalties."""
+"""Helpers for training: calibration, learning rates, penalties."""

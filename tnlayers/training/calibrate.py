@@ -1,4 +1,4 @@
-"""Scales for a whole model: from what its layers make of a batch, and for the branches of residual networks."""
+"""Scaling of a whole model: calibration of its layers on a batch, and scaling of residual branches."""
 
 import math
 from collections.abc import Iterable
@@ -17,34 +17,34 @@ from tnlayers.layers.registry import KINDS
 from tnlayers.layers.zero_kernels import shrink
 
 NEAR = 0.05
-"""By what share a rescaled layer's second moment may miss the target: rounding of half precision, and no more."""
+"""Relative tolerance of a rescaled layer's second moment; it covers rounding in half precision only."""
 
 
 @torch.no_grad()
 def calibrate_(model: nn.Module, batch: Any, *, target: float = 1.0) -> dict[str, float]:
-    """Rescale every convolution and linear layer, so that its outputs on a batch have one second moment.
+    """Rescale every convolution and linear layer in place to a common second moment of its outputs on a batch.
 
-    The model runs once, uncompiled and in eval mode. Each layer, of tnlayers or torch, is rescaled when it is first
-    called, and called again: so the ones behind it see what they will get. Biases stay; frozen weights are rescaled
-    too. What the batch does not reach stays as it is, and so do weights outside of such layers: embeddings, attention's
-    joint projections, tensorly-torch's. Where anything is refused, everything stays.
+    The model runs once, uncompiled and in eval mode. At its first call, each layer (of tnlayers or torch) is rescaled
+    and called again, so the next layers get rescaled inputs. Biases stay; weights with requires_grad False are rescaled
+    too. Layers that the batch does not reach stay unchanged, as do weights outside of such layers: embeddings,
+    attention's joint projections, tensorly-torch's. If it raises, nothing has changed.
 
-    This is the yardstick for rules without data, and better than these at depth. It keeps the signal, not the gradient.
+    It is a reference for rules without data, and better in deep networks. It preserves the signal, not the gradient.
 
     Args:
         model: any module.
         batch: a tensor, a tuple of arguments, or a mapping of named ones, as the model takes it.
-        target: the mean of the squared outputs, over everything.
+        target: the mean of the squared outputs over all entries.
 
     Returns:
-        dict[str, float]: by what each layer's weight was multiplied, in the order of the first calls.
+        dict[str, float]: the factor of each layer's weight, in the order of the first calls.
 
     Raises:
         TypeError: ``model`` is no module, or wrapped for distributed training; a weight is computed from other tensors
             (parametrized, pruned, weight_norm).
-        ValueError: ``target`` is not a positive number; there is no layer, or none that is reached; a layer is on the
-            meta device, shares its weight with another module, puts out nothing but zeros or anything that is not
-            finite, has a bias whose square alone is above the target, or does not follow its weight.
+        ValueError: ``target`` is not a positive number; no layer exists or is reached; a layer is on the meta device,
+            shares its weight with another module, has only zero outputs or any that is not finite, has a bias whose
+            square alone reaches the target, or its output does not scale with its weight.
 
     Reference:
         Mishkin and Matas, "All you need is a good init", ICLR 2016, for layer-sequential unit variance.
@@ -102,26 +102,26 @@ def calibrate_(model: nn.Module, batch: Any, *, target: float = 1.0) -> dict[str
 
 @torch.no_grad()
 def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float | None = None) -> list[str]:
-    r"""Scale the last layers of residual branches, for networks without normalisation.
+    r"""Scale the last layers of residual branches in place, for networks without normalisation.
 
-    Where every branch adds a signal of gain g to the one it is added to, the second moment grows by 1 + g with each.
-    Branches scaled by :math:`1/\sqrt{L}`, of L in all, multiply it by :math:`(1 + g/L)^L < e^g`; branches of zero
-    leave it, and every block starts as its shortcut.
+    If every branch has gain g, each block multiplies the second moment by 1 + g. With L branches scaled by
+    :math:`1/\sqrt{L}`, all blocks together multiply it by :math:`(1 + g/L)^L < e^g`. With branches of zero it stays the
+    same, and every block starts as its shortcut.
 
     Args:
         model: any module.
         last: names of the last convolution or linear layer of every branch: globs, or ``re:`` and an expression. As in
             ``TensorizeConfig``, a module's name covers all layers inside it.
-        factor: what weight and bias are multiplied with; ``1 / sqrt(L)``, of L layers that match, where not given. By
-            0, or less than a hundredth, of a tensor layer the last core alone, so that it learns.
+        factor: factor of weight and bias; default ``1 / sqrt(L)`` for L matching layers. A factor of 0, or below a
+            hundredth, is applied to only the last core of a tensor layer, so that the layer can learn.
 
     Returns:
         list[str]: the layers' names.
 
     Raises:
-        TypeError: as for ``calibrate_``, of the layers that match; or ``last`` is no string or strings.
-        ValueError: a pattern matches no layer, ``factor`` is not a finite number from 0, or a layer that matches is on
-            the meta device or shares its weight with another module.
+        TypeError: as for ``calibrate_``, for the matching layers; or ``last`` is no string or strings.
+        ValueError: a pattern matches no layer, ``factor`` is not a finite number >= 0, or a matching layer is on the
+            meta device or shares its weight with another module.
 
     Reference:
         Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, and De and Smith, "Batch Normalization Biases Residual
@@ -158,7 +158,7 @@ def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float |
 
 
 def _layers(model: Any) -> dict[Any, str]:
-    """Convolutions and linear layers by name, each once."""
+    """Return every convolution and linear layer once, with its name."""
     check_module("model", model)
     if isinstance(model, DistributedDataParallel):
         raise TypeError("model is a DistributedDataParallel, whose processes would differ; take its module, wrap after")
@@ -169,7 +169,7 @@ def _layers(model: Any) -> dict[Any, str]:
 
 
 def _check(model: nn.Module, layers: dict[Any, str]) -> None:
-    """Refuse layers whose weights are not theirs alone to scale."""
+    """Raise if a layer's weight is shared, computed from other tensors or without values."""
     holders: dict[int, list[tuple[str, nn.Module]]] = {}
     for place, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -202,7 +202,7 @@ def _multiply(layer: Any, factor: float) -> None:
 
 
 def _factor(name: str, layer: Any, output: Tensor, target: float) -> float:
-    """By what to multiply the weight: the positive root of ``mean (factor y + bias)^2 = target``."""
+    """Return the weight's factor: the positive root of ``mean (factor y + bias)^2 = target``."""
     spatial = layer.geometry.ndim if isinstance(layer, TensorLayer) else layer.weight.ndim - 2
     bias = output.new_zeros(()) if layer.bias is None else layer.bias.detach().view(-1, *[1] * spatial)
     wide = torch.promote_types(output.dtype, torch.float32)

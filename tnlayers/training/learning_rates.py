@@ -1,34 +1,34 @@
-r"""Optimisation that acts on the kernel: decay of its norm, and learning rates for its first step.
+r"""Optimisation in terms of the kernel: decay of its norm, and learning rates for its first step.
 
 **Decay.** Weight decay of the cores is not weight decay of the kernel :math:`W`. But :math:`\frac{\lambda}{2}
 \|W\|_F^2` in the loss adds :math:`\lambda W` to the kernel's gradient, as SGD's ``weight_decay`` does for a dense
-layer. The square is a network itself: the cores and a copy of each, which shares its dense axes, not its bonds.
+layer. The squared norm is itself a network: the cores and a copy of each that shares the dense axes, not the bonds.
 
-**Learning rates.** The kernel, of P entries, is linear in each core: with :math:`J_k = \partial W / \partial G_k`, a
-step moves it by :math:`\delta W = \sum_k J_k \, \delta G_k` to first order, and the loss by :math:`\langle g, \delta W
-\rangle`, where g is the kernel's gradient. Say g is white: independent normal entries of variance :math:`\gamma^2`.
-The gradient of core k, :math:`J_k^T g`, has entries of variance :math:`\gamma^2 \|J_{k,a}\|^2`, one for each column a.
-SGD's step is the learning rate times that; Adam's first is the learning rate, with its sign. The loss is expected to
-fall by :math:`\eta_k \gamma^2 \sum_a \|J_{k,a}\|^2` (SGD) or :math:`\eta_k c \gamma \sum_a \|J_{k,a}\|` (Adam), where
-:math:`c = \sqrt{2/\pi}`; for a dense layer by :math:`\eta \gamma^2 P` or :math:`\eta c \gamma P`. So the n cores that
-train have equal shares of the dense layer's decrease if
+**Learning rates.** The kernel, of P entries, is linear in each core. With :math:`J_k = \partial W / \partial G_k`, a
+step changes it by :math:`\delta W = \sum_k J_k \, \delta G_k` to first order, and the loss by :math:`\langle g, \delta
+W \rangle`, where g is the kernel's gradient. Assume that g is white: independent normal entries of variance
+:math:`\gamma^2`. The gradient of core k, :math:`J_k^T g`, has entries of variance :math:`\gamma^2 \|J_{k,a}\|^2`, one
+for each column a. SGD's step is the learning rate times the gradient. Adam's first step is the learning rate with the
+gradient's sign. The expected decrease of the loss is :math:`\eta_k \gamma^2 \sum_a \|J_{k,a}\|^2` (SGD) or
+:math:`\eta_k c \gamma \sum_a \|J_{k,a}\|` (Adam), where :math:`c = \sqrt{2/\pi}`; for a dense layer it is :math:`\eta
+\gamma^2 P` or :math:`\eta c \gamma P`. So the n trained cores have equal shares of the dense layer's decrease if
 
 .. math:: \eta_k = \eta \, \frac{P}{n \sum_a \|J_{k,a}\|^2} \quad\text{(SGD)}, \qquad
           \eta_k = \eta \, \frac{P}{n \sum_a \|J_{k,a}\|} \quad\text{(Adam)}. \tag{1}
 
-For cores as the solver draws them, with variances :math:`\sigma_k^2`, :math:`E[J_k J_k^T] = \mathrm{Var}(W) /
-\sigma_k^2 \cdot I` by the argument of ``tnlayers.init.variance`` without core k. Its :math:`N_k` columns share it:
+For cores drawn by the solver, with variances :math:`\sigma_k^2`, :math:`E[J_k J_k^T] = \mathrm{Var}(W) /
+\sigma_k^2 \cdot I` by the argument of ``tnlayers.init.variance`` without core k. Split among the :math:`N_k` columns:
 
 .. math:: \eta_k = \eta \, \frac{\sigma_k^2}{n \, \mathrm{Var}(W)} \quad\text{(SGD)}, \qquad
           \eta_k = \eta \, \frac{\sigma_k}{n} \sqrt{\frac{P}{N_k \, \mathrm{Var}(W)}} \quad\text{(Adam)}, \tag{2}
 
-and SGD has :math:`E[\delta W] = -\eta g` over draws (not rescaled to an exact norm), the dense layer's step, for any g
-that does not depend on them.
+and over draws (not rescaled to an exact norm) SGD has :math:`E[\delta W] = -\eta g`, the dense layer's step, for any g
+independent of the draws.
 
-The norm of the step is not the dense layer's. Most of a white g is where the cores cannot follow, and where they can
-they go further: under (1) the step is several times as long, the more the fewer parameters are kept. So the largest
-rate that is stable is smaller than a dense model's. For Adam the norm can be matched instead: with signs independent of
-the cores, :math:`E\|\delta W\|^2 = \sum_k \eta_k^2 \sum_a \|J_{k,a}\|^2`, and :math:`\eta^2 P` for a dense layer, so
+The norm of the step is not the dense layer's. Most of a white g is outside of the cores' tangent space, so the step
+within it is longer: under (1) several times as long, and the longer, the fewer parameters are kept. So the largest
+stable rate is smaller than a dense model's. For Adam the norm can be matched instead. With signs independent of the
+cores, :math:`E\|\delta W\|^2 = \sum_k \eta_k^2 \sum_a \|J_{k,a}\|^2`; for a dense layer it is :math:`\eta^2 P`. So
 with equal shares
 
 .. math:: \eta_k = \eta \sqrt{\frac{P}{n \sum_a \|J_{k,a}\|^2}} \quad\text{or}\quad
@@ -71,30 +71,30 @@ def param_groups(
     match: str = "decrease",
     scale: str = "measured",
 ) -> list[dict[str, Any]]:
-    """Parameter groups in which the first step of every kernel is expected to do what a dense layer's would.
+    """Return parameter groups with core learning rates that match the first step of a dense model.
 
-    See this module's docstring for what is equal, and what is not. Parameters other than cores have the base ``lr``.
-    ``weight_decay`` is for those of two or more dimensions; cores, biases and norms have none, and
-    ``frobenius_penalty`` decays the kernels. A core of several layers has the least of their rates.
+    This module's docstring says which quantities match. Parameters other than cores have the base ``lr``, and those
+    with two or more dimensions the ``weight_decay``. Cores, biases and norms have no weight decay:
+    ``frobenius_penalty`` decays the kernels. A core of several layers has the smallest of their rates.
 
     Args:
         model: any module.
         lr: the learning rate of a dense model.
-        weight_decay: of the dense weights.
-        optimizer: 'sgd', with momentum or without, or 'adam', for all whose first step goes by signs (AdamW, Lion...).
+        weight_decay: weight decay of the dense weights.
+        optimizer: 'sgd', with or without momentum, or 'adam', for every sign-based first step (AdamW, Lion...).
         match: 'decrease' of the linearised loss under white gradients, or, for 'adam', 'norm' of the kernel's step
             under random signs.
-        scale: 'measured' on the cores as they are, or 'expected' of cores as the solver draws them: without values,
-            and equal for equal layers, so that there are fewer groups.
+        scale: 'measured' on the present cores, or 'expected' over the solver's draws: this needs no values, and makes
+            fewer groups, since equal layers have equal rates.
 
     Returns:
-        list[dict]: groups of 'params', 'lr', 'weight_decay' and 'name'; cores of one rate are one group, named after
-        the first. Every parameter that requires a gradient is in one of them.
+        list[dict]: groups of 'params', 'lr', 'weight_decay' and 'name'. Cores of equal rate form one group, named after
+        the first. Every parameter that requires a gradient is in one group.
 
     Raises:
         TypeError: an argument is of another type, or cores are parametrized.
-        ValueError: an argument is not as above, nothing requires a gradient, a core has no values to measure, or no
-            step of it moves the kernel, since other cores are zero.
+        ValueError: an argument is invalid, nothing requires a gradient, a core has no values to measure, or no step of
+            it changes the kernel, since other cores are zero.
 
     Example:
         >>> import tnlayers
@@ -142,7 +142,7 @@ def _number(name: str, value: Any) -> None:
 
 
 def _factors(name: str, layer: TensorLayer, rule: tuple[str, str], scale: str) -> Iterator[tuple[nn.Parameter, float]]:
-    """The cores that train, each with its learning rate over that of a dense layer."""
+    """Yield each trained core with the ratio of its learning rate to a dense layer's."""
     network, cores, count = layer.network, [*layer.cores], layer.network.dense_params
     if not all(isinstance(core, nn.Parameter) for core in cores):
         raise TypeError(f"cores of {name} are parametrized, so no optimizer sets them; remove the parametrizations")
@@ -168,10 +168,10 @@ def _factors(name: str, layer: TensorLayer, rule: tuple[str, str], scale: str) -
 
 @torch.no_grad()
 def column_squares(network: TensorNetwork, cores: Sequence[Tensor], k: int) -> Tensor:
-    """Squared norms of the columns of the kernel's derivative by core k.
+    """Return the squared norms of the columns of the kernel's derivative by core k.
 
     Returns:
-        Tensor: one for each value of those axes of core k that other cores have too; the other axes make no difference.
+        Tensor: its axes are those that core k shares with other cores; the norms do not depend on core k's other axes.
         In float64 where the device has it.
 
     Example:

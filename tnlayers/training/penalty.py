@@ -1,4 +1,4 @@
-"""Weight decay of kernels: the squared Frobenius norm of what the cores contract to."""
+"""Weight decay of kernels: the squared Frobenius norm of the contracted cores."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from tnlayers.spec.network import TensorNetwork
 
 
 def frobenius_penalty(module: nn.Module) -> Tensor:
-    """Sum of ``squared_norm`` over the tensor layers in a module; layers of the same cores count once.
+    """Return the sum of ``squared_norm`` over a module's tensor layers. Layers with the same cores count once.
 
-    ``loss + 0.5 * weight_decay * frobenius_penalty(model)`` decays the kernels as SGD's ``weight_decay`` does those of
-    dense layers. The optimizer's own must be 0 for the cores, as in the groups of ``param_groups``.
+    ``loss + 0.5 * weight_decay * frobenius_penalty(model)`` decays the kernels as SGD's ``weight_decay`` does in dense
+    layers. The optimizer's ``weight_decay`` must be 0 for the cores, as in the groups of ``param_groups``.
 
     Args:
         module: any module; without tensor layers, the sum is 0.
 
     Returns:
-        Tensor: a number, on the first layer's device, in float32 or float64.
+        Tensor: a scalar on the first layer's device, in float32 or float64.
 
     Example:
         >>> import tnlayers
@@ -34,7 +34,7 @@ def frobenius_penalty(module: nn.Module) -> Tensor:
     for layer in check_module("module", module).modules():
         if isinstance(layer, TensorLayer):
             network, cores = layer.network, layer._listed()
-            # The first core first: of many layers, most comparisons end there.
+            # The first cores are compared first, since that decides most cases cheaply.
             if not any(cores[0] is held[0] and _same(cores, held) and network == other for other, held in kernels):
                 kernels.append((network, cores))
     if not kernels:
@@ -47,17 +47,17 @@ def frobenius_penalty(module: nn.Module) -> Tensor:
 
 
 def squared_norm(layer: TensorLayer) -> Tensor:
-    """The squared Frobenius norm of a layer's kernel, differentiable in the cores, also repeatedly.
+    """Return the squared Frobenius norm of a layer's kernel, differentiable any number of times in the cores.
 
-    The cores contract with their copies, or first to the dense kernel, whichever takes less time by estimate (for 64
-    channels and less it is mostly the kernel). The order is found once for a network.
+    The cores are contracted with their copies, or first to the dense kernel, by the smaller time estimate (up to 64
+    channels this is mostly the kernel). The order is found once per network.
 
     Args:
         layer: any tensor layer.
 
     Returns:
-        Tensor: a number, in the cores' dtype, also under autocast; for float16 and bfloat16 computed and returned in
-        float32, since the square would leave the range of the one and the precision of the other.
+        Tensor: a scalar in the cores' dtype, even under autocast. For float16 and bfloat16 it is computed and returned
+        in float32: the square exceeds the range of float16 and the precision of bfloat16.
 
     Example:
         >>> import tnlayers
