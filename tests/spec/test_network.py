@@ -26,8 +26,6 @@ def test_counts_and_shapes():
     assert CP.core_shapes == ((8, 4), (6, 4), (3, 4), (2, 4))
     assert CP.num_params == 4 * (8 + 6 + 3 + 2)
     assert CP.dense_params == 6 * 8 * 3 * 2
-    assert CP.adjacency == ((8, 4, 4, 4), (4, 6, 4, 4), (4, 4, 3, 4), (4, 4, 4, 2))
-    assert CP.incidence[0] == (8, 4, 0, 0, 0)
 
 
 def test_channel_axes_are_ordered_by_number_and_kernel_axes_as_torch_has_them():

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _TRACERS = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
 
 
@@ -67,3 +70,12 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
     if (kind in _AUTOCAST or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
+
+
+def constant_to_compilers(function: Callable[P, R]) -> Callable[P, R]:
+    """Let ``torch.compile`` run a function while it traces, and take the result as a constant.
+
+    ``torch.compiler.assume_constant_result`` sets the same mark. But calling it imports the compiler for everyone.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

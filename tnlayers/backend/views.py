@@ -45,3 +45,15 @@ def exchange(weight: Tensor, groups: int) -> Tensor:
     outer, inner, *taps = weight.shape
     weight = weight.reshape(groups, outer // groups, inner, *taps).transpose(1, 2)
     return weight.reshape(groups * inner, outer // groups, *taps)
+
+
+def rearranged(tensor: Tensor, pattern: str) -> Tensor:
+    """Return ``einops.rearrange`` of a tensor; einops is imported at the first call.
+
+    Example:
+        >>> rearranged(torch.empty(2, 3, 4), "a b c -> c (a b)").shape
+        torch.Size([4, 6])
+    """
+    from einops import rearrange  # noqa: PLC0415
+
+    return rearrange(tensor, pattern)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers import validate
-from tnlayers.backend.torch_state import autocast_dtype, sizes, traced
+from tnlayers.backend.torch_state import autocast_dtype, constant_to_compilers, sizes, traced
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.execution.run import apply_steps, pad, prepare_weights, run
 from tnlayers.ops.contraction import order
@@ -188,6 +188,7 @@ class LayerExecutor:
             self._weights.popitem(last=False)
         self._weights[key] = new
 
+    @constant_to_compilers
     def prepare(
         self, mode: str, device: str, dtype: str, output_padding: tuple[int, ...] | None = None, whole: bool = False
     ) -> str:
@@ -205,9 +206,6 @@ class LayerExecutor:
         setting = Setting(batch, size, mode=mode, device=device, dtype=getattr(torch, dtype.removeprefix("torch.")))
         setattr(self, name, self.plan(setting, output_padding, "reconstruct" if whole else None))
         return name
-
-    # torch.compiler.assume_constant_result sets this too, but calling it always imports the compiler.
-    prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _open(x: Tensor) -> bool:

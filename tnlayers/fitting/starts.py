@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from tnlayers.backend.views import permutation
+from tnlayers.backend.views import rearranged
 from tnlayers.ops.contraction import reconstruct
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
@@ -168,9 +168,9 @@ class _Start:
             own = tuple(axis for axis in waiting.pop(leaf) if axis in axes)
             (bond,) = set(self.network.cores[leaf]) - set(own)
             rest = tuple(axis for axis in axes if axis not in own)
-            left = left.permute(permutation(axes, own + rest))
+            left = rearranged(left, f"{' '.join(axes)} -> {' '.join(own + rest)}")
             sizes = left.shape[: len(own)], left.shape[len(own) :]
-            matrix = left.reshape(math.prod(sizes[0]), -1)
+            matrix = left.flatten(0, len(own) - 1).flatten(1)
             vectors = _leading(matrix, self.network.sizes[bond], self.generator)
             found[leaf] = vectors.reshape(*sizes[0], -1), (*own, bond)
             left, axes = (vectors.mT @ matrix).reshape(-1, *sizes[1]), (bond, *rest)
@@ -215,9 +215,8 @@ class _Start:
 
     def _merged(self, order: Sequence[int]) -> Tensor:
         """Return the kernel with one dimension for each core."""
-        axes = tuple(axis for core in order for axis in self._dense(core))
-        shape = [math.prod(self._sizes(core)) for core in order]
-        return self.target.permute(permutation(self.network.dense_axes, axes)).reshape(shape)
+        modes = " ".join(f"({' '.join(self._dense(core))})" for core in order)
+        return rearranged(self.target, f"{' '.join(self.network.dense_axes)} -> {modes}")
 
     def _chain(self, order: Sequence[int], bonds: Sequence[Axes], factors: Sequence[Tensor]) -> list[Tensor]:
         """Return cores from factors (before, dense axes, after). The ends of a path have one bond only."""
@@ -232,7 +231,7 @@ class _Start:
         """Return the values in the network's order and shapes, filled up with small random entries."""
         found = {}
         for core, value, have in zip(order, values, axes, strict=True):
-            part = value.permute(permutation(have, self.network.cores[core]))
+            part = rearranged(value, f"{' '.join(have)} -> {' '.join(self.network.cores[core])}")
             whole = self._noise(self.network.core_shapes[core]) * (PADDING * part.square().mean().sqrt())
             whole[tuple(map(slice, part.shape))] = part
             found[core] = whole

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.shared_memory import sharing
+from tnlayers.backend.views import rearranged
 from tnlayers.formats.base import numbered
 from tnlayers.init.draw import draw, uniform
 from tnlayers.init.variance import Init, Variance, solve
@@ -277,8 +278,7 @@ def _matched(layer: TensorLayer) -> tuple[str, list[nn.Parameter]]:
 
 
 def _arranged(held: Mapping[frozenset[str], tuple[Tensor, Axes]], wanted: Axes) -> Tensor:
-    tensor, axes = held[frozenset(wanted)]
-    return tensor.permute([axes.index(axis) for axis in wanted])
+    return rearranged(held[frozenset(wanted)][0], f"{' '.join(held[frozenset(wanted)][1])} -> {' '.join(wanted)}")
 
 
 def _factorized(make: Any, family: str, factors: list[nn.Parameter], tensorized: tuple[Any, ...]) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS, rates_of
 from tnlayers.backend.sharding import whole
-from tnlayers.backend.torch_state import again, own_precision, plain_autograd
+from tnlayers.backend.torch_state import again, constant_to_compilers, own_precision, plain_autograd
 from tnlayers.backend.views import unviewed
 from tnlayers.ops.contraction import Contraction, order
 from tnlayers.spec.network import TensorNetwork
@@ -136,15 +136,13 @@ class _ForCompilers:
 _FOR_COMPILERS = _ForCompilers()
 
 
+@constant_to_compilers
 def _prepare(cores: tuple[Axes, ...], sizes: tuple[tuple[str, int], ...], device: str, dtype: str) -> str:
     """Store the fastest plan of a network as an attribute, and return the name of the attribute."""
     network = TensorNetwork(cores, dict(sizes))
     name = re.sub(r"\W", "_", f"{network!r} {device} {dtype}")
     setattr(_FOR_COMPILERS, name, fastest(network, device, dtype))
     return name
-
-
-_prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in tnlayers.execution.executor
 
 
 def norm_contractions(network: TensorNetwork, device: str, dtype: str) -> Iterator[NormContraction]:

@@ -219,30 +219,6 @@ class TensorNetwork:
     # ------------------------------------------------------------------ other forms
 
     @property
-    def incidence(self) -> tuple[tuple[int, ...], ...]:
-        """Matrix (core, axis in the order of ``axes``): the size of the axis if the core has it, else 0."""
-        return tuple(tuple(self.sizes[axis] if axis in core else 0 for axis in self.axes) for core in self.cores)
-
-    @property
-    def adjacency(self) -> tuple[tuple[int, ...], ...]:
-        """Matrix (core, core): product of the sizes of shared bonds, 0 without one; of dense axes on the diagonal.
-
-        Example:
-            >>> TensorNetwork.parse("i:4 r:2, r:2 o:8").adjacency
-            ((4, 2), (2, 8))
-        """
-        bonds = set(self.bonds)
-
-        def weight(a: int, b: int) -> int:
-            if a == b:
-                return math.prod(self.shape(axis for axis in self.cores[a] if axis not in bonds))
-            shared = bonds.intersection(self.cores[a], self.cores[b])
-            return math.prod(self.shape(shared)) if shared else 0
-
-        span = range(len(self.cores))
-        return tuple(tuple(weight(a, b) for b in span) for a in span)
-
-    @property
     def equation(self) -> str:
         """Einsum equation that contracts the cores to the kernel, its channel axes split into factors."""
         return einsum_equation(*self.cores, out=self.dense_axes)
