@@ -174,7 +174,7 @@ def _search(space: SearchSpace) -> tuple[_Stage, ...]:
     start, goal = _part(space.inputs, wide), _part(space.outputs, wide)
 
     @cache
-    def meetings(absorbed: int) -> list[tuple[int, int, int, int, int]]:
+    def steps(absorbed: int) -> list[tuple[int, int, int, int, int]]:
         """Return the possible next input steps: cores, multiply-adds, and the kept, summed and new axes."""
         if absorbed == space.all:
             return [(0, 0, sum(goal), 0, 0)]
@@ -191,7 +191,7 @@ def _search(space: SearchSpace) -> tuple[_Stage, ...]:
         """Return lower bounds of the remaining multiply-adds and modules: those with every channel order allowed."""
         if absorbed == space.all:
             return 0, 0
-        left = ((work, *ahead(absorbed | cores)) for cores, work, *_ in meetings(absorbed))
+        left = ((work, *ahead(absorbed | cores)) for cores, work, *_ in steps(absorbed))
         return min(((work + more, modules + 1) for work, more, modules in left), default=(math.inf, 0))
 
     # Entries: lower bounds of multiply-adds and modules, a tie-breaker, both numbers so far, the absorbed cores, the
@@ -205,7 +205,7 @@ def _search(space: SearchSpace) -> tuple[_Stage, ...]:
         if (absorbed, order) in seen:
             continue
         seen.add((absorbed, order))
-        for cores, work, kept, summed, new in meetings(absorbed):
+        for cores, work, kept, summed, new in steps(absorbed):
             more, least = ahead(absorbed | cores)
             if done + work + more > most:
                 continue

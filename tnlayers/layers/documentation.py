@@ -2,7 +2,9 @@
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import MISSING, fields
+from functools import cache
 from typing import Any
 
 from tnlayers.formats import Format
@@ -10,7 +12,7 @@ from tnlayers.formats import Format
 
 def show_options(layer: type[Any], format_type: type[Format]) -> None:
     """Let help() and editors show the format's options in place of the constructor's ``**options``."""
-    parameters = list(inspect.signature(layer.__init__).parameters.values())[1:]
+    parameters = list(_parameters(layer.__init__))
     if parameters and parameters[-1].kind == inspect.Parameter.VAR_KEYWORD:
         for field in fields(format_type):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
@@ -24,17 +26,26 @@ def add_arguments(layer: type[Any], format_type: type[Format]) -> None:
     kind = next((base for base in layer.__mro__[1:] if "Args:" in (vars(base).get("__doc__") or "")), None)
     if kind is None or not format_type.__doc__:  # python -OO
         return
+    first, options = _sections(format_type)
+    _, arguments = _sections(kind)
+    arguments, end, rest = arguments.partition("\n\n")
     own = vars(layer).get("__doc__")
     if own is None:
-        what = re.split("[;.]", inspect.cleandoc(layer.__mro__[1].__doc__ or ""))[0]
-        own = f"{what}, in the format {format_type.__name__}.\n\n{_first(format_type)}"
-    _, heading, rest = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")
-    arguments, end, rest = rest.partition("\n\n")
-    options = inspect.cleandoc(format_type.__doc__).partition("Args:\n")[2].partition("\n\n")[0]
+        what = re.split("[;.]", layer.__mro__[1].__doc__ or "")[0]
+        own = f"{what}, in the format {format_type.__name__}.\n\n{first}"
     arguments = re.sub(r"\n *\*\*options: the format's own\.|, \*\*options", "", arguments)
-    layer.__doc__ = f"{inspect.cleandoc(own)}\n\n{heading}{arguments}\n{options}".rstrip() + end + rest + "\n"
+    described = f"{arguments}\n{options.partition(end)[0]}".rstrip()
+    layer.__doc__ = f"{inspect.cleandoc(own)}\n\nArgs:\n{described}{end}{rest}\n"
 
 
-def _first(format_type: type[Format]) -> str:
-    """The first sentence of a format's docstring."""
-    return inspect.cleandoc(format_type.__doc__ or "").partition("\n\n")[0]
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """Return the parameters of a method but the first."""
+    return tuple(inspect.signature(function).parameters.values())[1:]
+
+
+@cache
+def _sections(cls: type[Any]) -> tuple[str, str]:
+    """Return the first paragraph of a docstring, and what stands behind "Args:"."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    return text.partition("\n\n")[0], text.partition("Args:\n")[2]

@@ -32,8 +32,8 @@ def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: 
 
     Plans are made for the kind of device given, since the layer may still be on the meta device.
     """
-    planners = [layer._executor]
+    executors = [layer._executor]
     with suppress(ValueError):  # groups may cut through a factor
-        planners.append(LayerExecutor(layer.network, layer.geometry, "factorized", layer.memory))
+        executors.append(LayerExecutor(layer.network, layer.geometry, "factorized", layer.memory))
     settings = [replace(layer._setting(shape), device=device) for shape in shapes]
-    return sum(min(executor.plan(setting).flops for executor in planners) for setting in settings)
+    return sum(min(executor.plan(setting).flops for executor in executors) for setting in settings)

@@ -31,7 +31,7 @@ _SEQUENCES: tuple[Any, ...] = list, tuple, deque
 _OTHERS = stdlib_module_names | {"numpy", "tnlayers", "torch"}
 """Packages whose classes hold no layers of a model."""
 
-_Trail = tuple[Any, str]
+_Link = tuple[Any, str]
 """A path to an object, as a linked list: the path before, and the last part."""
 
 
@@ -89,7 +89,7 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
         for key, child in parent._modules.items():
             if child in inside and child not in leaving and inside.get(parent) is not inside[child]:
                 found.setdefault(inside[child], f"{type(parent).__name__}.{key} holds a part of it too")
-    loose: list[tuple[Tensor, _Trail]] = []
+    loose: list[tuple[Tensor, _Link]] = []
     for value, path in _reached(model):
         if isinstance(value, Tensor):
             loose.append((value, path))
@@ -108,12 +108,12 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
     return found
 
 
-def _reached(model: nn.Module) -> Iterator[tuple[Any, _Trail]]:
+def _reached(model: nn.Module) -> Iterator[tuple[Any, _Link]]:
     """Yield once each module and tensor reachable other than by the modules' registered children and parameters."""
     # torch.compile's function of a model copies its attributes, so it refers to these registered places.
     own = ("_modules", "_parameters", "_buffers")
     tree = {id(place) for module in model.modules() for place in (module, *(vars(module)[name] for name in own))}
-    waiting: deque[tuple[Any, _Trail]] = deque()
+    waiting: deque[tuple[Any, _Link]] = deque()
     for module in model.modules():
         path = None, type(module).__name__
         waiting.append((type(module), path))
@@ -173,7 +173,7 @@ def _brief(key: Any) -> str:
     return repr(key)[:40] if type(key) in (str, int) else "..."
 
 
-def _place(path: _Trail | None) -> str:
+def _place(path: _Link | None) -> str:
     """Return the text of a path, from a module's class on. Long paths lose their middle."""
     parts: list[str] = []
     while path is not None:
