@@ -60,20 +60,20 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
     if FORMATS.get(form.name) is not form:
         raise ValueError(f"{name} has the format {form.__name__}; to be named, register it with tnlayers.register")
     made = layer_class(form, kind := type(layer).dense_type)
-    if type(layer) is not made and (own := _own(type(layer), KINDS[kind])):
+    if type(layer) is not made and (own := _own_members(type(layer), KINDS[kind])):
         raise TypeError(
             f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
         )
     description = {
         "format": form.name,
-        "options": {field.name: _plain(field.name, getattr(layer.format, field.name)) for field in fields(form)},
+        "options": {field.name: _as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
         "kind": kind.__name__,
-        "arguments": _plain("arguments", layer._arguments(layer)),
+        "arguments": _as_json("arguments", layer._arguments(layer)),
         "dtype": str(layer.cores[0].dtype).removeprefix("torch."),
         "rank": dict(layer.rank),
         "in_shape": list(layer.network.shape(layer.network.inputs)),
         "out_shape": list(layer.network.shape(layer.network.outputs)),
-        "init": _plain("init", asdict(layer.init)),
+        "init": _as_json("init", asdict(layer.init)),
         "strategy": layer.strategy,
         "memory": layer.memory,
     }
@@ -207,18 +207,18 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _plain(name: str, value: Any) -> Any:
+def _as_json(name: str, value: Any) -> Any:
     """Convert a value to JSON's types."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(f"{name}[{key!r}]", each) for key, each in value.items()}
+        return {key: _as_json(f"{name}[{key!r}]", each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(f"{name}[{k}]", each) for k, each in enumerate(value)]
+        return [_as_json(f"{name}[{k}]", each) for k, each in enumerate(value)]
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise ValueError(f"{name} is {value!r}, which JSON cannot hold: it has finite numbers, text, lists and mappings")
 
 
-def _own(cls: type[TensorLayer], base: type[TensorLayer]) -> list[str]:
+def _own_members(cls: type[TensorLayer], base: type[TensorLayer]) -> list[str]:
     """Return the names that a class, or one between it and its base, defines beyond its format."""
     between = cls.__mro__[: cls.__mro__.index(base)]
     names = [(name, value) for each in between for name, value in vars(each).items() if name != "format_type"]

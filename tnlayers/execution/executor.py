@@ -124,7 +124,7 @@ class LayerExecutor:
             self.thaw()  # an optimizer step may follow; fused optimizers do not raise the cores' version
         mode, kind, dtype = "train" if grad else "infer", x.device.type, x.dtype
         if torch.compiler.is_compiling():
-            whole = mode == "train" and self.strategy == STRATEGIES[0] and _open(x)
+            whole = mode == "train" and self.strategy == STRATEGIES[0] and _has_open_sizes(x)
             name = self.prepare(mode, kind, str(dtype), output_padding, whole)
             return run(getattr(self, name), x, cores, bias)
         if torch._C._get_tracing_state() is not None:
@@ -208,7 +208,7 @@ class LayerExecutor:
         return name
 
 
-def _open(x: Tensor) -> bool:
+def _has_open_sizes(x: Tensor) -> bool:
     """Return whether a compiler treats a spatial size as symbolic.
 
     Then inductor (torch 2.13) cannot train a matrix product before a convolution.

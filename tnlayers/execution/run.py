@@ -85,7 +85,7 @@ class _Run(torch.autograd.Function):
             weights, between = _built(plan, cores, x.dtype)
             offset = None if bias is None else bias.to(x.dtype)
             if plan.chunks > 1 and not any(plan.saved):
-                y = torch.cat([apply_steps(plan, part, weights, offset) for part in _parts(plan, x)])
+                y = torch.cat([apply_steps(plan, part, weights, offset) for part in _batch_chunks(plan, x)])
             else:
                 y = apply_steps(plan, x, weights, offset, saved)
         ctx.plan, ctx.sizes, ctx.bias = plan, (len(cores), len(saved)), None if bias is None else bias.dtype
@@ -151,7 +151,7 @@ def _backward(
     totals: list[Tensor | None] = [None] * len(weights)
     into: Tensor | None = None
     start = 0
-    for part, g, *held in zip(*(_parts(plan, tensor) for tensor in (x, gradient, *saved)), strict=True):
+    for part, g, *held in zip(*(_batch_chunks(plan, tensor) for tensor in (x, gradient, *saved)), strict=True):
         states, found = [part], iter(held)
         for keep, step, weight in zip(plan.saved, plan.steps, weights, strict=False):
             states.append(next(found) if keep else step.apply(states[-1], weight, None))
@@ -173,7 +173,7 @@ def _backward(
     return (into if into is not None else g if for_x else None), totals
 
 
-def _parts(plan: Plan, tensor: Tensor) -> tuple[Tensor, ...]:
+def _batch_chunks(plan: Plan, tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.chunk(plan.chunks) if plan.chunks > 1 and tensor.shape[0] else (tensor,)
 
 

@@ -96,7 +96,7 @@ class Objective:
         apart = tuple(axis for axis in own if axis in elsewhere and axis not in joint)
         free = tuple(axis for axis in own if axis not in elsewhere and axis not in joint)
         # If the other cores form disconnected parts, the normal matrix is the Kronecker product of the parts' matrices.
-        parts = [pairs] if apart else _parts(pairs, self.twins)
+        parts = [pairs] if apart else _connected(pairs, self.twins)
         blocks = [tuple(axis for axis in joint if any(axis in axes for _, axes in part)) for part in parts]
         wanted = apart + tuple(axis for block in blocks for axis in block) + free
         sizes = [math.prod(network.shape(block)) for block in blocks]
@@ -146,7 +146,7 @@ def _contract(operands: Sequence[Operand], out: Axes) -> Tensor:
     return contract([tensor for tensor, _ in operands], [axes for _, axes in operands], out)
 
 
-def _parts(operands: Sequence[Operand], twins: Mapping[str, str]) -> list[list[Operand]]:
+def _connected(operands: Sequence[Operand], twins: Mapping[str, str]) -> list[list[Operand]]:
     """Group operands such that no two groups share an axis, nor an axis and its twin."""
     names = {twin: axis for axis, twin in twins.items()}
     parts: list[tuple[set[str], list[int]]] = []

@@ -177,7 +177,7 @@ def _norm_contraction(network: TensorNetwork, trees: Sequence[Any], device: str,
     def join(ends: Sequence[Axes]) -> Contraction:
         return order((*ends, *(copy(end, network.dense_axes) for end in ends)), (), tuple(sizes.items()))
 
-    ends = [_open(network, group) for group in groups]
+    ends = [_open_axes(network, group) for group in groups]
     ends = [steps[-1].axes[2] if (steps := part(k, end).steps) else end for k, end in enumerate(ends)]
     for k in range(len(ends) if 1 < len(ends) <= GROUPS else 0):  # permute a result for its step if this saves copies
         sides = (side for step in join(ends).steps for side in (step.left, step.right) if not side.ready)
@@ -204,7 +204,7 @@ def _moved(contraction: Contraction) -> int:
     return sum(math.prod(side.source) for side in sides if side.order)
 
 
-def _open(network: TensorNetwork, group: Sequence[int]) -> Axes:
+def _open_axes(network: TensorNetwork, group: Sequence[int]) -> Axes:
     """Return the axes of a group's result: dense axes, and axes that cores outside the group have too."""
     others = {axis for k, core in enumerate(network.cores) if k not in group for axis in core}
     mine = dict.fromkeys(axis for k in group for axis in network.cores[k])

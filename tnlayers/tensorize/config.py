@@ -105,7 +105,7 @@ class TensorizeConfig:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         default = type(self)()
         return {"version": VERSION} | {
-            name: _plain(value) for name, value in values.items() if value != getattr(default, name)
+            name: _as_yaml(value) for name, value in values.items() if value != getattr(default, name)
         }
 
     @classmethod
@@ -254,12 +254,12 @@ def _share(name: str, value: Any) -> float:
     return float(value)
 
 
-def _plain(value: Any) -> Any:
+def _as_yaml(value: Any) -> Any:
     """Convert a value to JSON's and YAML's types."""
     if isinstance(value, Init):
-        return {key: _plain(each) for key, each in asdict(value).items() if each != getattr(Init(), key)}
+        return {key: _as_yaml(each) for key, each in asdict(value).items() if each != getattr(Init(), key)}
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _as_yaml(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
+        return [_as_yaml(each) for each in value]
     return value
