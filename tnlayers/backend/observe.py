@@ -31,7 +31,7 @@ def run_on_copy(model: nn.Module, example: Any) -> None:
         Exception: what the model raises, with a note.
     """
     try:
-        run(model, tree_map_only(Tensor, Tensor.clone, _without_inference_tensors(example)))
+        run(model, tree_map_only(Tensor, Tensor.clone, _with_plain_mappings(example)))
     except Exception as error:
         error.add_note(
             f"This was raised while the model ran on a {type(example).__name__}. A tuple is taken as "
@@ -92,7 +92,7 @@ def observe(
             handle.remove()
 
 
-def _without_inference_tensors(example: Any) -> Any:
+def _with_plain_mappings(example: Any) -> Any:
     """Mappings as dictionaries, whose values are found to be copied."""
     return dict(example) if isinstance(example, Mapping) else example
 
