@@ -22,7 +22,7 @@ from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
 LIMIT = 1.5
-"""Maximum estimated peak of a training step over a dense one, for memory='auto'. Measured for such plans: mostly 1.25."""
+"""Maximum estimated peak of a training step over a dense one, for memory='auto'. Measured, it is mostly 1.25."""
 
 PATHS = 256
 """Maximum number of paths examined, once one of them gives a plan."""
