@@ -1,4 +1,4 @@
-"""What help() and editors show of a layer: its arguments, and the options of its format."""
+"""Documentation of a layer for help() and editors: its arguments, and its format's options."""
 
 import inspect
 import re
@@ -9,7 +9,7 @@ from tnlayers.formats import Format
 
 
 def show_options(layer: type[Any], format_type: type[Format]) -> None:
-    """Let help() and editors show the format's options in place of the constructor's ``**options``."""
+    """Show help() and editors the format's options in place of the constructor's ``**options``."""
     parameters = list(inspect.signature(layer.__init__).parameters.values())[1:]
     if parameters and parameters[-1].kind == inspect.Parameter.VAR_KEYWORD:
         for field in fields(format_type):
@@ -36,5 +36,5 @@ def add_arguments(layer: type[Any], format_type: type[Format]) -> None:
 
 
 def _first(format_type: type[Format]) -> str:
-    """The first sentence of a format's docstring."""
+    """Return the first paragraph of a format's docstring."""
     return inspect.cleandoc(format_type.__doc__ or "").partition("\n\n")[0]
