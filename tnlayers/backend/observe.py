@@ -77,7 +77,7 @@ def observe(
     def put(new: nn.Module) -> Any:
         return lambda _, arguments, named, __: new(*arguments, **named)
 
-    # Pre-hooks come after existing ones, which may change the input, so ``see`` gets the layer's own. Forward hooks come
+    # Pre-hooks run after existing ones, which may change the input, so ``see`` gets the layer's own. Forward hooks run
     # before existing ones, which must get the stand-in's output.
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     handles += [
