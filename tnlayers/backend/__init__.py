@@ -1,1 +1,1 @@
-"""PyTorch and the machine: tracing, autocast, sharding, rates. Knows no network."""
+"""PyTorch and the machine: tracing, autocast, sharding, rates. Independent of networks."""

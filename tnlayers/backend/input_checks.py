@@ -1,4 +1,4 @@
-"""What a forward can take: a tensor, of the dtype of the cores; and a sentence for anything else."""
+"""Checks of a forward's input: it must be a tensor of the cores' dtype. Errors say what is accepted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from tnlayers.backend.torch_state import autocast_dtype
 
 
 def check_tensor(layer: str, value: Any) -> None:
-    """Refuse an input that is no tensor.
+    """Raise if an input is not a tensor.
 
     Raises:
         TypeError: its type and what is accepted.
@@ -21,7 +21,7 @@ def check_tensor(layer: str, value: Any) -> None:
             ...
         TypeError: input is None; CPConv2d takes a torch.Tensor
     """
-    if isinstance(value, Tensor) or hasattr(type(value), "__torch_function__"):  # torch.fx' proxies have that
+    if isinstance(value, Tensor) or hasattr(type(value), "__torch_function__"):  # as torch.fx proxies do
         return
     given = "None" if value is None else f"of type {type(value).__name__}"
     made = hasattr(value, "__array__") or isinstance(value, list | tuple)
@@ -29,7 +29,7 @@ def check_tensor(layer: str, value: Any) -> None:
 
 
 def check_module(name: str, value: Any) -> nn.Module:
-    """Return a module.
+    """Return the value if it is a module.
 
     Raises:
         TypeError: the argument's name, its type and what is accepted.
@@ -46,7 +46,7 @@ def check_module(name: str, value: Any) -> nn.Module:
 
 
 def check_bias(bias: Tensor, channels: int) -> None:
-    """Refuse a bias of another shape than one number per output channel, which could be broadcast without a word.
+    """Raise if a bias does not have the shape (channels,). Other shapes could be broadcast silently.
 
     Raises:
         ValueError: its shape and the one that it must have.
@@ -56,10 +56,10 @@ def check_bias(bias: Tensor, channels: int) -> None:
 
 
 def check_cores(cores: Sequence[Tensor]) -> None:
-    """Refuse cores of several dtypes, which some plans would bring together and others not.
+    """Raise if cores have several dtypes. Only some plans would combine these in one operation.
 
     Raises:
-        RuntimeError: the dtypes and how to make them one.
+        RuntimeError: the dtypes and how to convert them.
     """
     dtype = cores[0].dtype
     for core in cores:
@@ -69,10 +69,10 @@ def check_cores(cores: Sequence[Tensor]) -> None:
 
 
 def check_dtypes(x: Tensor, held: torch.dtype, bias: Tensor | None) -> None:
-    """Refuse dtypes that differ, as torch's layers do; under autocast, those that still differ behind its casts.
+    """Raise if dtypes differ, as torch's layers do; under autocast, if they differ after its casts.
 
     Raises:
-        RuntimeError: as torch's own; the dtypes and how to make them one.
+        RuntimeError: the type of torch's own error, with the dtypes and how to convert them.
 
     Example:
         >>> check_dtypes(torch.ones(1), torch.float64, None)  # doctest: +ELLIPSIS
@@ -84,7 +84,7 @@ def check_dtypes(x: Tensor, held: torch.dtype, bias: Tensor | None) -> None:
     note = "" if cast is None else f" (autocast takes floating-point dtypes but torch.float64 to {cast})"
 
     def seen(dtype: torch.dtype) -> torch.dtype:
-        """What a convolution gets to see of a dtype."""
+        """Return the dtype that a convolution gets."""
         return dtype if cast is None or not dtype.is_floating_point or dtype == torch.float64 else cast
 
     if bias is not None and seen(bias.dtype) != seen(held):

@@ -1,4 +1,4 @@
-"""Patterns of qualified names of modules."""
+"""Patterns for qualified names of modules."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def matches(pattern: str, names: Iterable[str]) -> bool:
-    """Whether a pattern matches one of the names, or a module that one of them is inside.
+    """Return whether a pattern matches one of the names, or of the modules around them.
 
     Example:
         >>> matches("layer?", ["layer1.0.conv"]), matches("re:layer1.*conv", ["layer1.0.conv"]), matches("0", ["10"])
@@ -24,7 +24,7 @@ def matches(pattern: str, names: Iterable[str]) -> bool:
 
 
 def check_pattern(name: str, pattern: Any) -> str:
-    """Return a pattern for ``matches`` if it is one."""
+    """Return the pattern if ``matches`` accepts it."""
     if not isinstance(pattern, str) or not pattern:
         raise TypeError(f"{name} has the pattern {pattern!r}; it must be a name, a glob, or 're:...'")
     if pattern.startswith("re:"):

@@ -1,4 +1,4 @@
-"""What goes into a model's layers, seen by hooks while it runs, and what it costs them."""
+"""Observation of the inputs of a model's layers, by hooks during a run."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ def run(model: nn.Module, example: Any) -> Any:
 
 
 def run_on_copy(model: nn.Module, example: Any) -> None:
-    """Run a model on copies of an example's tensors, which it may change.
+    """Run a model on copies of an example's tensors, since it may change them.
 
     Raises:
         Exception: what the model raises, with a note.
@@ -41,7 +41,7 @@ def run_on_copy(model: nn.Module, example: Any) -> None:
 
 
 def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | None:
-    """Return the input tensor among a layer's arguments; None where a subclass takes something else."""
+    """Return the input tensor among a layer's arguments; None if a subclass takes something else."""
     x = arguments[0] if arguments else named.get("input")
     return x if isinstance(x, Tensor) else None
 
@@ -53,17 +53,17 @@ def observe(
     see: Callable[[nn.Module, Tensor], None],
     stand_ins: Mapping[nn.Module, nn.Module] | None = None,
 ) -> None:
-    """Run a model in eval mode without gradients, and see what its layers get.
+    """Run a model in eval mode without gradients, and pass the inputs of its layers to ``see``.
 
-    Training flags, parameters, the examples and torch's random state on the CPU stay as they were; what the model's own
-    forward changes (counters, lazy layers) it changes here too. Compiled models run as they are written.
+    Training flags, parameters, examples and torch's random state on the CPU do not change. What the model's own forward
+    changes (counters, lazy layers) changes here too. Compiled models run uncompiled.
 
     Args:
         model: any module.
-        layers: those to watch.
-        examples: for each run, what ``run`` takes.
-        see: called with a layer and its input, at each of its calls.
-        stand_ins: for layers of the model, what gives their outputs instead.
+        layers: layers to observe.
+        examples: one argument of ``run`` for each run.
+        see: called with a layer and its input, at each call of the layer.
+        stand_ins: modules that compute the outputs of layers in their place.
 
     Raises:
         Exception: what the model raises, with a note.
@@ -77,8 +77,8 @@ def observe(
     def put(new: nn.Module) -> Any:
         return lambda _, arguments, named, __: new(*arguments, **named)
 
-    # Behind the hooks that are there, which may change the input: what the layer itself gets is seen. And before them,
-    # since they are to see what stands in.
+    # Pre-hooks run after existing ones, which may change the input, so ``see`` gets the layer's own. Forward hooks run
+    # before existing ones, which must get the stand-in's output.
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     handles += [
         old.register_forward_hook(put(new), prepend=True, with_kwargs=True) for old, new in (stand_ins or {}).items()
@@ -93,30 +93,30 @@ def observe(
 
 
 def _with_plain_mappings(example: Any) -> Any:
-    """Mappings as dictionaries, whose values are found to be copied."""
+    """Return a mapping as a dictionary, so that pytree finds its values."""
     return dict(example) if isinstance(example, Mapping) else example
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and the training flags as they were behind it; meanwhile as ``as_written``."""
+    """Run in eval mode and ``as_written``; restore the training flags afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with as_written():
             yield
     finally:
-        for module, training in flags:  # what a module does in train() beside, it does there and back
+        for module, training in flags:  # train() also reverts other effects of a module's own eval()
             if module.training != training:
                 module.train(training)
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """Nothing runs compiled, which might pass by hooks, and torch's transformers make no nested tensors."""
+    """Run nothing compiled, which might bypass hooks, and make no nested tensors in torch's transformers."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    try:  # where dynamo has not been imported, nothing is compiled
+    try:  # if dynamo has not been imported, nothing is compiled
         with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
             yield
     finally:

@@ -1,4 +1,4 @@
-"""Tensors that are held in shards by several processes."""
+"""Tensors sharded over several processes."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ from torch import Tensor
 
 
 def place(value: Tensor, target: Any) -> Tensor:
-    """A value as its target holds it: sharded as that is, all shards from the first process' value."""
+    """Return a value sharded as its target, with all shards from the first process's value."""
     mesh = getattr(target, "device_mesh", None)
     if mesh is None:
         return value
-    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  (only where it is in use anyway)
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  (only if it is in use anyway)
 
     return distribute_tensor(value.to(target.dtype), mesh, target.placements)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor, gathered from its shards if it has any."""
+    """Return a tensor, gathered from its shards if it has any."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full

@@ -1,4 +1,4 @@
-"""Which tensors share memory: the same one, views and transposes of it, parts of one storage that overlap."""
+"""Detection of tensors that share memory: one tensor, its views and transposes, overlapping parts of a storage."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class _Span(NamedTuple):
-    """The bytes from a tensor's first to its last entry, and the address space that they are counted in."""
+    """Range of bytes from a tensor's first to its last entry, and its address space."""
 
     space: str
     start: int
@@ -19,11 +19,11 @@ class _Span(NamedTuple):
 
 
 def sharing(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Return the pairs of positions of tensors that have an entry in common, the smaller position first, in order.
+    """Return the sorted pairs of positions of tensors with a common entry, the smaller position first.
 
-    Tensors that lie side by side in one storage, or interleaved, share nothing. Tensors without addresses, as on the
-    meta device, are compared within their storages. One that is made of others, as a sharded one, is where these are;
-    one without strides, as a sparse one, shares with itself alone.
+    Adjacent or interleaved tensors in one storage share nothing. Tensors without addresses, as on the meta device, are
+    compared within their storages. A tensor made of others, such as a sharded one, is compared by these. A tensor
+    without strides, such as a sparse one, shares only with itself.
 
     Example:
         >>> import torch
@@ -53,27 +53,27 @@ def sharing(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
 def _spans(number: int, tensor: Any) -> Iterator[_Span]:
     if hasattr(tensor, "__tensor_flatten__"):
         for part in (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]):
-            yield from _spans(number, part) if isinstance(part, Tensor) else ()  # a mesh, since torch 2.13
+            yield from _spans(number, part) if isinstance(part, Tensor) else ()  # since torch 2.13, one is a mesh
         return
     try:
         storage, size = tensor.untyped_storage(), tensor.element_size()
         length = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        # A fake tensor has no address, and says so by raising; its storage is on the meta device.
+        # A fake tensor has no address, so data_ptr would raise; its storage is on the meta device.
         start = 0 if storage.device.type == "meta" else tensor.data_ptr()
         space = f"{storage.device}" if start else f"storage {storage._cdata}"
         start = start or tensor.storage_offset() * size
     except (NotImplementedError, RuntimeError, ValueError):  # sparse, or lazy
         return
-    if tensor.numel() and storage.nbytes():  # those of unsharded parameters are freed and made again
+    if tensor.numel() and storage.nbytes():  # unsharded parameters free theirs and allocate it again
         yield _Span(space, start, start + length * size, number, tensor)
 
 
 def _meet(one: _Span, other: _Span) -> bool:
-    """Whether two tensors, whose spans overlap, have a byte in common."""
+    """Return whether two tensors with overlapping spans have a common byte."""
     spans = one, other
     sizes = [span.tensor.element_size() for span in spans]
     unit = math.gcd(one.start - other.start, *sizes)
-    # A byte of one at an index is one of the other: a sum of multiples of the strides is the distance of the starts.
+    # They have if the distance of the starts is a sum of multiples of the strides, plus offsets within entries.
     terms = [(1, 1 - sizes[1] // unit, sizes[0] // unit - 1)]
     for span, size, sign in zip(spans, sizes, (1, -1), strict=True):
         for n, step in zip(span.tensor.shape, span.tensor.stride(), strict=True):
@@ -84,8 +84,8 @@ def _meet(one: _Span, other: _Span) -> bool:
 
 
 def _is_sum(target: int, terms: Sequence[tuple[int, int, int]]) -> bool:
-    """Whether a number is a sum of multiples: of each step, the largest first, by a factor from least to most."""
-    rests = [(0, 0, 0)]  # of the terms from each on: the least sum, the largest, and what divides them all
+    """Return whether a number is a sum of steps, each times a factor from least to most; largest step first."""
+    rests = [(0, 0, 0)]  # for each suffix of the terms: minimum and maximum sum, common divisor
     for step, least, most in reversed(terms):
         low, high, divisor = rests[-1]
         rests.append((low + least * step, high + most * step, math.gcd(divisor, step)))

@@ -1,4 +1,4 @@
-"""What torch may be doing around a forward: recording for a backward, tracing, casting."""
+"""State of torch around a forward: autograd, tracing, autocast."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,14 +13,14 @@ _TRACERS = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.P
 
 
 def traced() -> bool:
-    """Whether what runs is recorded: sizes may be tensors or symbols then, and whatever is no input a constant."""
+    """Return whether torch traces: sizes may be tensors or symbols then, and all but inputs become constants."""
     if torch._C._get_tracing_state() is not None:
         return True
     return torch._C._len_torch_dispatch_stack() > 0 and any(torch._C._get_dispatch_mode(key) for key in _TRACERS)
 
 
 def sizes(x: Tensor) -> torch.Size:
-    """The shape of a tensor in numbers also where ``torch.jit.trace`` makes tensors of them."""
+    """Return a tensor's shape in numbers, even where ``torch.jit.trace`` makes them tensors."""
     state = torch._C._get_tracing_state()
     if state is None:
         return x.shape
@@ -32,9 +32,9 @@ def sizes(x: Tensor) -> torch.Size:
 
 
 def plain_autograd() -> bool:
-    """Whether nothing but autograd looks on: no compiler, which does this itself, no torch.func, no forward mode.
+    """Return whether only autograd is active: no compiler, which does this itself, no torch.func, no forward mode.
 
-    ``torch.jit.trace`` records no operation of ours, whatever it does.
+    False under ``torch.jit.trace``, which does not record our autograd operation.
     """
     return not (
         torch.compiler.is_compiling()
@@ -47,7 +47,7 @@ def plain_autograd() -> bool:
 def again(
     function: Callable[[], Tensor], arguments: Sequence[Tensor | None], wanted: Sequence[bool], gradient: Tensor
 ) -> Iterator[Tensor | None]:
-    """Gradients by autograd, of which there may be further ones; None where they are not wanted."""
+    """Return gradients by autograd, differentiable again; None where not wanted."""
     with torch.enable_grad():
         y = function()
     asked = [argument for argument, want in zip(arguments, wanted, strict=True) if want and argument is not None]
@@ -56,17 +56,17 @@ def again(
 
 
 def own_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """No autocast where the tensor is: products of weights round once, in the convolution, as a dense kernel does."""
+    """Disable autocast on the tensor's device: products of weights round once, in the convolution, as a dense one."""
     kind = tensor.device.type
     return nullcontext() if autocast_dtype(kind) is None else torch.autocast(kind, enabled=False)
 
 
 _AUTOCAST = ("cpu", "cuda")
-"""Kinds of device that have it in any case, which is quicker to know than to ask."""
+"""Device types that always have autocast; this is faster than a query."""
 
 
 def autocast_dtype(kind: str) -> torch.dtype | None:
-    """What autocast computes in on a kind of device; None where it is off."""
+    """Return the dtype of autocast on a device type; None if it is off."""
     if (kind in _AUTOCAST or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None

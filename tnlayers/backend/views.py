@@ -1,4 +1,4 @@
-"""Views of tensors and orders of axes; where channels lie in memory."""
+"""Views of tensors, orders of axes, and memory layouts of channels."""
 
 from collections.abc import Sequence
 
@@ -10,31 +10,31 @@ from tnlayers.spec.notation import Axes
 
 
 def view(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """A reshape, without torch's overhead where there is nothing to do."""
+    """Reshape a tensor, without torch's overhead if nothing changes."""
     return tensor if sizes_of(tensor) == shape else tensor.reshape(shape)
 
 
 def unviewed(tensor: Tensor) -> Tensor:
-    """The same tensor, but no view to autograd, which would forbid to change the result of a function in place."""
+    """Return a tensor that is no view to autograd, which forbids in-place changes of a function's views."""
     return torch.ops.aten._unsafe_view(tensor, tensor.shape) if tensor._is_view() else tensor
 
 
 def inverse(order: Sequence[int]) -> tuple[int, ...]:
-    """The permutation that undoes one."""
+    """Return the inverse of a permutation."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def permutation(have: Axes, want: Axes) -> tuple[int, ...]:
-    """Where each wanted axis is, as ``Tensor.permute`` takes it."""
+    """Return the permutation from axes to axes, for ``Tensor.permute``."""
     return tuple(have.index(axis) for axis in want)
 
 
 FIRST, LAST = "first", "last"
-"""Where the channels lie in memory: as in (N, C, H, W), or as in (N, H, W, C)."""
+"""Memory layouts of the channels: (N, C, H, W) and (N, H, W, C)."""
 
 
 def exchange(weight: Tensor, groups: int) -> Tensor:
-    """Between the shapes (groups * new, summed, *taps) and (groups * summed, new, *taps): what torch transposes.
+    """Convert between the shapes (groups * new, summed, *taps) and (groups * summed, new, *taps) of torch's weights.
 
     Example:
         >>> exchange(torch.empty(6, 4, 3), 2).shape

@@ -1,4 +1,4 @@
-"""The base of every layer: it holds the cores and calls format, solver and planner, once each."""
+"""Base of every layer: it holds the cores, and calls format, solver and executor once each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
@@ -31,7 +31,7 @@ from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.rank import Rank
 
 LAYERS: dict[tuple[type[Format], type[Any]], type["TensorLayer"]] = {}
-"""The first layer that was defined for a format and a torch layer."""
+"""The first layer class defined for a format and a torch layer."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,18 +45,18 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         cores: the parameters, in network order.
         bias: shape (out_channels,), or None.
         format: the format, with its options.
-        network: which core has which axes, of which sizes.
-        rank: the size of every bond that is not fixed; as the argument ``rank`` it makes the same network again.
-        geometry: the arguments of the convolution or linear map, checked.
-        init: how it starts.
-        variance: the solver's answer: standard deviation of each core, fans, standard deviation of the weight.
+        network: axes of each core, and their sizes.
+        rank: size of every bond that is not fixed; as the argument ``rank``, it gives the same network.
+        geometry: checked arguments of the convolution or linear map.
+        init: the initialisation.
+        variance: result of the solver: standard deviation of each core, fans, standard deviation of the weight.
     """
 
     format_type: ClassVar[type[Format] | None] = None
     channel_names: ClassVar[tuple[str, str]] = ("in_channels", "out_channels")
-    """What the arguments for channels are called."""
+    """Names of the arguments for channels."""
     dense_name: ClassVar[str]
-    """What a torch layer is called as an argument: 'conv' or 'linear'."""
+    """Name of a torch layer as an argument: 'conv' or 'linear'."""
     dense_type: ClassVar[type[Any]]
     """The torch layer with the same arguments."""
     bias: nn.Parameter | None
@@ -139,7 +139,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Solve for the variances and draw the cores and the bias again."""
+        """Solve for the variances, and draw the cores and the bias anew."""
         self.init = Init.of(self.init)
         variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
         self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
@@ -161,27 +161,27 @@ class TensorLayer(ComputesWeight, ExecutableModule):
 
     @property
     def keep_ratio(self) -> float:
-        """Parameters of the cores over parameters of the dense kernel; the bias counts in neither."""
+        """Ratio of the cores' parameters to the dense kernel's, both without bias."""
         return self.network.num_params / self.network.dense_params
 
     @torch.no_grad()
     def set_weight_(self, weight: Tensor, *, moments: Tensor | None = None) -> float:
         """Fit the cores to a dense kernel, by alternating least squares in float64.
 
-        The cores are of one norm each. Of a kernel of zeros, or below a hundredth of the norm that the solver draws,
-        the last core alone is small, so that it learns: see ``tnlayers.layers.zero_kernels``.
+        All cores get the same norm. If the kernel is zero, or its norm below a hundredth of a drawn kernel's, only the
+        last core is small, so that the layer can learn: see ``tnlayers.layers.zero_kernels``.
 
         Args:
-            weight: of the shape of ``layer.weight``.
+            weight: kernel of the shape of ``layer.weight``.
             moments: ``E[x x^T]`` of the input channels (of one group), to minimise the error of the outputs instead.
 
         Returns:
-            float: ``||weight - fit|| / ||weight||``, with the cores as the layer's dtype holds them.
+            float: ``||weight - fit|| / ||weight||``, with the cores in the layer's dtype.
 
         Raises:
             TypeError: ``weight`` is no tensor of real floating-point numbers, or the cores are parametrized.
-            ValueError: it has another shape, no values (meta device), holds NaN or infinity, or needs cores that the
-                layer's dtype cannot hold; or as for ``moments`` in ``decompose``. The cores are then as before.
+            ValueError: it has another shape, no values (meta device), NaN or infinity, or needs cores that the layer's
+                dtype cannot hold; or ``moments`` is invalid, see ``decompose``. The cores are then unchanged.
         """
         if self.cores[0].is_meta:
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
@@ -202,7 +202,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
 
     @staticmethod
     def _arguments(layer: Any) -> dict[str, Any]:
-        """The arguments that made a layer, ours or torch's; device and dtype aside."""
+        """Return the arguments of a layer, ours or torch's, without device and dtype."""
         raise NotImplementedError
 
     @classmethod
@@ -215,18 +215,18 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         moments: Tensor | None = None,
         **kwargs: Any,
     ) -> Self:
-        """The tensor layer in place of a torch layer, with its arguments, device, dtype, bias and training flag.
+        """Return a tensor layer for a torch layer, with its arguments, device, dtype, bias and training flag.
 
         Args:
             dense: a layer of ``dense_type``; subclasses are refused, since they may do more.
             rank: as for the class.
-            decompose: fit the cores to the layer's weight; otherwise they are drawn.
-            moments: of the inputs, as for ``set_weight_``; only with ``decompose``.
+            decompose: fit the cores to the layer's weight, or else draw them.
+            moments: of the inputs, as in ``set_weight_``; only with ``decompose``.
             **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
 
         Raises:
-            TypeError: ``dense`` is something else.
-            ValueError: ``decompose`` for a weight without values, on the meta device, or ``moments`` without it.
+            TypeError: ``dense`` has another type.
+            ValueError: ``decompose`` for a weight without values (meta device), or ``moments`` without ``decompose``.
         """
         name = cls.dense_name
         if type(dense) is not cls.dense_type:
@@ -240,7 +240,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             )
         if moments is not None and not decompose:
             raise ValueError("moments is given, but decompose is False and nothing is fitted; moments must be None")
-        # A layer that is to be fitted is not drawn first.
+        # The cores of a fit need not be drawn first.
         device = "meta" if decompose else weight.device
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
         if decompose:
@@ -251,7 +251,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         return layer
 
     def to_dense(self) -> Any:
-        """A plain torch layer with the same function, on the same device."""
+        """Return a plain torch layer with the same function, on the same device."""
         weight = self._kernel().detach()
         # Built without storage, so that torch's own initialisation draws no random numbers.
         dense = self.dense_type(**self._arguments(self), device="meta").to_empty(device=weight.device).to(weight.dtype)
@@ -267,11 +267,11 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             core.copy_(place(value, core))
 
     def __repr__(self) -> str:
-        # One line, as torch's layers: the cores are told by format and rank.
+        # One line, as torch's layers: format and rank describe the cores.
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
-        """The format with its options, the rank (one number if all bonds are alike), and the keep ratio."""
+        """Return format with options, rank (one number if all bonds are equal), and keep ratio."""
         sizes = tuple(self.rank.values())
         rank: object = sizes[0] if len(set(sizes)) == 1 else sizes
         options = "".join(f", {field.name}={getattr(self.format, field.name)!r}" for field in fields(self.format))
@@ -280,7 +280,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
 
 @torch.no_grad()
 def copy_state(source: Any, target: Any) -> None:
-    """Bias and training flag, which do not depend on how the kernel is held."""
+    """Copy bias and training flag, which do not depend on the form of the kernel."""
     if source.bias is not None:
         target.bias.copy_(place(whole(source.bias), target.bias))
         target.bias.requires_grad_(source.bias.requires_grad)

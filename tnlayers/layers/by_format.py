@@ -1,7 +1,7 @@
-"""The layers of every format: a class for each kind of torch layer that a format stands in for.
+"""The layers of every format: a class for each kind of torch layer that a format can replace.
 
-Arguments, shapes and errors are those of ``TensorConv``, ``TensorConvTranspose`` and ``TensorLinear``; options of a
-format are those of its class in ``tnlayers.formats``. A class without a docstring gets one from both.
+Arguments, shapes and errors are those of ``TensorConv``, ``TensorConvTranspose`` and ``TensorLinear``. Options are
+those of the format's class in ``tnlayers.formats``. A class without a docstring gets one made from both.
 """
 
 from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
@@ -15,7 +15,7 @@ class BlockTTConv1d(TensorConv1d, format="blocktt"): ...
 class BlockTTConv2d(TensorConv2d, format="blocktt"):
     """A BlockTT (block tensor train) convolution over (N, C, H, W).
 
-    Two block-diagonal maps with a permutation between them, summed over ``rank`` pairs; rank 1 is a Monarch matrix.
+    A sum of ``rank`` pairs of block-diagonal maps, with a permutation in each pair. Rank 1 is a Monarch matrix.
 
     Example:
         >>> print(BlockTTConv2d(16, 32, 3, padding=1, rank=2).network)
@@ -103,8 +103,8 @@ class EinsumConv1d(TensorConv1d, format="einsum"): ...
 class EinsumConv2d(TensorConv2d, format="einsum"):
     """A user-written convolution over (N, C, H, W).
 
-    ``network`` is the text of any network, as ``tnlayers.spec.network`` reads it; a size behind a name, ``n:4``, fixes
-    that bond.
+    ``network`` is the text of any network, in the notation of ``tnlayers.spec.network``. A size after a name, ``n:4``,
+    fixes that bond.
 
     Example:
         >>> print(EinsumConv2d(16, 32, 3, padding=1, network="i1 a, i2 b, a b h w c, c o", rank=6).network)
@@ -221,8 +221,8 @@ class TuckerConv1d(TensorConv1d, format="tucker"): ...
 class TuckerConv2d(TensorConv2d, format="tucker"):
     """A Tucker convolution over (N, C, H, W).
 
-    Factor matrices on the channel axes around a core tensor that keeps the kernel axes whole (Tucker-2); one rank for
-    every axis, or a mapping with ``rh`` or ``rw``, compresses those too.
+    Factor matrices on the channel axes, around a core tensor with the full kernel axes (Tucker-2). One rank for every
+    axis, or a mapping with ``rh`` or ``rw``, compresses those too.
 
     Example:
         >>> print(TuckerConv2d(16, 32, 3, padding=1, rank=8).network)

@@ -1,4 +1,4 @@
-"""Convolutions in one, two and three dimensions: ``torch.nn.ConvNd``'s arguments, and the way to and from them."""
+"""Convolutions in one, two and three dimensions, with arguments of and conversion from and to ``torch.nn.ConvNd``."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,7 +16,7 @@ from tnlayers.spec.rank import Rank
 
 
 class TensorConvNd(TensorLayer):
-    """The common base of convolutions and transposed convolutions: ``torch.nn.ConvNd``'s attributes."""
+    """Base of convolutions and transposed convolutions, with ``torch.nn.ConvNd``'s attributes."""
 
     dense_name = "conv"
     ndim: ClassVar[int]
@@ -35,11 +35,11 @@ class TensorConvNd(TensorLayer):
 
     @classmethod
     def from_conv(cls, conv: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
-        """``from_dense`` under a convolution's name: the tensor layer in place of an ``nn.ConvNd``."""
+        """Return a tensor layer for an ``nn.ConvNd``: ``from_dense`` by another name."""
         return cls.from_dense(conv, rank=rank, decompose=decompose, **kwargs)
 
     def to_conv(self) -> Any:
-        """``to_dense`` under a convolution's name: a plain ``nn.ConvNd`` with the same function."""
+        """Return a plain ``nn.ConvNd`` with the same function: ``to_dense`` by another name."""
         return self.to_dense()
 
     @staticmethod
@@ -50,7 +50,7 @@ class TensorConvNd(TensorLayer):
         return {name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None}
 
     def extra_repr(self) -> str:
-        """``nn.ConvNd``'s fields, those at their defaults left out as there, then the format's."""
+        """Return ``nn.ConvNd``'s fields, without defaults as there, then the format's."""
         shown = [f"{self.in_channels}, {self.out_channels}"]
         none = (0,) * self.ndim
         unshown = {"padding": none, "dilation": (1,) * self.ndim, "output_padding": none, "groups": 1, "bias": True}
@@ -73,20 +73,19 @@ class TensorConv(TensorConvNd):
         in_shape, out_shape: factors of in_channels / groups and of out_channels, most significant first; None: the
             format's own split.
         init: the name of a mode, 'fan_in', 'fan_out' or 'fan_avg', or a ``tnlayers.Init``.
-        strategy: 'auto' takes the plan of least estimated time, in doubt the dense kernel; 'reconstruct' builds that;
-            'factorized' lets the input meet the cores one by one; an order such as '0 > 1*2' names what it meets, core
-            by core.
-        memory: 'auto' keeps the peak of a training step within about 1.25 times the dense layer's, by estimate and
-            where any plan does; 'low' keeps nothing between forward and backward but the input, and runs the forward
-            again.
+        strategy: 'auto' takes the plan of least estimated time, in doubt the dense kernel; 'reconstruct' builds the
+            dense kernel; 'factorized' contracts the input with the cores one by one; an order such as '0 > 1*2' gives
+            the cores of each step.
+        memory: 'auto' keeps the estimated peak of a training step within about 1.25 times the dense layer's, if any
+            plan does; 'low' saves only the input between forward and backward, and runs the forward again.
         **options: the format's own.
 
     Shape:
         As ``torch.nn.ConvNd``: (N, in_channels, *spatial) or (in_channels, *spatial).
 
     Raises:
-        TypeError, ValueError: an argument is none of these; the sentence names it, its value, and what is accepted.
-            Or the cores are larger than the free memory, before any of it is taken.
+        TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted. Or the
+            cores are larger than the free memory; nothing is allocated then.
 
     Warns:
         LargerThanDense: the cores have more parameters than the dense kernel. Not on the meta device.

@@ -17,7 +17,7 @@ from tnlayers.spec.rank import Rank
 class TensorConvTranspose(TensorConvNd):
     """A transposed convolution whose kernel is a tensor network.
 
-    The network's input axes are the layer's input channels and its output axes the output channels, as everywhere;
+    As in every layer, the network's input axes are the input channels, and its output axes the output channels.
     ``layer.weight`` has the shape of torch's, (in_channels, out_channels / groups, *kernel_size).
 
     Args:
@@ -29,7 +29,7 @@ class TensorConvTranspose(TensorConvNd):
         As ``torch.nn.ConvTransposeNd``: (N, in_channels, *spatial) or (in_channels, *spatial).
 
     Raises:
-        TypeError, ValueError: an argument is none of these; the sentence names it, its value, and what is accepted.
+        TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class TensorConvTranspose(TensorConvNd):
 
         Args:
             input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched.
-            output_size: the spatial size wanted, with batch and channels before it or without, as
-                ``torch.nn.ConvTransposeNd.forward`` takes it: one of the ``stride`` sizes that the input can come from.
+            output_size: spatial size of the output, with or without batch and channels before it, as for
+                ``torch.nn.ConvTransposeNd.forward``: one of the ``stride`` sizes that the input can come from.
 
         Returns:
             Tensor: shape (N, out_channels, *spatial'), or without N.
 
         Raises:
-            ValueError: the input has other dimensions or channels; or it cannot give this output size.
+            ValueError: the input has other dimensions or channels, or cannot give this output size.
         """
         check_tensor(type(self).__name__, input)
         if output_size is None or input.is_nested:
@@ -95,14 +95,14 @@ class TensorConvTranspose(TensorConvNd):
         size, extra = self._sizes(input, output_size)
         if not torch.compiler.is_compiling():
             return self._run(input, extra)
-        # A compiler may leave sizes open, but takes one plan: that of the largest output, of which this is a part.
+        # A compiler may leave sizes open, but compiles one plan: for the largest output, which contains this one.
         y = self._run(input, tuple(stride - 1 for stride in self.stride))
         for axis, length in enumerate(size, start=-self.ndim):
             y = y.narrow(axis, 0, length)
         return y
 
     def _sizes(self, input: Tensor, output_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The output's size, checked, and what it has more than the least."""
+        """Return the checked output size, and its excess over the least."""
         self._batched(input.shape)
         if not isinstance(output_size, Sequence) or isinstance(output_size, str):
             raise TypeError(f"output_size is {output_size!r}; it must be a sequence of {self.ndim} integers")

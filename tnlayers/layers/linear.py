@@ -1,4 +1,4 @@
-"""Linear layers, as ``torch.nn.Linear``: the same base, without kernel axes."""
+"""Linear layers as ``torch.nn.Linear``: the same base, without kernel axes."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class TensorLinear(TensorLayer):
         As ``torch.nn.Linear``: (*, in_features) -> (*, out_features).
 
     Raises:
-        TypeError, ValueError: an argument is none of these; the sentence names it, its value, and what is accepted.
+        TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted.
     """
 
     channel_names = "in_features", "out_features"
@@ -74,11 +74,11 @@ class TensorLinear(TensorLayer):
 
     @classmethod
     def from_linear(cls, linear: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
-        """``from_dense`` under a linear layer's name: the tensor layer in place of an ``nn.Linear``."""
+        """Return a tensor layer for an ``nn.Linear``: ``from_dense`` by another name."""
         return cls.from_dense(linear, rank=rank, decompose=decompose, **kwargs)
 
     def to_linear(self) -> nn.Linear:
-        """``to_dense`` under a linear layer's name: a plain ``nn.Linear`` with the same function."""
+        """Return a plain ``nn.Linear`` with the same function: ``to_dense`` by another name."""
         dense: nn.Linear = self.to_dense()
         return dense
 
@@ -94,7 +94,7 @@ class TensorLinear(TensorLayer):
         return math.prod(shape[:-1]), self.in_features
 
     def _nested(self, input: Tensor) -> Tensor:
-        """As ``nn.Linear`` of a nested tensor, with the dense kernel."""
+        """Apply the dense kernel to a nested tensor, as ``nn.Linear``."""
         check_dtypes(input, self.cores[0].dtype, self.bias)
         return F.linear(input, self._kernel(), self.bias)
 
@@ -102,6 +102,6 @@ class TensorLinear(TensorLayer):
         return y.reshape(*shape[:-1], y.shape[-1])
 
     def extra_repr(self) -> str:
-        """``nn.Linear``'s fields, then the format's."""
+        """Return ``nn.Linear``'s fields, then the format's."""
         own = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{own}, {super().extra_repr()}"

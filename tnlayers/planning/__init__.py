@@ -1,1 +1,1 @@
-"""How a layer computes: search for the fastest plan within time and memory. README.md has an example."""
+"""Plans for a layer's computation: search for the fastest within a memory limit. README.md has an example."""

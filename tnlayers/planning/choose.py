@@ -1,4 +1,4 @@
-"""The choice of a plan: the fastest one by estimate, or in doubt the dense kernel, under a limit on memory."""
+"""Choice of a plan under a memory limit: the fastest by estimate, or in doubt the dense kernel's."""
 
 import heapq
 import itertools
@@ -22,15 +22,15 @@ from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
 LIMIT = 1.5
-"""With memory='auto', the estimated peak of a training step over a dense one; what keeps to it mostly measures 1.25."""
+"""Maximum estimated peak of a training step over a dense one, for memory='auto'. Measured, it is mostly 1.25."""
 
 PATHS = 256
-"""How many ways are looked at, once there is a plan among them."""
+"""Maximum number of paths examined, once one of them gives a plan."""
 
-_HUGE = 1 << 1000  # near to the largest float
+_HUGE = 1 << 1000  # close to the largest float
 
 KNOWN, NEAR = 24, 1.25
-"""Of each corner of a range of sizes, see ``plan``: how many steps are kept in all, in ways how near to the best."""
+"""Per corner (see ``plan``): maximum number of steps in all paths kept, maximum time of one relative to the best."""
 
 
 @lru_cache(maxsize=4096)
@@ -41,10 +41,10 @@ def plan(
     strategy: str = "auto",
     memory: str = "auto",
 ) -> Plan:
-    """The plan of least estimated time, in doubt the dense kernel; see ``candidates`` for the arguments.
+    """Return the plan of least estimated time, in doubt the dense kernel; ``candidates`` describes the arguments.
 
-    The search runs where batch and sizes are powers of two. Elsewhere the best plans of the two corners around the
-    setting compete at the setting's own costs: to price these again takes less than a millisecond.
+    The search runs only for batch and sizes that are powers of two. For other settings, it runs for the two corners
+    around them. Their best paths are then priced again in the setting itself, which takes less than a millisecond.
 
     Example:
         >>> cp = TensorNetwork.parse("i:64 r:16, o:64 r, h:3 r, w:3 r")
@@ -60,11 +60,11 @@ def plan(
 
 
 def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> Iterator[Setting]:
-    """The settings around one whose batch and sizes are powers of two, as far as the kernel fits in."""
+    """Yield the settings around one whose batch and sizes are powers of two, if the kernel fits in."""
     numbers = setting.batch, *setting.size
     below = tuple(1 << number.bit_length() >> 1 for number in numbers)
     above = tuple(low if low == number else 2 * low for low, number in zip(below, numbers, strict=True))
-    # Where the search is not exact, one corner must do.
+    # If the search is not exact, only the upper corner is searched.
     for batch, *size in dict.fromkeys((below, above) if search_space(network, geometry).exact else (above,)):
         with suppress(ValueError):
             geometry.output_size(tuple(size))
@@ -75,7 +75,7 @@ def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> It
 def _known(
     network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str
 ) -> tuple[PathSteps, ...]:
-    """The best ways in a setting, and those of the dense kernel, of which one can always run."""
+    """Return the best paths in a setting, and for 'auto' the dense kernel's, one of which can always run."""
     search = _search(network, geometry, setting, strategy, memory)
     found: list[Path] = []
     for path, recompute in _choices(search.pricing, search, strategy, memory):
@@ -101,23 +101,23 @@ def candidates(
     strategy: str = "auto",
     memory: str = "auto",
 ) -> Iterator[Plan]:
-    """Plans by estimated time, the fastest first, but for the table's doubt.
+    """Yield plans, the fastest by estimate first, with the safety margin ``doubt`` of the rate table.
 
     Args:
         network: the kernel's network.
         geometry: the convolution.
         setting: sizes, layout, mode, device and dtype.
-        strategy: 'reconstruct' builds the dense kernel; 'factorized' lets ``x`` meet the cores one by one; 'auto' takes
-            every way into account; '0 > 1*2' lets ``x`` meet core 0, then what cores 1 and 2 contract to.
-        memory: 'auto' keeps the peak of a training step within LIMIT times the dense layer's; 'low' keeps nothing
-            between forward and backward but the input.
+        strategy: 'reconstruct' builds the dense kernel; 'factorized' contracts ``x`` with the cores one by one; 'auto'
+            searches all paths; '0 > 1*2' contracts ``x`` with core 0, then with the contraction of cores 1 and 2.
+        memory: 'auto' keeps the peak of a training step within LIMIT times the dense layer's; 'low' saves only the
+            input between forward and backward.
 
     Yields:
-        Plan: in the order of ``seconds``; under 'auto', those of plans other than the dense kernel's are taken to be
-            more by the ``doubt`` of ``tnlayers.backend.rates``.
+        Plan: in the order of ``seconds``. For 'auto', plans other than the dense kernel's are ordered by
+            ``seconds * (1 + doubt)``, see ``tnlayers.backend.rates``.
 
     Raises:
-        TypeError, ValueError: the strategy is refused, see ``parse``; or the kernel is larger than the padded input.
+        TypeError, ValueError: the strategy is invalid, see ``parse``; or the kernel is larger than the padded input.
     """
     search = _search(network, geometry, setting, strategy, memory)
     for path, recompute in _choices(search.pricing, search, strategy, memory):
@@ -125,10 +125,10 @@ def candidates(
 
 
 def _choices(pricing: Pricing, paths: Iterable[Path], strategy: str, memory: str) -> Iterator[tuple[Path, Recompute]]:
-    """Trails, which come the fastest first, with what they do to save memory, in the order of ``candidates``."""
+    """Yield paths, given the fastest first, with their recomputation to save memory, in the order of ``candidates``."""
     setting, doubt = pricing.setting, pricing.rates.doubt if strategy == "auto" else 0.0
     limit = LIMIT * _dense(pricing.space.network, pricing.space.geometry, setting)
-    waiting: list[tuple[float, int, Path, Recompute]] = []  # until nothing can come that goes first
+    waiting: list[tuple[float, int, Path, Recompute]] = []  # until no later path can precede it
     some = False
     for number, path in enumerate(paths):
         if number >= PATHS and (some or waiting):
@@ -139,7 +139,7 @@ def _choices(pricing: Pricing, paths: Iterable[Path], strategy: str, memory: str
             recompute = Recompute(saved=(False,) * (len(path.options) - 1), chunks=pricing.chunks, rebuild_weights=True)
         elif setting.mode == "train":
             recompute = _within(pricing, path, limit)
-            # There is nothing smaller than the dense kernel; and what is asked for by name is done, whatever it takes.
+            # No plan is smaller than the dense kernel's, and a strategy given by name runs whatever memory it takes.
             if recompute is None and (dense or strategy not in ("auto", "reconstruct")):
                 recompute = Recompute()
         if recompute is not None:
@@ -153,19 +153,19 @@ def _choices(pricing: Pricing, paths: Iterable[Path], strategy: str, memory: str
 
 
 def _within(pricing: Pricing, path: Path, limit: float) -> Recompute | None:
-    """What takes a trail within a limit on memory in the least time, if anything does."""
+    """Return the fastest recomputation that keeps a path within a memory limit, or None."""
     found = MemoryEstimate.of(pricing, path)
     again = [option.cost.forward for option in path.options[:-1]]
     another = sum(option.part for option in path.options)
     saved = [True] * len(again)
     best: Recompute | None = None
-    # What is cheap to make again for its size goes first.
+    # Results are dropped in the order of recompute time per byte.
     for number in (None, *sorted(range(len(again)), key=lambda k: again[k] / min(max(1, found.tensors[k + 1]), _HUGE))):
         if number is not None:
             saved[number] = False
         if chunks := found.chunks(saved, limit, pricing.chunks):
             seconds = sum(itertools.compress(again, map(operator.not_, saved))) + (chunks - 1) * another
-            if chunks > 1:  # the parts of the input's gradient are put together, and so may be those of the output
+            if chunks > 1:  # the chunks of the input's gradient are concatenated, and those of the output may be
                 joined = found.tensors[0] + (0 if any(saved) else found.tensors[-1])
                 seconds += pricing.infer[MOVE].seconds(0, 2 * joined)
             best = min(best or Recompute(math.inf), Recompute(seconds, tuple(saved), chunks))
@@ -175,18 +175,18 @@ def _within(pricing: Pricing, path: Path, limit: float) -> Recompute | None:
 
 
 def _dense(network: TensorNetwork, geometry: Geometry, setting: Setting) -> int:
-    """Bytes that a training step of the dense layer takes: kernel, input and output, and their gradients."""
+    """Return the bytes of the dense layer's training step: kernel, input and output, and their gradients."""
     x = geometry.in_channels * setting.batch * math.prod(setting.size)
     y = geometry.out_channels * setting.batch * math.prod(geometry.output_size(setting.size))
     return setting.dtype.itemsize * 2 * (network.dense_params + x + y)
 
 
 def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tuple[int, ...]:
-    """One of STRATEGIES as it is; of an order such as '0 > 1*2', the sets of cores as bit masks.
+    """Return one of STRATEGIES unchanged, or an order such as '0 > 1*2' as bit masks of cores.
 
     Raises:
-        TypeError, ValueError: it is neither, does not name every core of the network once, or lets ``x`` meet less than
-            the dense kernel where the groups do not divide the most significant output factor.
+        TypeError, ValueError: it is neither; it does not name every core of the network once; or it has several steps
+            although the groups do not divide the most significant output factor.
     """
     count, order = len(network.cores), None
     if strategy not in STRATEGIES:

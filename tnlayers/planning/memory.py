@@ -1,4 +1,4 @@
-"""The memory of a training step, by estimate."""
+"""Estimate of a training step's memory."""
 
 import itertools
 import math
@@ -11,12 +11,12 @@ from tnlayers.planning.path import Path
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a training step takes, by estimate.
+    """Estimated memory of a training step.
 
     Attributes:
-        weights: bytes of the cores, their gradients and what they contract to.
-        tensors: bytes of the input, of what each meeting makes of it, and of the output.
-        copies: bytes of the reordered input of each meeting, and of its gradient; 0 where it is not reordered.
+        weights: bytes of the cores, their gradients and the results of their contractions.
+        tensors: bytes of the input and of the result of each input step; the last is the output.
+        copies: bytes of the reordered input of each input step, and of its gradient; 0 if it is not reordered.
     """
 
     weights: int
@@ -25,7 +25,7 @@ class MemoryEstimate:
 
     @classmethod
     def of(cls, pricing: Pricing, path: Path) -> "MemoryEstimate":
-        """That of a trail."""
+        """Estimate the memory of a path."""
         space, geometry, batch = pricing.space, pricing.space.geometry, pricing.setting.batch
         absorbed, between = 0, sum(pricing.contractions.between(option.cores) for option in path.options)
         built = sum(space.volume(space.weight_axes(option.cores)) for option in path.options) if between else 0
@@ -41,11 +41,11 @@ class MemoryEstimate:
 
     @property
     def held(self) -> int:
-        """What is there in any case: the weights, the input, the output and the output's gradient, held by others."""
+        """Bytes in use in any case: the weights, the input, the output and the output's gradient, held by others."""
         return self.weights + self.tensors[0] + 2 * self.tensors[-1]
 
     def passing(self, saved: Sequence[bool], whole: bool) -> int:
-        """What comes and goes: gradients of two tensors at a time, and what is made again; the input's if ``whole``."""
+        """Return temporary bytes: recomputed results and two gradients at a time, the input's only if ``whole``."""
         x, *middle, _ = self.tensors
         gradients = [x if whole else 0, *middle, 0]
         made = sum(size for size, keep in zip(middle, saved, strict=True) if not keep)
@@ -53,14 +53,14 @@ class MemoryEstimate:
         return made + max(sum(pair) + copies for pair, copies in live)
 
     def peak(self, saved: Sequence[bool], chunks: int) -> int:
-        """Bytes at the peak, where some tensors are kept, and the backward goes through the batch in parts."""
+        """Return the bytes at the peak, if some results are saved and the backward runs in chunks of the batch."""
         held = self.held + sum(size for size, keep in zip(self.tensors[1:-1], saved, strict=True) if keep)
         if chunks == 1:
             return held + self.passing(saved, whole=True)
         return held + self.tensors[0] + self.passing(saved, whole=False) // chunks
 
     def chunks(self, saved: Sequence[bool], limit: float, most: int) -> int:
-        """The fewest parts with which the peak is within a limit; 0 if there are none."""
+        """Return the fewest chunks with a peak within a limit; 0 if ``most`` are too few."""
         if self.peak(saved, 1) <= limit:
             return 1
         room, passing = limit - self.peak(saved, 1 << 62), self.passing(saved, whole=False)

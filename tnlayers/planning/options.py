@@ -1,6 +1,6 @@
-"""What plans cost: the contraction of cores, and the steps in which ``x`` meets what they contract to.
+"""Costs of plans: contractions of cores, and input steps.
 
-Costs are those of ``tnlayers.backend.rates``. Sets of cores and of axes are bit masks, see ``search_space``.
+Rates come from ``tnlayers.backend.rates``. Sets of cores and of axes are bit masks, see ``search_space``.
 """
 
 import math
@@ -15,24 +15,24 @@ from tnlayers.planning.search_space import CoreMask, SearchSpace, refine
 from tnlayers.planning.setting import Setting
 
 _CACHED = 1e-3
-"""Share at which contractions of weights count where they are cached: enough to prefer the smaller ones."""
+"""Factor for the cost of contractions whose results are cached: enough to prefer the smaller ones."""
 
 _SINGLE = 20480
-"""Entries up to which torch gives one image on a CPU to another convolution, which turns channels last around."""
+"""Maximum entries of one image for which torch on a CPU has another convolution, which converts channels last."""
 
 COLUMNS = 16
-"""Matrix products over the positions of an image pay for these in multiples of this."""
+"""A matrix product over the positions of an image takes the time of the next multiple of this."""
 
 PARTS = 16
-"""The largest number of parts into which the backward cuts the batch."""
+"""Maximum number of chunks of the batch in the backward."""
 
 
 class Contractions:
-    """How sets of cores contract, and what that costs: the same for inputs of every size.
+    """Contractions of sets of cores and their costs, the same for inputs of every size.
 
     Attributes:
-        of: for a set of cores, the two parts of it that meet last (None for one core), and the cost of all of it.
-        between: entries of all that the contraction of some cores makes, its result included.
+        of: returns for a set of cores its two parts contracted last (None for one core), and the total cost.
+        between: returns the number of entries of all results in a set's contraction.
     """
 
     def __init__(self, space: SearchSpace, rates: Rates, mode: str, itemsize: int) -> None:
@@ -64,14 +64,14 @@ class Contractions:
         return halves, total._replace(seconds=seconds)
 
     def _lefts(self, tensor: CoreMask) -> list[int]:
-        """One part of each way to split a set: into two that ``x`` may meet too, else as the cores merge."""
+        """Return one part of each split of a set: into two sets of ``space.tensors``, or else as the cores merge."""
         sets = self.space.tensors()
         known, lowest = frozenset(sets), tensor & -tensor
         found = [part for part in sets if part & lowest and part & tensor == part != tensor and tensor & ~part in known]
         return found or [self.space.halve(tensor)]
 
     def pairs(self, tensor: CoreMask, cores: Sequence[int]) -> list[tuple[int, int]]:
-        """The steps of a set's contraction, as ``tnlayers.ops.contraction.Contraction.of`` takes them."""
+        """Return the steps of a set's contraction in the form for ``tnlayers.ops.contraction.Contraction.of``."""
         found: list[tuple[int, int]] = []
 
         def visit(part: int) -> int:
@@ -85,7 +85,7 @@ class Contractions:
         return found
 
     def _between(self, tensor: CoreMask) -> int:
-        """Entries of all that the contraction of some cores makes, its result included."""
+        """Count the entries of all results in a set's contraction, the last included."""
         halves, _ = self.of(tensor)
         made = self.space.volume(self.space.weight_axes(tensor)) if halves else 0
         return made + sum(map(self.between, halves or ()))
@@ -93,21 +93,21 @@ class Contractions:
 
 @lru_cache(maxsize=512)
 def contractions(space: SearchSpace, rates: Rates, mode: str, itemsize: int) -> Contractions:
-    """The contractions of a layer's cores under a table of rates."""
+    """Return the contractions of a layer's cores under a table of rates."""
     return Contractions(space, rates, mode, itemsize)
 
 
 class Pricing:
-    """What steps cost in one setting.
+    """Costs of input steps in one setting.
 
     Args:
-        where: the space.
-        setting: what to plan for.
-        rates: what operations cost.
-        thrifty: whether the backward makes everything again, in as many parts of the batch as there may be.
+        space: search space of the layer.
+        setting: setting to plan for.
+        rates: costs of operations.
+        thrifty: whether the backward recomputes everything, in the maximum number of chunks of the batch.
 
     Attributes:
-        parts: how many that are.
+        chunks: that number.
         contractions: of the cores.
     """
 
@@ -134,25 +134,25 @@ class Pricing:
         self.floor = floor(self.mode)
 
     def _least(self, absorbed: CoreMask, tensor: CoreMask) -> float:
-        """A bound below the seconds of every option of a step: nothing is reordered, nothing made again."""
+        """Return a lower bound of the seconds of a step's options: no reorder and no recomputation."""
         sizes = self.sizes(absorbed, tensor)
         size = (sizes.x + sizes.y + sizes.weight) * self.itemsize
         step = min(self.mode[kind].seconds(work, size) for *_, kind, work in self.kinds(absorbed, tensor))
         return self.contractions.of(tensor)[1].seconds + self._call(tensor) + step
 
     def _call(self, tensor: CoreMask) -> float:
-        """Seconds that a contraction takes beside its steps."""
+        """Return the seconds of a contraction beside its steps."""
         return self.mode[CONTRACT].call if tensor & (tensor - 1) and self.setting.mode != "cached" else 0.0
 
     def _ahead(self, absorbed: CoreMask) -> float:
-        """A bound below the seconds that are left: at least one step more, which reads ``x`` and writes the output."""
+        """Return a lower bound of the remaining seconds: one more step, which reads ``x`` and writes the output."""
         if absorbed == (space := self.space).all:
             return 0.0
         entries = sum(space.volume(space.x_axes(state)) * self.length(state) for state in (absorbed, space.all))
         return self.floor.seconds(0, self.setting.batch * entries * self.itemsize)
 
     def seconds(self, absorbed: CoreMask, option: PathStep) -> float:
-        """What a step adds to the time of a trail, with what its weight takes."""
+        """Return the seconds that a step adds to a path, its weight's contraction included."""
         weights, cost = self.contractions.of(option.cores)[1], option.cost
         seconds = weights.seconds + cost.seconds + self._call(option.cores)
         if not self.thrifty:
@@ -161,7 +161,7 @@ class Pricing:
         return seconds + weights.forward + again + (self.chunks - 1) * option.part
 
     def price(self, path: PathSteps) -> Path | None:
-        """A path as a trail, with its costs here; None if torch does one of its steps in another way here."""
+        """Return a path with its costs here; None if torch computes one of its steps in another way here."""
         absorbed, options, total = 0, [], 0.0
         for option in path:
             if (option.op, option.source, option.target) not in self.ways(absorbed, option.cores):
@@ -173,13 +173,13 @@ class Pricing:
         return Path(tuple(options), total)
 
     def options(self, absorbed: CoreMask, tensor: CoreMask, layout: str, axes: tuple[int, ...]) -> Iterator[PathStep]:
-        """Every way to do the step from a state to the next."""
+        """Yield every option for the step from a state to the next."""
         space, roles = self.space, self.space.roles(absorbed, tensor)
         dense, final = tensor == space.all, absorbed | tensor == space.all
         classes = (0, 0, space.x_axes(0), 0) if dense else roles[:3]
         straight = axes if dense else refine(axes, classes)
         for op, source, target in self.ways(absorbed, tensor):
-            # x is copied where its axes lie in another order; from channels last to first, also where a copy is all.
+            # A copy reorders the axes of x if necessary. It may also just change channels last to channels first.
             order = straight if source == layout else None
             if order is None and LAST in (source, target) and not (source == layout != target or not self.places):
                 continue
@@ -196,9 +196,9 @@ class Pricing:
             yield self._priced(absorbed, made)
 
     def _kinds(self, absorbed: CoreMask, tensor: CoreMask) -> list[tuple[str, str, str, str, int]]:
-        """The operations that do a step, from and to a layout, with their row in the table of rates and their FLOPs.
+        """Return the operations for a step: op, source and target layout, row of the rate table, FLOPs.
 
-        FLOPs are those that an operation pays for: some fill up their channels or positions.
+        These FLOPs include padding: some operations round up their channels or positions.
         """
         channels, x, _, _, flops = self.sizes(absorbed, tensor)
         folded, groups, summed, new = channels
@@ -224,7 +224,7 @@ class Pricing:
         return found
 
     def _ways(self, absorbed: CoreMask, tensor: CoreMask) -> dict[tuple[str, str, str], tuple[str, Cost]]:
-        """The operations that do a step, from and to a layout, with their row in the table of rates and their cost."""
+        """Map each operation for a step (op, source and target layout) to its row of the rate table and its cost."""
         _, x, y, weight, flops = self.sizes(absorbed, tensor)
         fresh = self._fresh(y, x)
         return {
@@ -233,7 +233,7 @@ class Pricing:
         }
 
     def _priced(self, absorbed: CoreMask, option: PathStep) -> PathStep:
-        """An option with its row in the table of rates and its cost, copies included."""
+        """Return an option with its row of the rate table and its cost, copies included."""
         kind, cost = self.ways(absorbed, option.cores)[option.op, option.source, option.target]
         _, x, y, weight, _ = self.sizes(absorbed, option.cores)
         for moving, entries in ((option.moved, x), (option.tail, y)):
@@ -244,31 +244,31 @@ class Pricing:
         return option._replace(kind=kind, cost=cost, part=part)
 
     def _length(self, absorbed: CoreMask) -> int:
-        """Positions per image once ``x`` has met some cores."""
+        """Return the positions per image after ``x`` absorbed some cores."""
         met = self.space._union(absorbed)
         return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
 
     def _sizes(self, absorbed: CoreMask, tensor: CoreMask) -> StepSizes:
-        """What is multiplied where ``x`` meets a tensor."""
+        """Return the sizes of an input step."""
         space, batch = self.space, self.setting.batch
         channels = space.channels(absorbed, tensor)
         folded, groups, summed, new = channels
         before, after = self.length(absorbed), self.length(absorbed | tensor)
         taps = space.volume(space.roles(absorbed, tensor).kernel)
-        # Each entry of the input of a transposed convolution meets every tap, else each entry of the output does.
+        # Every tap is multiplied at each input position of a transposed convolution, else at each output position.
         flops = 2 * batch * math.prod(channels) * taps * (before if space.geometry.transposed else after)
         x, y = (batch * folded * groups * one * length for one, length in ((summed, before), (new, after)))
         return StepSizes(channels, x, y, groups * summed * new * taps, flops)
 
     def _cost(self, kind: str, flops: int, entries: int, work: int) -> Cost:
-        """The cost of an operation that pays for ``work``, which is no less than its FLOPs."""
+        """Return the cost of an operation that takes the time of ``work >= flops`` FLOPs."""
         size = entries * self.itemsize
         forward = self.infer[kind].seconds(work, size)
         seconds = forward if self.mode is self.infer else self.mode[kind].seconds(work, size)
         return Cost(seconds, forward, flops, size)
 
     def _fresh(self, made: int, gradient: int) -> Cost:
-        """What it takes to have memory for a large result and, in the backward, for a gradient."""
+        """Return the cost of allocating a large result and, in the backward, a large gradient."""
         large, each = self.rates.large, self.rates.fault * self.itemsize
         forward = made * each if made * self.itemsize > large else 0.0
         training = self.setting.mode == "train" and gradient * self.itemsize > large

@@ -1,4 +1,4 @@
-"""What the search for a plan is about: the setting, the steps to choose from with their costs, and what it finds."""
+"""Types of the search for a plan: the options for a step with their costs, and the paths it finds."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from tnlayers.planning.search_space import Channels, CoreMask
 
 
 class Cost(NamedTuple):
-    """Estimated seconds in the setting's mode and of the forward alone; the forward's FLOPs, and bytes moved."""
+    """Estimated seconds in the setting's mode, seconds of the forward alone, FLOPs of the forward, and bytes moved."""
 
     seconds: float
     forward: float
@@ -18,10 +18,10 @@ FREE = Cost(0.0, 0.0, 0, 0)
 
 
 class PathStep(NamedTuple):
-    """One way for ``x`` to meet a tensor.
+    """One option for an input step.
 
-    The operation and its row in the table of rates, layouts, whether ``x`` is copied before and ``y`` after. ``part``
-    is what one more part of the batch costs in training: a call, and the weight read and its gradient added to the sum.
+    It has the operation, its row of the rate table, the layouts, and whether ``x`` is copied before and ``y`` after.
+    ``part`` is the cost of one more chunk of the batch in training: a call, a weight read, its gradient added up.
     """
 
     cores: CoreMask
@@ -38,10 +38,10 @@ class PathStep(NamedTuple):
 
 
 class StepSizes(NamedTuple):
-    """How large a step is.
+    """Sizes of a step.
 
     Attributes:
-        channels: of the input, the weight and the result.
+        channels: of input, weight and result, by role.
         x, y, weight: entries of the input, the result and the weight.
         flops: floating-point operations of the step.
     """
@@ -54,16 +54,16 @@ class StepSizes(NamedTuple):
 
 
 PathSteps = tuple[PathStep, ...]
-"""A complete way without its costs: one for inputs of many sizes."""
+"""A complete path without its costs, for inputs of many sizes."""
 
 
 class Path(NamedTuple):
-    """A complete way: its options in order, and its cost with all contractions of weights."""
+    """A complete path: its options in order, and its seconds with all contractions of weights."""
 
     options: tuple[PathStep, ...]
     seconds: float
 
     @property
     def path(self) -> PathSteps:
-        """It without its costs."""
+        """The options without their costs."""
         return tuple(option._replace(cost=FREE, part=0.0) for option in self.options)

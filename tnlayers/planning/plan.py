@@ -1,4 +1,4 @@
-"""From a trail of the search to a plan that can run: the order of every tensor's axes is settled here."""
+"""Construction of an executable plan from a path of the search. It fixes the order of every tensor's axes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ from tnlayers.spec.notation import Axes, bits
 
 @dataclass(frozen=True)
 class StepWeight:
-    """A tensor that ``x`` meets.
+    """Weight of an input step.
 
     Attributes:
-        cores: which of the network's cores contract to it.
-        views: the shape in which each of them is taken.
-        contraction: how, its operands in the order of ``cores``.
-        cost: what it is estimated to take.
+        cores: numbers of the cores that contract to it.
+        views: shape in which each of them is viewed.
+        contraction: contraction with its operands in the order of ``cores``.
+        cost: estimated cost of the contraction.
     """
 
     cores: tuple[int, ...]
@@ -38,11 +38,11 @@ class StepWeight:
 
     @property
     def between(self) -> int:
-        """How many tensors come between the cores and the last step."""
+        """Number of intermediate results of the contraction."""
         return max(0, len(self.cores) - 2)
 
     def operands(self, cores: Sequence[Tensor]) -> list[Tensor]:
-        """The cores as they are taken."""
+        """Return the cores in the shapes ``views``."""
         return [view(cores[k], shape) for k, shape in zip(self.cores, self.views, strict=True)]
 
 
@@ -51,16 +51,16 @@ class Plan:
     """The operations of one forward and its backward.
 
     Attributes:
-        network, geometry, setting: what the plan was made for.
+        network, geometry, setting: what the plan is for.
         weights: the weight of each step, in order.
-        steps: the operation of each step: how the input and its weight become the next input.
+        steps: the operation of each step, which contracts the input with the weight to the next input.
         costs: the estimated cost of each step.
-        tail: sizes and permutation of the channel axes that must be reordered at the end, or None.
-        seconds: the estimate of all of it.
-        peak: estimated bytes of a training step at its peak.
-        own_backward: whether the backward is not left to autograd, whose own is as good for one image or one operation,
-            and costs less.
-        prepad: the geometry's.
+        tail: sizes and permutation for a reorder of the channel axes at the end, or None.
+        seconds: estimated total time.
+        peak: estimated peak bytes of a training step.
+        own_backward: whether the plan has its own backward. For one image or one operation, autograd's is as good and
+            costs less.
+        prepad: as in the geometry.
         direct: the only step, if it is one convolution and nothing comes before or after it.
         signature: equal for plans that build the same weights.
         saved: whether the result of each step but the last is saved for the backward, or computed again there.
@@ -98,12 +98,12 @@ class Plan:
 
     @property
     def strategy(self) -> str:
-        """'reconstruct' if ``x`` meets the dense kernel, else 'factorized'."""
+        """'reconstruct' if the only weight is the dense kernel, else 'factorized'."""
         return "reconstruct" if len(self.weights) == 1 else "factorized"
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of one forward, without bias; where weights are cached, without theirs."""
+        """Floating-point operations of one forward, without bias, and without contractions if weights are cached."""
         return sum(cost.flops for cost in self.costs) + (0 if self.setting.mode == "cached" else self.weight_flops)
 
     @property
@@ -112,7 +112,7 @@ class Plan:
         return sum(weight.contraction.flops for weight in self.weights)
 
     def explain(self, other: "Plan | None" = None) -> str:
-        """The steps in words: shapes, FLOPs, bytes, estimated share of the time; and the runner-up."""
+        """Describe each step by shapes, FLOPs, bytes and estimated share of the time; and the runner-up."""
         batch, channels = self.setting.batch, self.geometry.in_channels
         how = {"train": "training", "infer": "inference", "cached": "inference with cached weights"}[self.setting.mode]
         shape = (batch, channels, *self.setting.size)
@@ -147,7 +147,7 @@ class Plan:
 
     @property
     def order(self) -> str:
-        """What ``x`` meets: '0 > 1*2' is core 0, then what cores 1 and 2 contract to. A layer's strategy may be one."""
+        """Cores of each input step; valid as a strategy. '0 > 1*2': core 0, then the contraction of cores 1 and 2."""
         return " > ".join("*".join(str(core) for core in weight.cores) for weight in self.weights)
 
 
@@ -156,10 +156,10 @@ def _shown(axes: Axes, sizes: dict[str, int]) -> str:
 
 
 class Recompute(NamedTuple):
-    """What a plan computes twice to save memory.
+    """Recomputation of a plan to save memory.
 
     Attributes:
-        seconds: what that takes.
+        seconds: time of the recomputation.
         saved, chunks, rebuild_weights: as of ``Plan``; ``saved`` is None if all results are.
     """
 
@@ -190,7 +190,7 @@ _Move = tuple[tuple[int, ...], tuple[int, ...]]
 def _lay_out(
     contractions: Contractions, options: PathSteps
 ) -> tuple[tuple[StepWeight, ...], tuple[InputStep, ...], _Move | None]:
-    """Weights, steps and tail. From the last step back to the first, the order of every tensor's axes is settled."""
+    """Return weights, steps and tail. The order of axes is fixed for the last step first, then backwards."""
     space, geometry = contractions.space, contractions.space.geometry
     sizes = dict(zip(space.names, space.sizes, strict=True))
     last = options[-1]
@@ -253,17 +253,17 @@ def _lay_out(
 
 
 def _singles(chunks: Sequence[int]) -> tuple[int, ...]:
-    """The axes of an order one by one, those of each set by their bits."""
+    """Return the axes of an order one by one, those of each set in the order of bits."""
     return tuple(1 << k for part in chunks for k in bits(part))
 
 
 def _move(names: Callable[[int], Axes], have: tuple[int, ...], want: tuple[int, ...], sizes: dict[str, int]) -> _Move:
-    """Sizes of the axes there are, and the permutation to those wanted."""
+    """Return the sizes of the axes ``have``, and their permutation to ``want``."""
     return tuple(sizes[name] for axis in have for name in names(axis)), tuple(have.index(axis) for axis in want)
 
 
 def _weight(contractions: Contractions, tensor: CoreMask, axes: Axes, sizes: dict[str, int]) -> StepWeight:
-    """How some cores contract to a tensor with the given axes."""
+    """Return the weight that some cores contract to, with axes in the given order."""
     space = contractions.space
     cores = tuple(bits(tensor))
     operands = [space.cores[k] for k in cores]

@@ -1,14 +1,14 @@
-"""The search for the fastest plan: A* over what ``x`` has met so far, bounded.
+"""Search for the fastest plan: A* over the cores that ``x`` has absorbed, with bounded work.
 
-A state is the set of cores that ``x`` has absorbed, where its channels lie in memory, and in which order. From there
-``x`` may meet any tensor that some of the other cores contract to; to meet all of them at once, in the first step, is
-to reconstruct the dense kernel. How cores contract among themselves is found by dynamic programming over subsets.
-Trails come out cheapest first, and nothing costlier than the last one asked for is ever looked at.
+A state is the set of absorbed cores, the memory layout of the channels of ``x``, and the order of its axes. An input
+step absorbs any set of the other cores. A first step that absorbs all cores reconstructs the dense kernel. Dynamic
+programming over subsets finds how the cores of a set contract. An entry's priority is its seconds so far plus a lower
+bound of the rest, so paths come out cheapest first, and no entry above the last path asked for is expanded.
 
-The search is exact where a network has few connected sets of cores and WORK steps are enough. Of larger networks ``x``
-may meet some sets only (see ``search_space``), and behind WORK steps the search becomes a beam: from all states with
-as many cores, a share of WORK is looked at, those steps first that leave ``x`` smallest. What a few units of cores make
-is looked at in any case.
+The search is exact if the network has few connected sets of cores and at most WORK pairs. In larger networks, steps
+absorb only some sets (see ``search_space``). After WORK pairs, the search becomes a beam: all states with the same
+number of cores together have a share of WORK, and steps with the smallest results go first. Unions of a few units of
+cores are examined in any case.
 """
 
 import heapq
@@ -24,33 +24,33 @@ from tnlayers.planning.search_space import CoreMask, SearchSpace
 from tnlayers.planning.setting import Setting
 
 WORK = 320
-"""Pairs of what ``x`` has met and may meet next, up to which the search is exact: some 10 ms. Measured."""
+"""Maximum number of pairs (absorbed cores, next cores) in an exact search: some 10 ms. Measured."""
 
 MANY = 16, 48
-"""With more cores than this, or more axes, each pair takes longer, and there is time for fewer of them."""
+"""Numbers of cores and axes above which WORK is reduced, because each pair takes longer."""
 
 
 _State = tuple[int, str, tuple[int, ...]]
-"""The cores that ``x`` has met, where its channels lie, and in which order."""
+"""The absorbed cores, the memory layout of the channels of ``x``, and the order of its axes."""
 
 _Entry = tuple[float, int, float, _State, tuple[PathStep, ...], int]
 
 
 class Search:
-    """The search for one setting.
+    """Search for the paths in one setting.
 
     Args:
-        where: the space.
-        setting: what to plan for.
-        rates: what operations cost.
-        strategy: 'auto'; 'reconstruct', in which x meets the dense kernel alone; 'factorized', in which x meets the
-            cores one by one; or the sets of cores that x meets, in order.
-        thrifty: whether the backward makes everything again, in as many parts of the batch as there may be.
+        space: search space of the layer.
+        setting: setting to plan for.
+        rates: costs of operations.
+        strategy: 'auto'; 'reconstruct', one step with the dense kernel; 'factorized', one step for each core; or the
+            set of cores of each step, in order.
+        thrifty: whether the backward recomputes everything, in the maximum number of chunks of the batch.
         work: see WORK.
 
     Attributes:
-        pricing: what steps cost.
-        limit: seconds; no costlier trail is wanted.
+        pricing: costs of steps.
+        limit: maximum seconds of a path.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Search:
         self.work = work * min(1, MANY[0] / len(space.cores), MANY[1] / len(space.names))
         self.pricing = Pricing(space, setting, rates, thrifty)
         self.sequence = strategy if isinstance(strategy, tuple) else None
-        # Groups that are no axis of the network are known to the dense kernel alone.
+        # If the groups are not an axis of the network, only the dense kernel has them.
         grouped = space.split or space.geometry.groups == 1
         if self.sequence:
             self.tensors = [*self.sequence]
@@ -79,10 +79,10 @@ class Search:
         self._beam = Counter[int]()
 
     def __iter__(self) -> Iterator[Path]:
-        """Every trail, the cheapest first; behind WORK entries, some."""
+        """Yield every path, the cheapest first; after WORK pairs, only some."""
         space, pricing, ties = self.space, self.pricing, count()
-        # The seconds that give an entry its turn, a bound below those of every trail through it; a tie-breaker; seconds
-        # so far, the state, the options that led to it, and the tensor to meet next, 0 if that is open.
+        # An entry: its priority, a lower bound of the seconds of every path through it; a tie-breaker; its seconds so
+        # far; the state; the options that led to it; and the cores to absorb next, 0 if not yet chosen.
         heap: list[_Entry] = [(0.0, next(ties), 0.0, (0, self.setting.layout, space.inputs), (), 0)]
         seen = Counter[_State]()
         steps: dict[tuple[_State, int], list[tuple[float, PathStep]]] = {}
@@ -104,14 +104,14 @@ class Search:
                     heapq.heappush(heap, entry)
             else:
                 seen[state] += 1
-                if seen[state] > 2:  # of two ways to the same state, the third and costlier one leads to no runner-up
+                if seen[state] > 2:  # a third, costlier way to a state gives no runner-up
                     continue
                 for following in self._free(absorbed, len(options)):
                     turn = seconds + pricing.least(absorbed, following) + pricing.ahead(absorbed | following)
                     heapq.heappush(heap, (turn, next(ties), seconds, state, options, following))
 
     def _free(self, absorbed: CoreMask, number: int) -> list[int]:
-        """The sets of cores that ``x`` may meet next; in the end, those of them that there is time for."""
+        """Return the sets of cores that the next step may absorb; after WORK pairs, only those in the beam."""
         space = self.space
         if self.sequence:
             return [self.sequence[number]]

@@ -1,6 +1,6 @@
-"""The axes and cores of a layer as bit masks, and what becomes of them where ``x`` meets some cores.
+"""Axes and cores of a layer as bit masks, and the roles of axes in input steps.
 
-The order of axes that a step creates is left open until a later step asks for one: an order is a tuple of sets, each in
+The order of axes that a step creates stays open until a later step requires one: an order is a tuple of sets, each in
 any order.
 """
 
@@ -16,28 +16,28 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes, bits
 
 GROUP = "(group)"
-"""The axis of the groups, which no user can name, since a name is letters and digits."""
+"""Axis of the groups. It is no valid name for a user's axis, which has only letters and digits."""
 
 MOST_SETS = 64
-"""Up to this many connected sets of cores, the search for a plan looks at every one: in some 30 ms. Measured."""
+"""Maximum number of connected sets of cores that the search examines in full: some 30 ms. Measured."""
 
 UNITS, FEW = 8, 4
-"""Of a network with more connected sets, the cores are merged until so many units are left; and until few are."""
+"""Numbers of units that cores are merged to, in a network with more connected sets: for ``_some``, for ``_coarse``."""
 
 
 AxisMask = int
-"""A set of axes: bit k is set where axis k is in it."""
+"""A set of axes: bit k is set if it contains axis k."""
 CoreMask = int
-"""A set of cores: bit k is set where core k is in it. What these cores contract to is called by their set."""
+"""A set of cores: bit k is set if it contains core k. The set also denotes the tensor that these cores contract to."""
 
 
 class Roles(NamedTuple):
-    """The roles of the axes in one step.
+    """Roles of the axes in one step.
 
     Attributes:
-        folded: axes of the input alone; they are part of the batch.
+        folded: axes of the input alone, folded into the batch.
         groups: axes of input, weight and result.
-        summed: axes of input and weight that the result does not have.
+        summed: axes of input and weight, but not of the result.
         new: axes of the weight alone.
         kernel: kernel axes of the weight.
     """
@@ -50,7 +50,7 @@ class Roles(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """How many channels of a step are folded into the batch, are groups, are summed over, and are new."""
+    """Numbers of channels of a step: folded into the batch, groups, summed, and new."""
 
     folded: int
     groups: int
@@ -59,17 +59,16 @@ class Channels(NamedTuple):
 
 
 class SearchSpace:
-    """The axes and cores of a layer as bit masks; made once for a network and a geometry.
+    """Axes and cores of a layer as bit masks, computed once per network and geometry.
 
     Attributes:
-        cores: the axes of each core; where the groups divide the first output factor, that is split into GROUP and
-            the rest.
-        names, sizes: of every axis, by its bit.
-        inputs, outputs, kernel: the bits of the channel axes of x and y, in order, and of the kernel axes.
-        split: whether the groups are an axis of the network; without groups they are.
+        cores: axes of each core. If the groups divide the first output factor, that is split into GROUP and the rest.
+        names, sizes: of every axis, in the order of bits.
+        inputs, outputs, kernel: bits of the channel axes of x and y, in order, and of the kernel axes.
+        split: whether the groups are an axis of the network; true without groups.
         singles: every core as a set.
-        params: entries of all cores.
-        exact: whether ``x`` may meet every connected set of cores, of which there are not too many.
+        params: number of entries of all cores.
+        exact: whether steps may absorb every connected set of cores, since there are at most MOST_SETS.
     """
 
     def __init__(self, network: TensorNetwork, geometry: Geometry) -> None:
@@ -106,11 +105,11 @@ class SearchSpace:
         self.exact = self._every is not None
 
     def _tensors(self) -> list[int]:
-        """The sets of cores that ``x`` may meet: every connected one where there are few, else ``_some``."""
+        """Return the sets that a step may absorb: every connected set if these are few, else ``_some``."""
         return self._some() if self._every is None else self._every
 
     def _connected(self) -> list[int] | None:
-        """Every connected set of cores; None if there are more than MOST_SETS."""
+        """Return every connected set of cores; None if there are more than MOST_SETS."""
         found, fresh = set(self.singles), self.singles
         while fresh:
             grown = set()
@@ -124,7 +123,7 @@ class SearchSpace:
         return sorted(found)
 
     def _some(self) -> list[int]:
-        """Connected sets of units: each, runs of neighbours, pairs, what a greedy contraction makes, and the rests."""
+        """Return connected sets: units, runs, pairs, results of a greedy contraction, and the complements of all."""
         units = sorted(self.units(UNITS), key=lambda unit: unit & -unit)
         count = len(units)
         runs = (units[start:stop] for start in range(count) for stop in range(start + 1, count + 1))
@@ -134,12 +133,12 @@ class SearchSpace:
         return sorted(part for part in found if part and self._joined([unit for unit in units if unit & part]))
 
     def _coarse(self) -> frozenset[int]:
-        """What a few units make, nothing among it; a search looks at them however little time it has."""
+        """Return the unions of FEW units, the empty one included; a search examines them in any case."""
         units = self.units(FEW)
         return frozenset(sum(chunks) for size in range(len(units) + 1) for chunks in combinations(units, size))
 
     def _joined(self, chunks: Sequence[int]) -> bool:
-        """Whether sets of cores are connected with each other."""
+        """Return whether sets of cores are connected with each other."""
         first, *rest = chunks
         while rest:
             near = [part for part in rest if self.weight_axes(part) & self.weight_axes(first)]
@@ -150,9 +149,9 @@ class SearchSpace:
         return True
 
     def _merges(self) -> list[tuple[int, int]]:
-        """How the cores contract by pairs of sets: those go first that go best together.
+        """Return the pairs of sets by which the cores contract greedily.
 
-        Those go best together that join the fewest of input, output and kernel, then those whose product grows least.
+        Pairs that join axes of the fewest of input, output and kernel go first, then those that add the least memory.
         """
         made, sizes = list(self.singles), dict(zip(self.names, self.sizes, strict=True))
         found = []
@@ -162,14 +161,14 @@ class SearchSpace:
         return found
 
     def units(self, most: int) -> list[int]:
-        """Sets of cores, at most so many: cores that go best together are merged."""
+        """Return at most ``most`` sets of cores, after the first of ``_merges``."""
         units = list(self.singles)
         for left, right in self.merges()[: max(0, len(units) - most)]:
             units = [*(unit for unit in units if unit not in (left, right)), left | right]
         return units
 
     def halve(self, cores: CoreMask) -> int:
-        """One part of a set of cores, where the merges leave two for the last."""
+        """Return one of the two parts of a set of cores that are merged last."""
         for left, right in reversed(self.merges()):
             if cores & left and cores & right:
                 return cores & left
@@ -190,11 +189,11 @@ class SearchSpace:
         return total
 
     def _weight_axes(self, cores: CoreMask) -> int:
-        """The axes of what some cores contract to: dense ones, and those that other cores have too."""
+        """Return the axes of some cores' contraction: dense axes, and those that other cores have too."""
         return self._union(cores) & (self._union(self.all & ~cores) | self.dense)
 
     def _x_axes(self, absorbed: CoreMask) -> int:
-        """The channel axes of what ``x`` has become."""
+        """Return the channel axes of ``x`` after it absorbed some cores."""
         have = self.ends[0] | self._union(absorbed)
         return have & (self._union(self.all & ~absorbed) | self.ends[1]) & ~self.ends[2]
 
@@ -205,14 +204,14 @@ class SearchSpace:
         return Roles(x & ~w, x & w & y, x & w & ~y, w & ~x, kernel)
 
     def channels(self, absorbed: CoreMask, tensor: CoreMask) -> Channels:
-        """How many channels are folded, groups, summed and new; groups of the dense kernel need not be an axis."""
+        """Count the channels of a step by role. Groups of the dense kernel need not be an axis."""
         if tensor == self.all:
             groups = self.geometry.groups
             return Channels(1, groups, self.geometry.in_channels // groups, self.geometry.out_channels // groups)
         return Channels(*(self.volume(role) for role in self.roles(absorbed, tensor)[:4]))
 
     def axes(self, mask: AxisMask) -> Axes:
-        """The names of a set of axes."""
+        """Return the names of a set of axes."""
         return tuple(self.names[k] for k in bits(mask))
 
 
@@ -221,7 +220,7 @@ _LOW = (1 << _CHUNK) - 1
 
 
 def _tables(values: Sequence[int], join: Callable[[int, int], int], start: int) -> list[list[int]]:
-    """For each eight of the values, what every set of them joins to: planning spends its time in looking that up."""
+    """Tabulate the join of every subset of each eight values. Planning spends its time in these look-ups."""
     tables = []
     for first in range(0, len(values), _CHUNK):
         table = [start]
@@ -233,12 +232,12 @@ def _tables(values: Sequence[int], join: Callable[[int, int], int], start: int) 
 
 @lru_cache(maxsize=256)
 def search_space(network: TensorNetwork, geometry: Geometry) -> SearchSpace:
-    """The search space of a layer."""
+    """Return the search space of a layer."""
     return SearchSpace(network, geometry)
 
 
 def refine(order: Sequence[int], classes: Sequence[int]) -> tuple[int, ...] | None:
-    """Split the sets of an order such that all axes of a class come before those of the next; None if none can.
+    """Split the sets of an order so that each class of axes precedes the next; return None if that is impossible.
 
     Example:
         >>> refine((0b001, 0b110), (0b011, 0b100)), refine((0b100, 0b011), (0b011, 0b100))

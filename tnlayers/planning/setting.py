@@ -1,4 +1,4 @@
-"""What a plan is made for."""
+"""Setting that a plan is made for."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from tnlayers.backend.views import FIRST, LAST
 
 @dataclass(frozen=True)
 class Setting:
-    """What a plan is made for.
+    """Setting that a plan is made for.
 
     Attributes:
-        batch, size: of the input: number of images, positions along each spatial axis.
-        layout: where its channels lie in memory, 'first' or 'last'; without positions, they are last.
+        batch, size: number of images in the input, positions along each spatial axis.
+        layout: memory layout of its channels, 'first' or 'last'; 'last' without spatial axes.
         mode: 'train', 'infer' or 'cached', see ``tnlayers.backend.rates``.
-        device: kind of device, as ``torch.device.type``.
-        dtype: what is computed in.
+        device: device type, as ``torch.device.type``.
+        dtype: dtype of the computation.
     """
 
     batch: int

@@ -1,4 +1,4 @@
-"""The new layers of a model, made before the first is put in its place: inputs seen, ranks chosen, kernels fitted."""
+"""Construction of a model's new layers, before any is put in place: choice of ranks, fits of kernels."""
 
 import logging
 from typing import Any
@@ -18,7 +18,7 @@ logger = logging.getLogger("tnlayers")
 
 
 def choose_ranks(swap: Swap) -> None:
-    """Give every layer whose rank the configuration leaves to an energy or a budget its rank, or a reason for none."""
+    """Choose ranks, or a reason for none, of layers whose rank the configuration leaves to an energy or a budget."""
     config, chosen = swap.config, swap.chosen
     if config.energy is None and config.budget is None:
         return
@@ -39,7 +39,7 @@ def _by_energy(undecided: list[LayerSite], energy: float) -> None:
         if not site.settings["decompose"]:
             raise ValueError(f"energy is {energy}, but an override says decompose=False for {site.names[0]}")
         if not site.kernel.any():
-            continue  # a kernel of zeros has no energy, and the default rank
+            continue  # a zero kernel has no energy, and gets the default rank
         rank, dense = by_energy(site.make(1), _weighted(site), energy), site.module.weight.numel()
         site.settings["rank"] = rank
         if site.make(rank).network.num_params >= dense:
@@ -60,13 +60,13 @@ def _by_budget(undecided: list[LayerSite], what: str, share: float) -> None:
 
 
 def make_layers(swap: Swap) -> None:
-    """Make the new layers. One that refuses its arguments is left alone, but it is an error if all of them do.
+    """Make the new layers. A layer that refuses its arguments stays plain. If all layers do, raise.
 
-    With calibration, each layer is fitted to give on the inputs that it gets behind those before it, which are fitted
-    already, what the original layer gives on its own.
+    With calibration, each layer is fitted in the order of calls: on its inputs from the fitted layers before it, to the
+    outputs of the original layer in the original model.
 
     Raises:
-        TypeError, ValueError: the sentence of the layer, with its name.
+        TypeError, ValueError: the layer's message, with its name.
     """
     fitted: dict[nn.Module, nn.Module] = {}
     chosen, dry_run = swap.chosen, swap.dry_run
@@ -86,7 +86,7 @@ def make_layers(swap: Swap) -> None:
         if len(draft.network.cores) == 1 and not draft.rank:
             site.reason = "refused: its network would be one dense core"
             continue
-        if arguments["rank"] is None and draft.keep_ratio >= 1:  # nobody asked for this size
+        if arguments["rank"] is None and draft.keep_ratio >= 1:  # this size was not requested
             count, dense = draft.network.num_params, draft.network.dense_params
             site.reason = f"refused: its smallest network has {count:,} parameters, no fewer than its {dense:,}"
             continue
@@ -114,7 +114,7 @@ def make_layers(swap: Swap) -> None:
 
 
 def _calibrated(swap: Swap, site: LayerSite, stand_ins: dict[nn.Module, nn.Module]) -> tuple[nn.Module, Tensor | None]:
-    """The plain layer to fit to, and the second moments of its inputs, unless it gets nothing but zeros."""
+    """Return the plain layer to fit to, and the second moments of its inputs, or None if these are all zero."""
     plain: Any = site.plain
     found = second_moments(pairs(swap.model, site.module, stand_ins, swap.batches), site.geometry)
     if found is None or not found[0].any():
@@ -127,7 +127,7 @@ def _calibrated(swap: Swap, site: LayerSite, stand_ins: dict[nn.Module, nn.Modul
 
 
 def _candidate(site: LayerSite, what: str) -> Candidate:
-    # Of a kernel of zeros as little is known as of one that is drawn: its size.
+    # Of a zero kernel, as of a drawn one, only the size is known.
     kernel = _weighted(site) if site.settings["decompose"] and site.kernel.any() else None
     if what == "params":
         return Candidate(site.make, lambda layer: layer.network.num_params, site.module.weight.numel(), kernel)
@@ -137,7 +137,7 @@ def _candidate(site: LayerSite, what: str) -> Candidate:
 
 
 def _weighted(site: LayerSite) -> Tensor:
-    """The kernel, whose squared norm is that of its outputs where second moments of its inputs are known."""
+    """Return the kernel; with known moments, scaled so that its squared norm is that of the outputs."""
     if site.moments is None:
         return site.kernel
     factor = torch.linalg.cholesky(damped(site.moments, site.moments.diagonal().mean()))
@@ -146,7 +146,7 @@ def _weighted(site: LayerSite) -> Tensor:
 
 
 def _possible(site: LayerSite) -> bool:
-    """Whether the smallest network fits the layer; if not, the report says why."""
+    """Return whether the smallest network fits the layer; if not, note the reason."""
     try:
         site.make(1)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Ranks for many layers at once: from a share of parameters or FLOPs, or from an energy.
 
-What a fit loses at least can be read off singular values. Parting a network's cores in two parts the kernel's axes too,
-and the unfolding between them has at most as large a rank as the product of the bonds that are cut: the singular values
-beyond it are lost. The largest such loss over several cuts is the estimate by which budgets are spread.
+Singular values give a lower bound of a fit's loss. A cut of a network's cores into two parts also cuts the kernel's
+axes. The rank of the unfolding between them is at most the product of the cut bonds, so singular values beyond it are
+lost. The largest such loss over several cuts is the estimate for the spread of budgets.
 """
 
 import math
@@ -18,21 +18,21 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.rank import Rank
 
 LARGEST_SIDE = 8192
-"""A kernel with an unfolding whose smaller side is longer is refused: its eigenvalues would take minutes."""
+"""Maximum smaller side of a kernel's unfolding. For a larger one, eigenvalues would take minutes."""
 LEVELS = tuple(0.95**k for k in range(1, 136))
-"""Losses for which ranks are tried, down to 0.1 % of the squared norm."""
+"""Losses to try ranks for, down to 0.1 % of the squared norm."""
 KEEPS = tuple(0.9**k for k in range(66))
-"""Keep ratios that are tried, down to 0.1 %."""
+"""Keep ratios to try, down to 0.1 %."""
 
 
 class Cut(NamedTuple):
-    """Bonds between two parts of a network, and how much of the squared norm each rank of the unfolding loses."""
+    """Bonds between two parts of a network, and the share of squared norm lost at each rank of the unfolding."""
 
     bonds: tuple[str, ...]
     loss: Tensor
 
     def lost(self, network: TensorNetwork) -> float:
-        """The share of the squared norm beyond the product of the bonds' sizes."""
+        """Return the share of the squared norm beyond the product of the bonds' sizes."""
         rank = math.prod(network.sizes[bond] for bond in self.bonds)
         return float(self.loss[rank]) if rank < len(self.loss) else 0.0
 
@@ -42,10 +42,10 @@ class Candidate:
     """A layer whose ranks are to be chosen.
 
     Attributes:
-        make: the tensor layer of a rank, without values.
-        cost: what it costs, in parameters or FLOPs.
-        dense_cost: what the plain layer costs.
-        kernel: its kernel, as the network has its axes; None: it is not to be fitted.
+        make: makes the tensor layer of a rank, without values.
+        cost: returns a tensor layer's cost in parameters or FLOPs.
+        dense_cost: cost of the plain layer.
+        kernel: kernel in the order of the network's axes; None for a layer that is not fitted.
     """
 
     make: Callable[[Rank], TensorLayer]
@@ -61,7 +61,7 @@ class _Rung(NamedTuple):
 
 
 def cuts(network: TensorNetwork, kernel: Tensor) -> list[Cut]:
-    """Cuts around every core and behind every first few cores, with the kernel's losses there.
+    """Return the cuts around every core and after every first few cores, with the kernel's losses.
 
     Example:
         >>> network = TensorNetwork.parse("i:4 r, r o:3", {"r": 1})
@@ -100,19 +100,19 @@ def cuts(network: TensorNetwork, kernel: Tensor) -> list[Cut]:
 
 
 def estimate(network: TensorNetwork, found: Sequence[Cut]) -> float:
-    """A lower bound of the relative squared error of any fit, from the cuts."""
+    """Return a lower bound of any fit's relative squared error, from the cuts."""
     return max((cut.lost(network) for cut in found), default=0.0)
 
 
 def reach(network: TensorNetwork, free: Sequence[str], found: Sequence[Cut], loss: float) -> TensorNetwork:
-    """The network with its bonds raised until no cut loses more than ``loss``; of a cut's bonds the smallest first.
+    """Raise the smallest bond of each cut until no cut loses more than ``loss``, and return the network.
 
-    Bonds that are not ``free`` keep their size, and a cut that only such bonds cross is left.
+    Bonds that are not ``free`` keep their size, and a cut with only such bonds is skipped.
     """
     sizes = {bond: network.sizes[bond] for bond in free}
     for cut in sorted(found, key=lambda cut: -len(cut.bonds)):
         raised = [bond for bond in cut.bonds if bond in sizes]
-        # The loss falls with the rank, so the first rank that will do is where it crosses.
+        # The loss falls with the rank, so this count is the first sufficient rank.
         needed = int((cut.loss > loss).sum())
         fixed = math.prod(network.sizes[bond] for bond in cut.bonds if bond not in sizes)
         while raised and fixed * math.prod(sizes[bond] for bond in raised) < needed:
@@ -121,17 +121,17 @@ def reach(network: TensorNetwork, free: Sequence[str], found: Sequence[Cut], los
 
 
 def by_energy(layer: TensorLayer, kernel: Tensor, energy: float) -> dict[str, int]:
-    """The smallest sizes of a layer's bonds with which every cut keeps the share ``energy`` of the squared norm."""
+    """Return the smallest bond sizes with which every cut keeps the share ``energy`` of the squared norm."""
     network = layer.network.resize(dict.fromkeys(layer.rank, 1))
     reached = reach(network, [*layer.rank], cuts(network, kernel), max(1 - energy, 1e-12))
     return {bond: reached.sizes[bond] for bond in layer.rank}
 
 
 def spread(candidates: Sequence[Candidate], share: float) -> list[Rank | None]:
-    """Ranks for which the candidates together cost at most a share of what they cost plain.
+    """Choose ranks with which the candidates together cost at most a share of the plain layers' cost.
 
-    Starting at the smallest networks, the step of the largest fall of the estimated relative squared error for what it
-    costs is taken, again and again, while any fits. Where nothing is to be fitted, all get one keep ratio.
+    It starts at the smallest networks. While any step is affordable, it takes the one with the largest decrease of the
+    estimated relative squared error per cost. If nothing is fitted, all get one keep ratio.
 
     Returns:
         list[Rank | None]: for each candidate; None: it stays plain.
@@ -165,7 +165,7 @@ def spread(candidates: Sequence[Candidate], share: float) -> list[Rank | None]:
 
 
 def _best_step(ladder: list[_Rung], at: int, left: float) -> tuple[float, int] | None:
-    """The largest fall of the error for what it costs, and the rung that has it, of those that can be paid."""
+    """Return the largest decrease of the error per cost among affordable rungs, and that rung."""
     here, further = ladder[at], range(at + 1, len(ladder))
     costs = {k: ladder[k].cost - here.cost for k in further if ladder[k].cost - here.cost <= left}
     return max(((here.error - ladder[k].error) / cost, k) for k, cost in costs.items()) if costs else None
@@ -187,8 +187,8 @@ def _fitting(candidate: Candidate, keep: float) -> _Rung:
 
 
 def _ladder(candidate: Candidate) -> list[_Rung]:
-    """Networks of falling estimated error and rising cost, all cheaper than the plain layer, which is the last."""
-    if candidate.kernel is None:  # nothing is known of it but its size
+    """Return networks with falling estimated error and rising cost below the plain layer's, which is the last."""
+    if candidate.kernel is None:  # only its size is known
         tried = [_fitting(candidate, keep)._replace(error=1 - keep) for keep in reversed(KEEPS)]
     else:
         layer = candidate.make(1)
@@ -208,7 +208,7 @@ def _ladder(candidate: Candidate) -> list[_Rung]:
 
 
 def _losses(matrices: Tensor) -> Tensor:
-    """For each rank, the share of the squared norm beyond it; of several blocks, together."""
+    """Return for each rank the share of the squared norm beyond it, summed over the blocks."""
     fine = torch.float32 if matrices.device.type == "mps" else torch.float64
     matrices = matrices.to(fine)
     matrices = matrices / (matrices.abs().max().clamp_min(torch.finfo(fine).tiny))

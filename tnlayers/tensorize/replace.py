@@ -1,4 +1,4 @@
-"""New layers in the places of a model's old ones, and the report of it."""
+"""Replacement of a model's old layers by new ones, and its report."""
 
 import warnings
 import weakref
@@ -14,17 +14,17 @@ from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, Swap
 
 
 def keep_bias(site: LayerSite) -> None:
-    """Give the new layer, if there is one, the very bias of the old one."""
+    """Give the new layer, if there is one, the old layer's bias parameter."""
     if site.new is None:
         return
     last = site.new[-1] if isinstance(site.new, nn.Sequential) else site.new
-    # Before a shuffle at the end, the bias is another one, its entries permuted; a parametrized one is computed.
+    # Before a final shuffle, the bias is a new one with permuted entries; a parametrized bias is computed.
     if "bias" in last._parameters and "bias" in site.module._parameters:
         last.bias = site.module.bias
 
 
 def put_in_place(swap: Swap) -> TensorizeReport:
-    """Put every new layer in its places, unless it is a dry run, and report."""
+    """Put every new layer in its places, unless it is a dry run, and return the report."""
     model, sites, dry_run = swap.model, swap.sites, swap.dry_run
     swapped = [site for site in sites if site.new is not None]
     before = _params(model)
@@ -32,7 +32,7 @@ def put_in_place(swap: Swap) -> TensorizeReport:
     after = before + sum(_params(site.new) - _params(site.module) for site in swapped)
     stays = {id(p) for site in swapped for p in site.new.parameters()}
     gone = [p for site in swapped for p in site.module.parameters() if id(p) not in stays]
-    # Before anything is put anywhere, since a warning may be an error.
+    # Before any replacement, since a warning filter may raise.
     for optimizer in () if dry_run or not gone else holders(gone):
         warnings.warn(
             f"{type(optimizer).__name__} was made before the swap and holds parameters that left the model, so it "
@@ -70,7 +70,7 @@ def _params(module: nn.Module, bias: bool = True) -> int:
 
 
 def _put(site: LayerSite) -> list[Replaced]:
-    """Put a new layer in its places, with hooks and attributes."""
+    """Put a new layer in the old one's places, with its hooks and attributes."""
     old, new = site.module, site.new
     for name in HOOKS - STATE_HOOKS:
         setattr(new, name, getattr(old, name))
@@ -81,7 +81,7 @@ def _put(site: LayerSite) -> list[Replaced]:
     leaving, coming = ({k: p for k, p in named.items() if id(p) not in stays} for named in (before, after))
     for parent, key in site.places:
         parent._modules[key] = new
-    # A bias takes the place of a bias, and whatever else comes that of the first that leaves.
+    # A bias replaces a bias. All other new parameters replace the first other one that leaves.
     biases = {name: coming.pop(name) for name in [*coming] if "bias" in leaving and name.endswith("bias")}
     replaced = []
     for name, parameter in leaving.items():

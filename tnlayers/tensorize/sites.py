@@ -1,4 +1,4 @@
-"""The layers of a model: where each is, what it is called, whether it can be swapped, and if not, why."""
+"""Layers of a model: their places and names, and whether they can be swapped or why not."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
 @dataclass
 class LayerSite:
-    """A layer of the model: where it is, and what becomes of it."""
+    """A layer of the model, its places, and the decisions of a swap about it."""
 
     module: Any
     names: tuple[str, ...]
@@ -42,12 +42,12 @@ class LayerSite:
 
     @property
     def kind(self) -> type[nn.Module]:
-        """Which of torch's layers it is."""
+        """The torch layer class of the module."""
         return next(kind for kind in KINDS if isinstance(self.module, kind))
 
     @property
     def geometry(self) -> Geometry:
-        """Its arguments, checked."""
+        """The module's checked arguments."""
         if isinstance(self.module, TensorLayer):
             return self.module.geometry
         own = KINDS[self.kind]._arguments(self.module)
@@ -58,19 +58,19 @@ class LayerSite:
 
     @property
     def kernel(self) -> Tensor:
-        """The layer's kernel with the network's axes: out, in, taps."""
+        """The kernel in the order of the network's axes: (out, in, *taps)."""
         weight: Tensor = self.module.weight.detach()
         return exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
 
     @property
     def plain(self) -> nn.Module:
-        """A layer of torch's own class with the very parameters of this one, which may be of a subclass."""
+        """A layer of torch's own class with the same parameters; the module may be of a subclass."""
         twin: Any = self.kind(**KINDS[self.kind]._arguments(self.module), device="meta")
         twin.weight, twin.bias = self.module.weight, self.module.bias
         return twin.train(self.module.training)  # type: ignore[no-any-return]
 
     def make(self, rank: Any) -> TensorLayer:
-        """The tensor layer, without values."""
+        """Make the tensor layer of a rank, without values."""
         cls, arguments = self.layer
         own = KINDS[self.kind]._arguments(self.module)
         layer = cls(**own, **arguments | {"rank": rank}, device="meta", dtype=self.module.weight.dtype)
@@ -78,22 +78,22 @@ class LayerSite:
 
     @property
     def layer(self) -> tuple[type[TensorLayer], dict[str, Any]]:
-        """The class, and the keyword arguments of ours."""
+        """Class of the tensor layer, and its keyword arguments beside torch's."""
         own = {name: value for name, value in self.settings.items() if name not in ("format", "options", "decompose")}
         return layer_class(self.settings["format"], self.kind), own | self.settings["options"]
 
 
 @dataclass
 class Swap:
-    """What a swap has decided so far. Sites are found first, then ranks are chosen, layers made and put in place.
+    """State of a swap. First sites are found, then ranks are chosen, layers made, and put in place.
 
     Attributes:
-        model: whose layers are swapped.
-        config: what was asked for.
+        model: model whose layers are swapped.
+        config: configuration of the swap.
         batches: calibration inputs.
-        dry_run: whether the model stays as it is.
+        dry_run: whether the model stays unchanged.
         sites: every layer of a kind that can be swapped, in the order of the model.
-        chosen: those that are swapped, unless a rank or a layer cannot be had; in the order of their calls, if known.
+        chosen: sites to swap, unless their rank or layer is refused; in the order of their calls, if known.
     """
 
     model: nn.Module
@@ -107,12 +107,12 @@ class Swap:
 def find(
     model: nn.Module, types: tuple[type[nn.Module], ...], what: str, alone: Callable[[Any], str]
 ) -> list[LayerSite]:
-    """The model's layers of some types, each once, with all their names and places.
+    """Find the model's layers of some types, each once, with all their names and places.
 
-    ``alone`` tells what to do with a layer that is no part of a model.
+    ``alone`` returns advice for a model that is itself such a layer.
     """
     found = layers(model, types, what)
-    root = model._modules.get("_orig_mod", model)  # where it is compiled
+    root = model._modules.get("_orig_mod", model)  # if it is compiled
     if isinstance(root, types):
         raise ValueError(f"model is itself a {type(root).__name__}, {alone(root)}")
     for module in model.modules():
@@ -129,7 +129,7 @@ def find(
 
 
 def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> dict[nn.Module, LayerSite]:
-    """The model's layers of some types, each once, with all their names; the model may be one itself."""
+    """Find the model's layers of some types, each once, with all their names; the model may be one itself."""
     check_module("model", model)
     found: dict[nn.Module, LayerSite] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -138,27 +138,27 @@ def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> d
             site.names += (_plain_name(path, model),)
     if not found:
         raise ValueError(f"model has no {what} ({type(model).__name__})")
-    # What is inside a layer, such as a parametrization, is the layer's own.
+    # Modules inside a layer, such as a parametrization, belong to it.
     inside = {inner for module in found for inner in module.modules() if inner is not module}
     return {module: site for module, site in found.items() if module not in inside}
 
 
 def note_holders(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], sites: Sequence[LayerSite]) -> None:
-    """Note what else has a layer, or the parameters that leave the model with it."""
+    """Note what else holds a layer, or parameters that leave the model with it."""
     holders, tied = held(model, leaving), ties(model, leaving)
     for site in sites:
         site.held, site.tied = holders.get(site.module, ""), tied.get(site.module, "")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside what ``torch.compile`` and data parallelism put around it."""
+    """Return the model inside the wrappers of ``torch.compile`` and data parallelism."""
     check_module("model", model)
     inner: Any = model._modules.get("_orig_mod", model)
     return unwrapped(inner.module) if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
 
 
 def _plain_name(path: str, model: nn.Module) -> str:
-    """Without what ``torch.compile`` and ``DataParallel`` put before a name."""
+    """Return a name without the prefixes of ``torch.compile`` and ``DataParallel``."""
     parts = [part for part in path.split(".") if part != "_orig_mod"]
     if isinstance(model._modules.get("_orig_mod", model), nn.DataParallel) and parts[0] == "module":
         parts = parts[1:]
@@ -166,7 +166,7 @@ def _plain_name(path: str, model: nn.Module) -> str:
 
 
 def left_alone(site: LayerSite, config: TensorizeConfig) -> str:
-    """Why a layer is not to be swapped; empty: it is. Fills in its settings."""
+    """Return why a layer is not swapped, or an empty string. Set its settings."""
     module = site.module
     if isinstance(module, TensorLayer):
         return "a tensor layer already"
@@ -184,7 +184,7 @@ def left_alone(site: LayerSite, config: TensorizeConfig) -> str:
 
 
 def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
-    """What would be lost if a layer were swapped; nothing further is looked at after the first."""
+    """Yield reasons against a swap, such as losses. Later ones are not evaluated after the first."""
     module, kind = site.module, site.kind
     if is_parametrized(module):
         yield f"parametrized ({', '.join(module.parametrizations)})"
@@ -224,7 +224,7 @@ def _weight_refusals(weight: Any) -> Iterator[str]:
 
 
 def _policy(module: Any, config: TensorizeConfig) -> str:
-    """Why a layer is better not swapped."""
+    """Return why a layer should not be swapped, or an empty string."""
     if getattr(module, "groups", 1) > 1 and module.groups == module.in_channels and not config.depthwise:
         return "depthwise (depthwise=True swaps it)"
     if module.weight.numel() < config.min_params:
@@ -235,7 +235,7 @@ def _policy(module: Any, config: TensorizeConfig) -> str:
 def watch(
     model: nn.Module, sites: list[LayerSite], examples: Iterable[Any], note: Callable[[LayerSite, Tensor], None]
 ) -> list[LayerSite]:
-    """Note something of every input of every layer.
+    """Run the model, and call ``note`` with every input of every layer.
 
     Returns:
         list[LayerSite]: in the order of their first calls; those without a call last.
@@ -249,7 +249,7 @@ def watch(
 
     observe(model, watched, examples, see)
     sites = sorted(sites, key=lambda site: order.get(site.module, len(order)))
-    for site in sites:  # the first that is called tells where it began
+    for site in sites:  # the error names the first layer called
         if site.moments is not None:
             check_finite(site, site.moments)
     return sites
@@ -261,7 +261,7 @@ def note_shape(site: LayerSite, x: Tensor) -> None:
 
 
 def note_moments(site: LayerSite, x: Tensor) -> None:
-    """Add to the second moments over channels, where a rank is to be chosen by them."""
+    """Add to the second moments over channels, if the rank is to be chosen by them."""
     if site.settings["rank"] is None and site.settings["decompose"]:
         rows = channels(x, site.geometry)
         new = products(rows, rows).sum(0)
@@ -269,7 +269,7 @@ def note_moments(site: LayerSite, x: Tensor) -> None:
 
 
 def check_finite(site: LayerSite, *moments: Tensor) -> None:
-    """Refuse second moments that are not finite."""
+    """Raise if second moments are not finite."""
     if not all(bool(torch.isfinite(each).all()) for each in moments):
         raise ValueError(
             f"{site.names[0]}: its inputs on the calibration batches hold NaN or infinity, or their squares do; "

@@ -1,4 +1,4 @@
-"""Model-wide swapping: plain layers to tensor layers, in place, and back to plain layers."""
+"""Replacement of a model's plain layers by tensor layers, in place, and back."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ from tnlayers.tensorize.sites import (
 from tnlayers.tensorize.weight_readers import Read, mentions, reads
 
 _READERS = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention
-"""Modules of torch's that ask their layers for their weights."""
+"""Modules of torch that read their layers' weights."""
 _ALONE = "which cannot be replaced in place; write `layer = {}`"
 
 
@@ -46,38 +46,38 @@ def tensorize_(
 ) -> TensorizeReport:
     """Replace convolutions, transposed convolutions and linear layers of a model by tensor layers, in place.
 
-    What is replaced keeps its bias (the same parameter), device, dtype, ``requires_grad``, training flag, hooks and
-    attributes. A module at several places stays one module. One that is also held outside of the modules, by lists,
-    hooks, closures or whatever else, is left alone, and so is one whose weight shares memory with another parameter.
-    All new layers are made before the first is put in its place, so that whatever raises leaves the model as it was.
-    Progress is logged to ``tnlayers``.
+    A new layer keeps the bias (the same parameter), device, dtype, ``requires_grad``, training flag, hooks and
+    attributes. A module at several places stays one module. A layer stays plain if anything else than modules also
+    holds it (lists, hooks, closures and so on), or if its weight shares memory with another parameter. All new layers
+    are made before the first is put in place, so an error leaves the model unchanged. Progress is logged to
+    ``tnlayers``.
 
     Args:
         model: any module that is not itself such a layer. Compile it or wrap it for data parallelism afterwards, or
             pass a compiled model, which is compiled anew.
-        config: which layers, and what they become; default: ``TensorizeConfig()``. The name of a format, such as "tr",
-            stands for ``TensorizeConfig("tr")``, and a mapping for ``TensorizeConfig.from_dict`` of it.
-        example_input: a tensor, a tuple of arguments or a mapping of named ones; the model then runs on it once, in
-            eval mode without gradients, and FLOPs are reported. A budget of FLOPs needs it. Lazy layers have their
-            shapes from then on, and are swapped as others are.
-        calibration: a list of such inputs. In the order in which layers are called, each is then fitted so that its
-            outputs, behind the fitted layers before it, come near to the original ones. How near, is judged by the
-            second moments of patches of its inputs; of patches with more than 2,304 entries and in transposed layers by
-            those of channels alone. The model runs on all of the list once, then twice for every layer that is fitted,
-            in eval mode without gradients. Takes memory for one input, all that a layer gets on it, 2**25 entries of
-            patches (but one image's at least), each of these twice, and some float64 matrices with a row and a column
-            per entry of a patch; with an energy or a budget, one per channel for every layer.
-        dry_run: only report. Nothing is fitted, so there are no errors to report.
+        config: which layers to replace, and by what; default: ``TensorizeConfig()``. The name of a format, such as
+            "tr", means ``TensorizeConfig("tr")``; a mapping is passed to ``TensorizeConfig.from_dict``.
+        example_input: a tensor, a tuple of arguments or a mapping of named ones. The model runs on it once, in eval
+            mode without gradients, and the report gives FLOPs. A budget of FLOPs needs it. This run gives lazy layers
+            their shapes, so they are swapped as others.
+        calibration: a list of such inputs. Layers are fitted in the order of their calls: each, on its inputs from the
+            fitted layers before it, to its original outputs. The error is measured by second moments of input patches;
+            for patches of more than 2,304 entries and in transposed layers, of channels alone. The model runs on the
+            whole list once, then twice for every fitted layer, in eval mode without gradients. This takes memory for
+            one input, a layer's inputs in that run, 2**25 entries of patches (at least one image's), each of these
+            twice, and some float64 matrices with a row and a column per patch entry; with an energy or a budget, one
+            with a row and a column per channel for every layer.
+        dry_run: only report. Nothing is fitted, so there are no errors of fits.
 
     Returns:
         TensorizeReport: every such layer, replaced or not, and why.
 
     Raises:
-        TypeError, ValueError: config is none of these; calibration is no list, empty or of no use, a pattern covers no
-            layer, the model has no layer to swap or is one itself, every chosen layer refuses its rank, a budget cannot
-            be met, weights to be fitted are on the meta device, or the model is wrapped for distributed data
-            parallelism; what the model raises on an input. A layer alone that cannot become a tensor layer is left
-            alone, and the report says why.
+        TypeError, ValueError: config is invalid; calibration is no list, empty or unused; a pattern covers no layer;
+            the model has no layer to swap or is one itself; every chosen layer refuses its rank; a budget cannot be
+            met; weights to fit are on the meta device; or the model is wrapped for distributed data parallelism. If
+            only some layers cannot become tensor layers, they stay plain, and the report says why.
+        Exception: what the model raises on an input.
 
     Warns:
         UserWarning: an optimizer holds parameters that left the model; ``remap_optimizer_`` exchanges them.
@@ -107,11 +107,11 @@ def tensorize_(
 
 
 def _find_sites(swap: Swap, example: Any) -> None:
-    """Find the layers, the shapes of their inputs, what holds them, and which are to be swapped."""
+    """Find the layers, their input shapes and other holders, and choose the layers to swap."""
     model, config, batches = swap.model, swap.config, swap.batches
     sites = _found(model, config)
     check_patterns(config, [site.names for site in sites])
-    # First of all, since what is lazy is plain behind the first run, and what is made there is there.
+    # First of all, since this run initialises lazy layers, and may create layers.
     if example is not None:
         shapes = {site.module: site.shapes for site in watch(model, sites, [example], note_shape)}
         sites = _found(model, config)
@@ -179,11 +179,11 @@ def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeR
         include: patterns of the layers to replace, see ``TensorizeConfig``.
 
     Returns:
-        TensorizeReport: as of ``tensorize_``.
+        TensorizeReport: as from ``tensorize_``.
 
     Raises:
-        ValueError: the model holds no tensor layer, or is one itself (take ``to_conv`` or ``to_linear`` of that); a
-            pattern covers no layer; something outside of the modules holds a layer or its cores, and would keep them.
+        ValueError: the model holds no tensor layer, or is one itself (use ``to_conv`` or ``to_linear``); a pattern
+            covers no layer; or anything else than modules holds a layer or its cores, and would keep them.
 
     Example:
         >>> import tnlayers
@@ -196,28 +196,28 @@ def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeR
 
 
 def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input: Any = None) -> TensorizeReport:
-    """Replace every tensor layer by plain torch layers in sequence, in place: what is exported needs nothing of ours.
+    """Replace every tensor layer by a sequence of plain torch layers, in place, for exports that do not need tnlayers.
 
-    See ``tnlayers.unfold``, which finds the sequence with the fewest multiply-adds; where that is the dense kernel, one
-    plain layer. Of a layer's attributes, a sequence has the dtype, device and shape of a ``weight`` alone, and that
-    only where the code of the model's own classes asks for weights: it is an expanded buffer, which nothing can write,
-    so that averages of buffers and DistributedDataParallel, which do, raise. Where a model's
-    own code reads more, such as weights or strides, give an ``example_input``: layers of which it is read then become
-    single plain ones, which have all. (In torch's own transformer layers, they do so anyway.) A sequence with a channel
-    shuffle takes batched inputs only, and a transposed one no ``output_size``.
+    ``tnlayers.unfold`` finds the sequence with the fewest multiply-adds; if that is the dense kernel, one plain layer.
+    A sequence has only one attribute of a layer: a ``weight`` with its dtype, device and shape, and this only if the
+    code of the model's own classes mentions weights. It is an expanded buffer, which cannot be written. So averages of
+    buffers and DistributedDataParallel, which write buffers, raise. If the model's own code reads more, such as the
+    values of weights or strides, pass an ``example_input``: layers with such reads become single plain layers, which
+    have all attributes. (In torch's own transformer layers, they always do.) A sequence with a channel shuffle takes
+    only batched inputs, and a transposed one no ``output_size``.
 
     Args:
         model: a module that holds tensor layers.
         include: patterns of the layers to replace, see ``TensorizeConfig``.
-        example_input: as for ``tensorize_``; the model then runs on it once, in eval mode without gradients.
+        example_input: as for ``tensorize_``. The model runs on it once, in eval mode without gradients.
 
     Returns:
-        TensorizeReport: as of ``tensorize_``.
+        TensorizeReport: as from ``tensorize_``.
 
     Raises:
-        ValueError: the model holds no tensor layer, or is one itself (take ``unfold`` of that); a pattern covers no
-            layer; something outside of the modules holds a layer or its cores, and would keep them; or the model reads
-            what no plain layer has, such as ``cores``.
+        ValueError: the model holds no tensor layer, or is one itself (use ``unfold``); a pattern covers no layer;
+            anything else than modules holds a layer or its cores, and would keep them; or the model reads attributes
+            that no plain layer has, such as ``cores``.
 
     Example:
         >>> import tnlayers
@@ -254,7 +254,7 @@ def _back(
             if not isinstance(site.new, site.module.dense_type):
                 _make_readable(site, read.get(site.module, Read(kind=asked)))
             keep_bias(site)
-    # Before the first is put in its place: all that leaves the model, and what would keep it.
+    # Before the first replacement, find all that leaves the model, and what would keep it.
     stays = {id(p) for site in chosen for p in site.new.parameters()}
     leaving = {site.module: [p for p in site.module.parameters() if id(p) not in stays] for site in chosen}
     note_holders(model, leaving, chosen)
@@ -273,7 +273,7 @@ def _back(
 
 
 def _make_readable(site: LayerSite, read: Read) -> None:
-    """Make a single plain layer of one whose attributes are read, or let it tell the dtype and device of a weight."""
+    """Make a single plain layer if attributes are read, or register a weight for its dtype, device and shape."""
     names = read.names
     if missing := [name for name in names if not hasattr(dense := site.module.to_dense(), name)]:
         raise ValueError(
@@ -285,7 +285,7 @@ def _make_readable(site: LayerSite, read: Read) -> None:
     elif names:
         site.new, site.reason = site.module.to_dense(), f"plain again: the model reads its {', '.join(names)}"
     elif read.kind:
-        # In no state_dict. Of the weight's shape, without its memory; NaN, so that what is computed with it shows.
+        # Not in state_dicts. It has the weight's shape without its memory; its NaN shows in what is computed with it.
         like = next(site.new.parameters())
         stand_in = like.detach().new_full([1], math.nan).expand(site.geometry.weight_shape)
         site.new.register_buffer("weight", stand_in, persistent=False)
