@@ -100,7 +100,7 @@ class Download(NamedTuple):
 CIFAR10_ARCHIVE = Download(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
 )
-CIFAR10_BINARY, CIFAR10_PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"  # what the two archives unpack to
+CIFAR10_BINARY, CIFAR10_PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"  # directories in the two archives
 CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")  # .bin in the binary version
 CIFAR10_IMAGES = 10_000  # in each file
 CIFAR10_SHAPE = (3, 32, 32)

@@ -106,7 +106,7 @@ class Folder(Large):
         return replace(self, train=train, test=test, count=len(train))
 
     def training(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ImageData.training."""
+        """Yield the batches of an epoch: see ImageData.training."""
         where = batches.seed, batches.epoch
         order = torch.randperm(self.count, generator=draws(*where))
 
@@ -118,7 +118,7 @@ class Folder(Large):
         return self._load(_Files(self.train, self.size), batch_sampler=keys())
 
     def evaluation(self, size: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ImageData.evaluation."""
+        """Yield the batches of an evaluation: see ImageData.evaluation."""
         own = [(index,) for index in part.of(torch.arange(len(self.test))).tolist()]
         return self._load(_Files(self.test, self.size), sampler=own, batch_size=size)
 
@@ -143,7 +143,7 @@ class Shards(Large):
         raise DataError("split is validation, but shards cannot be split: name other ones val-*.tar")
 
     def training(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ImageData.training."""
+        """Yield the batches of an epoch: see ImageData.training."""
         streams = batches.part.world * max(1, self.workers)
         if len(self.train) < streams:
             raise DataError(
@@ -155,7 +155,7 @@ class Shards(Large):
         return islice(self._load(source, batch_size=own), batches.stop - batches.start)
 
     def evaluation(self, size: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ImageData.evaluation."""
+        """Yield the batches of an evaluation: see ImageData.evaluation."""
         return self._load(_Samples(self.test, self, part), batch_size=size)
 
 
