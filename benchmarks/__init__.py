@@ -1,1 +1,1 @@
-"""The training program, the measurements of tnlayers, and the report of what they found."""
+"""The training program, the measurements of tnlayers, and the report of their results."""

@@ -5,18 +5,18 @@ Several presets are the arms of a comparison, and with --seeds each arm runs onc
     python benchmarks/train.py --config configs/digits-dense.yaml configs/digits-tr.yaml --seeds 0 1 2 \
         --results benchmarks/results/digits.csv --overwrite
 
-Every other flag overrides the presets. Accuracy is that of the last epoch: none is picked by looking at test images.
+Every other flag overrides the presets. The reported accuracy is that of the last epoch, not of the best one.
 
-On several processes the same command runs under a launcher, with the same losses but for rounding:
+The same command runs in several processes under a launcher. The losses are the same, up to rounding:
 
     torchrun --nproc-per-node 8 benchmarks/train.py --config configs/cifar10-tr.yaml
 
-Each takes its part of every batch; batch_size is of all together. With --shard they share the parameters out too. The
-first process writes, and reads the checkpoint for all.
+Each process takes its part of every batch. batch_size counts the images of all processes. --shard also shards the
+parameters. Only the first process writes files and reads the checkpoint.
 
-A run that was killed goes on from its last checkpoint with --resume, to the same numbers as if it had not been. SIGTERM
-and SIGHUP end it after the step or the evaluation it is in, with a checkpoint and with exit code 128 + the signal's
-number. Several processes end together, where their losses are added up: REPORT_EVERY steps later at most.
+--resume continues a killed run from its last checkpoint, and gives the same numbers as an uninterrupted run. SIGTERM
+and SIGHUP end a run after the current step or evaluation. It writes a checkpoint and exits with 128 + the signal's
+number. Several processes end at the same step, where their losses are summed: at most REPORT_EVERY steps later.
 """
 
 from benchmarks.training.command import main

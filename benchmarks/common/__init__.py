@@ -1,1 +1,1 @@
-"""What several scripts share; it imports nothing from the other folders."""
+"""Code that several scripts share. It imports nothing from the other folders."""

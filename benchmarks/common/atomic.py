@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Atomic writing of files: a file is complete, or it does not exist."""
 
 import os
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from tnlayers.checkpoint.file import replacing
 
-UNFINISHED = f".{'[0-9a-f]' * 16}.tmp"  # names that `replacing` gives to what is not whole yet
+UNFINISHED = f".{'[0-9a-f]' * 16}.tmp"  # pattern of the temporary names of `replacing`
 
 
 class WriteError(OSError):
-    """A file that cannot be written; what was there before is untouched. The message is one sentence."""
+    """A file that cannot be written. Its old content is untouched. The message is one sentence."""
 
 
 @contextmanager
 def about_writing(path: Path) -> Iterator[None]:
-    """Name the file in every error of the operating system.
+    """Turn every OSError into a WriteError that names the file.
 
     Raises:
         WriteError: in place of any other OSError.
@@ -33,15 +33,15 @@ def _replacing(path: Path) -> Iterator[Path]:
     with about_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            path.stat()  # a name too long or a circle of links, which a rename would tell at the end or never
+            path.stat()  # finds too long names and link cycles now; a rename reports them late or never
         with replacing(path) as made:
             yield made
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
-    """Put bytes in the place of a file, all of them or none.
+    """Replace a file's content atomically.
 
-    A link stays, and its target is replaced. A file that is there keeps its permissions. Missing directories are made.
+    A symbolic link stays; its target is replaced. An existing file keeps its permissions. Missing directories are made.
 
     Raises:
         WriteError: the file cannot be written, or is a directory or a device.
@@ -51,11 +51,11 @@ def write(path: Path, content: bytes | memoryview) -> None:
 
 
 def check(path: Path, argument: str) -> None:
-    """Refuse a file that `write` could not write, before there is anything to write. Missing directories are made.
+    """Check in advance that `write` can write a file. Missing directories are made.
 
     Args:
         path: the file.
-        argument: what named it, to be named in the sentence.
+        argument: name of the argument that gave it, for the error message.
 
     Raises:
         WriteError: see `write`.
@@ -72,7 +72,7 @@ def check(path: Path, argument: str) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what a process left that was killed while it wrote."""
+    """Remove the temporary files of processes that were killed while writing."""
     for file in directory.glob(UNFINISHED):
         with about_writing(file):
             os.unlink(file)

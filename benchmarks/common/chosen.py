@@ -1,4 +1,4 @@
-"""Learning rates by their accuracy on held-out images."""
+"""Choice of learning rates by accuracy on held-out images."""
 
 import math
 import statistics
@@ -15,14 +15,14 @@ def identity(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
-    """For every dataset, network, family and arm the learning rate that is best on held-out images, and what it gives.
+    """Return the learning rate that is best on held-out images, for every dataset, network, family and arm.
 
-    A run that diverged has accuracy 0. The smallest of equally good rates is taken.
+    A diverged run has accuracy 0. Of equally good rates, the smallest is chosen.
 
     Returns:
-        dictionaries of these four columns, and `lr`; `accuracy` and `error`, mean and standard error over seeds on the
-        test images; `diverged`, the share of runs that did, over all rates and seeds; `steps_to`, mean over seeds, or
-        None if one of them never gets there; `note`, and then None for the rest, where there is no such network.
+        dictionaries of these four columns, and `lr`; `accuracy` and `error`: mean and standard error over seeds on the
+        test images; `diverged`: the share of diverged runs, over all rates and seeds; `steps_to`: mean over seeds, or
+        None if one of them never reaches the loss; `note`: why there is no such network. All others are then None.
     """
 
     def accuracies(runs: Sequence[dict[str, str]], images: str) -> list[float]:

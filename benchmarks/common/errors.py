@@ -2,12 +2,12 @@
 
 
 class ConfigError(ValueError):
-    """Something that cannot be run; the message is one sentence."""
+    """A configuration that cannot be run. The message is one sentence."""
 
 
 class DataError(Exception):
-    """Files that are missing, or not as they should be; the message is one sentence."""
+    """Missing or invalid data files. The message is one sentence."""
 
 
 class RunError(Exception):
-    """A run that cannot start or go on; the message is one sentence."""
+    """A run that cannot start or continue. The message is one sentence."""

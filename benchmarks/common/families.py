@@ -1,4 +1,4 @@
-"""The families of layers that the benchmarks compare, and the layers that they time."""
+"""The families of layers that the benchmarks compare, and the layers that are timed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from tnlayers.formats import factorize
 CONVOLUTIONS = {DENSE: models.dense_conv} | {
     name: getattr(tnlayers, f"{form.__name__}Conv2d")
     for name, form in tnlayers.FORMATS.items()
-    if name != "einsum"  # which is no family, but whatever network one writes
+    if name != "einsum"  # not a family: the user writes the network
 }
 MODELS = {
     name: getattr(models, name)
@@ -29,15 +29,15 @@ FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
     "tr": (tnlayers.TRConv2d, {}),
     "btt": (tnlayers.BTTConv2d, {}),
 }
-SPLIT = ("tt", "tr", "btt")  # three factors at tednet's ranks, as tednet's users have them
+SPLIT = ("tt", "tr", "btt")  # split into three factors where the rank is an integer, as tednet's users do
 ALL_FAMILIES = FAMILIES | {name: (conv, {}) for name, conv in CONVOLUTIONS.items() if name not in (DENSE, *FAMILIES)}
-"""Those, and every other format that needs no network of the user's."""
+"""FAMILIES, and every other format that needs no network from the user."""
 WIDTHS = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
 class LayerCase:
-    """A layer of a family, and the pass of it that is timed."""
+    """A layer of a family, and its pass that is timed."""
 
     family: str
     shape: tuple[int, int, int, int]
@@ -46,7 +46,7 @@ class LayerCase:
     mode: str
 
     def layer(self, **kwargs: Any) -> Any:
-        """Our layer."""
+        """Return the layer of tnlayers."""
         kind, options = FAMILIES[self.family]
         inputs, outputs, _, stride = self.shape
         if isinstance(self.rank, int) and self.family in SPLIT:
@@ -54,7 +54,7 @@ class LayerCase:
         return kind(inputs, outputs, 3, stride=stride, padding=1, bias=False, rank=self.rank, **options, **kwargs)
 
     def step(self, module: nn.Module, x: Tensor) -> Step:
-        """One pass through a module."""
+        """Return a function that runs one pass through a module."""
         if self.mode != "train":
             module.eval()
             if self.mode == "frozen" and isinstance(module, tnlayers.TensorLayer):
@@ -77,14 +77,14 @@ class LayerCase:
 
 @dataclass(frozen=True)
 class SquareLayer:
-    """A 3x3 layer of a family, of as many channels out as in, at some keep ratio."""
+    """A 3x3 layer of a family with equal input and output channels, at a keep ratio."""
 
     family: str
     channels: int
     keep: float
 
     def layer(self, **kwargs: Any) -> Any:
-        """Our layer."""
+        """Return the layer of tnlayers."""
         kind, options = ALL_FAMILIES[self.family]
         return kind(self.channels, self.channels, 3, bias=False, rank=self.keep, **options, **kwargs)
 

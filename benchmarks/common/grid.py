@@ -1,4 +1,4 @@
-"""What scripts that run a grid have in common: their command, and the file that their rows go to."""
+"""The command line and the results file of scripts that run a grid."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -18,20 +18,20 @@ Told = TypeVar("Told", bound="GridCommand")
 
 @dataclass(frozen=True, kw_only=True)
 class GridCommand:
-    """What every script that runs a grid is told."""
+    """Arguments of every script that runs a grid."""
 
     config: Path
     """YAML file with the grid."""
     data_dir: Path = Path("data")
     """Directory with the official files of Fashion-MNIST or CIFAR-10."""
     out: Path
-    """CSV file; its rows of other runs stay."""
+    """CSV file. Its rows of other runs are kept."""
     workers: int = 1
-    """Runs beside each other, in processes of their own."""
+    """Number of runs at the same time, each in its own process."""
 
 
 def obey(kind: type[Told], run: Callable[[Told, Console], None], arguments: Sequence[str] | None) -> None:
-    """Run a grid as the command line says; what cannot be run ends with one sentence."""
+    """Run a grid as the command line says. An error ends the script with one sentence."""
     command = tyro.cli(kind, args=arguments)
     try:
         run(command, Console())
@@ -42,11 +42,11 @@ def obey(kind: type[Told], run: Callable[[Told, Console], None], arguments: Sequ
 
 
 def read_rows(out: Path, columns: Sequence[str], workers: int) -> list[dict[str, str]]:
-    """What a file of rows has so far.
+    """Return the rows that the file already has.
 
     Raises:
-        ConfigError: it cannot take more, or there are no workers.
-        WriteError: it cannot be written.
+        ConfigError: the file has other columns, or `workers` is below 1.
+        WriteError: the file cannot be written.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}, but it must be at least 1")

@@ -1,7 +1,7 @@
 """The initialisations that the benchmarks compare: tnlayers' own rules, torch's on each core, and the peers' own.
 
-Every one makes a 3x3 convolution of one format, channels and rank; all else about it is the same. Tednet's are our
-layers with the numbers that tednet draws. Peers come with `pip install .[peers]`.
+Each one makes a 3x3 convolution; format, channels and rank are equal. Those of tednet are layers of tnlayers with the
+values that tednet draws. `pip install .[peers]` installs the peers.
 """
 
 import contextlib
@@ -29,29 +29,29 @@ RULES = {
     "typical": tnlayers.Init(typical=True),
     "orthogonal white": tnlayers.Init(distribution="orthogonal", exact="white"),
 }
-"""Rules of ours. `default` is one of the others, as it is set in tnlayers."""
+"""Rules of tnlayers. `default` is its default, and equals one of the others."""
 CORES: dict[str, Callable[[Tensor], object]] = {
     "kaiming": lambda core: nn.init.kaiming_normal_(core, nonlinearity="relu"),
     "xavier": nn.init.xavier_normal_,
     "normal 0.02": lambda core: nn.init.normal_(core, std=0.02),
 }
-"""What a user would do to each core."""
-CHANNELS = 64  # of the convolutions whose kernels are looked at
+"""Initialisations that a user would apply to each core."""
+CHANNELS = 64  # of the convolutions whose kernels are measured
 PEERS = ("tednet", "tltorch", "tltorch normal")
 ARMS = (*RULES, *CORES, *PEERS)
 KERNELS = tuple(arm for arm in ARMS if arm != "equal split")
-"""Those whose kernels differ; the split alone decides how they are trained."""
+"""Arms whose kernels differ. `equal split` has the default's kernels; it affects training only."""
 
 
 class UnavailableError(Exception):
-    """A peer that is not installed, or that has no such layer."""
+    """A peer that is not installed, or has no such layer."""
 
 
 def make(arm: str, family: str, in_channels: int, out_channels: int, rank: Any, stride: int = 1, **own: Any) -> Any:
-    """A 3x3 convolution with padding 1 and without bias, initialised as an arm says; `own` are a format's options.
+    """Return a 3x3 convolution with padding 1 and no bias, initialised by an arm. `own` are options of the format.
 
     Raises:
-        UnavailableError: see there.
+        UnavailableError: the peer is not installed, or has no such layer.
     """
     row = LayerCase(family, (in_channels, out_channels, 0, stride), rank, 0, "")
     if arm in RULES:
@@ -81,9 +81,9 @@ def make(arm: str, family: str, in_channels: int, out_channels: int, rank: Any, 
 
 
 def kernel(layer: Any) -> Tensor:
-    """The kernel of any 3x3 convolution with padding 1, from what it makes of single ones.
+    """Return the kernel of any 3x3 convolution with padding 1.
 
-    A layer whose own attribute has it is asked for that.
+    It is `layer.weight` where the layer has one, else it is computed from the layer's impulse responses.
     """
     if isinstance(layer, (tnlayers.TensorLayer, nn.Conv2d)):
         return layer.weight.detach()

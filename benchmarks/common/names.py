@@ -1,6 +1,6 @@
-"""Names that rows of the results have in their columns."""
+"""Names in the columns of the results."""
 
 DENSE = "dense"
-NARROW = "narrow"  # a dense plain network of fewer channels, which keeps as much as the formats may
-REFERENCES = (DENSE, NARROW)  # without formats, drawn by He's rule
+NARROW = "narrow"  # a dense plain network with fewer channels, at the formats' keep ratio
+REFERENCES = (DENSE, NARROW)  # dense networks, initialised by He's rule
 DENSE_ARM = "kaiming"

@@ -1,4 +1,4 @@
-"""Kernels that tensorly and tensorly-torch fit."""
+"""Kernels fitted by tensorly and tensorly-torch."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ import tnlayers
 
 
 def tensorly_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) -> Iterator[Tensor]:
-    """What tensorly's own algorithm makes of a kernel, from whatever mode it may begin; nothing for other families."""
+    """Yield the fits of tensorly's algorithm for a kernel; for `tr`, one per start mode. Other families yield none."""
     tl, found, kernel = import_module("tensorly"), import_module("tensorly.decomposition"), conv.weight
     chain = kernel.permute(1, 2, 3, 0)
     if family == "tucker":
@@ -25,7 +25,7 @@ def tensorly_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) 
         yield tl.tt_to_tensor(found.tensor_train(chain, [1, *ranks, 1])).permute(3, 0, 1, 2)
     elif family == "tr":
         refusals = []
-        for mode in range(3):  # the ranks beside it must fit the kernel's unfolding there
+        for mode in range(3):  # tensorly raises where the ranks do not fit the unfolding of the mode
             try:
                 ring = found.tensor_ring(chain.flatten(1, 2), [*ranks, ranks[0]], mode=mode)
                 yield tl.tr_to_tensor(ring).unflatten(1, kernel.shape[2:]).permute(3, 0, 1, 2)
@@ -36,7 +36,7 @@ def tensorly_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) 
 
 
 def tltorch_kernels(family: str, conv: nn.Conv2d, ranks: list[int], seed: int) -> Iterator[Tensor]:
-    """What tensorly-torch makes of a convolution; nothing for other families."""
+    """Yield tensorly-torch's fit of a convolution. Other families yield none."""
     kinds = {"cp": ranks[0], "tucker": (ranks[-1], ranks[0], *conv.kernel_size), "tt-chain": (1, *ranks, 1)}
     if family in kinds:
         own = {"factorization": family.partition("-")[0], "rank": kinds[family]}
@@ -50,11 +50,11 @@ PEERS = {"tensorly": tensorly_kernels, "tltorch": tltorch_kernels}
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """As peers run: in torch, without gradients and without what they print and warn of."""
+    """Run peers with tensorly's torch backend, without gradients, output and warnings."""
     tensorly = import_module("tensorly")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         with contextlib.suppress(ImportError):
-            import_module("tltorch")  # here, or the context would undo the backend that the first import sets for good
+            import_module("tltorch")  # its first import sets the backend for good; inside the context that is undone
         with tensorly.backend_context("pytorch"):
             yield

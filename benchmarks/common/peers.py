@@ -1,4 +1,4 @@
-"""Layers of tednet and tensorly-torch that are the same networks as ours; they come with `pip install .[peers]`."""
+"""Layers of tednet and tensorly-torch with the same networks as ours. `pip install .[peers]` installs the peers."""
 
 import contextlib
 import importlib
@@ -14,7 +14,7 @@ from benchmarks.common.families import LayerCase
 
 
 def tednet_peer(row: LayerCase, layer: Any) -> nn.Module | None:
-    """The same network in tednet."""
+    """Return the same network in tednet, or None if it has none."""
     shape, (inputs, outputs, _, stride) = layer.network, row.shape
     ranks = list(layer.rank.values())
     arguments = {"kernel_size": 3, "stride": stride, "padding": 1, "bias": False}
@@ -37,7 +37,7 @@ def tednet_peer(row: LayerCase, layer: Any) -> nn.Module | None:
 
 
 def tltorch_peer(row: LayerCase, layer: Any, implementation: str = "factorized") -> nn.Module | None:
-    """The same format and ranks in tensorly-torch, as its constructor leaves it."""
+    """Return the same format and ranks in tensorly-torch, as constructed, or None if it has no such format."""
     inputs, outputs, _, stride = row.shape
     ranks = list(layer.rank.values())
     kind = {"cp": "cp", "tucker": "tucker", "tt-chain": "tt"}.get(row.family)
@@ -53,7 +53,7 @@ def tltorch_peer(row: LayerCase, layer: Any, implementation: str = "factorized")
 
 
 def tltorch_peers(row: LayerCase, layer: Any) -> Iterator[nn.Module]:
-    """The same format and ranks in tensorly-torch, in each of its implementations."""
+    """Yield the same format and ranks in each implementation of tensorly-torch."""
     for implementation in ("factorized", "reconstructed", *(["mobilenet"] if row.family == "cp" else [])):
         peer = tltorch_peer(row, layer, implementation)
         if peer is not None:
@@ -63,7 +63,7 @@ def tltorch_peers(row: LayerCase, layer: Any) -> Iterator[nn.Module]:
 
 
 def peers(row: LayerCase, layer: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Whatever peers can do the row."""
+    """Yield the name and the layer of each peer that supports the row."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(Exception):
@@ -77,10 +77,10 @@ def peers(row: LayerCase, layer: Any) -> Iterator[tuple[str, nn.Module]]:
 
 @torch.no_grad()
 def pour_(layer: Any, peer: nn.Module) -> None:
-    """Put the numbers of all cores of a layer of tednet's into the cores of ours.
+    """Copy the values of all cores of a tednet layer into the cores of ours.
 
-    In a layer of tednet's, all of them are drawn independently from one distribution, so it does not matter which goes
-    where. Its own layers would take up to forty times as long to train.
+    tednet draws all values of a layer independently from one distribution, so their order does not matter. Training
+    tednet's own layers takes up to forty times as long.
     """
     drawn = torch.cat([p.flatten() for name, p in peer.named_parameters() if name != "bias"])
     for core, numbers in zip(layer.cores, drawn.split([core.numel() for core in layer.cores]), strict=True):

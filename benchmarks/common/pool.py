@@ -1,4 +1,4 @@
-"""Many runs beside each other, in processes of their own."""
+"""Run measurements in parallel processes."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ Found = TypeVar("Found")
 
 
 def attend_parent() -> None:
-    """In a worker: leave interruptions to the parent, and end when it does, however that comes about."""
+    """Ignore SIGINT in a worker, and exit when the parent exits for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
@@ -26,7 +26,7 @@ def attend_parent() -> None:
 def measure_all(
     measure: Callable[[Run], Found], runs: Sequence[Run], workers: int, keep: Callable[[Found], None], console: Console
 ) -> None:
-    """Measure runs, in this process or in several, and pass each on as soon as it is done, with a bar."""
+    """Measure runs in one or several processes, with a progress bar. Call `keep` with each result when it is ready."""
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         task = progress.add_task("runs", total=len(runs))
         for found in _measured(measure, runs, workers):

@@ -1,4 +1,4 @@
-"""Where a number comes from: the machine, the versions and the commit, in every row of every results file."""
+"""Provenance of results: machine, versions and commit in every row of every results file."""
 
 import argparse
 import csv
@@ -18,19 +18,19 @@ import tnlayers
 from benchmarks.common.atomic import WriteError, check, write
 from benchmarks.common.rows import REPOSITORY
 
-WRITTEN_BY_BENCHMARKS = ("benchmarks/results", "README.md")  # writing a result must not make the next one "dirty"
+WRITTEN_BY_BENCHMARKS = ("benchmarks/results", "README.md")  # written results must not mark the next ones "dirty"
 
 
 def provenance(device: str = "cpu") -> dict[str, str]:
-    """What to know about a run on `device` to judge or repeat it. Names no host, no user and no path.
+    """Return what is needed to judge or repeat a run on `device`. It names no host, user or path.
 
     Returns:
-        machine, versions of Python, torch and tnlayers, the commit ("+dirty" with uncommitted changes), date (UTC).
+        machine, versions of Python, torch and tnlayers, commit ("+dirty" with uncommitted changes), date (UTC).
     """
     return {
         "machine": _gpu(device) if torch.device(device).type == "cuda" else _cpu(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a string, not a subclass of one
+        "torch": str(torch.__version__),  # torch.__version__ is a subclass of str
         "tnlayers": tnlayers.__version__,
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -38,7 +38,7 @@ def provenance(device: str = "cpu") -> dict[str, str]:
 
 
 def csv_file(text: str) -> Path:
-    """Read where an argument says that rows go, and refuse it before anything is measured if they cannot.
+    """Return the path of an argument, and check before measuring that it can be written.
 
     Raises:
         argparse.ArgumentTypeError: the file cannot be written.
@@ -51,10 +51,10 @@ def csv_file(text: str) -> Path:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], device: str = "cpu") -> None:
-    """Write rows with the same keys as a CSV file. A row that does not carry its provenance yet gets that of now.
+    """Write rows with the same keys as a CSV file. Rows without provenance get the current one.
 
     Raises:
-        WriteError: the file cannot be written; what was there before is untouched.
+        WriteError: the file cannot be written. Its old content is untouched.
     """
     here = provenance(device)
     complete = [row | here | row for row in rows]

@@ -1,4 +1,4 @@
-"""The CSV files of the results: where they are, how they are read and grouped. Needs no torch."""
+"""Location, reading and grouping of the results' CSV files. Does not import torch."""
 
 import csv
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ Rows = list[Row]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """Return the rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def groups(rows: Rows, *keys: str) -> Iterable[tuple[tuple[str, ...], Rows]]:
-    """Rows by the values of columns, in order of appearance."""
+    """Group rows by the values of columns, in order of appearance."""
     groups: dict[tuple[str, ...], Rows] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)

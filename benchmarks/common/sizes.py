@@ -1,4 +1,4 @@
-"""How large networks are."""
+"""Sizes of networks."""
 
 from torch import nn
 
@@ -6,12 +6,12 @@ import tnlayers
 
 
 def convolutions(model: nn.Module) -> list[nn.Module]:
-    """The convolutions of a network, dense or not, by depth."""
+    """Return the dense and tensor convolutions of a network, by depth."""
     return [module for module in model.modules() if isinstance(module, (nn.Conv2d, tnlayers.TensorLayer))]
 
 
 def size(model: nn.Module) -> dict[str, float]:
-    """Parameters, what they would be with dense convolutions, and the keep ratio of the convolutions together."""
+    """Return the parameters, those with dense convolutions, and the keep ratio of all convolutions together."""
     parameters = numel(model)
     cores = sum(numel(conv) for conv in convolutions(model))
     kernels = sum(  # no convolution has a bias

@@ -1,4 +1,4 @@
-"""Time steps interleaved, round after round."""
+"""Time several steps in interleaved rounds."""
 
 import contextlib
 import ctypes
@@ -7,24 +7,24 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-ROUNDS = (5, 40)  # at least and at most, where no other limits are given
-QUIET = 0.02  # rounds go on, within the limits, until dense and auto agree with their twins to this share
-LIMITS = (7, 100)  # the same, of latency.py and construct.py
+ROUNDS = (5, 40)  # default minimum and maximum
+QUIET = 0.02  # stop within the limits once dense and auto agree with their twins to this share
+LIMITS = (7, 100)  # minimum and maximum of latency.py and construct.py
 
 Step = Callable[[], object]
 
 
 def keep_freed_memory() -> None:
-    """Let glibc, where it is, keep what is freed, but for what is mapped on its own.
+    """Make glibc keep freed memory, except separately mapped blocks. No effect with other C libraries.
 
-    Else it gives pages back, and takes the time to get them again, by how things happen to lie: one step has none,
-    the next 40,000 of them.
+    By default it returns pages to the system and must fault them in again. The number of page faults depends on the
+    heap layout: one step has none, the next 40,000.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         trim_threshold, mmap_threshold = -1, -3
         allocator = ctypes.CDLL(None)
         allocator.mallopt(trim_threshold, 2**31 - 1)
-        allocator.mallopt(mmap_threshold, 2**25)  # up to which glibc's own moves
+        allocator.mallopt(mmap_threshold, 2**25)  # the largest value that glibc's dynamic threshold reaches
 
 
 def once(step: Step) -> float:
@@ -39,7 +39,7 @@ def rounds(
     limits: tuple[int, int] = ROUNDS,
     twins: Sequence[str] = ("dense", "auto"),
 ) -> dict[str, list[float]]:
-    """Times of all steps, interleaved, until the twins agree, if there are any, or the time is up."""
+    """Return the times of all steps, run interleaved until the twins (if any) agree or the time is up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     order, start = list(steps), time.perf_counter()
 
@@ -51,7 +51,7 @@ def rounds(
     for number in range(most):
         if number >= least and (time.perf_counter() - start > seconds or (number >= 2 * least and quiet())):
             break
-        random.shuffle(order)  # what ran before decides what is in the caches
+        random.shuffle(order)  # the previous step determines what is in the caches
         for name in order:
             times[name].append(once(steps[name]))
     return times

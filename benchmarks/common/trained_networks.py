@@ -1,4 +1,4 @@
-"""Trained networks: those of results.csv, and those whose weights are in files."""
+"""Networks of results.csv, and trained networks from files of weights."""
 
 import re
 from functools import partial
@@ -15,12 +15,12 @@ CHANNELS, CLASSES, SIZE = 3, 10, 32
 
 
 def trained(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows of results.csv of a CIFAR-10 network that was compressed to a size, or is its dense one, and trained."""
+    """Return the rows of results.csv of trained CIFAR-10 networks that are compressed to a size, or dense."""
     return [row for row in rows if row["dataset"] == "cifar10" and row["ratio"] and row["accuracy"]]
 
 
 def drawn(row: dict[str, str]) -> nn.Module:
-    """The network of such a row, as drawn."""
+    """Return the untrained network of a row."""
     conv, rank = CONVOLUTIONS[row["conv"]], {"rank": float(row["rank"])} if row["rank"] else {}
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
@@ -33,7 +33,7 @@ def network_name(path: Path) -> str:
 
 
 def read_network(path: Path) -> nn.Module:
-    """The ResNet whose weights a file holds."""
+    """Return the ResNet of a file of weights."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name.removeprefix("module."): value for name, value in state.get("state_dict", state).items()}

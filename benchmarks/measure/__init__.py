@@ -1,1 +1,1 @@
-"""One script per CSV file of benchmarks/results; no script imports another."""
+"""Measuring scripts, one per CSV file of benchmarks/results. No script imports another."""

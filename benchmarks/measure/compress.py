@@ -1,14 +1,14 @@
-"""Compress trained ResNets in every format, and tune them: python benchmarks/measure/compress.py --weights FILE.
+"""Compress trained ResNets in every format, and fine-tune them: python benchmarks/measure/compress.py --weights FILE.
 
-A row is a network, a format and a keep ratio: the error of the fitted kernels, accuracy before and after a short
-fine-tune, size and latency; and the errors, and accuracies before a fine-tune, of tensorly's own algorithms and of
-tensorly-torch's `FactorizedConv.from_conv` at equal ranks. A row `dense` is the network itself, tuned alike. The stem
-and the last layer stay plain.
+A row is a network, a format and a keep ratio. It has the error of the fitted kernels, accuracy before and after a short
+fine-tune, size and latency. It also has the errors, and accuracies before fine-tuning, of tensorly's own algorithms and
+of tensorly-torch's `FactorizedConv.from_conv` at equal ranks. A row `dense` is the network itself, fine-tuned in the
+same way. The stem and the last layer stay plain.
 
-Choose rates with --split validation: a fifth of the training images, which are then not tuned on. The network was once
-trained on them, so only what a format loses against `dense` means something. Final figures are of test images.
+Choose rates with --split validation: it holds out a fifth of the training images from fine-tuning. The network was
+trained on them, so only the loss against `dense` is meaningful. Final figures are of test images.
 
-Files of weights hold a state_dict, perhaps under the key "state_dict" and with names that start with "module.", as in
+Files of weights hold a state_dict, optionally under the key "state_dict" and with the name prefix "module.", as in
 github.com/akamaster/pytorch_resnet_cifar10. As there, images are normalised with ImageNet's constants.
 """
 
@@ -51,9 +51,9 @@ from benchmarks.training.data.on_disk import normalise
 from benchmarks.training.loop import Loop
 from benchmarks.training.progress import progress_bar, progress_bars
 
-BATCHES = (1, 32)  # whose latency is measured
+BATCHES = (1, 32)  # batch sizes of the latencies
 KEY = ("weights", "format", "keep", "split")
-TEMPERATURE = 4.0  # of the softmax that is distilled
+TEMPERATURE = 4.0  # of the softmax in distillation
 SETTINGS = (
     "allocation", "calibration", "distil", "hint",
     "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "seed", "amp",
@@ -69,34 +69,34 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Config):
-    """Compress trained CIFAR-10 ResNets in every format, and tune them shortly."""
+    """Compress trained CIFAR-10 ResNets in every format, and fine-tune them briefly."""
 
     weights: tuple[Path, ...]
-    """Files with the networks' weights; a hash at the end of a name is left out of the tables."""
+    """Files with the networks' weights. Tables omit a hash at the end of a file's name."""
     formats: tuple[str, ...] = (DENSE, "tucker", "cp", "tt-chain", "tr", "tt", "btt")
     keeps: tuple[float, ...] = (0.5, 0.25)
-    """Shares of their parameters that the convolutions may keep, the stem aside."""
+    """Keep ratios of the convolutions, without the stem."""
     allocation: Literal["budget", "uniform"] = "budget"
-    """Spread the parameters over the convolutions by their singular values, or keep the same share of each."""
+    """Distribute the parameters over the convolutions by singular values, or use the same keep ratio for each."""
     calibration: int = 16
-    """Batches of training images to which the layers are fitted one after another; 0: plain least squares."""
+    """Number of training batches to which the layers are fitted one after another; 0: plain least squares."""
     distil: float = 0.9
-    """Share of the loss that is the divergence from the dense network's outputs; 0: labels alone."""
+    """Weight, from 0 to 1, of the KL divergence from the dense network's outputs in the loss; 0: labels only."""
     hint: float = 64.0
-    """Weight of the squared differences between the blocks' outputs and the dense network's, over those' squares."""
+    """Weight of the relative squared error of the blocks' outputs against the dense network's."""
     epochs: int = 2
-    """Of the fine-tune; 0: none."""
+    """Epochs of fine-tuning; 0: none."""
     lr: float = 0.005
-    """Largest learning rate of plain layers; cores have those of `tnlayers.param_groups`."""
+    """Maximum learning rate of plain layers. Cores get those of `tnlayers.param_groups`."""
     batch_size: int = 128
     weight_decay: float = 0.0001
     warmup: float = 0.1
     peers: bool = True
-    """Decompose with tensorly and tensorly-torch too, where they are installed."""
+    """Also decompose with tensorly and tensorly-torch, if installed."""
     budget: float = 2.0
-    """Seconds of timing per batch size, but at least 5 rounds."""
+    """Seconds of timing per batch size; at least 5 rounds."""
     out: Path = RESULTS / "compress.csv"
-    """CSV file; its rows of other networks, formats, keep ratios and splits stay."""
+    """CSV file. Its rows of other networks, formats, keep ratios and splits are kept."""
 
     dataset: Suppress[str] = "cifar10"
     model: Suppress[str] = ""
@@ -111,10 +111,10 @@ class Command(Config):
     name: Suppress[str | None] = None
 
     def __post_init__(self) -> None:
-        """See check: what is raised here, tyro tells in its own way."""
+        """Do nothing: tyro would reformat an error raised here. `check` has the checks."""
 
     def check(self) -> None:
-        """Refuse values that nothing can be run with."""
+        """Check that the values can be run."""
         names = [*map(network_name, self.weights)]
         for name, holds, rule in (
             ("weights", len(set(names)) == len(names), "the names of the networks must differ"),
@@ -138,10 +138,10 @@ class Command(Config):
 
 
 class Tuning(Loop):
-    """A run that goes on from a network and with data that are there, and writes nothing."""
+    """A run that fine-tunes a given network on given data, and writes nothing."""
 
     def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
-        # Fitted cores are far from equal in scale: at one rate for all, TR and CP lose what the fit had kept.
+        # Fitted cores differ much in scale. With one learning rate for all, TR and CP lose the fit's accuracy.
         groups = tnlayers.param_groups(model.to(data.test_images.device), config.lr, weight_decay=config.weight_decay)
         super().__init__(config, data, model, groups)
         self.normalise = normalise
@@ -167,12 +167,12 @@ class Tuning(Loop):
         return hints + (1 - self.config.distil) * loss + self.config.distil * TEMPERATURE**2 * near / len(images)
 
     def accuracy(self) -> float:
-        """Of the network as it is now, on images that are not trained on."""
+        """Return the network's current accuracy on images that are not trained on."""
         return round(self._evaluate()[1], 6)
 
 
 def outputs_of_blocks(model: nn.Module) -> list[Tensor]:
-    """A list to which every residual block adds its output, but in evaluation."""
+    """Return a list to which every residual block appends its output, except in inference mode."""
     found: list[Tensor] = []
 
     def note(_: nn.Module, __: Any, out: Tensor) -> None:
@@ -186,7 +186,7 @@ def outputs_of_blocks(model: nn.Module) -> list[Tensor]:
 
 
 def decompose(peer: str, family: str, model: nn.Module, ranks: dict[str, list[int]], seed: int) -> Row:
-    """Put a peer's kernels into a plain network: their mean relative error and the seconds, or the peer's refusal."""
+    """Put a peer's kernels into a plain network. Return their mean relative error and the seconds, or its refusal."""
     errors, start, name = [], time.perf_counter(), ""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
@@ -207,7 +207,7 @@ def decompose(peer: str, family: str, model: nn.Module, ranks: dict[str, list[in
 
 
 def latencies(models: dict[str, nn.Module], device: torch.device, budget: float) -> Row:
-    """Medians of interleaved rounds: milliseconds of `dense`, and the others' times over its."""
+    """Return medians of interleaved rounds: milliseconds of `dense`, and the others' times over its time."""
 
     def step(model: nn.Module, x: Tensor) -> Callable[[], None]:
         def infer() -> None:
@@ -237,7 +237,7 @@ def file_bytes(model: nn.Module) -> int:
 
 
 def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, progress: Progress) -> Row:
-    """A row, of which the network, the format, the keep ratio and the dense accuracy are known."""
+    """Return a complete row. `known` holds its network, format, keep ratio and dense accuracy."""
     family, model, swap, start = known["format"], deepcopy(dense), {}, time.perf_counter()
     if family != DENSE:
         form, options = family.partition("-")[0], ALL_FAMILIES[family][1]
@@ -279,7 +279,7 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
 
 
 def compress(command: Command, progress: Progress) -> Iterator[Row]:
-    """The rows, one by one."""
+    """Yield the rows."""
     torch.backends.cudnn.deterministic = True
     if command.threads is not None:
         torch.set_num_threads(command.threads)
@@ -303,7 +303,7 @@ def key(row: Row) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """One line per row."""
+    """Return a table with one line per row."""
     titles = ("network", "convolutions", "keep", "parameters", "error", "dense", "before", "after", "drop", "layers")
     names = ("weights", "format", "keep", "parameters", "error", "accuracy_dense", "accuracy_before", "accuracy_after")
     table = Table(*titles, title=f"accuracy on the {rows[0]['split']} images")

@@ -1,10 +1,9 @@
 """Time the construction of layers against that of nn.Conv2d: python benchmarks/measure/construct.py.
 
-A row is a 3x3 layer without bias, of some format and number of channels, at one keep ratio. Its columns run
-interleaved, in one process and thread: round after round, each once, in random order; a row holds medians in
-milliseconds. `dense` is nn.Conv2d, `default` a layer as it comes, `paper` one drawn by the paper's rule alone, whose
-draws are not made exact. `over_limit` is the time of `default` over the larger of AT_LEAST and PROMISED times that of
-`dense`.
+A row is a 3x3 layer without bias, by format and number of channels, at one keep ratio. Its columns run interleaved in
+one process and thread: each once per round, in random order. A row holds medians in milliseconds. `dense` is
+nn.Conv2d; `default` is a layer with default arguments; `paper` uses only the paper's rule, without making the draws
+exact. `over_limit` is the time of `default` over the larger of AT_LEAST and PROMISED times that of `dense`.
 """
 
 import argparse
@@ -23,13 +22,13 @@ from benchmarks.common.rows import RESULTS
 from benchmarks.common.timing import LIMITS, rounds
 
 KEEP = 0.1
-PROMISED, AT_LEAST = 5, 20.0  # a layer is to take at most so many times the dense one's time, or so many milliseconds
+PROMISED, AT_LEAST = 5, 20.0  # limits of a layer's time: times the dense one's, and milliseconds
 OUT = RESULTS / "construct.csv"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each row, but at least 7 rounds")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of timing per row; at least 7 rounds")
     parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,14 +1,15 @@
-"""Train every family from every initialisation: does it train, how fast, how well.
+"""Train every family from every initialisation, and measure convergence, speed and accuracy.
 
     python benchmarks/measure/convergence.py --config configs/convergence-digits.yaml --workers 2
 
-A row is one run: a network, a family, an arm (the initialisation, and nothing else), a learning rate and a seed. All
-train on the same four fifths of the training images, and are evaluated at their end, on the held-out fifth and on the
-test images: `chosen` takes the rate by the former and tells the latter. What cannot be built has one row with a note.
+A row is one run: a network, a family, an arm (only the initialisation), a learning rate and a seed. All runs train on
+the same four fifths of the training images. At their end they are evaluated on the held-out fifth and on the test
+images: `chosen` selects the rate by the former and reports the latter. A network that cannot be built has one row with
+a note.
 
-Runs whose rows are there, with the same settings, are not run again: the same command goes on where it was stopped.
-Rows of other settings make way for the first new one of their network, family and arm. Remove what has a note to try
-it again, as after installing a peer.
+Runs that have a row with the same settings are skipped, so the same command continues a stopped grid. The first new
+row of a network, family and arm removes its rows with other settings. To retry a row with a note, as after installing
+a peer, remove it.
 """
 
 import math
@@ -44,11 +45,11 @@ from tnlayers.models import ResNet, dense_conv
 
 PLAIN, NO_NORM = "plain", "resnet-no-norm"
 NETWORKS = (PLAIN, "resnet", NO_NORM)
-SCALED = "scaled branches"  # the default, and tnlayers.scale_residual_: an arm of a network, not of a layer
-DEAD = "dead branches"  # of zeros, which no gradient moves: what the stem and the last layer reach alone
+SCALED = "scaled branches"  # the default with tnlayers.scale_residual_: an arm of a network, not of a layer
+DEAD = "dead branches"  # zero branches, which get no gradient: the accuracy of stem and last layer alone
 ARMS = (*initialisations.ARMS, SCALED, DEAD)
-DEPTH, STRIDED = 30, (4, 28)  # of the plain network: its convolutions, and which of them halve the image
-LOST = 1.5 * math.log(NUM_CLASSES)  # a run has diverged whose last epoch's loss is above; guessing has two thirds of it
+DEPTH, STRIDED = 30, (4, 28)  # of the plain network: number of convolutions, and those with stride 2
+LOST = 1.5 * math.log(NUM_CLASSES)  # a run has diverged if its last epoch's loss is larger; guessing has 2/3 of it
 SMOOTHING = 0.1  # weight of each step in the moving average of the loss
 KEY = (*GROUP, "lr", "seed")
 SETTINGS = (
@@ -59,46 +60,46 @@ COLUMNS = (
     *KEY, *SETTINGS, "steps", "parameters", "keep_ratio", "diverged", "loss_first", "loss_last", "steps_to",
     "accuracy_heldout", "accuracy_test", "seconds", "note",
 )  # fmt: skip
-NOWHERE = {"lr": "", "seed": ""}  # of the one row of what cannot be built
+NOWHERE = {"lr": "", "seed": ""}  # in the single row of a network that cannot be built
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is run: all networks, families, arms, rates and seeds with each other, and what they have in common."""
+    """The product of networks, families, arms, rates and seeds that is run, and their common settings."""
 
     dataset: Literal[tuple(DATASETS)] = "digits"
     networks: tuple[Literal[NETWORKS], ...] = ()
     families: tuple[Literal[*REFERENCES, *FAMILIES], ...] = ()
     arms: tuple[Literal[ARMS], ...] = ()
-    """Of every family but `dense` and `narrow`, which are there for reference and have He's rule: see starts."""
+    """Initialisations of every family except the references `dense` and `narrow`, which use He's rule: see starts."""
     lrs: tuple[float, ...] | tuple[tuple[float, ...], ...] = ()
-    """Of all networks, or a list for each."""
+    """Learning rates of all networks, or one list per network."""
     seeds: tuple[int, ...] = ()
     epochs: int = 20
     batch_size: int = 64
     rank: int | float = 0.25
-    """Of every tensor convolution; a float is its keep ratio."""
+    """Rank of every tensor convolution; a float is its keep ratio."""
     channels: int = 32
-    """Of the plain network."""
+    """Channels of the plain network."""
     momentum: float = 0.9
     weight_decay: float = 0.0
     warmup: float = 0.1
     augment: bool = True
-    """Shift training images, and mirror those that may be."""
+    """Shift training images, and mirror them where the data set allows it."""
     images: int | None = None
-    """Train on so many images per epoch, others in each; all where not given."""
+    """Number of training images per epoch, different ones in each; all if not given."""
     evaluated: int | None = None
-    """Evaluate on so many held-out and as many test images; on all where not given."""
+    """Number of held-out images, and of test images, to evaluate on; all if not given."""
     shrink: int = 1
-    """Side of the square of pixels whose mean is one pixel: 2 halves the images."""
+    """Factor by which images are downsampled: 2 halves their height and width."""
     reference_loss: float = 1.0
-    """steps_to counts the steps until the moving average of the training loss is below."""
+    """steps_to counts the steps until the moving average of the training loss is below this value."""
     threads: int = 1
     """CPU threads of each worker."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have, and grids that could not tell a good rate from a bad one."""
+        """Check that all runs are valid, and that there are enough rates and seeds to compare rates."""
         rates = self.rates()
         for name, holds, rule in (
             *((name, getattr(self, name), "one at least is needed") for name in ("networks", "families", "arms")),
@@ -124,15 +125,18 @@ class Grid:
 
     @classmethod
     def from_yaml(cls, path: Path) -> "Grid":
-        """See Config.from_yaml."""
+        """Read a grid from YAML: see Config.from_yaml."""
         return read_yaml(cls, path)
 
     def rates(self) -> list[tuple[float, ...]]:
-        """The learning rates of each network."""
+        """Return the learning rates of each network."""
         return [lrs for lrs in self.lrs if isinstance(lrs, tuple)] or [self.lrs] * len(self.networks)
 
     def starts(self, network: str, family: str) -> list[str]:
-        """The arms of a family in a network; without normalisation, of branches too. Only dense branches are dead."""
+        """Return the arms of a family in a network. Arms of branches need a network without normalisation.
+
+        Only dense networks have the arm of dead branches.
+        """
         if family == NARROW:
             return [DENSE_ARM] if network == PLAIN else []
         of_branches = (SCALED, DEAD) if network == NO_NORM else ()
@@ -141,14 +145,14 @@ class Grid:
         return [arm for arm in self.arms if arm in (*initialisations.ARMS, *of_branches) and arm != DEAD]
 
     def config(self, **known: Any) -> Config:
-        """What train.Run has to know of a run."""
+        """Return the configuration of a run."""
         same = ("dataset", "epochs", "batch_size", "momentum", "weight_decay", "warmup", "augment", "images", "threads")
         return Config(**{name: getattr(self, name) for name in same}, split="validation", device="cpu", **known)
 
     def rows(self, only: Sequence[str] = ()) -> list[Row]:
-        """Key and settings of every run whose network, family and arm are named, or none of their kind is.
+        """Return key and settings of the runs whose network, family and arm are in `only`.
 
-        He's rule, of `dense` and `narrow`, need not be named.
+        A kind without any name in `only` is not filtered. The arm of `dense` and `narrow`, He's rule, is always in.
 
         Raises:
             ConfigError: a name is unknown.
@@ -175,14 +179,14 @@ class Grid:
 
 
 class Plain(nn.Module):
-    """Convolutions with ReLU behind each, no normalisation, no shortcuts; then pooling and one linear layer.
+    """A stack of convolutions, each with a ReLU, then pooling and one linear layer. No normalisation, no shortcuts.
 
-    Zero padding takes from the signal, much over 30 layers on images this small. One constant gives it back, the same
-    for every initialisation: rules for the variance are to be compared, and all of them leave the padding out.
+    Zero padding weakens the signal, by much over 30 layers on images this small. One constant factor compensates it,
+    the same for every initialisation: the compared variance rules all ignore the padding.
 
     Args:
         conv: makes all convolutions but the first from nn.Conv2d's arguments.
-        channels: of every convolution's output.
+        channels: output channels of every convolution.
         image: channels, height and width of the images.
     """
 
@@ -200,15 +204,15 @@ class Plain(nn.Module):
         self.linear = nn.Linear(channels, NUM_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class scores (logits) of a batch of images."""
+        """Return the logits of a batch of images."""
         logits: Tensor = self.linear(self.gain * self.convolutions(x).mean(dim=(2, 3)))
         return logits
 
 
 def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
-    """The network of a row as its seed draws it, and the keep ratio of its convolutions, the stem aside.
+    """Return the network of a row, drawn with its seed, and the keep ratio of its convolutions without the stem.
 
-    The stem and the last layer depend on the seed and the channels alone.
+    The stem and the last layer depend only on the seed and the channels.
 
     Raises:
         initialisations.UnavailableError, ValueError: there is no such layer.
@@ -246,7 +250,7 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
 
 
 class Trial(Loop):
-    """A run of the grid, which writes nothing, keeps every step's loss, and ends where one is no number."""
+    """A run of the grid. It writes nothing, records every step's loss, and ends at a non-finite loss."""
 
     def __init__(self, config: Config, data: ImageData, model: nn.Module, evaluated: int | None = None) -> None:
         super().__init__(config, data.validation().fewer_test_images(evaluated), model)
@@ -261,13 +265,13 @@ class Trial(Loop):
         return loss
 
     def accuracies(self) -> Row:
-        """On the held-out images, and on the test images."""
+        """Return the accuracies on the held-out images and on the test images."""
         heldout = self._evaluate()[1]
         self.data = self.tested
         return {"accuracy_heldout": round(heldout, 6), "accuracy_test": round(self._evaluate()[1], 6)}
 
     def steps_to(self, reference: float) -> int | str:
-        """The first step at which the moving average of the loss is below a reference; empty if it never is."""
+        """Return the first step where the moving average of the loss is below a reference, or an empty string."""
         average = self.losses[0]
         for step, loss in enumerate(self.losses, start=1):
             average += SMOOTHING * (loss - average)
@@ -277,7 +281,7 @@ class Trial(Loop):
 
 
 def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
-    """The row of a run, of which key and settings are known; without rate and seed where there is no such network."""
+    """Complete the row of a run from its key and settings. It has no rate and seed if the network cannot be built."""
     torch.set_num_threads(grid.threads)
     data = cached_load(grid.dataset, data_dir, shrink=grid.shrink)
     row = {column: row.get(column, "") for column in COLUMNS}
@@ -288,7 +292,7 @@ def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
     trial = Trial(grid.config(lr=row["lr"], seed=row["seed"]), data, model, grid.evaluated)
     row |= {"parameters": numel(model), "keep_ratio": round(keep_ratio, 4), "diverged": True}
     start = time.perf_counter()
-    torch.set_flush_denormal(True)  # or a run whose signals vanish takes minutes
+    torch.set_flush_denormal(True)  # denormal numbers make a run with vanishing signals take minutes
     try:
         last = trial.finish().history[-1]["train_loss"]
         row |= {"loss_last": round(last, 6), "diverged": last > LOST, **trial.accuracies()}
@@ -304,7 +308,7 @@ def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
 
 
 def table(choices: Sequence[Row]) -> Table:
-    """One line per network, family and arm."""
+    """Return a table with one line per network, family and arm."""
     formats = {"accuracy": ".2%", "error": ".2%", "diverged": ".0%", "steps_to": ".0f"}
     table = Table(*choices[0])
     for choice in choices:
@@ -314,18 +318,18 @@ def table(choices: Sequence[Row]) -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Command(GridCommand):
-    """Train every family from every initialisation: does it train, how fast, how well."""
+    """Train every family from every initialisation, and measure convergence, speed and accuracy."""
 
     out: Path = RESULTS / "convergence.csv"
     only: tuple[str, ...] = ()
-    """Names of networks, families and arms: run these of the grid alone."""
+    """Names of networks, families and arms: run only this part of the grid."""
 
 
 def run(command: Command, console: Console) -> None:
-    """Measure what is not yet in the file.
+    """Measure the runs that are not yet in the file.
 
     Raises:
-        ConfigError, DataError: nothing can be run, or nowhere be written.
+        ConfigError, DataError: the grid cannot be run, or the file cannot be written.
     """
     grid = Grid.from_yaml(command.config)
     wanted = grid.rows(command.only)

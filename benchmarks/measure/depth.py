@@ -1,13 +1,14 @@
 """Follow the signal and the gradient through 50 and 100 plain layers: python benchmarks/measure/depth.py.
 
-A network is a stack of 3x3 convolutions of 64 channels on 16x16 positions, a ReLU behind each, no normalisation, no
-bias. A row is a format, an initialisation, a kind of border, a depth and a layer: the mean over networks, and the
-standard deviation, of the natural logarithm of E[h^2] behind that layer over that of the white input (`forward`), and
-of E[g^2] of the gradient in front of it over that at the top, where it is white (`backward`). Of the two kinds of
-border, `zeros` is padding 1, and `circular` has none: without padding, 50 layers have no position left.
+A network is a stack of 3x3 convolutions with 64 channels on 16x16 positions, each followed by a ReLU, without
+normalisation and bias. A row is a format, an initialisation, a border, a depth and a layer. It holds the mean and the
+standard deviation, over networks, of two natural logarithms. `forward` is that of E[h^2] after the layer over that of
+the white input. `backward` is that of E[g^2] of the gradient before the layer over that of the white gradient at the
+output. The border `zeros` is zero padding of 1. `circular` is circular padding: it has no border effect, and without
+any padding no position would remain after 50 layers.
 
-`calibrated` is `tnlayers.calibrate_` on the same batch, after the default. Values beyond float32's range are lost: a
-row counts such networks as `lost`, and its means are those of the others.
+`calibrated` is `tnlayers.calibrate_` on the same batch, after the default. Networks with values outside float32's range
+are counted in `lost`, and excluded from the means.
 """
 
 import argparse
@@ -30,9 +31,9 @@ from benchmarks.common.rows import RESULTS
 from tnlayers.models import dense_conv
 
 SIZE, IMAGES = 16, 4
-DRAWS, EVERY = 24, 10  # networks, and layers between two rows
+DRAWS, EVERY = 24, 10  # number of networks, and of layers between two rows
 DEPTHS = (50, 100)
-BORDERS = {"zeros": "constant", "circular": "circular"}  # and their modes in F.pad
+BORDERS = {"zeros": "constant", "circular": "circular"}  # values: modes of F.pad
 NETWORKS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "dense": ("dense", None, {}),
     "CP r32": ("cp", 32, {}),
@@ -54,7 +55,7 @@ def convolution(network: str, arm: str) -> Any:
 
 
 def calibrated(weights: list[Tensor], border: str, x: Tensor) -> list[Tensor]:
-    """Kernels rescaled by ``tnlayers.calibrate_``, in dense stand-ins for the border's sake."""
+    """Return kernels rescaled by ``tnlayers.calibrate_``. Dense convolutions hold them, to set the border's padding."""
     convolutions = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, padding_mode=border, bias=False) for _ in weights]
     for plain, weight in zip(convolutions, weights, strict=True):
         plain.weight.copy_(weight)
@@ -65,7 +66,7 @@ def calibrated(weights: list[Tensor], border: str, x: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def follow(network: str, arm: str, seed: int) -> dict[tuple[int, str], tuple[list[float], list[float]]]:
-    """By depth and border: logarithms behind every layer, forward, and in front of it, backward."""
+    """Return, by depth and border, the forward logarithms after every layer and the backward ones before it."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     x = torch.randn(IMAGES, CHANNELS, SIZE, SIZE)
@@ -74,14 +75,14 @@ def follow(network: str, arm: str, seed: int) -> dict[tuple[int, str], tuple[lis
     drawn, found = torch.get_rng_state(), {}
     for border, mode in BORDERS.items():
         here = calibrated(weights, border, x) if arm == "calibrated" else weights
-        torch.set_rng_state(drawn)  # one gradient for both
+        torch.set_rng_state(drawn)  # the same gradient for both borders
         for depth in DEPTHS:
             found[depth, border] = passes(here[:depth], x, mode)
     return found
 
 
 def passes(weights: list[Tensor], x: Tensor, mode: str) -> tuple[list[float], list[float]]:
-    """Both passes through a stack of convolutions, each with a ReLU behind it."""
+    """Run both passes through a stack of convolutions, each followed by a ReLU, and return their logarithms."""
 
     def convolve(h: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(F.pad(h, (1, 1, 1, 1), mode=mode), weight)
@@ -98,7 +99,7 @@ def passes(weights: list[Tensor], x: Tensor, mode: str) -> tuple[list[float], li
         forward.append(log(h, x))
     gradient = top = torch.randn_like(h)
     for weight, mask in zip(reversed(weights), reversed(masks), strict=True):
-        # The transposed convolution is one with the kernel flipped and transposed.
+        # The transposed convolution equals a convolution with the flipped and transposed kernel.
         gradient = convolve(gradient * mask, weight.flip(2, 3).transpose(0, 1))
         backward.append(log(gradient, top))
     return forward, backward[::-1]
@@ -115,7 +116,7 @@ def summary(values: Sequence[float], name: str) -> dict[str, Any]:
 
 
 def rows(network: str, arm: str, draws: int) -> list[dict[str, Any]]:
-    """One row per depth, border, and layer that is shown; one with a note where a peer has no such layer."""
+    """Return one row per depth, border and shown layer, or a single row with a note if a peer has no such layer."""
     known = {"network": network, "init": arm, "draws": draws}
     try:
         runs = [follow(network, arm, seed) for seed in range(draws)]

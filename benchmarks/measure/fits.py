@@ -1,8 +1,8 @@
-"""Errors of fitted kernels, ours over the best peer's at equal ranks: python benchmarks/measure/fits.py --weights FILE.
+"""Measure errors of fitted kernels, ours and the peers': python benchmarks/measure/fits.py --weights FILE.
 
-Kernels are those of trained CIFAR-10 ResNets and normal random ones. Peers are tensorly's HOOI, CP-ALS, TT-SVD and
-TR-SVD, and tensorly-torch's `FactorizedConv.from_conv`, each as its users call it. A row is a kernel, a family and a
-keep ratio.
+Kernels come from trained CIFAR-10 ResNets and from a normal distribution. Peers are tensorly's HOOI, CP-ALS, TT-SVD and
+TR-SVD, and tensorly-torch's `FactorizedConv.from_conv`, at equal ranks, called as their users do. A row is a kernel, a
+family and a keep ratio.
 """
 
 import sys
@@ -27,7 +27,7 @@ from benchmarks.common.rows import RESULTS
 from benchmarks.common.trained_networks import network_name, read_network
 
 RANDOM = ((64, 64, 3), (32, 16, 3))  # out, in, kernel
-SEEDS = (0, 1)  # of a peer that starts at random, the better counts
+SEEDS = (0, 1)  # of peers with a random start; the better result counts
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Command:
     weights: tuple[Path, ...] = ()
     """Files with trained networks' weights."""
     every: int = 4
-    """Of a network's convolutions, the stem aside, one in so many."""
+    """Use every n-th convolution of a network, without the stem."""
     families: tuple[str, ...] = ("tucker", "cp", "tt-chain", "tr")
     keeps: tuple[float, ...] = (0.1, 0.25, 0.5)
     threads: int | None = None
@@ -45,7 +45,7 @@ class Command:
 
 
 def convolutions(command: Command) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Named kernels."""
+    """Yield named convolutions that hold the kernels."""
     for path in command.weights:
         named = [(name, module) for name, module in read_network(path).named_modules() if isinstance(module, nn.Conv2d)]
         yield from ((f"{network_name(path)}.{name}", conv) for name, conv in named[1 :: command.every])
@@ -56,7 +56,7 @@ def convolutions(command: Command) -> Iterator[tuple[str, nn.Conv2d]]:
 
 
 def best(peer: str, family: str, conv: nn.Conv2d, ranks: list[int]) -> Any:
-    """A peer's least relative error, or what it says instead; empty where it has no such family."""
+    """Return a peer's smallest relative error, or its error message. It is empty if the peer has no such family."""
     weight, found = conv.weight.detach(), []
     try:
         with quietly():
@@ -69,7 +69,7 @@ def best(peer: str, family: str, conv: nn.Conv2d, ranks: list[int]) -> Any:
 
 
 def measure(name: str, conv: nn.Conv2d, family: str, keep: float) -> dict[str, Any]:
-    """A row."""
+    """Return a row."""
     layer_type, options = ALL_FAMILIES[family]
     start = time.perf_counter()
     layer = layer_type.from_conv(conv, rank=keep, **options)

@@ -1,11 +1,12 @@
-"""What a layer's kernel is from the start, by format, rank and initialisation: python benchmarks/measure/init_scale.py.
+"""Measure initial kernels by format, rank and initialisation: python benchmarks/measure/init_scale.py.
 
-A row is a 3x3 convolution of 64 channels. For each of many draws the kernel is contracted, and E[y^2] over its target
-is computed from it, not sampled, for inputs that are white, rectified white, white over channels and constant over
-taps, and the rectified of those; and for the gradient of the input behind a white one of the output. Given are means
-and 5th and 95th percentiles over draws, of the largest singular value over a dense He kernel's, and of the effective
-rank: the exponential of the entropy of the squared singular values of the kernel as a matrix, outputs by inputs and
-taps. tensorly-torch's constructor leaves memory as it was: its rows are what that happened to hold.
+A row is a 3x3 convolution of 64 channels. For each of many draws, the kernel is contracted, and E[y^2] over its target
+is computed from it, without sampling. Inputs are white (`white`), rectified white (`rectified`), white over channels
+and constant over taps (`smooth`), or the latter rectified (`smooth_rectified`). `backward` is the same ratio for the
+gradient of the input, given a white gradient of the output. `singular` is the largest singular value over that of a
+dense He kernel. `effective_rank` is the exponential of the entropy of the squared singular values of the kernel as a
+matrix of shape (outputs, inputs * taps). A row holds means, and 5th and 95th percentiles, over draws. tensorly-torch's
+constructor leaves memory uninitialised: its rows show arbitrary memory contents.
 """
 
 import argparse
@@ -26,25 +27,25 @@ from benchmarks.common.rows import RESULTS
 from tnlayers.models import dense_conv
 
 RANKS = (4, 8, 16)
-LARGEST = 16  # times the dense layer's parameters
+LARGEST = 16  # times the dense layer's parameters; larger layers are not drawn
 DRAWS = 60
 TAPS, SHAPE = 9, (CHANNELS, CHANNELS, 0, 1)
 OUT = RESULTS / "init_scale.csv"
 
 
 def measures(weight: Tensor) -> dict[str, float]:
-    """Everything about one kernel."""
+    """Return all measures of one kernel."""
     weight = weight.double()
     white = float(weight.square().sum()) / (2 * CHANNELS)
     smooth = float(weight.sum((2, 3)).square().sum()) / (2 * CHANNELS)
     mean = float(weight.sum((1, 2, 3)).square().sum()) / (2 * CHANNELS)
-    # Rectified, a channel of unit square has the mean 1 / sqrt(pi), and so have all taps.
+    # A rectified channel with E[x^2] = 1 has the mean 1 / sqrt(pi), at all taps.
     found = {
         "white": white,
         "rectified": (1 - 1 / math.pi) * white + mean / math.pi,
         "smooth": smooth,
         "smooth_rectified": (1 - 1 / math.pi) * smooth + mean / math.pi,
-        "backward": white,  # as many channels out as in, and stride 1
+        "backward": white,  # equal to `white`, as input and output channels are equal and the stride is 1
     }
     if not math.isfinite(white) or white == 0:
         return dict.fromkeys([*found, "singular", "effective_rank"], math.nan)

@@ -1,8 +1,8 @@
-"""Time the networks of results.csv at inference, against their dense one: python benchmarks/measure/latency.py.
+"""Time inference of the networks of results.csv against the dense ones: python benchmarks/measure/latency.py.
 
-A row is one of its networks, as drawn, and a batch of 32x32 images; the median of a forward in eval mode without
-gradients, in float32, channels first. All that results.csv has of a network runs interleaved, round after round, each
-once, in random order.
+A row is an untrained network of results.csv and a batch of 32x32 images. It holds the median time of a forward in eval
+mode without gradients, in float32, channels first. All versions of a network run interleaved: each once per round, in
+random order.
 """
 
 import argparse
@@ -25,13 +25,13 @@ BATCHES = (1, 32)
 
 
 def measure(rows: list[dict[str, str]], batch: int, seconds: float) -> list[dict[str, Any]]:
-    """The rows of one network: its dense one is among them."""
+    """Return the rows of one network. `rows` must include its dense version."""
     images = torch.randn(batch, CHANNELS, SIZE, SIZE)
     steps = {}
     for row in rows:
         steps[row["conv"], row["rank"]] = partial(drawn(row).eval(), images)
     with torch.no_grad():
-        for step in (*steps.values(), *steps.values()):  # the first call of all searches, the second fills caches
+        for step in (*steps.values(), *steps.values()):  # the first call searches plans, the second fills caches
             step()
         medians = {arm: 1e3 * statistics.median(times) for arm, times in rounds(steps, seconds, LIMITS, ()).items()}
     dense = medians[DENSE, ""]
@@ -45,7 +45,7 @@ def measure(rows: list[dict[str, str]], batch: int, seconds: float) -> list[dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS / "results.csv")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each network and batch, but at least 7 rounds")
+    parser.add_argument("--seconds", type=float, default=60.0, help="per network and batch; at least 7 rounds")
     parser.add_argument("--out", type=csv_file, default=RESULTS / "latency.csv")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()

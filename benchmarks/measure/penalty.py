@@ -1,8 +1,8 @@
 """Time the squared norm of a kernel against building the kernel: python benchmarks/measure/penalty.py.
 
-A row is a 3x3 layer of some format, channels and keep ratio. Its columns run interleaved, in one process: round after
-round, each once, in random order; a row holds medians in milliseconds. `kernel` is `layer.weight.square().sum()`,
-`penalty` is `squared_norm(layer)`; both are forward and backward.
+A row is a 3x3 layer with a format, channels and a keep ratio. Its columns run interleaved in one process: each once
+per round, in random order. A row holds medians in milliseconds. `kernel` is `layer.weight.square().sum()`, `penalty`
+is `squared_norm(layer)`. Both include forward and backward.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from tnlayers.ops.squared_norm import fastest
 from tnlayers.training.penalty import squared_norm
 
 KEEPS = (0.05, 0.1, 0.25)
-PROMISED = 0.1  # up to this keep ratio, the penalty is to take less time than the kernel
-ROUNDS = (7, 400)  # at least and at most
+PROMISED = 0.1  # up to this keep ratio, the penalty must be faster than the kernel
+ROUNDS = (7, 400)  # minimum and maximum
 OUT = RESULTS / "penalty.csv"
 
 
 def measure(row: SquareLayer, budget: float) -> dict[str, Any]:
-    """All columns of a row."""
+    """Return all columns of a row."""
     layer = row.layer()
     cores = [*layer.cores]
     way = fastest(layer.network, "cpu", "float32")
@@ -41,7 +41,7 @@ def measure(row: SquareLayer, budget: float) -> dict[str, Any]:
         return torch.autograd.grad(squared_norm(layer), cores)
 
     steps = {"kernel": kernel, "kernel_again": kernel, "penalty": penalty}
-    for step in (*steps.values(), *steps.values()):  # the first call of all searches, the second fills caches
+    for step in (*steps.values(), *steps.values()):  # the first call searches plans, the second fills caches
         step()
     times = rounds(steps, budget, ROUNDS, twins=())
     medians = {name: round(1e3 * statistics.median(values), 4) for name, values in times.items()}
@@ -55,7 +55,7 @@ def measure(row: SquareLayer, budget: float) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """A table of ratios by family and channels, and every row in which the penalty takes longer."""
+    """Print a table of ratios by family and channels, and every row where the penalty is slower."""
     keeps = sorted({row["keep"] for row in rows})
     table = Table(
         "family", "channels", *(f"keep {keep}" for keep in keeps), title="time of the penalty / of the kernel"
@@ -82,7 +82,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row, but at least 7 rounds")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row; at least 7 rounds")
     parser.add_argument("--families", nargs="+", choices=ALL_FAMILIES, default=list(ALL_FAMILIES))
     parser.add_argument("--channels", nargs="+", type=int, default=WIDTHS)
     parser.add_argument("--keeps", nargs="+", type=float, default=KEEPS)

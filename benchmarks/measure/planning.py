@@ -1,8 +1,8 @@
-"""Time planning, by number of cores: python benchmarks/measure/planning.py.
+"""Time planning by number of cores: python benchmarks/measure/planning.py.
 
-A row is a layer of 64 channels split into some number of factors, at rank 4; or of 256 channels in factors of two; or a
-network of 64 cores. `first` is the first plan of a network that was never seen, at a batch of 9 and 28x28, where both
-corners of the range of sizes are searched. Then come further batches and sizes of that range. Milliseconds.
+A row is a layer of 64 channels split into one to three factors, at rank 4; or a layer of 256 channels in factors of
+two; or a network of 64 cores. `first` is the first plan of a new network, at batch 9 and 28x28: it searches both
+corners of the range of sizes. `new_size` is a plan for a further batch and size of that range. In milliseconds.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from tnlayers.planning.setting import Setting
 
 OUT = RESULTS / "planning.csv"
 FACTORS = (1, 2, 3)
-LARGE = ("cp", "tt", "tt-chain", "tr")  # the families whose cores stay small in eight factors
+LARGE = ("cp", "tt", "tt-chain", "tr")  # families whose cores stay small with eight factors
 BATCHES, SIZES = range(9, 16), (20, 28)
 MOST = ", ".join([f"{axis}{k}:2 r:16" for axis in "io" for k in range(31)] + ["h:3 r", "w:3 r"])
 
 
 def networks() -> Iterator[tuple[str, TensorNetwork, Geometry]]:
-    """The family, the network and the geometry of each row."""
+    """Yield the family, the network and the geometry of each row."""
     settings = [*product((64,), FAMILIES, FACTORS), *product((256,), LARGE, (8,))]
     for channels, family, factors in settings:
         kind, options = FAMILIES[family]
@@ -45,7 +45,7 @@ def networks() -> Iterator[tuple[str, TensorNetwork, Geometry]]:
 
 
 def forget() -> None:
-    """Let the next plan be the first one of its network."""
+    """Clear the planner's caches, so that the next plan is the first of its network."""
     for module in (
         tnlayers.planning.choose,
         tnlayers.planning.options,
@@ -58,7 +58,7 @@ def forget() -> None:
 
 
 def measure(family: str, network: TensorNetwork, geometry: Geometry, mode: str) -> dict[str, Any]:
-    """One row."""
+    """Return a row."""
     first, times = [], []
     for _ in range(5):
         forget()

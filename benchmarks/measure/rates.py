@@ -1,11 +1,11 @@
-"""Measure what operations cost on this kind of device: the rates of tnlayers/backend/rates.csv.
+"""Measure the cost of operations on this kind of device: the rates of tnlayers/backend/rates.csv.
 
     python benchmarks/measure/rates.py --threads 2 --kind "cpu avx512" --update
 
 The rates are printed. With --update, they replace those of the same kind of device and dtype in the file.
 
-Random operations of every kind are timed, forward alone and forward with backward; seconds per call, per FLOP and per
-byte are then fitted to them, all at least zero, for the least sum of relative errors.
+Random operations of every kind are timed: forward, and forward with backward. Non-negative seconds per call, per FLOP
+and per byte are then fitted to minimise the sum of relative errors.
 """
 
 import argparse
@@ -43,12 +43,12 @@ from tnlayers.planning.setting import Setting
 
 CHANNELS = (1, 3, 5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
 SIZES = (7, 14, 16, 32, 56)
-BATCHES = (1, 1, 8, 32, 512)  # 512: with some channels folded into the batch
-ENTRIES = 1 << 25  # of the larger of input and output, where there is a choice
+BATCHES = (1, 1, 8, 32, 512)  # 512: stands for channels folded into the batch
+ENTRIES = 1 << 25  # maximum elements of the larger of input and output
 KERNELS = ((3, 3), (3, 3), (3, 1), (1, 3), (1, 1), (1, 1), (1, 1))
 GROUPS = (5, 8, 16, 64, 256, 512)
 PER = ((1, 1), (1, 1), (4, 4), (8, 8), (7, 12), (16, 16), (9, 1), (1, 9), (2, 2), (16, 2))  # channels of a group
-LARGEST = 4e9  # FLOPs of an operation
+LARGEST = 4e9  # maximum FLOPs of an operation
 REPEATS = 7
 
 KINDS = tuple(TABLES["cpu", "float32"].train)
@@ -56,7 +56,7 @@ KINDS = tuple(TABLES["cpu", "float32"].train)
 
 @dataclass(frozen=True)
 class Sample:
-    """One operation: its kind, what the planner would multiply the rates with, its forward, and both passes."""
+    """An operation: its kind, the FLOPs and bytes that the planner assigns to it, its forward, and both passes."""
 
     kind: str
     flops: float
@@ -66,7 +66,7 @@ class Sample:
 
 
 def unit(kind: str, device: str = "cpu", dtype: str = "float32", **rate: float) -> Rates:
-    """Rates with which a plan's seconds are the FLOPs or bytes of one kind; with the lanes of a device and dtype."""
+    """Return rates that make a plan's seconds equal the FLOPs or bytes of one kind, with a device's lanes."""
     table = {name: Rate(0.0, 0.0, 0.0) for name in KINDS} | {
         kind: Rate(**{"call": 0.0, "flop": 0.0, "byte": 0.0} | rate)
     }
@@ -74,7 +74,7 @@ def unit(kind: str, device: str = "cpu", dtype: str = "float32", **rate: float) 
 
 
 def input_steps(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
-    """A convolution or matrix product of random sizes, in every way that the planner knows."""
+    """Yield a convolution or matrix product of random sizes in all the planner's implementations."""
     kernel, size = draw.choice(KERNELS), draw.choice(SIZES)
     groups = draw.choice((1, 1, 1, *GROUPS))
     per = (
@@ -116,7 +116,7 @@ def input_steps(draw: random.Random, dtype: torch.dtype, device: str) -> Iterato
 
 
 def contractions(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
-    """The contractions of cores of a random layer; in half precision of float32 cores, as under autocast."""
+    """Yield the contractions of a random layer's cores. In half precision, cores are float32, as under autocast."""
     held = dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32
     kind = draw.choice(
         (tnlayers.CPConv2d, tnlayers.TTConv2d, tnlayers.TRConv2d, tnlayers.BTTConv2d, tnlayers.TuckerConv2d)
@@ -146,13 +146,13 @@ def last_of(contraction: Contraction, operands: Sequence[Tensor]) -> Tensor:
 
 
 def through_autograd(contraction: Contraction, leaves: Sequence[Tensor], gradient: Tensor) -> object:
-    """Both passes of a contraction as they are where autograd calls them."""
+    """Run both passes of a contraction through autograd."""
     with torch.enable_grad():
         return torch.autograd.grad(contraction(leaves), leaves, gradient)
 
 
 def moves(draw: random.Random, dtype: torch.dtype, device: str) -> Iterator[Sample]:
-    """A reordering of channels."""
+    """Yield a reordering of channels."""
     sizes = tuple(draw.choices((2, 4, 8, 16), k=3))
     order = tuple(draw.sample(range(3), 3))
     size = draw.choice(SIZES)
@@ -167,10 +167,10 @@ _OTHER = torch.zeros(1 << 22)
 
 
 def timed(function: Callable[[], object], device: str) -> float:
-    """Median seconds."""
+    """Return the median time in seconds."""
     times = []
     for _ in range(REPEATS + 1):
-        _OTHER.add_(1)  # in a network, other layers have had the caches meanwhile
+        _OTHER.add_(1)  # overwrites the caches, as other layers of a network do
         start = time.perf_counter()
         function()
         if device == "cuda":
@@ -180,7 +180,7 @@ def timed(function: Callable[[], object], device: str) -> float:
 
 
 def measure(sample: Sample, device: str) -> tuple[float, float]:
-    """Seconds of the forward, and of forward and backward."""
+    """Return the seconds of forward, and of forward and backward."""
     with torch.no_grad():
         forward = timed(sample.forward, device)
         gradient = torch.randn_like(sample.forward())
@@ -188,16 +188,16 @@ def measure(sample: Sample, device: str) -> tuple[float, float]:
 
 
 def fit(rows: Sequence[tuple[float, float, float]]) -> tuple[np.ndarray, float]:
-    """Rates per call, FLOP and byte from rows of FLOPs, bytes and seconds; and the median relative error."""
+    """Fit rates per call, FLOP and byte to rows of FLOPs, bytes and seconds. Also return the median relative error."""
     flops, size, seconds = np.array(rows).T
     scale = np.array([1e-6, 1e-12, 1e-12])
     features = np.stack([np.ones_like(flops), flops, size], axis=1) * scale / seconds[:, None]
     weight = np.ones_like(seconds)
-    for _ in range(30):  # least absolute rather than squares: a few samples are hit by whatever else the machine does
+    for _ in range(30):  # least absolute errors: other load on the machine makes outliers
         rates, _ = nnls(features * weight[:, None], weight)
         error = np.abs(features @ rates - 1)
         weight = 1 / np.sqrt(np.maximum(error, 0.05))
-    # What is hard to foresee is taken to be slower, by as much as the fit is off.
+    # Raise the rates by the median error of the fit: kinds that are hard to predict count as slower.
     return rates * (1 + np.median(error)), float(np.median(error))
 
 
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--kind", help="the device in the file, such as 'cpu avx512'; left out: --device")
+    parser.add_argument("--kind", help="name of the device in the file, such as 'cpu avx512'; default: --device")
     parser.add_argument("--update", action="store_true", help="write the rates to tnlayers/backend/rates.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -226,7 +226,7 @@ def main() -> None:
         plain = fit(found["matmul last last"])[0][1]
         for name in KINDS:
             numbers, error = fit(found[name])
-            if name == "matmul group":  # so few channels a group that memory hides what a FLOP takes
+            if name == "matmul group":  # few channels per group: memory traffic hides the cost of a FLOP
                 numbers[1] = max(numbers[1], plain)
             call, flop, byte = (f"{number:.3g}" for number in numbers)
             rows.append({"device": kind, "dtype": arguments.dtype, "mode": mode, "kind": name})

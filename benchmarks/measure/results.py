@@ -1,13 +1,13 @@
-"""Train compressed ResNets at equal sizes, all by one recipe.
+"""Train compressed ResNets of equal sizes with one recipe.
 
     python benchmarks/measure/results.py --config configs/results-cifar10.yaml --data-dir DIR --workers 2
 
-A row is a network, the format of its convolutions, a compression and a seed, trained and evaluated as train.py does it.
-Compression is that of the whole network: dense parameters over its own. Networks of tednet's, named under `presets`,
-run twice: drawn by our solver and as tednet draws them. What cannot be built, or is lost on the way, has a row with a
-note.
+A row is a network, the format of its convolutions, a compression and a seed, trained and evaluated as by train.py.
+Compression is the parameters of the dense network over those of the whole network. tednet's networks, named under
+`presets`, run twice: initialised by our solver and by tednet. A run that cannot be built, or diverges, has a row with
+a note.
 
-Rows that are there with the same settings are not run again: the same command goes on where it was stopped.
+Runs that have a row with the same settings are skipped, so the same command continues a stopped grid.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ from benchmarks.training.tednets import PRESETS
 
 Row = dict[str, Any]
 TEDNET = {"tr": 10, "tt": 10, "tucker": 10, "cp": 100, "btt": 4}
-"""Ranks of tednet's networks at which they are about as large as each other."""
+"""Ranks that give tednet's networks about equal sizes."""
 IDENTITY = ("ratio", *Config().experiment)
 MEASURED = (
     "parameters", "dense_parameters", "keep_ratio", "train_loss", "train_accuracy", "loss", "accuracy", "precision",
@@ -46,7 +46,7 @@ COLUMNS = ("arm", *IDENTITY, *MEASURED)
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Config):
-    """What is run: all networks, families, compressions and seeds with each other, and the recipe of all."""
+    """The product of networks, families, compressions and seeds that is run, and their common recipe."""
 
     dataset: Literal[tuple(DATASETS)] = "cifar10"
     networks: tuple[Literal[tuple(MODELS)], ...] = ()
@@ -54,12 +54,12 @@ class Grid(Config):
     ratios: tuple[float, ...] = ()
     """Parameters of the dense network over those of the compressed one."""
     presets: tuple[Literal[tuple(PRESETS)], ...] = ()
-    """Networks of tednet's."""
+    """tednet's networks."""
     seeds: tuple[int, ...] = (0,)
     threads: int | None = 1
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have."""
+        """Check that all runs are valid."""
         for name, holds, rule in (
             ("families", self.families or not self.networks, "one at least is needed"),
             ("ratios", self.ratios or {*self.families} <= {DENSE}, "one at least is needed"),
@@ -76,7 +76,7 @@ class Grid(Config):
         super().__post_init__()
 
     def arms(self) -> Iterator[tuple[float | str, Config]]:
-        """Compressions and configurations; the rank of those with a compression is not known yet."""
+        """Yield compressions and configurations. `sized` sets the rank of those with a compression later."""
         same = {field.name: getattr(self, field.name) for field in fields(Config)}
         for seed, model in product(self.seeds, self.networks):
             for family in self.families:
@@ -88,7 +88,7 @@ class Grid(Config):
 
 
 def sized(ratio: float | str, config: Config, channels: int, num_classes: int) -> Config:
-    """The configuration whose network is compressed so much: with that keep ratio in every convolution but the stem."""
+    """Return the configuration with this compression: one keep ratio for all convolutions but the stem."""
     if config.conv == DENSE or ratio == "":
         return config
     with torch.device("meta"):
@@ -102,7 +102,7 @@ def sized(ratio: float | str, config: Config, channels: int, num_classes: int) -
 
 
 def measure(arm: tuple[float | str, Config]) -> Row:
-    """The row of a run."""
+    """Return the row of a run."""
     ratio, config = arm
     row = dict.fromkeys(COLUMNS, "") | {"arm": config.arm, "ratio": ratio} | config.experiment
     try:
@@ -116,7 +116,7 @@ def measure(arm: tuple[float | str, Config]) -> Row:
 
 
 def identity(row: Row) -> tuple[str, ...]:
-    """What makes a run another one; the rank follows from the compression where there is one."""
+    """Return the values that identify a run. The rank is left out where it follows from the compression."""
     return tuple(
         str("" if row[name] is None or (name == "rank" and row["ratio"] != "") else row[name]) for name in IDENTITY
     )
@@ -124,16 +124,16 @@ def identity(row: Row) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Command(GridCommand):
-    """Train compressed ResNets at equal sizes, all by one recipe."""
+    """Train compressed ResNets of equal sizes with one recipe."""
 
     out: Path = RESULTS / "results.csv"
 
 
 def run(command: Command, console: Console) -> None:
-    """Measure what is not yet in the file.
+    """Measure the runs that are not yet in the file.
 
     Raises:
-        ConfigError, DataError: nothing can be run, or nowhere be written.
+        ConfigError, DataError: the grid cannot be run, or the file cannot be written.
     """
     grid = Grid.from_yaml(command.config)
     rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
@@ -155,7 +155,7 @@ def run(command: Command, console: Console) -> None:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """One line per run."""
+    """Return a table with one line per run."""
     names = ("model", "arm", "seed", "parameters", "train_loss", "accuracy", "seconds", "note")
     table = Table(*names)
     for row in rows:

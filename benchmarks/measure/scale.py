@@ -1,10 +1,9 @@
-"""Count what many processes would say to each other in a step of training: python benchmarks/measure/scale.py.
+"""Count the communication of many processes in a training step: python benchmarks/measure/scale.py.
 
-Nothing is estimated: a network is wrapped as benchmarks/train.py wraps it, with a process group of so many processes
-that only pretends to send, and runs a step; what it hands over is added up. A row is a network and the format of its
-convolutions, a number of processes, and a way to spread it over them: `copies` (DistributedDataParallel) or `shards`
-(FSDP2). Bytes are those that a process sends where collectives go round a ring: 2 (n - 1) / n of what is reduced to
-all, (n - 1) / n of what is gathered or reduced to one's own part.
+Nothing is estimated. A network is wrapped as in benchmarks/train.py, with a fake process group of the given size, and
+runs a step; the bytes of its collectives are summed. A row is a network, the format of its convolutions, a number of
+processes, and a way to distribute it: `copies` (DistributedDataParallel) or `shards` (FSDP2). Bytes sent are those of
+one process with ring collectives: 2 (n - 1) / n of an all-reduce, (n - 1) / n of an all-gather or reduce-scatter.
 """
 
 import sys
@@ -20,7 +19,7 @@ import torch.distributed as dist
 import tyro
 from rich.progress import track
 from torch import Tensor
-from torch.testing._internal.distributed.fake_pg import FakeStore  # what torch tests its own wrappers with
+from torch.testing._internal.distributed.fake_pg import FakeStore  # private: torch tests its own wrappers with it
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,7 +39,7 @@ STATE = 3 * 4  # bytes per parameter: itself, its gradient and its momentum, in 
 
 
 class Collectives(TorchDispatchMode):
-    """Counts calls, and bytes by what is done with them."""
+    """Counter of collectives: calls, and bytes, by kind."""
 
     KINDS = {"allreduce_": "reduced", "_allgather_base_": "gathered", "_reduce_scatter_base_": "scattered"}  # noqa: RUF012
 
@@ -50,21 +49,21 @@ class Collectives(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note a collective, and let it run."""
+        """Count a collective, and run it."""
         kind = self.KINDS.get(function._schema.name.removeprefix("c10d::"))
         if kind:
-            # The whole is the longer of what goes in and comes out; one of them is a process' part.
+            # Of input and output, one may be a process' part. The larger one is the whole.
             tensors = [tensor for given in args for tensor in _tensors(given)]
             self.note(kind, max(tensor.numel() * tensor.element_size() for tensor in tensors))
         return function(*args, **(kwargs or {}))
 
     def note(self, kind: str, size: int) -> None:
-        """Add one call with so many bytes in all."""
+        """Add one call with `size` bytes in total."""
         self.calls[kind] += 1
         self.bytes[kind] += size
 
     def sent(self, world: int) -> float:
-        """Bytes that a process sends."""
+        """Return the bytes that a process sends."""
         return (world - 1) / world * (2 * self.bytes["reduced"] + self.bytes["gathered"] + self.bytes["scattered"])
 
 
@@ -76,15 +75,15 @@ def _tensors(given: Any) -> list[Tensor]:
 
 @cache
 def flops_per_image(config: Config, size: int) -> int:
-    """Of a step, forward and backward."""
-    model, image = config.network(3, 1000), torch.zeros(2, 3, size, size)  # which contracts too, and is not counted
+    """Return the FLOPs per image of forward and backward."""
+    model, image = config.network(3, 1000), torch.zeros(2, 3, size, size)  # building contracts too: not counted
     with FlopCounterMode(display=False) as counter:
         model(image).sum().backward()
     return int(counter.get_total_flops() // len(image))
 
 
 def measure(config: Config, world: int, way: str, size: int) -> Row:
-    """The row of a network."""
+    """Return the row of a network."""
     cpu = torch.device("cpu")
     model = config.network(3, 1000)
     row = {"network": config.model, "conv": config.conv, "rank": config.rank or "", "processes": world, "way": way}
@@ -98,7 +97,7 @@ def measure(config: Config, world: int, way: str, size: int) -> Row:
         else:
             wrapped = distributed.copies(wrapped, cpu)
             wrapped.register_comm_hook(found, _note_bucket)
-        wrapped(image).sum().backward()  # after which the copies' gradients are put together anew
+        wrapped(image).sum().backward()  # DistributedDataParallel rebuilds its buckets after the first backward
         found.calls.clear()
         found.bytes.clear()
         with found:
@@ -114,7 +113,7 @@ def measure(config: Config, world: int, way: str, size: int) -> Row:
 
 
 def _note_bucket(found: Collectives, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """In place of the collective for a part of the gradients."""
+    """Count a bucket of gradients in place of its all-reduce."""
     found.note("reduced", bucket.buffer().numel() * bucket.buffer().element_size())
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())
@@ -123,12 +122,12 @@ def _note_bucket(found: Collectives, bucket: dist.GradBucket) -> torch.futures.F
 
 @dataclass(frozen=True)
 class Command:
-    """Count what many processes would say to each other in a step of training."""
+    """Count the communication of many processes in a training step."""
 
     network: Literal[tuple(MODELS)] = "resnet50"
     convs: tuple[Literal[tuple(CONVOLUTIONS)], ...] = (DENSE, "cp", "tucker", "tt", "tr", "btt")
     keep: float = 0.1
-    """Keep ratio of every convolution but the stem; the last layer is dense."""
+    """Keep ratio of every convolution except the stem. The last layer is dense."""
     processes: tuple[int, ...] = (8, 1000)
     size: int = 224
     """Height and width of the images."""

@@ -1,12 +1,12 @@
 """Time every family against the dense layer, other plans and peers: python benchmarks/measure/speed.py.
 
-All columns of a row run interleaved, in one process: round after round, each once, in random order. A row holds
-medians in milliseconds. `train` is forward and backward, `infer` a forward in eval mode without gradients, `frozen` one
-in which our layers keep their weights (`tnlayers.freeze_`) and peers do what they do. Layers have no bias, as in a
-ResNet.
+All columns of a row run interleaved in one process: each once per round, in random order. A row holds medians in
+milliseconds. `train` is forward and backward. `infer` is a forward in eval mode without gradients. `frozen` is the
+same, with the cached weights of `tnlayers.freeze_` in our layers; peers run as in `infer`. Layers have no bias, as in
+a ResNet.
 
-The peers are tednet and tensorly-torch, which come with `pip install .[peers]`. Where one is missing, or cannot do a
-row, its cell is empty.
+The peers are tednet and tensorly-torch; `pip install .[peers]` installs them. The cell of a peer is empty if it is not
+installed or does not support the row.
 """
 
 import argparse
@@ -35,16 +35,16 @@ from tnlayers.planning.setting import Setting
 SHAPES = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 14, 1), (512, 512, 7, 1), (64, 64, 56, 1))
 RANKS = (8, 10, 16, 0.05, 0.1, 0.25)
 BATCHES = (1, 32)
-PASSES = {"train": "train", "infer": "infer", "frozen": "cached"}  # and what the planner calls them
-CANDIDATES = 4  # orders that the oracle times
-HOPELESS = 4  # times the fastest; such a column keeps the time of its second call alone
-PATIENCE = 0.5  # seconds; what takes longer is called once before it is timed, or not at all
-ROOM = 4e9  # bytes; a plan that needs more is not run
+PASSES = {"train": "train", "infer": "infer", "frozen": "cached"}  # values: the planner's names
+CANDIDATES = 4  # number of orders that the oracle times
+HOPELESS = 4  # a column slower than this times the fastest is not timed in rounds; it keeps its warm-up time
+PATIENCE = 0.5  # seconds; a column whose first call takes longer has no second warm-up call
+ROOM = 4e9  # bytes; plans that need more are not run
 OUT = RESULTS / "speed.csv"
 
 
 def oracle(row: LayerCase, layer: Any, setting: Setting) -> Iterator[Any]:
-    """Layers with other orders of contraction than the chosen one, the likeliest by estimate."""
+    """Yield layers with other orders of contraction than the chosen one: those with the best estimates."""
     found = list(islice(layer._executor.candidates(setting), 40))
     likely = [plan for plan in found if plan.seconds < HOPELESS * found[0].seconds and plan.peak < ROOM]
     for order in list(dict.fromkeys(plan.order for plan in likely))[1 : CANDIDATES + 1]:
@@ -52,7 +52,7 @@ def oracle(row: LayerCase, layer: Any, setting: Setting) -> Iterator[Any]:
 
 
 def least_flops(layer: Any, setting: Setting) -> int:
-    """Floating-point operations of the order that needs the fewest."""
+    """Return the FLOPs of the order that needs the fewest."""
     kinds = layer_rates("cpu", "float32").infer
     table = dict.fromkeys(kinds, Rate(0.0, 1.0, 0.0))
     counted = Rates.counting(table, lanes(1, 1, 1))
@@ -61,7 +61,7 @@ def least_flops(layer: Any, setting: Setting) -> int:
 
 
 def measure(row: LayerCase, budget: float, compiled: bool) -> dict[str, Any]:
-    """All columns of a row."""
+    """Return all columns of a row."""
     inputs, outputs, size, stride = row.shape
     x = torch.randn(row.batch, inputs, size, size, requires_grad=row.mode == "train")
     layer = row.layer()
@@ -86,7 +86,7 @@ def measure(row: LayerCase, budget: float, compiled: bool) -> dict[str, Any]:
         try:
             step = row.step(module, x)
             first[name] = once(step)
-            if first[name] < PATIENCE:  # the first call of all plans, and fills caches
+            if first[name] < PATIENCE:  # the first call plans, the second fills caches
                 first[name] = once(step)
             steps[name] = step
         except Exception as error:
@@ -129,7 +129,7 @@ def measure(row: LayerCase, budget: float, compiled: bool) -> dict[str, Any]:
 
 
 def compile_all(row: LayerCase, x: Tensor, modules: dict[str, nn.Module]) -> Iterator[tuple[str, Step]]:
-    """Steps through torch.compile, of what compiles in one graph."""
+    """Yield compiled steps of the modules that torch.compile turns into one graph."""
     for name, module in modules.items():
         if not name.startswith(("dense", "auto", "tednet", "tltorch")) or name.endswith("_again"):
             continue
@@ -143,7 +143,7 @@ def compile_all(row: LayerCase, x: Tensor, modules: dict[str, nn.Module]) -> Ite
 
 
 def peak(module: nn.Module, x: Tensor) -> int:
-    """Bytes of a training step at its peak: parameters, gradients, momentum, activations and all that comes between."""
+    """Return the peak bytes of a training step: parameters, gradients, momentum, activations and temporaries."""
     module.train()
     x = x.clone().requires_grad_()
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=0.9)
@@ -172,16 +172,16 @@ def peak(module: nn.Module, x: Tensor) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row, but at least 5 rounds")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row; at least 5 rounds")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument(
         "--ranks", nargs="+", type=lambda text: float(text) if "." in text else int(text), default=RANKS
     )
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--modes", nargs="+", choices=PASSES, default=PASSES)
-    parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help="numbers of the shapes")
+    parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help="indices of the shapes")
     parser.add_argument("--update", action="store_true", help="keep the file's rows of other modes")
-    parser.add_argument("--compile", action="store_true", help="columns through torch.compile too, a minute per row")
+    parser.add_argument("--compile", action="store_true", help="add columns with torch.compile; takes a minute per row")
     parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -196,7 +196,7 @@ def main() -> None:
         row = LayerCase(family, shape, rank, batch, mode)
         try:
             row.layer(device="meta")
-        except ValueError as error:  # a keep ratio too small for the format, a rank that a shape has no room for
+        except ValueError as error:  # a keep ratio too small for the format, or a rank too large for the shape
             print(f"{row}: {error}")
             continue
         rows.append(measure(row, arguments.budget, arguments.compile))

@@ -1,11 +1,10 @@
-"""Time a step of training of compressed ResNets against the dense one: python benchmarks/measure/throughput.py.
+"""Time training steps of compressed ResNets against the dense one: python benchmarks/measure/throughput.py.
 
-A step is forward, backward and SGD on one batch of 32x32 images that is there. All networks of a precision run
-interleaved, round after round, each once, in random order: a row has the median over rounds, and that of the ratio to
-the dense network, which runs twice a round. `bf16` is autocast with channels last in memory. The allocator keeps what
-is freed, see `common/timing.py`, and the networks are made anew a few times, since where they come to lie is
-good for a per cent or two. Each compressed network is there twice: with the planner's estimates, and after
-`tnlayers.autotune`.
+A step is forward, backward and SGD on one batch of 32x32 images in memory. All networks of a precision run interleaved:
+each once per round, in random order. A row has the median over rounds, and that of the ratio to the dense network,
+which runs twice per round. `bf16` is autocast with channels last in memory. The allocator keeps freed memory: see
+`common/timing.py`. The networks are rebuilt a few times, because their place in memory changes times by one or two per
+cent. Each compressed network runs twice: with the planner's estimates, and after `tnlayers.autotune`.
 """
 
 import statistics
@@ -42,27 +41,27 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Command:
-    """Time a step of training of compressed ResNets against the dense one."""
+    """Time training steps of compressed ResNets against the dense one."""
 
     network: Literal[tuple(MODELS)] = "resnet32"
     convs: tuple[Literal[tuple(CONVOLUTIONS)], ...] = ("cp", "tucker", "tt", "tr", "btt")
     keeps: tuple[float, ...] = (0.4, 0.2, 0.1)
-    """Keep ratios of the convolutions, the stem aside."""
+    """Keep ratios of the convolutions, without the stem."""
     precisions: tuple[Literal[PRECISIONS], ...] = PRECISIONS
     batch: int = 128
     threads: int | None = None
-    """CPU threads; all where not given."""
+    """CPU threads; all if not given."""
     repeats: int = 3
-    """How often all networks are made anew."""
+    """Number of times that all networks are rebuilt."""
     seconds: float = 60.0
-    """Of each precision and repeat, but at least 5 rounds."""
+    """Seconds of timing per precision and repeat; at least 5 rounds."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     out: Path = RESULTS / "throughput.csv"
     """CSV file."""
 
 
 def step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
-    """One step of training."""
+    """Return a function that runs one training step."""
     if precision == "bf16":
         images = images.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
@@ -80,7 +79,7 @@ def step(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Ca
 
 
 def measure(command: Command, precision: str) -> list[Row]:
-    """The rows of a precision."""
+    """Return the rows of a precision."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(command.batch, 3, 32, 32, generator=generator).to(command.device)
     labels = torch.randint(10, (command.batch,), generator=generator).to(command.device)

@@ -1,16 +1,16 @@
-"""Whatever users do with a layer of PyTorch's, done with ours: every cell of the README's table is a run.
+"""Try PyTorch's tools on our layers. Every cell of the README's table is a run.
 
     python benchmarks/measure/tools.py
 
-Every tool is tried on one layer of every format and kind. A row of the CSV is a tool and a layer; the result is empty
-where it works, else the error.
+Every tool runs on one layer of every format and kind. A row of the CSV is a tool and a layer. Its result is empty if
+the tool works, else the error.
 """
 
 import argparse
 
 from benchmarks.common.provenance import csv_file, write_csv
 from benchmarks.common.rows import RESULTS, read_csv
-from benchmarks.measure.tool_checks import one_process, several_processes  # noqa: F401 - they fill TOOLS
+from benchmarks.measure.tool_checks import one_process, several_processes  # noqa: F401 - fill TOOLS
 from benchmarks.measure.tool_checks.registry import KINDS, TOOLS, layers
 
 OUT = RESULTS / "tools.csv"
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--out", type=csv_file, default=OUT)
     arguments = parser.parse_args()
     rows: list[dict[str, str]] = []
-    if arguments.out.exists():  # what is not asked for stays as it was measured
+    if arguments.out.exists():  # rows of other tools are kept
         rows = [row for row in read_csv(arguments.out) if row["tool"] not in arguments.tools]
     for name in arguments.tools:
         found = TOOLS[name](layers())

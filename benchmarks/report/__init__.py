@@ -1,1 +1,1 @@
-"""README.md's tables and pictures, made from the CSV files alone."""
+"""README.md's tables and pictures, made only from the CSV files."""

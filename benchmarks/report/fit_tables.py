@@ -1,4 +1,4 @@
-"""Tables of layers that were fitted to trained kernels."""
+"""Tables of layers fitted to trained kernels."""
 
 from pandas import to_numeric
 
@@ -7,7 +7,7 @@ from benchmarks.report.markdown import ReportError, markdown, mean_and_worst, nu
 
 
 def compress(rows: Rows) -> str:
-    """Size, errors, accuracies on test images and latencies of every compressed network, and what was refused."""
+    """Return sizes, errors, test accuracies and latencies of all compressed networks, and the refusals."""
     rows = [row for row in rows if row["split"] == "test"]
     if not rows:
         raise ReportError("compress.csv holds no accuracies on test images")
@@ -41,9 +41,9 @@ def compress(rows: Rows) -> str:
 
 
 def fits(rows: Rows) -> str:
-    """Our error over the least of the peers', by family and keep ratio."""
+    """Return our error over the smallest of the peers', by family and keep ratio."""
     frame = numbers(rows, "error", "seconds")
-    told = frame[["tensorly", "tltorch"]]  # an error, a refusal, or nothing
+    told = frame[["tensorly", "tltorch"]]  # a number, the text of a refusal, or empty
     errors = told.apply(to_numeric, errors="coerce")
     frame["ratio"] = frame["error"] / errors.min(axis=1)
     frame["refusals"] = (errors.isna() & (told != "")).sum(axis=1)

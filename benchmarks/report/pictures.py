@@ -29,7 +29,7 @@ Rows = list[dict[str, str]]
 
 
 def draw(axes: Axes, rows: Rows, rival: str, title: str) -> None:
-    """Our time over another's against the keep ratio, a dot per row."""
+    """Draw our time over a rival's against the keep ratio, one dot per row."""
     for family, colour in COLOURS.items():
         chosen = [row for row in rows if row["family"] == family and row[rival]]
         if chosen:
@@ -42,14 +42,14 @@ def draw(axes: Axes, rows: Rows, rival: str, title: str) -> None:
 
 
 def plain(axes: Axes) -> None:
-    """A light grid behind the points, and two spines."""
+    """Set a light grid behind the points, and remove two spines."""
     axes.grid(color="#e8e8e8", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def speed(rows: Rows) -> Figure:
-    """Our time over the dense layer's and the peers', row by row."""
+    """Draw our time over the dense layer's and the peers', one dot per row."""
     training = [row for row in rows if row["mode"] == "train"]
     figure = Figure(figsize=(13, 4.2), dpi=140, layout="constrained")
     panels = figure.subplots(1, 4)
@@ -63,7 +63,7 @@ def speed(rows: Rows) -> Figure:
 
 
 def compress(rows: Rows) -> Figure:
-    """Test accuracy after the fine-tune against parameters and latency; colours are formats, markers networks."""
+    """Draw test accuracy after fine-tuning against parameters and latency. Colours are formats, markers networks."""
     tuned = [row for row in rows if row["split"] == "test" and row["accuracy_after"]]
     markers = dict(zip(dict.fromkeys(row["weights"] for row in tuned), MARKERS, strict=False))
     figure = Figure(figsize=(11, 4.2), dpi=140, layout="constrained")
@@ -86,7 +86,7 @@ def compress(rows: Rows) -> Figure:
 
 
 def results(rows: Rows) -> Figure:
-    """Test accuracy on CIFAR-10 against parameters, FLOPs and latency; colours are formats, markers networks."""
+    """Draw CIFAR-10 test accuracy against parameters, FLOPs and latency. Colours are formats, markers networks."""
     shown = trained(rows)
     times = {
         (row["model"], row["conv"], row["rank"]): float(row["ms"])
@@ -119,7 +119,7 @@ def results(rows: Rows) -> Figure:
 
 
 def _means(x: Sequence[float], runs: Rows) -> dict[float, float]:
-    """Accuracy in percent by what it is drawn against, a mean over seeds."""
+    """Return the accuracy in percent, averaged over seeds, by x value."""
     found: dict[float, list[float]] = {}
     for value, row in zip(x, runs, strict=True):
         found.setdefault(value, []).append(100 * float(row["accuracy"]))
@@ -127,7 +127,7 @@ def _means(x: Sequence[float], runs: Rows) -> dict[float, float]:
 
 
 def flops(row: dict[str, str]) -> int:
-    """Of a forward pass in training, of one image in a batch of as many as were trained on together."""
+    """Return the FLOPs per image of a training forward pass, with the batch size of the training."""
     model, batch = drawn(row), int(row["batch_size"])
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(batch, CHANNELS, SIZE, SIZE))
@@ -135,7 +135,7 @@ def flops(row: dict[str, str]) -> int:
 
 
 def depth(rows: Rows) -> Figure:
-    """Signal and gradient through the deepest networks, zero-padded: a panel per format, a line per initialisation."""
+    """Draw signal and gradient in the deepest zero-padded networks: a panel per format, a line per initialisation."""
     deepest = max(int(row["depth"]) for row in rows if row["depth"])
     chosen = [row for row in rows if row["depth"] == str(deepest) and row["border"] == "zeros"]
     networks = [name for name in dict.fromkeys(row["network"] for row in chosen) if name != "dense"]

@@ -16,7 +16,7 @@ MEASURED = (
 
 
 def speed(rows: Rows) -> str:
-    """Ratios of times and of peak memory by family: geometric mean over rows, and the worst row."""
+    """Return ratios of time and peak memory by family: the geometric mean over rows, and the worst row."""
     columns: dict[str, Callable[[DataFrame], Series]] = {
         "/ dense, training, batch 32": lambda runs: _over(runs, "dense", mode="train", batch="32"),
         "batch 1": lambda runs: _over(runs, "dense", mode="train", batch="1"),
@@ -47,18 +47,18 @@ def speed(rows: Rows) -> str:
 
 
 def _over(frame: DataFrame, *others: str, ours: str = "auto", **only: str) -> Series:
-    """Return our time over the fastest of the others, for each row that has both and is as ``only`` says."""
+    """Return our time over the fastest of the others, for the rows that have both and match ``only``."""
     for column, value in only.items():
         frame = frame[frame[column] == value]
     return (frame[ours] / frame[[*others]].min(axis=1)).dropna()
 
 
 def promises(rows: Rows) -> str:
-    """What the planner is to keep to, in how many rows it does, and the worst row."""
+    """Return the planner's limits, the number of rows within each, and the worst row."""
     frame = numbers(rows, *MEASURED)
     light = frame[frame["family"].isin(["cp", "tucker", "tt-chain", "tr"])]
     inner = light[light["family"] != "tr"]
-    # Without rows in which the contraction that needs the fewest FLOPs needs more than the limit already.
+    # Drop rows in which even the contraction with the fewest FLOPs exceeds the limit.
     attainable = frame[frame["least_flops"] <= 1.5 * frame["dense_flops"]]
     kept = {
         "auto / best own plan": (_over(frame, *OWN), 1.25, 1.05),
@@ -103,7 +103,7 @@ def _row(row: Series) -> str:
 
 
 def compiled(rows: Rows) -> str:
-    """Milliseconds with and without torch.compile."""
+    """Return milliseconds with and without torch.compile."""
     names = ("dense", "auto", "tednet", "tltorch")
     columns = [column for name in names for column in (name, f"compiled_{name}")]
     table = [
@@ -115,7 +115,7 @@ def compiled(rows: Rows) -> str:
 
 
 def planning(rows: Rows) -> str:
-    """Milliseconds of a first plan, and of one for a new size, by number of cores, over families and modes."""
+    """Return milliseconds of a first plan and of one for a new size, by number of cores, over families and modes."""
     frame = numbers(rows, "cores", "first", "most", "new_size", "most_new_size")
     table = [
         [
@@ -130,7 +130,7 @@ def planning(rows: Rows) -> str:
 
 
 def penalty(rows: Rows) -> str:
-    """Time of the penalty over that of the kernel's own, by family and keep ratio, over the numbers of channels."""
+    """Return the penalty's time over that from the kernel, by family and keep ratio, over all numbers of channels."""
     frame = numbers(rows, "ratio", "kernel", "kernel_again")
     table = frame.pivot_table("ratio", "family", "keep", mean_and_worst, fill_value="", sort=False)
     noise = frame["kernel_again"] / frame["kernel"]
@@ -141,7 +141,7 @@ def penalty(rows: Rows) -> str:
 
 
 def construct(rows: Rows) -> str:
-    """Milliseconds of a layer's construction, and in brackets by the paper's rule, by format and channels."""
+    """Return milliseconds of construction, and in brackets those with the paper's rule, by format and channels."""
     frame = numbers(rows, "dense", "default", "paper", "over_limit")
     frame["cell"] = [f"{ours:.1f} ({paper:.1f})" for ours, paper in zip(frame["default"], frame["paper"], strict=True)]
     table = frame.pivot_table("cell", "family", "channels", "first", fill_value="", sort=False)

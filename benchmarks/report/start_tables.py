@@ -1,4 +1,4 @@
-"""Tables of initialisations: their signals, and how networks train from them."""
+"""Tables of initialisations: signal scales, and training results."""
 
 import statistics
 
@@ -14,17 +14,17 @@ SHOWN = {
     "paper": "the paper's rule", "kaiming": "Kaiming per core", "xavier": "Xavier per core",
     "normal 0.02": "N(0, 0.02)", "tednet": "tednet's own", "tltorch normal": "tensorly-torch's normal_",
 }  # fmt: skip
-"""Initialisations in the order and with the names of the tables, but the constructor that leaves memory as it was."""
+"""Order and names of initialisations in the tables. `tltorch` is not there: its constructor leaves memory as it is."""
 KINDS = {"white": "white", "rectified": "rectified", "smooth": "smooth", "smooth_rectified": "smooth and rectified"}
 
 
 def _titles(rows: Rows) -> dict[str, str]:
-    """Those of SHOWN that there are rows of."""
+    """Return the entries of SHOWN that have rows."""
     return {init: title for init, title in SHOWN.items() if any(row["init"] == init for row in rows)}
 
 
 def init_scale(rows: Rows) -> str:
-    """E[y^2] of white inputs over its target, by format and initialisation, over ranks; 5th to 95th percentiles."""
+    """Return E[y^2] of white inputs over its target, by format and initialisation: percentiles 5 to 95, all ranks."""
 
     def span(runs: Rows, name: str) -> str:
         low, high = ([float(row[f"{name}_{end}"]) for row in runs if row[f"{name}_{end}"]] for end in (5, 95))
@@ -49,11 +49,11 @@ def init_scale(rows: Rows) -> str:
 
 
 def depth(rows: Rows) -> str:
-    """Drift through all layers, forward; backward: mean and standard deviation over networks, with zero padding."""
+    """Return the drift through all layers, forward and backward: mean and standard deviation, with zero padding."""
     titles = _titles(rows)
     table, notes = [], []
     for layers, some in by([row for row in rows if row["border"] == "zeros"], "depth"):
-        # The signal has passed all layers behind the last, the gradient in front of the first.
+        # The signal has passed all layers at the last layer, the gradient at the first.
         ends = {"forward": layers, "backward": "1"}
         found = {(row["network"], row["init"], name): row
                  for name, layer in ends.items() for row in some if row["layer"] == layer}  # fmt: skip
@@ -86,9 +86,9 @@ def _drift(row: Row, name: str) -> str:
 
 
 def convergence(rows: Rows) -> str:
-    """Test accuracies at the rates that are best on held-out images: the least and the most of families, and of each.
+    """Return test accuracies at the rates that are best on held-out images: the range over families, and each family.
 
-    And the steps to the reference loss, with batch normalisation seed by seed; and the settings.
+    Also return the steps to the reference loss (by seed with batch normalisation), and the settings.
     """
     places: dict[tuple[str, ...], dict[str, str]] = {}
     for choice in chosen(rows):
@@ -97,7 +97,7 @@ def convergence(rows: Rows) -> str:
             steps = "never" if choice["steps_to"] is None else f"{choice['steps_to']:.0f} steps"
             lost = f", {choice['diverged']:.0%} diverged" if choice["diverged"] else ""
             cell = f"{100 * choice['accuracy']:.1f} ± {100 * (choice['error'] or 0):.1f} %, {steps}{lost}"
-        # He's rule, of dense networks, is what the default is held against.
+        # The default is compared with dense networks under He's rule, so these share its column.
         arm = "default" if choice["family"] in REFERENCES and choice["arm"] == DENSE_ARM else choice["arm"]
         places.setdefault((choice["dataset"], choice["network"], choice["family"]), {})[arm] = cell
     titles = SHOWN | {"tltorch": "tensorly-torch's own"}
@@ -109,9 +109,9 @@ def convergence(rows: Rows) -> str:
 
 
 def _reached(rows: Rows, titles: dict[str, str]) -> str:
-    """Accuracy by initialisation: the family with the least, and the one with the most; and of dense networks.
+    """Return the range of accuracy over families, by initialisation, and the accuracy of dense networks.
 
-    Of a network whose grid is not complete there is no row.
+    A network with an incomplete grid has no row.
     """
     formats = [row for row in rows if row["family"] not in REFERENCES]
     titles = {arm: title for arm, title in titles.items() if any(row["arm"] == arm for row in formats)}
@@ -134,7 +134,7 @@ def _reached(rows: Rows, titles: dict[str, str]) -> str:
 
 
 def _settings(rows: Rows) -> str:
-    """What all runs of a network have in common, whatever their format and initialisation."""
+    """Return the settings that all runs of a network share."""
     table = []
     for place, runs in groups([row for row in rows if row["steps"]], "dataset", "network"):
         names = ("epochs", "images", "shrink", "augment", "evaluated", "reference_loss")
@@ -145,16 +145,16 @@ def _settings(rows: Rows) -> str:
 
 
 def _complete(rows: Rows, *keys: str) -> bool:
-    """Whether there are two groups at least, all of the same rates and seeds, where they can be built at all."""
+    """Check that at least two groups can be built, and all of these have the same rates and seeds."""
     runs = [{(run["lr"], run["seed"]) for run in some} for _, some in groups([r for r in rows if r["lr"]], *keys)]
     return len(runs) > 1 and all(one == runs[0] for one in runs)
 
 
 def _steps(rows: Rows) -> str:
-    """With batch normalisation: the default's steps to the reference loss, against the rival that needs the fewest.
+    """Return steps to the reference loss with batch normalisation: the default's against the fastest rival's.
 
-    At the rate that is best on held-out images, and at each initialisation's fastest. A run that does not get there
-    counts as one that does a step after its last. Of a family whose grid is not complete there is no row.
+    Rates are the best on held-out images, and each initialisation's fastest. A run that does not reach the loss counts
+    as reaching it one step after its last. A family with an incomplete grid has no row.
     """
     normalised = [
         row for row in rows if row["network"] == "resnet" and row["family"] not in REFERENCES and row["steps"]
@@ -182,9 +182,9 @@ def _steps(rows: Rows) -> str:
 
 
 def _against_rivals(arms: dict[str, list[float]]) -> tuple[list[str], list[float]]:
-    """Mean steps of the default, of the rival with the fewest, and the difference, for each seed too.
+    """Return mean steps of the default and of the fastest rival, and their difference, also by seed.
 
-    Runs of one seed see the same batches.
+    Runs with the same seed see the same batches.
     """
     rival = min(arms.keys() - {"default"}, key=lambda arm: (statistics.fmean(arms[arm]), arm))
     apart = [one - other for one, other in zip(arms["default"], arms[rival], strict=True)]
@@ -194,7 +194,7 @@ def _against_rivals(arms: dict[str, list[float]]) -> tuple[list[str], list[float
 
 
 def _standing(apart: dict[str, list[float]]) -> str:
-    """In how many rows the default has the fewest steps, and in which it is behind in every seed."""
+    """Return the number of rows where the default has the fewest steps, and the rows where every seed is slower."""
     fewest = sum(sum(differences) <= 0 for differences in apart.values())
     behind = ", ".join(name for name, differences in apart.items() if min(differences) > 0)
     return f"{fewest} of {len(apart)} rows, and the default is behind in every seed in {behind or 'none'}"

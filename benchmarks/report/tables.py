@@ -1,4 +1,4 @@
-"""Write the tables in README.md anew from benchmarks/results: python benchmarks/report/tables.py [--check].
+"""Rewrite the tables in README.md from benchmarks/results: python benchmarks/report/tables.py [--check].
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`. The function of that name in FORMATTERS makes it
 from benchmarks/results/NAME.csv, so nobody types a number. `--show NAME FILE` prints the table of another CSV file.
@@ -39,11 +39,11 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "scale": scale,
 }
 FILES = {"promises": "speed", "compiled": "speed-compile", "presets": "results"}
-"""Where a table is not made from the file of its name."""
+"""CSV files of the tables whose file has another name."""
 
 
 def rewrite(text: str, results: Path) -> str:
-    """The text with every table made anew.
+    """Return the text with every table rewritten.
 
     Raises:
         ReportError: a table has no function, or no CSV file.
@@ -64,7 +64,7 @@ def rewrite(text: str, results: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if README.md is stale")
-    show = "print the table of a CSV file, and write nothing"
+    show = "print the table of a CSV file; write nothing"
     parser.add_argument("--show", nargs=2, action="append", default=[], metavar=("TABLE", "FILE"), help=show)
     options = parser.parse_args(arguments)
     if options.show:

@@ -1,4 +1,4 @@
-"""The table of the tools that layers work with."""
+"""Table of the tools that layers work with."""
 
 from pandas import DataFrame, Series
 
@@ -7,7 +7,7 @@ from benchmarks.report.markdown import markdown, source
 
 
 def tools(rows: Rows) -> str:
-    """Of how many formats the layers of each kind work with each tool, and what the others are told."""
+    """Return how many formats work with each tool, by kind of layer, and the errors of the others."""
 
     def working(results: Series) -> str:
         return f"{(results == '').sum()} of {len(results)}"

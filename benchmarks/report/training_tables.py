@@ -1,11 +1,11 @@
-"""Tables of trained networks, and of what training them takes."""
+"""Tables of trained networks, and of the cost of training."""
 
 from benchmarks.common.rows import Rows, groups
 from benchmarks.report.markdown import ReportError, by, markdown, mean_and_error, source
 
 
 def digits(rows: Rows) -> str:
-    """Test accuracy, parameters and keep ratio of each arm, over seeds."""
+    """Return test accuracy over seeds, parameters and keep ratio of each arm."""
     if splits := {row["split"] for row in rows} - {"test"}:
         raise ReportError(f"digits.csv holds accuracies on {', '.join(splits)} images, but the table is of test images")
     table = []
@@ -32,11 +32,11 @@ PUBLISHED = {
     ("resnet32", 13.0): "90.24 at 10.5x, 87.65 at 19x (T-Basis); 80.8 at 15x (Tensor Ring Nets)",
     ("resnet32", 1.0): "92.5 (Tensor Ring Nets)",
 }
-"""Test accuracies on CIFAR-10 that others came to, hundreds of epochs long, near such compressions, in per cent."""
+"""Published CIFAR-10 test accuracies in per cent, near these compressions, after hundreds of epochs."""
 
 
 def results(rows: Rows) -> str:
-    """Test accuracy of every family by compression, with its parameters, and what others published."""
+    """Return test accuracy and parameters of every family by compression, and published accuracies."""
     for row in rows:
         if row["split"] != "test":
             raise ReportError(f"results.csv holds accuracies on {row['split']} images, but the table is of test images")
@@ -63,7 +63,7 @@ def results(rows: Rows) -> str:
 
 
 def presets(rows: Rows) -> str:
-    """Tednet's networks drawn by our solver and as tednet draws them, side by side."""
+    """Return results of tednet's networks, initialised by our solver and by tednet."""
     table = []
     for (model, conv, rank), runs in groups([row for row in rows if not row["ratio"]], "model", "conv", "rank"):
         ours, theirs = ([run for run in runs if run["init"] == init] for init in ("", "tednet"))
@@ -80,7 +80,7 @@ def presets(rows: Rows) -> str:
 
 
 def _trained(runs: Rows, size: bool = True) -> str:
-    """Mean accuracy over seeds, and the parameters; or why there is none."""
+    """Return the mean accuracy over seeds, and the parameters, or why there is no accuracy."""
     if not runs:
         return ""
     if any(run["note"] for run in runs):
@@ -90,7 +90,7 @@ def _trained(runs: Rows, size: bool = True) -> str:
 
 
 def throughput(rows: Rows) -> str:
-    """Images per second of training, over the dense network's."""
+    """Return images per second of training over the dense network's."""
     compressed = [row for row in rows if row["rank"]]
     columns = [name for name, _ in groups(compressed, "precision", "rank")]
     table = []
@@ -114,7 +114,7 @@ def throughput(rows: Rows) -> str:
 
 
 def scale(rows: Rows) -> str:
-    """What a process sends and holds, by number of processes and way."""
+    """Return the bytes that a process sends and holds, by number of processes and way."""
     table = []
     for row in rows:
         sent, state, flops = (float(row[name]) for name in ("sent", "state", "flops_per_image"))

@@ -29,19 +29,19 @@ class Command:
     """Train a ResNet with dense or tensor-network convolutions."""
 
     config: tuple[Path, ...] = ()
-    """YAML presets, one per arm; the other flags override them."""
+    """YAML presets, one per arm. The other flags override them."""
     seeds: tuple[int, ...] | None = None
-    """Run every arm once with each of these, in place of --seed."""
+    """Run every arm once per seed; replaces --seed."""
     results: Path | None = None
-    """CSV file for one row per run."""
+    """CSV file to write, one row per run."""
     run: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
 
     @property
     def runs(self) -> list[Config]:
-        """One per seed.
+        """The configurations, one per seed.
 
         Raises:
-            ConfigError: a seed is there twice or negative, or there is none.
+            ConfigError: a seed is negative or there twice, or there is none.
         """
         if self.seeds is None:
             return [self.run]
@@ -51,22 +51,22 @@ class Command:
 
 
 def parse(arguments: Sequence[str] | None) -> list[Command]:
-    """One command per preset; a single one without any."""
+    """Return one command per preset. Without presets, return one command."""
 
     def presets(config: tuple[Path, ...] = ()) -> tuple[Path, ...]:
         return config
 
-    # Presets take the place of the defaults, so they are read before the other flags are looked at.
+    # Presets replace the defaults, so they are read before the other flags.
     paths, _ = tyro.cli(presets, args=arguments, return_unknown_args=True, add_help=False)
     defaults = [Command(run=Config.from_yaml(path)) for path in paths] or [Command()]
     return [tyro.cli(Command, args=arguments, default=default) for default in defaults]
 
 
 def check_distinct(commands: Sequence[Command]) -> None:
-    """Refuse two runs that would write to one directory and count as two seeds of one arm.
+    """Check that no two runs have the same directory: they would count as two seeds of one arm.
 
     Raises:
-        ConfigError: there are such runs.
+        ConfigError: two runs have the same directory.
     """
     taken: set[Path] = set()
     for run in (run for command in commands for run in command.runs):
@@ -78,10 +78,10 @@ def check_distinct(commands: Sequence[Command]) -> None:
 
 
 def check_files(commands: Sequence[Command]) -> None:
-    """Refuse, before anything is trained, what would lose a checkpoint, or results.
+    """Check before training that no checkpoint and no results would be lost.
 
     Raises:
-        ConfigError: a checkpoint would be lost.
+        ConfigError: a checkpoint or results would be lost.
         WriteError: --results cannot be written.
     """
     for command in commands:
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processes = processes_of(commands[0].run)
         distributed.first(processes, partial(check_files, commands))
         sets = [read_data(command.run) for command in commands]
-        for command, data in zip(commands, sets, strict=True):  # all of them, before the first is trained
+        for command, data in zip(commands, sets, strict=True):  # check all before training the first
             batches(command.run, data)
             with torch.device("meta"):
                 command.run.network(data.channels, data.num_classes)
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processes.wait_for_everyone()
     except (ConfigError, DataError, RunError, WriteError) as error:
         sys.exit(f"error: {error}")
-    except OSError as error:  # of what is read, or of the standard output
+    except OSError as error:  # from reading files, or from standard output
         sys.exit(f"error: {error}; {run.way_on if run else NOTHING}")
     except KeyboardInterrupt:
         _leave("interrupted", signal.SIGINT, run)
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _leave(why: str, number: signal.Signals, run: Run | None) -> NoReturn:
-    """Exit as a shell says that a signal ended a program, with a sentence."""
+    """Print a sentence, and exit with a shell's exit code for a signal."""
     if run is None or run.processes.is_main_process:
         print(f"{why}: {run.way_on if run else NOTHING}", file=sys.stderr)
     sys.exit(128 + number)

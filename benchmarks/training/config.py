@@ -1,4 +1,4 @@
-"""What a training run is: its fields, their defaults, and the YAML presets that state what differs from them."""
+"""Configuration of a training run: fields, defaults, and YAML presets that override the defaults."""
 
 import inspect
 from dataclasses import dataclass, field, fields
@@ -18,7 +18,7 @@ from benchmarks.training.data.on_disk import DATASETS as LARGE
 from benchmarks.training.tednets import PRESETS, tednet_network
 from tnlayers.tensorize import yaml_text
 
-# Fields that say where and how a run is computed, not what: a checkpoint may be resumed with others.
+# Fields that say where and how a run is computed. They may change when a checkpoint is resumed.
 SURROUNDINGS = (
     "name", "data_dir", "download", "workers", "device", "threads", "shard", "out", "save_every", "tensorboard",
     "resume", "overwrite",
@@ -32,89 +32,90 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Config:
-    """One training run."""
+    """Configuration of a training run."""
 
     dataset: Literal[(*DATASETS, *LARGE)] = "digits"
     model: Literal[(*MODELS, *PRESETS)] = "resnet20"
     conv: Literal[tuple(CONVOLUTIONS)] = DENSE
-    """The format of every convolution but the stem, which stays dense."""
+    """Format of every convolution except the stem, which stays dense."""
     rank: int | float | tuple[int, ...] | None = None
-    """Rank of a tensor format: every bond, a keep ratio, or each bond; the format's own default where not given. Of
-    tednet's networks: one for all layers, or seven."""
+    """Rank of a tensor format: one for all bonds, a keep ratio, or one per bond; the format's default if not given.
+    For tednet's networks: one for all layers, or seven."""
     init: str | None = None
-    """Mode of a tensor format's initialisation; the format's own default where not given. Of tednet's networks also
-    `tednet`: as tednet draws them."""
+    """Initialisation mode of a tensor format; the format's default if not given. tednet's networks also accept
+    `tednet`: tednet's own initialisation."""
     epochs: int = 20
     batch_size: int = 64
-    """Images in a step, of all processes together."""
+    """Images per step, over all processes."""
     images: int | None = None
-    """Train on so many images per epoch, others in each; all where not given."""
+    """Number of training images per epoch, different ones in each; all if not given."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum, or AdamW."""
     lr: float = 0.1
-    """Largest learning rate, reached after the warm-up."""
+    """Maximum learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "one-cycle"] = "cosine"
-    """Up along a line, then down to zero along a cosine; or torch's OneCycleLR."""
+    """Linear warm-up, then cosine decay to zero; or torch's OneCycleLR."""
     momentum: float = 0.9
-    """Of SGD; the first of AdamW's betas."""
+    """Momentum of SGD, or AdamW's first beta."""
     weight_decay: float = 0.0005
-    """Of all that has two axes or more: kernels, cores, the last layer's matrix. L2 in SGD, decoupled in AdamW."""
+    """Weight decay of parameters with at least two axes: kernels, cores, the last layer's matrix. L2 in SGD, decoupled
+    in AdamW."""
     warmup: float = 0.1
-    """Share of all steps during which the learning rate rises."""
+    """Share of all steps in which the learning rate rises."""
     clip: float | None = None
-    """Largest norm of the gradient; longer ones are shortened to it."""
+    """Maximum norm to which the gradient is clipped."""
     ema: float | None = None
-    """Evaluate an exponential moving average of the weights, which keeps this share of itself in each step. It is in
-    the checkpoint, beside the weights as they are trained."""
+    """Decay of an exponential moving average of the weights, which is evaluated in place of the trained weights. The
+    checkpoint holds both."""
     label_smoothing: float = 0.0
     augment: bool = True
-    """Shift training images, and mirror those that may be; random crops of large ones."""
+    """Shift training images, and mirror them where the data set allows it. Crop large images at random."""
     cutmix: float = 0.0
-    """Share of the batches in which a box of each image comes from another one of the same process, and so do its
-    labels (Yun 2019)."""
+    """Share of the batches with CutMix (Yun 2019): a box of each image and its share of the label come from another
+    image of the same process."""
     seed: int = 0
-    """Of the initialisation, the order of the images and their augmentation."""
+    """Seed of the initialisation, the order of the images and their augmentation."""
     split: Literal["test", "validation"] = "test"
-    """What accuracy is measured on. Tune on validation: a fifth of the training images, then not trained on."""
+    """Images that accuracy is measured on. Tune on validation: it holds out a fifth of the training images."""
     amp: bool = False
-    """Compute in bfloat16 where that is safe (autocast)."""
+    """Compute in bfloat16 where it is safe (autocast)."""
     channels_last: bool = False
-    """Keep images and dense kernels with their channels last in memory."""
+    """Store images and dense kernels with channels last in memory."""
     compile: bool = False
     """Compile the network (torch.compile)."""
     sync_norm: bool = True
-    """With several processes, batch normalisation sees the images of all."""
+    """Normalise over the images of all processes in batch normalisation."""
 
     name: str | None = None
-    """Of the arm in tables and directories; its convolutions and their rank where not given."""
+    """Name of the arm in tables and directories; its convolutions and their rank if not given."""
     data_dir: Path = Path("data")
-    """Directory with the official files of Fashion-MNIST or CIFAR-10, or with a data set of one's own."""
+    """Directory with the official files of Fashion-MNIST or CIFAR-10, or with your own data set."""
     download: bool = False
-    """Fetch missing files from the official source, and check them."""
+    """Download missing files from the official source, and check them."""
     image_size: int = 224
-    """Height and width of large images, once cropped."""
+    """Height and width of large images after cropping."""
     classes: int | None = None
-    """How many labels shards have; the other data sets tell."""
+    """Number of labels in shards. Other data sets define it."""
     workers: int = 4
-    """Processes that decode large images, of each process that trains."""
+    """Processes that decode large images, per training process."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     threads: int | None = None
-    """CPU threads; all where not given."""
+    """CPU threads; all if not given."""
     shard: bool = False
-    """Spread parameters, gradients and the optimizer's state over the processes (FSDP2), not a copy to each."""
+    """Shard parameters, gradients and optimizer state over the processes (FSDP2), without full copies."""
     out: Path = Path("runs")
-    """Directory in which each run makes one of its own, with metrics.csv and checkpoint.pt."""
+    """Directory in which each run makes its own, with metrics.csv and checkpoint.pt."""
     save_every: int | None = None
-    """Steps between checkpoints within an epoch; at its end alone where not given."""
+    """Steps between checkpoints within an epoch; only at its end if not given."""
     tensorboard: bool = False
-    """Write what metrics.csv has for TensorBoard too."""
+    """Also write the metrics for TensorBoard."""
     resume: bool = False
-    """Go on from the run's checkpoint, if there is one."""
+    """Continue from the run's checkpoint, if there is one."""
     overwrite: bool = False
-    """Begin anew, and remove the run's checkpoint, if there is one."""
+    """Remove the run's checkpoint, if there is one, and start from the beginning."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no run can have."""
+        """Check that the values are valid."""
         for name, holds, rule in (
             *(
                 (name, getattr(self, name) is None or getattr(self, name) >= least, f"it must be at least {least}")
@@ -138,21 +139,21 @@ class Config:
 
     @classmethod
     def from_yaml(cls, path: Path) -> "Config":
-        """The defaults, but for what a YAML file says.
+        """Return the configuration of a YAML file. Fields that it does not name have their defaults.
 
         Raises:
-            ConfigError: the file cannot be read, has an unknown key, or a value of a wrong type or size.
+            ConfigError: the file cannot be read, or has an unknown key or an invalid value.
         """
         return read_yaml(cls, path)
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """The fields that say what is computed: with these equal, so is the result."""
+        """The fields that determine the result. Runs with equal fields have equal results."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SURROUNDINGS}
 
     @property
     def arm(self) -> str:
-        """``name``, or a short one for the convolutions: dense, tr-0.2, tucker-16x16."""
+        """``name``, or a short name of the convolutions: dense, tr-0.2, tucker-16x16."""
         if self.name is not None:
             return self.name
         rank = "x".join(map(str, self.rank)) if isinstance(self.rank, tuple) else self.rank
@@ -160,14 +161,14 @@ class Config:
 
     @property
     def directory(self) -> Path:
-        """Where the run writes."""
+        """The directory that the run writes to."""
         return self.out / f"{self.dataset}-{self.model}-{self.arm}-seed{self.seed}"
 
     def network(self, in_channels: int, num_classes: int, **options: Any) -> nn.Module:
-        """A freshly initialised network on the CPU; the same one for the same seed, and no other random state moves.
+        """Return an initialised network on the CPU. It depends only on the seed, and leaves the random state unchanged.
 
         Raises:
-            ConfigError: the layer refuses its rank or its init.
+            ConfigError: the layer rejects its rank or its init.
         """
         own = {name: value for name, value in (("rank", self.rank), ("init", self.init)) if value is not None}
         with torch.random.fork_rng(devices=[]):
@@ -179,12 +180,12 @@ class Config:
                     )
                 conv = partial(CONVOLUTIONS[self.conv], **own)
                 return MODELS[self.model](conv=conv, in_channels=in_channels, num_classes=num_classes, **options)
-            except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # the last two: it is too large
+            except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # the last two: too large
                 raise ConfigError(f"{self.model} with {self.arm} convolutions cannot be built: {error}") from error
 
 
 def read_yaml(kind: type[Kind], path: Path) -> Kind:
-    """A dataclass' defaults, but for what a YAML file says. For the exceptions, see Config.from_yaml."""
+    """Return a dataclass with the values of a YAML file and defaults for the rest. See Config.from_yaml."""
     try:
         preset = yaml_text.read_yaml(path)
     except (OSError, ValueError) as error:
@@ -207,7 +208,7 @@ def read_yaml(kind: type[Kind], path: Path) -> Kind:
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """A value read from YAML as the type of its field, or TypeError. YAML knows no tuples and no paths."""
+    """Convert a YAML value to the type of its field, or raise TypeError. YAML has no tuples and no paths."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         for option in arguments:

@@ -1,7 +1,7 @@
-"""Train a dense and a tensor-ring ResNet-20 side by side, and look inside: python benchmarks/training/demo.py.
+"""Train a dense and a tensor-ring ResNet-20, and compare their signals: python benchmarks/training/demo.py.
 
-Prints one table and writes one picture, runs/demo.png: the losses, and how strong the signal is in every convolution of
-the untrained network, drawn by the solver, by two rules that people use, and with dense convolutions.
+Prints a table and writes a picture, runs/demo.png. It shows the losses, and the signal of every convolution in the
+untrained network: initialised by the solver, by two common rules, and with dense convolutions.
 """
 
 import argparse
@@ -33,16 +33,16 @@ from benchmarks.training.run import Run
 CONFIGS = (REPOSITORY / "configs" / "digits-dense.yaml", REPOSITORY / "configs" / "digits-tr.yaml")
 PICTURE = Path("runs") / "demo.png"
 DRAWS = 5  # networks per initialisation in the picture
-IMAGES = 128  # that the signal is measured on
+IMAGES = 128  # number of images to measure the signal on
 
-kaiming = CORES["kaiming"]  # what one writes without a solver: torch's rule for a dense weight, on every core
-small = CORES["normal 0.02"]  # the other habit: the same small normal everywhere
+kaiming = CORES["kaiming"]  # common without a solver: torch's rule for a dense weight, on every core
+small = CORES["normal 0.02"]  # also common: the same small normal distribution for every core
 
 BLUE, GREY, ORANGE, PURPLE = "#0072b2", "#5f6368", "#d55e00", "#8e44ad"
 
 
 def signal(model: nn.Module, images: Tensor) -> Tensor:
-    """E[x^2] and E[y^2], the mean squares of input and output, of every convolution: shape (2, convolutions)."""
+    """Return E[x^2] and E[y^2], mean squares of input and output of every convolution: shape (2, convolutions)."""
     squares: list[tuple[float, float]] = []
 
     def look(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -57,16 +57,16 @@ def signal(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def gains(config: Config, images: Tensor) -> Tensor:
-    """E[y^2] / E[x^2] of every convolution of the network as training meets it in its first step."""
+    """Return E[y^2] / E[x^2] of every convolution before the first training step."""
     x, y = signal(config.network(images.shape[1], NUM_CLASSES).double(), images)
     return y / x
 
 
 def depth_profile(config: Config, images: Tensor, redraw: Callable[[Tensor], object] | None = None) -> Tensor:
-    """E[y^2] of every convolution without normalisation, of shape (DRAWS, convolutions).
+    """Return E[y^2] of every convolution without normalisation, of shape (DRAWS, convolutions).
 
-    Normalisation is taken out because it rescales every layer's output and so hides what the initialisation did. In
-    double precision, because bad rules leave the range of single precision.
+    Normalisation rescales every layer's output, which hides the effect of the initialisation. Double precision is
+    needed because bad rules exceed the range of single precision.
     """
     profiles = []
     for seed in range(DRAWS):
@@ -81,26 +81,26 @@ def depth_profile(config: Config, images: Tensor, redraw: Callable[[Tensor], obj
 
 
 def draw_losses(axes: Axes, results: Sequence[Result], colours: Sequence[str]) -> None:
-    """Training and test loss per epoch."""
+    """Draw training and test loss per epoch."""
     for result, colour in zip(results, colours, strict=True):
         epochs = [row["epoch"] for row in result.history]
         train, test = ([row[key] for row in result.history] for key in ("train_loss", "loss"))
         axes.plot(epochs, train, color=colour, lw=2, label=f"{result.config.arm}, training")
         axes.plot(epochs, test, color=colour, lw=1.2, ls=(0, (1, 1.5)), label=f"{result.config.arm}, test")
-    # In the first epochs the running averages of batch normalisation lag behind, and the test loss is off the scale.
+    # In the first epochs, batch normalisation's running averages lag behind, and the test loss is outside the limits.
     axes.set(yscale="log", ylim=(None, 5), xlabel="epoch", ylabel="cross-entropy")
     axes.set_title("Loss", loc="left", fontweight="bold")
     axes.legend(frameon=False)
 
 
 def draw_profiles(axes: Axes, profiles: dict[str, tuple[str, Tensor]]) -> None:
-    """E[y^2] by depth: the geometric mean over draws as a line, their range as a band."""
+    """Draw E[y^2] by depth: the geometric mean over draws as a line, their range as a band."""
     for label, (colour, profile) in profiles.items():
         depth = torch.arange(1, profile.shape[1] + 1)
         mean = profile.log().mean(0).exp()
         axes.fill_between(depth, profile.amin(0), profile.amax(0), color=colour, alpha=0.15, lw=0)
         axes.plot(depth, mean, color=colour, lw=2, marker="o", ms=3.5)
-        above = {"dense, He": 6, "TR, solver": -6}.get(label, 0)  # points; these two lie side by side
+        above = {"dense, He": 6, "TR, solver": -6}.get(label, 0)  # points; these two lines are close
         axes.annotate(label, (depth[-1], mean[-1]), (8, above), textcoords="offset points", color=colour, va="center")
     axes.set(yscale="log", xlabel="convolution, from the image on", ylabel="E[y²] of a convolution's output")
     axes.set_title("Signal before the first step, normalisation taken out", loc="left", fontweight="bold")
@@ -131,7 +131,7 @@ def picture(results: Sequence[Result], images: Tensor, path: Path) -> None:
 
 
 def table(results: Sequence[Result], images: Tensor) -> Table:
-    """One column per network."""
+    """Return a table with one column per network."""
     table = Table("ResNet-20 on digits", *(result.config.arm for result in results))
     rows = [result.row for result in results]
     signals = [gains(result.config, images) for result in results]

@@ -1,8 +1,8 @@
-"""What lets one training script run on a laptop, on several accelerators, and on many machines.
+"""Run one training script on a laptop, on several accelerators, and on many machines.
 
-Accelerate finds the other processes that a launcher started, and adds up what they have found. Parameters are copied to
-each (DistributedDataParallel), or sharded over them (FSDP2). States are read and written alike in every case: a
-checkpoint of many processes goes on in one, and the other way round.
+Accelerate finds the processes that a launcher started, and sums their results. Parameters are copied to each process
+(DistributedDataParallel) or sharded over them (FSDP2). Checkpoints have the same format in all cases: a run of many
+processes can continue in one, and the other way round.
 """
 
 import signal
@@ -31,10 +31,10 @@ Found = TypeVar("Found")
 
 @cache
 def processes(cpu: bool) -> Accelerator:
-    """This process among those that a launcher started; one of one without a launcher.
+    """Return the Accelerator of this process. Without a launcher, it is the only process.
 
     Raises:
-        ConfigError: Accelerate is set up to shard in a way of its own.
+        ConfigError: Accelerate is configured for its own sharding.
     """
     found = Accelerator(cpu=cpu)
     if found.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
@@ -43,10 +43,10 @@ def processes(cpu: bool) -> Accelerator:
 
 
 def first(processes: Accelerator, act: Callable[[], Found]) -> Found:
-    """Act in the first process alone, and return what it found in all of them.
+    """Call `act` only in the first process, and return its result in all processes.
 
     Raises:
-        Exception: what the first process raised, in all of them: none waits for one that has ended.
+        Exception: the first process' error, in all processes, so that none waits for an ended one.
     """
     found: Any = None
     if processes.is_main_process:
@@ -63,10 +63,10 @@ def first(processes: Accelerator, act: Callable[[], Found]) -> Found:
 
 
 class Ended(BaseException):
-    """A signal asks the program to end. As KeyboardInterrupt, it is no failure that anything may catch and pass over.
+    """A signal that asks the program to end. A BaseException, like KeyboardInterrupt: `except Exception` lets it pass.
 
     Attributes:
-        signal: which one.
+        signal: the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -75,10 +75,10 @@ class Ended(BaseException):
 
 
 class Signals:
-    """What asks this process to end: SIGTERM of a cluster that takes its machine back, SIGHUP of a closed terminal.
+    """Handling of the signals that ask this process to end: SIGTERM from a cluster, SIGHUP from a closed terminal.
 
     Attributes:
-        came: the first that came, or 0.
+        came: the first signal that came, or 0.
     """
 
     WANTED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -88,7 +88,7 @@ class Signals:
 
     @contextmanager
     def obeyed(self) -> Iterator[None]:
-        """Raise Ended wherever the program is when a signal comes. Signals that are ignored stay so, as with nohup."""
+        """Raise Ended at once when a signal comes. Ignored signals stay ignored, as with nohup."""
         wanted = self.WANTED if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.getsignal(number) for number in wanted}
         before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
@@ -103,9 +103,9 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note signals, for the program to end where nothing is lost.
+        """Record signals without raising Ended, so that the program can end where nothing is lost.
 
-        A second one changes nothing: a cluster sends it to every process, and a launcher passes its own on.
+        A second signal has no effect: a cluster sends one to every process, and the launcher forwards its own.
         """
         self._noting = True
         try:
@@ -123,18 +123,18 @@ signals = Signals()
 
 
 class Mean(torch.autograd.Function):
-    """The mean of a tensor over all processes; so is its gradient's way back."""
+    """The mean of a tensor over all processes. Its gradient is also a mean over all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Add up and divide."""
+        """Sum over the processes, and divide by their number."""
         total = x.clone()
         dist.all_reduce(total)
         return total / dist.get_world_size()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Add up and divide: every process' loss depends on every process' x."""
+        """Average the gradients: every process' loss depends on every process' x."""
         return Mean.forward(ctx, grad)
 
 
@@ -142,11 +142,11 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the images of all processes, on the CPU, where ``nn.SyncBatchNorm`` does not run."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; the same as ``nn.BatchNorm2d`` does with the whole batch in one process."""
+        """Normalise as ``nn.BatchNorm2d`` does with the whole batch in one process."""
         if not self.training:
             return super().forward(x)
         dims = (0, 2, 3)
-        values = x.float()  # also where autocast computes in half precision
+        values = x.float()  # single precision, also under autocast
         mean = Mean.apply(values.mean(dims))
         centred = values - mean.view(-1, 1, 1)
         variance = Mean.apply(centred.square().mean(dims))
@@ -160,18 +160,18 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synced(model: nn.Module, device: torch.device) -> nn.Module:
-    """A model whose batch normalisations see the whole batch, in place."""
+    """Make a model's batch normalisations use the whole batch, in place. Return the model."""
     if device.type != "cpu":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return converted
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncedBatchNorm2d  # the same parameters and buffers, another forward
+            module.__class__ = SyncedBatchNorm2d  # changes only forward; parameters and buffers stay
     return model
 
 
 def sharded(model: nn.Module) -> nn.Module:
-    """A model whose parameters are spread over the processes, and gathered block by block, in place."""
+    """Shard a model's parameters over the processes, in place. They are gathered block by block."""
     for stage in model.children():
         if isinstance(stage, nn.Sequential):
             for block in stage:
@@ -180,13 +180,13 @@ def sharded(model: nn.Module) -> nn.Module:
 
 
 def copies(model: nn.Module, device: torch.device) -> nn.Module:
-    """A model of which each process has a copy, with gradients that are averaged."""
+    """Return a model with a copy in each process and averaged gradients."""
     return DistributedDataParallel(model, device_ids=None if device.index is None else [device.index])
 
 
 @torch.no_grad()
 def share_(buffers: Iterable[Tensor]) -> None:
-    """Replace running statistics by their mean over the processes, where each has its own."""
+    """Replace each process' own running statistics by their mean over the processes."""
     for buffer in buffers:
         if buffer.is_floating_point() and not isinstance(buffer, DTensor):
             dist.all_reduce(buffer)
@@ -194,12 +194,12 @@ def share_(buffers: Iterable[Tensor]) -> None:
 
 
 def full(value: Any) -> Any:
-    """A tensor as one process would hold it; a collective for those that are sharded."""
+    """Return the full tensor. For a sharded tensor, this is a collective."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local(value: Tensor) -> Tensor:
-    """What this process has of a tensor."""
+    """Return this process' part of a tensor."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
@@ -208,7 +208,7 @@ class Average:
 
     Args:
         model: the model that is trained.
-        decay: weight of the average so far in each step.
+        decay: weight of the previous average in each step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -220,13 +220,13 @@ class Average:
         return {name: value.detach() for name, value in self.model.state_dict().items() if value.is_floating_point()}
 
     def update(self) -> None:
-        """Take a step of the model in."""
+        """Update the average with the model's current values."""
         ours, now = ([*map(local, values.values())] for values in (self.values, self._current()))
         self._blend(ours, now, 1)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """With the average in place of the model's own values."""
+        """Replace the model's own values by the average inside the context."""
         current = self._current()
         kept = {name: value.clone() for name, value in current.items()}
         for name, value in self.values.items():
@@ -238,11 +238,11 @@ class Average:
                 current[name].copy_(value)
 
     def state(self) -> dict[str, Tensor]:
-        """The average, to save."""
+        """Return the average for a checkpoint."""
         return {name: full(value).cpu() for name, value in self.values.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from what was saved."""
+        """Set the average to a saved state."""
         for name, value in self.values.items():
             saved = state[name].to(value.device)
             if isinstance(value, DTensor):
@@ -254,13 +254,13 @@ OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def save(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Whole states of a model and an optimizer, on the CPU; all processes must ask, and the first gets them."""
+    """Return full states of model and optimizer on the CPU. All processes must call it; only the first gets them."""
     weights, steps = get_state_dict(model, optimizer, options=OPTIONS)
     return {"model": weights, "optimizer": steps}
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put whole states, which every process has, into a model and an optimizer."""
+    """Load full states into a model and an optimizer. Every process must have them."""
     options = StateDictOptions(full_state_dict=True)
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options
@@ -268,6 +268,6 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str,
 
 
 def leave() -> None:
-    """Part with the other processes, if there are any."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -24,10 +24,10 @@ EVALUATION_BATCH = 1000  # images
 
 
 def batches(config: Config, data: Any) -> tuple[int, int]:
-    """Images in a step, and steps in an epoch.
+    """Return the images per step, and the steps per epoch.
 
     Raises:
-        ConfigError, DataError: there are fewer images than the configuration asks for.
+        ConfigError, DataError: there are fewer images than the configuration needs.
     """
     if not data.count:
         raise DataError(f"{config.dataset} has no training images")
@@ -38,20 +38,20 @@ def batches(config: Config, data: Any) -> tuple[int, int]:
     if config.batch_size > count:
         few = "images is" if config.images else "the number of training images is"
         raise ConfigError(f"batch_size is {config.batch_size}, but {few} {count}{'' if config.images else held_out}")
-    return config.batch_size, count // config.batch_size  # which images are left over changes from epoch to epoch
+    return config.batch_size, count // config.batch_size  # each epoch leaves out other images
 
 
 class Loop:
-    """Train a network on a data set, one epoch at a time, and write nothing.
+    """Training of a network on a data set, one epoch at a time, without writing files.
 
     Args:
-        config: what to run.
+        config: the configuration of the run.
         data: its data set, on the device to train on.
-        model: the network, there too.
-        groups: for the optimizer; without any, all that has two axes decays.
+        model: the network, on the same device.
+        groups: parameter groups of the optimizer. By default, parameters with at least two axes decay.
 
     Raises:
-        ConfigError, DataError: the data set has too few images, or the processes cannot share the batches out.
+        ConfigError, DataError: the data set has too few images, or the batches cannot be split over the processes.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Loop:
             raise ConfigError(
                 f"batch_size is {self.batch_size}, but {self.part.world} processes need a multiple of their number"
             )
-        self.saved = ""  # after what the last checkpoint was made
+        self.saved = ""  # epoch and step of the last checkpoint, in words
         self._place(model)
         if groups is None:
             matrices = [p for p in self.model.parameters() if p.ndim > 1]
@@ -85,18 +85,18 @@ class Loop:
         else:
             self.optimizer = torch.optim.AdamW(groups, config.lr, (config.momentum, 0.999))
         self.scheduler = self._schedule()
-        # For half precision, if Accelerate has it on. Prepared by Accelerate, it would be kept after the run.
+        # Scales gradients if Accelerate uses half precision. Accelerate.prepare would keep it after the run.
         self.scaled = AcceleratedOptimizer(self.optimizer, device_placement=False, scaler=self.processes.scaler)
         self.average = distributed.Average(self.model, config.ema) if config.ema else None
         self.history: list[dict[str, Any]] = []
-        self.ending = False  # whether any process was asked to end, as all of them know
+        self.ending = False  # whether any process was asked to end; equal in all processes
         self._start_epoch()
 
     def _place(self, model: nn.Module) -> None:
-        """The model as it is, and as it is trained: with the other processes, in its layout of memory, compiled."""
+        """Set `model`, and `trained`: the model that is distributed, in its memory format, and compiled."""
         self.image_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         for conv in model.modules():
-            if isinstance(conv, nn.Conv2d) and not self.config.shard:  # FSDP2 cuts contiguous tensors alone
+            if isinstance(conv, nn.Conv2d) and not self.config.shard:  # FSDP2 shards only contiguous tensors
                 conv.to(memory_format=self.image_format)
         if self.part.world > 1 and self.config.sync_norm:
             model = distributed.synced(model, self.device)
@@ -122,12 +122,12 @@ class Loop:
 
     @property
     def images(self) -> int:
-        """Images in all epochs together."""
+        """Number of images in all epochs together."""
         return self.config.epochs * self.steps * self.batch_size
 
     @property
     def images_done(self) -> int:
-        """Images trained on so far."""
+        """Number of images trained on so far."""
         return (len(self.history) * self.steps + self.step) * self.batch_size
 
     @property
@@ -136,13 +136,13 @@ class Loop:
         return len(self.history) == self.config.epochs
 
     def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
-        """Train for one epoch, or for what is left of it.
+        """Train for one epoch, or for the rest of it.
 
         Args:
-            report: called now and then with advance= (images), epoch=, and this epoch's training loss= and accuracy=.
+            report: called regularly with advance= (images), epoch=, and this epoch's training loss= and accuracy=.
 
         Raises:
-            RunError: the loss is no longer a number.
+            RunError: the loss is not finite.
         """
         loss, accuracy = self._train_epoch(report)
         self.history.append({"train_loss": loss, "train_accuracy": accuracy})
@@ -155,7 +155,7 @@ class Loop:
 
     def _start_epoch(self) -> None:
         self.step, self.seconds, self.lr = 0, 0.0, self.scheduler.get_last_lr()[0]
-        # Of the losses and of the right answers, in this process.
+        # Sums of losses and of correct predictions, in this process.
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def _train_epoch(self, report: Callable[..., Any]) -> tuple[float, float]:
@@ -181,7 +181,7 @@ class Loop:
             self.sums += torch.stack([loss.detach() * len(labels), correct]).to(self.sums)
             self.step += 1
             last = self.step == self.steps
-            asked = self.part.world == 1 and distributed.signals.came  # several processes agree in _total
+            asked = self.part.world == 1 and distributed.signals.came  # several processes agree on it in _total
             saving = not last and (asked or (config.save_every and self.step % config.save_every == 0))
             if self.step % REPORT_EVERY == 0 or last or saving:
                 mean_loss, accuracy = (self._total(self.sums) / (self.step * self.batch_size)).tolist()
@@ -200,22 +200,22 @@ class Loop:
 
     @property
     def _there(self) -> str:
-        """The checkpoint that is there, in words."""
+        """The existing checkpoint, in words."""
         return "there is no checkpoint yet"
 
     def _save(self) -> None:
-        """Write a checkpoint, where any is kept: see Run."""
+        """Write a checkpoint. Run overrides it; here it does nothing."""
 
     def _lost(self, what: str) -> RunError:
         return RunError(f"{self.config.arm}: {what}: try a smaller --lr; {self._there}")
 
     def _ended(self) -> distributed.Ended:
-        return distributed.Ended(distributed.signals.came or signal.SIGTERM)  # the second where another process got it
+        return distributed.Ended(distributed.signals.came or signal.SIGTERM)  # 0: another process got the signal
 
     def _total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, which agree here whether to end: the same step is the end of all.
+        """Return the sum over all processes. They also agree here whether to end, so that all end at the same step.
 
-        It is taken where the device is waited for anyway, so that this costs no step more than one number in it.
+        It is called where the device is waited for anyway, so the agreement costs one more number in the reduction.
         """
         asked = bool(distributed.signals.came)
         if self.part.world == 1:
@@ -226,7 +226,7 @@ class Loop:
         return total[:-1].view_as(values)
 
     def _mix(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Images with boxes of others (CutMix), and the shares of the labels; or both as they are."""
+        """Return images with boxes of others (CutMix) and shares of the labels, or both unchanged."""
         if not self.config.cutmix:
             return images, labels
         generator = draws(self.config.seed, epoch, self.step, 1)
@@ -264,7 +264,7 @@ class Loop:
         return loss / count, correct / count
 
     def _in_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches; where parameters are sharded, as many as any process has, because all must gather them."""
+        """Yield the batches. With sharded parameters, add empty ones: all processes must gather equally often."""
         if not self.config.shard:
             yield from batches
             return
@@ -278,12 +278,12 @@ class Loop:
     def _logits(self, images: Tensor, model: nn.Module) -> Tensor:
         images = self.normalise(images).contiguous(memory_format=self.image_format)
         ours = torch.autocast(self.device.type, torch.bfloat16) if self.config.amp else nullcontext()
-        with self.processes.autocast(), ours:  # the first does something if Accelerate has it on
+        with self.processes.autocast(), ours:  # the first has an effect only if Accelerate enables it
             logits: Tensor = model(images)
         return logits.float()
 
     def _lr_factor(self, step: int) -> float:
-        """Share of the learning rate: up along a line, down along half a cosine."""
+        """Return the factor of the learning rate: linear warm-up, then half a cosine down to zero."""
         steps = self.config.epochs * self.steps
         warmup = round(self.config.warmup * steps)
         if step < warmup:
@@ -291,7 +291,7 @@ class Loop:
         return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
     def _share_statistics(self) -> None:
-        """Where processes have running statistics of their own, one for all: what is evaluated and saved."""
+        """Average running statistics over the processes, where each has its own, before evaluating or saving."""
         if self.part.world > 1 and not self.config.sync_norm:
             distributed.share_(self.model.buffers())
             if self.average:

@@ -1,4 +1,4 @@
-"""Progress bars of runs, and the table at their end."""
+"""Progress bars of runs, and the final table."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ class _Speed(ProgressColumn):
 
 
 def progress_bars(console: Console, disable: bool = False) -> Progress:
-    """A bar per run, with epoch, training loss and accuracy, images per second, and the time that remains."""
+    """Return bars that show epoch, training loss and accuracy, images per second, and the remaining time."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -34,7 +34,7 @@ def progress_bars(console: Console, disable: bool = False) -> Progress:
 
 
 def progress_bar(progress: Progress, run: Loop) -> Callable[..., None]:
-    """A new bar for a run; what is returned is to be its report function."""
+    """Add a bar for a run, and return the run's report function."""
     name = f"{run.config.arm} seed {run.config.seed}"
     task = progress.add_task(name, total=run.images, completed=run.images_done, status="")
 
@@ -45,7 +45,7 @@ def progress_bar(progress: Progress, run: Loop) -> Callable[..., None]:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One line per run."""
+    """Return a table with one line per run."""
     splits = " or ".join(sorted({result.config.split for result in results}))
     table = Table("run", "accuracy", "parameters", "keep ratio", "seconds", title=f"accuracy on the {splits} images")
     for result in results:

@@ -1,4 +1,4 @@
-"""What a run leaves in files, and what it must not lose there."""
+"""Files of a run, and checks that they are not lost."""
 
 import csv
 import os
@@ -23,7 +23,7 @@ class Result:
     """A finished run.
 
     Attributes:
-        config: what was run.
+        config: the configuration of the run.
         model: the trained network.
         history: one row per epoch, as in metrics.csv.
     """
@@ -51,10 +51,10 @@ class Result:
 
 
 def tensorboard() -> Any:
-    """The writer for TensorBoard.
+    """Return the module torch.utils.tensorboard.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: TensorBoard is not installed.
     """
     try:
         return import_module("torch.utils.tensorboard")
@@ -63,15 +63,15 @@ def tensorboard() -> Any:
 
 
 def checkpoint(config: Config) -> Path:
-    """The file that --resume goes on from."""
+    """Return the file that --resume continues from."""
     return config.directory / "checkpoint.pt"
 
 
 def check_new(config: Config) -> None:
-    """Refuse to begin anew where a run could go on.
+    """Check that a run does not start over where it could continue.
 
     Raises:
-        ConfigError: there is a checkpoint, and neither resume nor overwrite.
+        ConfigError: there is a checkpoint, and neither resume nor overwrite is set.
     """
     if os.path.exists(checkpoint(config)) and not config.resume and not config.overwrite:
         raise ConfigError(
@@ -81,11 +81,11 @@ def check_new(config: Config) -> None:
 
 
 def prepare(config: Config) -> None:
-    """See to it that a run's directory can take its files, and keeps nothing that the run would mistake for its own.
+    """Check that a run can write its files, and remove unfinished files from its directory.
 
     Raises:
-        ConfigError: there is a checkpoint that would be lost.
-        WriteError: it cannot.
+        ConfigError: a checkpoint would be lost.
+        WriteError: a file cannot be written.
     """
     check_new(config)
     for path in (checkpoint(config), config.directory / "metrics.csv"):
@@ -94,17 +94,17 @@ def prepare(config: Config) -> None:
 
 
 def check_kept(path: Path, runs: Sequence[Config]) -> None:
-    """Refuse to replace the rows of other runs.
+    """Check that no rows of other runs would be replaced.
 
     Raises:
-        ConfigError: the file has rows, and neither overwrite is asked for, nor resume by the runs that they are of.
+        ConfigError: the file has rows of runs that are not resumed, and overwrite is not set.
     """
     if not path.is_file() or not path.stat().st_size or all(run.overwrite for run in runs):
         return
     mine = {(run.arm, str(run.seed)) for run in runs if run.resume}
     try:
         rows = {(row.get("arm"), row.get("seed")) for row in read_csv(path)}
-    except (UnicodeDecodeError, csv.Error):  # no table
+    except (UnicodeDecodeError, csv.Error):  # not a table
         rows = {(None, None)}
     if not rows <= mine:
         raise ConfigError(

@@ -37,16 +37,16 @@ def processes_of(config: Config) -> Accelerator:
 
 
 class Run(Loop):
-    """Train as a configuration says, with files of what is measured and with checkpoints to go on from.
+    """Training by a configuration, with metrics files and checkpoints.
 
     Args:
-        config: what to run.
-        data: its data set, where that was read before.
+        config: the configuration of the run.
+        data: its data set, if already read.
 
     Raises:
-        ConfigError, DataError: the network, the data or the device cannot be had.
-        ConfigError: there is a checkpoint, and the configuration says neither resume nor overwrite.
-        RunError: the checkpoint to resume from is of another run.
+        ConfigError, DataError: the network, the data or the device is not available.
+        ConfigError: there is a checkpoint, and the configuration sets neither resume nor overwrite.
+        RunError: the checkpoint to resume from belongs to another run.
         WriteError: the run's files cannot be written.
     """
 
@@ -68,22 +68,22 @@ class Run(Loop):
         super().__init__(config, data, config.network(data.channels, data.num_classes).to(device))
         if config.resume:
             self._restore()
-        elif config.overwrite:  # now that nothing else can be wrong
+        elif config.overwrite:  # last, after all checks
             distributed.first(processes, self._remove_checkpoint)
 
     @property
     def checkpoint(self) -> Path:
-        """The file that --resume goes on from."""
+        """The file that --resume continues from."""
         return checkpoint(self.config)
 
     @property
     def way_on(self) -> str:
-        """What is there to go on from."""
+        """The checkpoint to continue from, in words."""
         return f"{self._there}{': --resume goes on from it' if self.saved else ''}"
 
     @property
     def beginning(self) -> str:
-        """Where a run that may go on begins."""
+        """The point where a resumed run begins, in words."""
         if self.finished:
             return f"is finished, its result is that of {self.checkpoint}"
         return f"goes on after {self.saved}" if self.saved else "there is no checkpoint, it begins anew"
@@ -95,15 +95,15 @@ class Run(Loop):
         return f"the last good checkpoint is {self.checkpoint}, after {self.saved}"
 
     def epoch(self, report: Callable[..., Any] = lambda **_: None) -> None:
-        """Train for one epoch, or for what is left of it, evaluate, write metrics.csv and the checkpoint.
+        """Train for one epoch, or for the rest of it. Evaluate, and write metrics.csv and the checkpoint.
 
         Args:
-            report: called now and then with advance= (images), epoch=, and this epoch's training loss= and accuracy=.
+            report: called regularly with advance= (images), epoch=, and this epoch's training loss= and accuracy=.
 
         Raises:
-            RunError: the loss is no longer a number.
-            WriteError: a file cannot be written; the last checkpoint is still there.
-            distributed.Ended: a signal has asked for it; the checkpoint is written.
+            RunError: the loss or a weight is not finite.
+            WriteError: a file cannot be written. The last checkpoint is unchanged.
+            distributed.Ended: a signal came. The checkpoint is written.
         """
         lr = self.lr
         train_loss, train_accuracy = self._train_epoch(report)
@@ -136,8 +136,8 @@ class Run(Loop):
             raise self._lost(f"a weight is no number in epoch {epoch}")
 
     def _save(self) -> None:
-        """Write the checkpoint, whole or not at all; never one of a network that is lost."""
-        if self.step:  # at the end of an epoch, both were done when it was evaluated
+        """Write the checkpoint atomically, but not if a weight is not finite."""
+        if self.step:  # at the end of an epoch, the evaluation has already done both
             self._share_statistics()
             self._check_weights(len(self.history) + 1)
         sums = self._total(self.sums).cpu()
@@ -156,19 +156,19 @@ class Run(Loop):
         self._note_saved()
 
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
-        content = io.BytesIO()  # into a file, what torch.save raises where that is full depends on where it was
+        content = io.BytesIO()  # torch.save to a full disk raises various errors, depending on the position
         torch.save(state, content)
         write(self.checkpoint, content.getbuffer())
 
     def _record(self) -> None:
-        """Write metrics.csv, and for TensorBoard."""
+        """Write metrics.csv, and TensorBoard's file."""
         write_csv(self.config.directory / "metrics.csv", self.history)
         if self.config.tensorboard:
             with about_writing(self.config.directory / "events.*"):
                 self._tensorboard()
 
     def _write(self, act: Callable[[], None]) -> None:
-        """Let the first process write; that it cannot ends the run in all."""
+        """Write in the first process. If it fails, the run ends in all processes."""
         try:
             distributed.first(self.processes, act)
         except WriteError as error:
@@ -179,7 +179,7 @@ class Run(Loop):
 
     @property
     def _streams(self) -> list[int] | None:
-        """Processes and workers, where the order of the images depends on them."""
+        """Numbers of processes and workers, if the order of the images depends on them."""
         return [self.part.world, self.data.workers] if isinstance(self.data, on_disk.Shards) else None
 
     def _restore(self) -> None:
@@ -199,7 +199,7 @@ class Run(Loop):
             self.checkpoint.unlink(missing_ok=True)
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one."""
+        """Return the checkpoint, if there is one."""
         if not self.checkpoint.exists():
             return None
         try:
@@ -228,13 +228,13 @@ class Run(Loop):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree in: with all of it equal, a run goes on to the same numbers."""
+        """Values that must equal those of a checkpoint. If they do, a resumed run gives the same numbers."""
         data = {"training images": self.data.count, "labels": self.data.num_classes}
         return self.config.experiment | data
 
     def _tensorboard(self) -> None:
         told = threading.excepthook
-        # The writer's thread shows what it cannot write, and so does the writer: once is enough.
+        # Both the writer and its thread report a failed write. Suppress the thread's report.
         threading.excepthook = lambda failed: None if issubclass(failed.exc_type, OSError) else told(failed)
         try:
             with tensorboard().SummaryWriter(self.config.directory) as writer:
@@ -246,12 +246,12 @@ class Run(Loop):
 
 
 def read_data(config: Config) -> Any:
-    """The data set of a run.
+    """Return the data set of a run.
 
     Raises:
-        DataError: it cannot be had.
+        DataError: the data set is not available.
     """
-    with processes_of(config).local_main_process_first():  # which may download
+    with processes_of(config).local_main_process_first():  # it may download files
         if config.dataset in on_disk.DATASETS:
             sizes = {name: getattr(config, name) for name in ("image_size", "workers", "images", "classes")}
             data: Any = on_disk.DATASETS[config.dataset](config.data_dir, **sizes)
@@ -264,10 +264,10 @@ def train(config: Config, report: Callable[..., Any] = lambda **_: None) -> Resu
     """Train to the end.
 
     Args:
-        config: what to run.
+        config: the configuration of the run.
         report: see Run.epoch.
 
     Raises:
-        ConfigError, DataError, RunError, WriteError: it cannot start or go on.
+        ConfigError, DataError, RunError, WriteError: the run cannot start or continue.
     """
     return Run(config).finish(report)

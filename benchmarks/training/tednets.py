@@ -1,4 +1,4 @@
-"""The compressed ResNets of tednet: made of our layers, drawn by our solver or as tednet draws them."""
+"""tednet's compressed ResNets built from our layers, initialised by our solver or by tednet."""
 
 import contextlib
 import io
@@ -12,14 +12,14 @@ from benchmarks.common.peers import pour_
 from tnlayers import models
 
 PRESETS = {f"tednet-resnet{depth}": depth for depth in (20, 32)}
-"""Names of networks, all of whose layers are in one format: see `tnlayers.models.tednet_resnet`."""
+"""Depths of networks with all layers in one format, by name: see `tnlayers.models.tednet_resnet`."""
 
 
 def tednet_network(depth: int, form: str, rank: Any, init: str | None, num_classes: int, in_channels: int) -> nn.Module:
-    """A network of tednet's, drawn by our solver or by tednet.
+    """Return one of tednet's networks, initialised by our solver or by tednet.
 
     Raises:
-        ValueError, TypeError: there is no such network, or no tednet to draw it.
+        ValueError, TypeError: there is no such network, or tednet is not installed.
     """
     if rank is None:
         raise ValueError("rank is None; tednet's networks need one, or seven")
@@ -35,7 +35,7 @@ def tednet_network(depth: int, form: str, rank: Any, init: str | None, num_class
 
 
 def tednet_peer(depth: int, form: str, rank: Any, num_classes: int) -> nn.Module:
-    """The network itself, from tednet."""
+    """Return the network from tednet itself."""
     module, name = {
         "tr": ("tensor_ring.tr", "TR"), "tt": ("tensor_train.tt", "TT"), "tucker": ("tucker2.tk2", "TK2"),
         "cp": ("cp.cp", "CP"), "btt": ("bt_tucker.btt", "BTT"),
@@ -50,7 +50,7 @@ def tednet_peer(depth: int, form: str, rank: Any, num_classes: int) -> nn.Module
 
 
 def tednet_draw_(model: nn.Module, peer: nn.Module) -> None:
-    """Put the numbers that tednet drew into the cores of the same layer of ours, layer by layer."""
+    """Copy the values that tednet drew into the cores of our network, layer by layer."""
     theirs = [module for module in peer.modules() if hasattr(module, "tn_info")]
     ours = [module for module in model.modules() if isinstance(module, tnlayers.TensorLayer)]
     for layer, other in zip(ours, theirs, strict=True):

@@ -1,1 +1,1 @@
-"""What measure/tools.py tries: a check for each tool."""
+"""Checks of measure/tools.py, one per tool."""

@@ -1,4 +1,4 @@
-"""Tools that run a layer in this process."""
+"""Checks of tools that run in this process."""
 
 import copy
 import io
@@ -14,10 +14,10 @@ from tnlayers import TensorLayer, testing
 
 
 def compiled(layer: TensorLayer, backend: str, sizes: bool) -> None:
-    """Training and inference in one graph, with other batches, and other heights and widths if ``sizes``."""
+    """Check training and inference in one graph with several batch sizes, and heights and widths if ``sizes``."""
     torch._dynamo.reset()
     run = torch.compile(layer, fullgraph=True, backend=backend, dynamic=True if sizes else None)
-    # With open sizes, torch 2.13 takes graphs of other sizes from its cache on disk, of plain convolutions too.
+    # With dynamic sizes, torch 2.13 loads graphs of other sizes from its disk cache, also for plain convolutions.
     with torch.compiler.config.patch(force_disable_caches=True):
         for batch in (2, 5):
             x = testing.example_input(layer, batch)
@@ -41,7 +41,7 @@ for _backend, _sizes in (("inductor", False), ("inductor", True), ("aot_eager", 
 
 
 def exported(layer: TensorLayer) -> tuple[torch.export.ExportedProgram, Tensor]:
-    """The program with open batch, height and width, and an input of other sizes than it was exported with."""
+    """Return the program exported with dynamic batch, height and width, and an input of other sizes."""
     layer.eval()
     x = testing.example_input(layer)
     open_sizes = {0: torch.export.Dim("n", min=2, max=64)}
@@ -54,14 +54,14 @@ def exported(layer: TensorLayer) -> tuple[torch.export.ExportedProgram, Tensor]:
 
 @tool("torch.export")
 def export(layer: TensorLayer) -> None:
-    """Exported with open sizes, run with others."""
+    """Export with dynamic sizes, and run with other sizes."""
     program, other = exported(layer)
     same(program.module()(other), layer(other))
 
 
 @tool("ONNX, onnxruntime")
 def onnx(layer: TensorLayer) -> None:
-    """Exported to ONNX and run in onnxruntime with other sizes."""
+    """Export to ONNX, and run in onnxruntime with other sizes."""
     import onnxruntime  # noqa: PLC0415
 
     program, other = exported(layer)
@@ -76,7 +76,7 @@ def onnx(layer: TensorLayer) -> None:
 
 @tool("autocast")
 def autocast(layer: TensorLayer) -> None:
-    """bfloat16 and float16, training and inference: the dtype of torch's layer, near its values."""
+    """Compare dtype and values with torch's layer: bfloat16 and float16, training and inference."""
     x = testing.example_input(layer)
     for dtype in (torch.bfloat16, torch.float16):
         for grad in (True, False):
@@ -93,7 +93,7 @@ def autocast(layer: TensorLayer) -> None:
 
 @tool("vmap, per-sample gradients")
 def vmap(layer: TensorLayer) -> None:
-    """Gradients of every sample at once, through vmap over grad of functional_call."""
+    """Compute per-sample gradients by vmap over grad of functional_call."""
     parameters, x = dict(layer.named_parameters()), testing.example_input(layer, 3)
 
     def loss(values: dict[str, Tensor], one: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def vmap(layer: TensorLayer) -> None:
 
 @tool("forward-mode AD, jvp")
 def jvp(layer: TensorLayer) -> None:
-    """The derivative along a direction of the input and of the cores, against differences."""
+    """Compare the derivative along a direction of input and cores with finite differences."""
     layer.double()
     values = {name: value.detach() for name, value in layer.named_parameters()}
     at = (values, testing.example_input(layer))
@@ -125,7 +125,7 @@ def jvp(layer: TensorLayer) -> None:
 
 @tool("activation checkpointing")
 def checkpointing(layer: TensorLayer) -> None:
-    """Gradients equal with and without."""
+    """Compare gradients with and without checkpointing."""
     x = testing.example_input(layer).requires_grad_()
     inputs = [x, *layer.parameters()]
     y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
@@ -136,7 +136,7 @@ def checkpointing(layer: TensorLayer) -> None:
 
 @tool("channels_last")
 def channels_last(layer: TensorLayer) -> None:
-    """Model and input moved as one moves any model; the output stays in the input's layout."""
+    """Move model and input to channels_last. The output must keep the input's layout."""
     x = testing.example_input(layer)
     expected = layer(x)
     layer.to(memory_format=torch.channels_last)
@@ -149,7 +149,7 @@ def channels_last(layer: TensorLayer) -> None:
 
 @tool("deepcopy, pickle, torch.save")
 def copies(layer: TensorLayer) -> None:
-    """The copy computes the same."""
+    """Check that a copy computes the same."""
     x, held = testing.example_input(layer), io.BytesIO()
     torch.save(layer, held)
     held.seek(0)
@@ -159,7 +159,7 @@ def copies(layer: TensorLayer) -> None:
 
 @tool("safetensors")
 def safetensors(layer: TensorLayer) -> None:
-    """Saved and loaded as a model."""
+    """Save and load a layer as a model."""
     from safetensors.torch import load_model, save_model  # noqa: PLC0415
 
     twin, x = copy.deepcopy(layer), testing.example_input(layer)
@@ -172,7 +172,7 @@ def safetensors(layer: TensorLayer) -> None:
 
 @tool("Hub mixin")
 def hub(layer: TensorLayer) -> None:
-    """A model with the mixin of huggingface_hub, from its saved configuration and weights."""
+    """Load a model with huggingface_hub's mixin from its saved configuration and weights."""
     from huggingface_hub import PyTorchModelHubMixin  # noqa: PLC0415
 
     class Model(nn.Module, PyTorchModelHubMixin):

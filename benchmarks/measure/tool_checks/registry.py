@@ -1,4 +1,4 @@
-"""The tools, and the layers that they are tried on."""
+"""The registry of tools, and the layers that they are tried on."""
 
 import warnings
 from collections.abc import Callable
@@ -18,11 +18,11 @@ NETWORKS = {"Linear": "n:2 i1 a, n i2 a b, n b o"} | dict.fromkeys(KINDS[:2], "n
 Layers = dict[str, TensorLayer]
 Report = dict[str, str]
 TOOLS: dict[str, Callable[[Layers], Report]] = {}
-"""Every tool by name: it takes layers by name and tells, for each, what went wrong, or nothing."""
+"""Tools by name. A tool takes layers by name, and returns the error of each, or an empty string."""
 
 
 def layers(formats: Any = None, kinds: Any = KINDS, only: str | None = None, **arguments: Any) -> Layers:
-    """A layer of every format and kind, or only the one of this name."""
+    """Return a layer of every format and kind, or only the one named `only`."""
     made: Layers = {}
     for name in formats or tnlayers.FORMATS:
         for kind in kinds:
@@ -35,7 +35,7 @@ def layers(formats: Any = None, kinds: Any = KINDS, only: str | None = None, **a
 
 
 def tool(name: str) -> Callable[[Callable[[TensorLayer], None]], Callable[[Layers], Report]]:
-    """Decorator: enter a check of one layer among the tools."""
+    """Register the decorated check of one layer as a tool."""
 
     def enter(check: Callable[[TensorLayer], None]) -> Callable[[Layers], Report]:
         def each(made: Layers) -> Report:
@@ -48,10 +48,10 @@ def tool(name: str) -> Callable[[Callable[[TensorLayer], None]], Callable[[Layer
 
 
 def attempt(check: Callable[[], None]) -> str:
-    """What a check raises, in one line; nothing if it passes."""
+    """Return the error that a check raises, in one line. It is empty if the check passes."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tools' own, about themselves
+            warnings.simplefilter("ignore")  # warnings of the tools about themselves
             check()
     except Exception as error:
         return f"{type(error).__name__}: {error}".split("\n")[0][:200]
@@ -59,12 +59,12 @@ def attempt(check: Callable[[], None]) -> str:
 
 
 def same(found: Tensor, expected: Tensor) -> None:
-    """Equal by norm, up to the rounding of a few thousand sums."""
+    """Assert equality by norm, up to the rounding of a few thousand sums."""
     assert found.shape == expected.shape
     error = relative(found, expected)
     assert error < 256 * torch.finfo(expected.dtype).eps, f"differs by {error:.2g}"
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over that of what was expected."""
+    """Return the norm of the difference over that of `expected`."""
     return float((found - expected).detach().double().norm() / expected.detach().double().norm())

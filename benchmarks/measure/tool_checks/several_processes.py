@@ -1,4 +1,4 @@
-"""Tools that spread a layer over several processes."""
+"""Checks of tools that distribute a layer over several processes."""
 
 import gc
 import os
@@ -24,10 +24,10 @@ STEPS = 10
 
 
 def start(rank: int, world: int, folder: str, work: Callable[[], Report]) -> None:
-    """Join a process group, do the work, and let the first process write down what came of it."""
+    """Join a process group, do the work, and write its report in the first process."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    # What a launcher such as torchrun sets; accelerate looks there.
+    # accelerate reads these variables, which a launcher such as torchrun sets.
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
@@ -38,15 +38,15 @@ def start(rank: int, world: int, folder: str, work: Callable[[], Report]) -> Non
         if rank == 0:
             joined = {key: next(filter(None, (report[key] for report in reports)), "") for key in found}
             Path(folder, "report").write_bytes(pickle.dumps(joined))
-        gc.collect()  # models whose hooks still know the group
+        gc.collect()  # frees models whose hooks still refer to the group
         dist.barrier()
     finally:
         dist.destroy_process_group()
-    os._exit(0)  # gloo's threads have been seen to abort a process that takes its time to end
+    os._exit(0)  # gloo's threads can abort a process that ends slowly
 
 
 def in_processes(work: Callable[..., Report], made: Layers, world: int = 2) -> Report:
-    """Run ``work(names, folder)`` in several processes; what it reports."""
+    """Run ``work(names, folder)`` in several processes, and return its report."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(start, (world, folder, partial(work, tuple(made), folder)), world, start_method="forkserver")
         report: Report = pickle.loads(Path(folder, "report").read_bytes())
@@ -54,11 +54,11 @@ def in_processes(work: Callable[..., Report], made: Layers, world: int = 2) -> R
 
 
 def distributed(name: str) -> Callable[[Callable[[str, str], None]], Callable[[str, str], None]]:
-    """Decorator: enter a check that runs in two processes, for a layer by name, among the tools."""
+    """Register the decorated check as a tool. It runs in two processes, and gets a layer's name."""
 
     def enter(check: Callable[[str, str], None]) -> Callable[[str, str], None]:
         TOOLS[name] = partial(in_processes, partial(try_each, check))
-        return check  # as the other processes find it, by its name
+        return check  # unchanged, because the other processes import it by name
 
     return enter
 
@@ -68,7 +68,7 @@ def try_each(check: Callable[[str, str], None], names: tuple[str, ...], folder: 
 
 
 def model_of(name: str, device: str = "cpu") -> nn.Module:
-    """A small net around a layer, the same in every process."""
+    """Return a small network around a layer, the same in every process."""
     torch.manual_seed(0)
     layer = layers(only=name, device=device)[name]
     width = layer.geometry.out_channels
@@ -78,14 +78,14 @@ def model_of(name: str, device: str = "cpu") -> nn.Module:
 
 
 def redraw(model: nn.Module) -> None:
-    """Initialise whatever can be."""
+    """Initialise all children that have `reset_parameters`."""
     for child in model.children():
         if hasattr(child, "reset_parameters"):
             child.reset_parameters()
 
 
 def trained(model: nn.Module, name: str, rank: int = 0, world: int = 1) -> list[Tensor]:
-    """The parameters after some steps of gradient descent on this process' share of the batch."""
+    """Return the parameters after STEPS steps of SGD on this process' part of the batch."""
     generator = torch.Generator().manual_seed(1)
     layer = layers(only=name)[name]
     shape = testing.example_input(layer).shape[1:]
@@ -99,20 +99,20 @@ def trained(model: nn.Module, name: str, rank: int = 0, world: int = 1) -> list[
 
 
 def close(found: list[Tensor], expected: list[Tensor]) -> None:
-    """Within 1e-5 of the norm of all parameters."""
+    """Assert equality within 1e-5 of the norm of all parameters."""
     error = relative(*(torch.cat([one.flatten() for one in many]) for many in (found, expected)))
     assert error < 1e-5, f"differs by {error:.2g}"
 
 
 @distributed("DDP")
 def ddp(name: str, folder: str) -> None:
-    """Steps in two processes equal those in one."""
+    """Compare steps in two processes with those in one."""
     model = nn.parallel.DistributedDataParallel(model_of(name))
     close(trained(model, name, dist.get_rank(), 2), trained(model_of(name), name))
 
 
 def sharded(name: str) -> nn.Module:
-    """Built without storage, sharded, then drawn."""
+    """Return a model that is built on meta, sharded, then initialised."""
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
     model = model_of(name, device="meta")
@@ -121,13 +121,13 @@ def sharded(name: str) -> nn.Module:
         fully_shard(child, mesh=mesh)
     fully_shard(model, mesh=mesh)
     model.to_empty(device="cpu")
-    torch.manual_seed(dist.get_rank())  # the first process' draw is everyone's
+    torch.manual_seed(dist.get_rank())  # all processes must get the first one's draw
     redraw(model)
     return model
 
 
 def drawn(name: str) -> nn.Module:
-    """The same in one process."""
+    """Return the same model in one process."""
     model = model_of(name, device="meta").to_empty(device="cpu")
     torch.manual_seed(0)
     redraw(model)
@@ -136,7 +136,7 @@ def drawn(name: str) -> nn.Module:
 
 @distributed("FSDP2, from meta")
 def fsdp(name: str, folder: str) -> None:
-    """Every core as one process draws it; steps equal to those in one; inference sees changed shards."""
+    """Compare cores and steps with those of one process. Inference must see changed shards."""
     model, twin = sharded(name), drawn(name)
     for one, other in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(whole(one), other.detach()), "drawn otherwise"
@@ -154,7 +154,7 @@ def fsdp(name: str, folder: str) -> None:
 
 @distributed("DCP, other world size")
 def dcp(name: str, folder: str) -> None:
-    """Saved from two processes; loaded in each as if alone."""
+    """Save from two processes, and load in each as in a single process; then the other way round."""
     from torch.distributed import checkpoint  # noqa: PLC0415
     from torch.distributed.checkpoint.state_dict import get_model_state_dict  # noqa: PLC0415
 
@@ -167,7 +167,7 @@ def dcp(name: str, folder: str) -> None:
     alone.load_state_dict(state)
     for one, other in zip(model.parameters(), alone.parameters(), strict=True):
         assert torch.equal(whole(one), other.detach())
-    # And back: from one process' file into shards.
+    # The other way round: from one process' file into shards.
     if dist.get_rank() == 0:
         checkpoint.save(drawn(name).state_dict(), checkpoint_id=f"{folder}/{name}-alone", no_dist=True)
     dist.barrier()
@@ -179,11 +179,11 @@ def dcp(name: str, folder: str) -> None:
 
 @distributed("accelerate")
 def accelerate(name: str, folder: str) -> None:
-    """``Accelerator.prepare`` in two processes: steps equal to those in one."""
+    """Compare steps with ``Accelerator.prepare`` in two processes with those in one."""
     from accelerate import Accelerator  # noqa: PLC0415
 
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
-    torch.set_num_threads(1)  # which it has changed
+    torch.set_num_threads(1)  # Accelerator has changed it
     model = accelerator.prepare(model_of(name))
     close(trained(model, name, accelerator.process_index, 2), trained(model_of(name), name))

@@ -1,1 +1,1 @@
-"""Data sets of images, in memory and on disk."""
+"""Image data sets, in memory and on disk."""

@@ -1,4 +1,4 @@
-"""Which images make the batches of a run: all that is random follows from where the run is."""
+"""Choice of the images in each batch. All randomness depends only on the run's seed, epoch and step."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,41 +17,41 @@ SPLIT_SEED = 0  # of the digits' test images, and of every validation split
 
 
 def draws(*key: int) -> torch.Generator:
-    """A generator for one purpose, told by numbers: seed, epoch, step...
+    """Return a random generator for a key of numbers: seed, epoch, step...
 
-    What is random in a run depends on where the run is and on nothing before. So it can go on from any step, and on
-    any number of processes.
+    Randomness depends on the current position in the run, not on earlier draws. So a run can continue from any step,
+    with any number of processes.
     """
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big"))
 
 
 @dataclass(frozen=True)
 class Part:
-    """The part of every batch that is one process' own.
+    """One process' part of every batch.
 
     Attributes:
-        rank: number of the process.
-        world: how many there are.
+        rank: index of the process.
+        world: number of processes.
     """
 
     rank: int = 0
     world: int = 1
 
     def of(self, items: Tensor) -> Tensor:
-        """Every ``world``-th item."""
+        """Return every ``world``-th item."""
         return items[self.rank :: self.world]
 
 
 class Batches(NamedTuple):
-    """What is trained on in one epoch.
+    """The training batches of an epoch.
 
     Attributes:
-        size: images in a batch, of all processes together.
-        start, stop: the first step, and the one after the last.
-        seed: of the run.
-        epoch: from 1.
-        augment: change the images at random.
-        part: what of it is wanted here.
+        size: images per batch, over all processes.
+        start, stop: first step, and last step + 1.
+        seed: seed of the run.
+        epoch: number of the epoch, from 1.
+        augment: whether to augment the images.
+        part: this process' part.
     """
 
     size: int
@@ -64,10 +64,10 @@ class Batches(NamedTuple):
 
 
 def hold_out(labels: Sequence[int] | NDArray[np.int64], fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the items that stay, and of a share that is held out, chosen class by class.
+    """Return the indices of the items that stay, and of a held-out share of each class.
 
     Raises:
-        DataError: a class has too few.
+        DataError: a class has too few items.
     """
     try:
         train, held_out = train_test_split(

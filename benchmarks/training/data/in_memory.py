@@ -1,6 +1,6 @@
 """Image data sets in memory: digits (inside scikit-learn), Fashion-MNIST and CIFAR-10 (their official files).
 
-Images stay bytes until a batch is made of them: a whole data set fits in memory, and a shifted image leaves black.
+Images stay bytes until a batch is made, so that a data set fits in memory. Shifted images are padded with black.
 """
 
 import math
@@ -23,15 +23,15 @@ from benchmarks.training.data.official_files import NUM_CLASSES, cifar10, fashio
 
 @dataclass(frozen=True)
 class ImageData:
-    """Training and test images with their labels, and what may be done to a training image.
+    """Training and test images with their labels, and the augmentation of training images.
 
     Attributes:
         train_images: bytes of shape (images, channels, height, width).
         train_labels: integers of shape (images,).
-        test_images: as train_images.
-        test_labels: as train_labels.
-        shift: a training image moves by up to so many pixels, up or down and left or right.
-        flip: a training image is mirrored with probability one half.
+        test_images: like train_images.
+        test_labels: like train_labels.
+        shift: maximum shift of a training image in pixels, vertically and horizontally.
+        flip: whether a training image is mirrored with probability one half.
     """
 
     train_images: Tensor
@@ -42,20 +42,20 @@ class ImageData:
     flip: bool
 
     def to(self, device: torch.device) -> "ImageData":
-        """The same data on a device."""
+        """Return the data on a device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)})
 
     def validation(self, fraction: float = 0.2) -> "ImageData":
-        """The data to tune on: part of the training images, chosen class by class, in place of the test images."""
+        """Return data for tuning: a share of each class's training images replaces the test images."""
         images, labels = self.train_images, self.train_labels
         train, held_out = map(torch.from_numpy, hold_out(labels.cpu().numpy(), fraction))
         return ImageData(images[train], labels[train], images[held_out], labels[held_out], self.shift, self.flip)
 
     def smaller(self, factor: int) -> "ImageData":
-        """The same data with the mean of so many by so many pixels in place of each; shifts shrink along, rounded up.
+        """Return the data downsampled by means of factor x factor pixels. The shift is divided too, and rounded up.
 
         Raises:
-            DataError: the images' height or width is no multiple of it.
+            DataError: the images' height or width is not a multiple of the factor.
         """
         if factor == 1:
             return self
@@ -71,7 +71,7 @@ class ImageData:
         return replace(self, **images, shift=math.ceil(self.shift / factor))
 
     def fewer_test_images(self, count: int | None) -> "ImageData":
-        """The same data with so many test images, at even distances; with all, if it is None or there are no more."""
+        """Return the data with `count` test images, evenly spaced, or with all if it is None or there are no more."""
         images = len(self.test_labels)
         if count is None or count >= images:
             return self
@@ -79,8 +79,8 @@ class ImageData:
         return replace(self, test_images=self.test_images[chosen], test_labels=self.test_labels[chosen])
 
     def normaliser(self) -> Callable[[Tensor], Tensor]:
-        """The function from bytes to numbers with mean 0 and variance 1 in every channel of the training images."""
-        # A histogram per channel is exact, and needs no copy of the images as floats.
+        """Return the function that maps bytes to mean 0 and variance 1 in every channel of the training images."""
+        # A histogram per channel is exact, and needs no float copy of the images.
         counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in self.train_images.unbind(1)])
         density = counts / counts.sum(1, keepdim=True)  # (channels, 256)
         values = torch.arange(256.0, device=counts.device)
@@ -92,7 +92,7 @@ class ImageData:
         return lambda images: (images - mean) / std
 
     def augment(self, images: Tensor, moves: Tensor) -> Tensor:
-        """Training images, each shifted and mirrored as its row of moves says."""
+        """Shift and mirror training images, each by its row of `moves`."""
         count, _, height, width = images.shape
         row, column, mirrored = moves.to(images.device).unbind(1)
         if self.shift:
@@ -104,12 +104,12 @@ class ImageData:
         return images
 
     def moves(self, count: int, generator: torch.Generator) -> Tensor:
-        """Where the crop of each of so many images begins, and whether it is mirrored: shape (count, 3)."""
+        """Draw row and column of each image's crop, and whether it is mirrored: shape (count, 3)."""
         starts = torch.randint(2 * self.shift + 1, (count, 2), generator=generator)
         return torch.cat([starts, torch.randint(2, (count, 1), generator=generator)], 1)
 
     def training(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels of an epoch, in an order of its own, batch by batch."""
+        """Yield images and labels of an epoch by batch. Each epoch has its own order."""
         order = torch.randperm(len(self.train_labels), generator=draws(batches.seed, batches.epoch))
         for step in range(batches.start, batches.stop):
             batch = order[step * batches.size : (step + 1) * batches.size]
@@ -121,40 +121,40 @@ class ImageData:
             yield images, self.train_labels[own]
 
     def evaluation(self, size: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """Test images and labels, in batches of this size at most."""
+        """Yield test images and labels in batches of at most `size`."""
         yield from zip(part.of(self.test_images).split(size), part.of(self.test_labels).split(size), strict=True)
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """The device of the images."""
         return self.train_images.device
 
     @property
     def count(self) -> int:
-        """Training images."""
+        """Number of training images."""
         return len(self.train_labels)
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return self.train_images.shape[1]
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are."""
+        """Number of labels."""
         return NUM_CLASSES
 
 
 def load(name: str, data_dir: Path, download: bool = False) -> ImageData:
-    """The data set of this name.
+    """Return a data set by name.
 
     Args:
         name: one of DATASETS.
-        data_dir: holds the official files, itself or in the directory that their archive makes. Digits need none.
-        download: fetch what is missing there from the official source.
+        data_dir: directory with the official files, or with the unpacked directory of their archive. Not for digits.
+        download: whether to download missing files from the official source.
 
     Raises:
-        DataError: a file is missing, or is not what it should be.
+        DataError: a file is missing or invalid.
     """
     return DATASETS[name](data_dir, download)
 
@@ -171,7 +171,7 @@ def _digits(data_dir: Path, download: bool) -> ImageData:
 
 @cache
 def cached_load(name: str, data_dir: Path, download: bool = False, shrink: int = 1) -> ImageData:
-    """``load(name, data_dir, download).smaller(shrink)``, once in a process."""
+    """Return ``load(name, data_dir, download).smaller(shrink)``, cached in the process."""
     return load(name, data_dir, download).smaller(shrink)
 
 

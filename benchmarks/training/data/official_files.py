@@ -1,4 +1,4 @@
-"""The official files of Fashion-MNIST and CIFAR-10: found, or downloaded and checked, and read."""
+"""Find, download, check and read the official files of Fashion-MNIST and CIFAR-10."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.common.atomic import check, write
 from benchmarks.common.errors import DataError
 
-NUM_CLASSES = 10  # of both, and of the digits
+NUM_CLASSES = 10  # in both, and in the digits
 
 FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -37,7 +37,7 @@ FASHION_MNIST_FILES = {  # name: published MD5 of the gzipped file
 
 
 def fashion_mnist(data_dir: Path, download: bool) -> FourTensors:
-    """Training images and labels, test images and labels of Fashion-MNIST."""
+    """Return training images and labels, and test images and labels, of Fashion-MNIST."""
     tensors = []
     for name, md5 in FASHION_MNIST_FILES.items():
         path = _first(data_dir / name, data_dir / f"{name}.gz")
@@ -57,13 +57,13 @@ def fashion_mnist(data_dir: Path, download: bool) -> FourTensors:
 
 
 def read_idx(path: Path, dims: int) -> Tensor:
-    """The bytes in an idx file, gzipped or not.
+    """Return the bytes in an idx file, gzipped or not.
 
     The format: two zero bytes, the type (8: bytes), the number of dimensions; each size as a big-endian 32-bit integer;
     the values, last dimension fastest.
 
     Raises:
-        DataError: this is no idx file with so many dimensions, or not the whole of it.
+        DataError: the file is not an idx file with `dims` dimensions, or is incomplete.
     """
     content = _read(path)
     if path.suffix == ".gz":
@@ -91,7 +91,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
 
 
 class Download(NamedTuple):
-    """A file at its official source, with the MD5 published there."""
+    """A file at its official source, with its published MD5."""
 
     url: str
     md5: str
@@ -100,7 +100,7 @@ class Download(NamedTuple):
 CIFAR10_ARCHIVE = Download(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
 )
-CIFAR10_BINARY, CIFAR10_PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"  # what the two archives unpack to
+CIFAR10_BINARY, CIFAR10_PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"  # directories in the two archives
 CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")  # .bin in the binary version
 CIFAR10_IMAGES = 10_000  # in each file
 CIFAR10_SHAPE = (3, 32, 32)
@@ -108,7 +108,7 @@ CIFAR10_PIXELS = math.prod(CIFAR10_SHAPE)
 
 
 def cifar10(data_dir: Path, download: bool) -> FourTensors:
-    """Training images and labels, test images and labels of CIFAR-10."""
+    """Return training images and labels, and test images and labels, of CIFAR-10."""
     parts = []
     for name in CIFAR10_FILES:
         binary = f"{name}.bin"
@@ -128,10 +128,10 @@ def cifar10(data_dir: Path, download: bool) -> FourTensors:
 
 
 def read_cifar10(path: Path) -> tuple[Tensor, Tensor]:
-    """Images and labels in one file of the binary version (.bin) or of the python version (no suffix).
+    """Return images and labels of one file of the binary version (.bin) or of the python version (no suffix).
 
     Raises:
-        DataError: it holds anything but 10,000 images with labels from 0 to 9.
+        DataError: the file does not hold 10,000 images with labels from 0 to 9.
     """
     content = _read(path)
     if path.suffix == ".bin":  # per image: a byte with its label, then its bytes, red, green, blue
@@ -158,9 +158,9 @@ def read_cifar10(path: Path) -> tuple[Tensor, Tensor]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds arrays, containers, numbers and strings, and looks up nothing else.
+    """Unpickler of arrays, containers, numbers and strings only.
 
-    A pickle is a program: an unrestricted load runs whatever the file asks for.
+    A pickle is a program: an unrestricted load can run any code.
     """
 
     MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
@@ -185,17 +185,17 @@ def _unpack_cifar10(archive: Path) -> None:
 
 
 def fetch(source: Download, path: Path) -> Path:
-    """Download a file, check its MD5, and only then give it its name.
+    """Download a file, and write it only if its MD5 is right.
 
     Raises:
-        DataError: it cannot be had, or has another MD5; nothing is left behind.
+        DataError: the file cannot be downloaded, or has another MD5. Nothing is written.
     """
     try:
         check(path, "a file of the data set")
         with urllib.request.urlopen(source.url, timeout=60) as response:
             content = b"".join(
                 iter(partial(response.read, 1 << 20), b"")
-            )  # read() alone raises where a file ends early
+            )  # a plain read() raises if the file ends early
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if md5 != source.md5:
             raise DataError(f"{source.url} has MD5 {md5}, but {source.md5} was published: nothing was kept")

@@ -1,12 +1,12 @@
-"""Image data sets too large for memory, decoded as they are needed: folders as of ImageNet, and webdataset's shards.
+"""Image data sets too large for memory, decoded on demand: folders in ImageNet's layout, and webdataset's shards.
 
-A folder holds `train` and `val`, each with one folder per class and JPEG or PNG files in it. Shards are tar files
-`train-*.tar` and `val-*.tar` of samples `name.jpg` (or .jpeg, .png) with their number of class, `name.cls`. Both give
-bytes of shape (3, size, size): random crops of 8 to 100 % of the image, mirrored or not, to train on; of the middle
-7/8 of the shorter side to evaluate on (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015).
+A folder holds `train` and `val`, each with one folder per class that holds JPEG or PNG files. Shards are tar files
+`train-*.tar` and `val-*.tar` of samples `name.jpg` (or .jpeg, .png) with their class number, `name.cls`. Both give
+bytes of shape (3, size, size). Training images are random crops of 8 to 100 % of the image, mirrored at random.
+Evaluation images are the middle 7/8 of the shorter side (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015).
 
-What a process gets depends on seed, epoch and step alone, so a run goes on from any step. Images of a folder make the
-same batches on any number of processes. Shards are dealt out to processes and workers: with others, other batches.
+A process' images depend only on seed, epoch and step, so a run can continue from any step. Folders give the same
+batches with any number of processes. Shards are split over processes and workers, so batches depend on their numbers.
 """
 
 import io
@@ -31,29 +31,29 @@ from benchmarks.training.data.batches import Batches, Part, draws, hold_out
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-SHUFFLED = 1000  # samples that wait to be drawn from in each worker
-TAR_END = bytes(1024)  # of every whole tar file
+SHUFFLED = 1000  # size of each worker's shuffle buffer, in samples
+TAR_END = bytes(1024)  # the end of every complete tar file
 
 Item = tuple[Tensor, int] | DataError
 File = tuple[Path, int]
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Bytes with ImageNet's mean and standard deviation taken out."""
+    """Normalise bytes by ImageNet's mean and standard deviation."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
     return (images / 255 - mean) / std
 
 
 @dataclass(frozen=True)
 class Large:
-    """What the two kinds have in common.
+    """Base of both kinds of data sets.
 
     Attributes:
-        num_classes: how many labels there are.
-        count: training images.
-        size: height and width of what an image becomes.
-        workers: processes that decode, of each process that trains; 0: itself.
-        device: where batches go.
+        num_classes: number of labels.
+        count: number of training images.
+        size: height and width of a decoded image.
+        workers: decoding processes per training process; 0: it decodes itself.
+        device: device of the batches.
     """
 
     num_classes: int
@@ -64,11 +64,11 @@ class Large:
     channels: ClassVar[int] = 3
 
     def to(self, device: torch.device) -> "Large":
-        """The same, with batches that go to a device."""
+        """Return the data set with batches on a device."""
         return replace(self, device=device)
 
     def normaliser(self) -> Callable[[Tensor], Tensor]:
-        """The function from bytes to numbers, with ImageNet's mean and standard deviation."""
+        """Return the function that normalises bytes by ImageNet's mean and standard deviation."""
         return normalise
 
     def _load(self, source: Dataset[Item], **batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -81,9 +81,9 @@ class Large:
             pin_memory=pinned,
             **batches,
         )
-        loader.generator = torch.Generator()  # or it would draw from the global one
+        loader.generator = torch.Generator()  # otherwise it would use the global generator
         for batch in loader:
-            if isinstance(batch, DataError):  # raised there, it would come as a page of text
+            if isinstance(batch, DataError):  # raised in the worker, it would have a long traceback
                 raise batch
             yield batch[0].to(self.device, non_blocking=True), batch[1].to(self.device, non_blocking=True)
 
@@ -100,13 +100,13 @@ class Folder(Large):
     test: Sequence[File]
 
     def validation(self, fraction: float = 0.2) -> "Folder":
-        """The data to tune on: part of the training images, chosen class by class, in place of the test images."""
+        """Return data for tuning: a share of each class's training images replaces the test images."""
         indices = hold_out([label for _, label in self.train], fraction)
         train, test = ([self.train[index] for index in some] for some in indices)
         return replace(self, train=train, test=test, count=len(train))
 
     def training(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ImageData.training."""
+        """Yield the batches of an epoch: see ImageData.training."""
         where = batches.seed, batches.epoch
         order = torch.randperm(self.count, generator=draws(*where))
 
@@ -118,7 +118,7 @@ class Folder(Large):
         return self._load(_Files(self.train, self.size), batch_sampler=keys())
 
     def evaluation(self, size: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ImageData.evaluation."""
+        """Yield the batches of an evaluation: see ImageData.evaluation."""
         own = [(index,) for index in part.of(torch.arange(len(self.test))).tolist()]
         return self._load(_Files(self.test, self.size), sampler=own, batch_size=size)
 
@@ -135,7 +135,7 @@ class Shards(Large):
     test: Sequence[Path]
 
     def validation(self) -> "Shards":
-        """Refused: which images are in which shard is not known.
+        """Raise an error: it is not known which images are in which shard.
 
         Raises:
             DataError: always.
@@ -143,7 +143,7 @@ class Shards(Large):
         raise DataError("split is validation, but shards cannot be split: name other ones val-*.tar")
 
     def training(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ImageData.training."""
+        """Yield the batches of an epoch: see ImageData.training."""
         streams = batches.part.world * max(1, self.workers)
         if len(self.train) < streams:
             raise DataError(
@@ -155,12 +155,12 @@ class Shards(Large):
         return islice(self._load(source, batch_size=own), batches.stop - batches.start)
 
     def evaluation(self, size: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """See ImageData.evaluation."""
+        """Yield the batches of an evaluation: see ImageData.evaluation."""
         return self._load(_Samples(self.test, self, part), batch_size=size)
 
 
 class _Files(Dataset[Item]):
-    """Files by key: their index, and the key of what is random in their crop, if anything is."""
+    """Decoded files by key: the file's index, and the random key of its crop, if it is random."""
 
     def __init__(self, files: Sequence[File], size: int) -> None:
         self.files, self.size = files, size
@@ -174,7 +174,7 @@ class _Files(Dataset[Item]):
 
 
 class _Samples(IterableDataset[Item]):
-    """Samples of this process' and this worker's shards: all once; or without end and shuffled, to train on."""
+    """Samples of this process' and worker's shards. With `batches`, they are shuffled and repeated for training."""
 
     def __init__(self, shards: Sequence[Path], like: Shards, part: Part, batches: Batches | None = None) -> None:
         self.shards, self.like, self.part, self.batches = shards, like, part, batches
@@ -186,7 +186,7 @@ class _Samples(IterableDataset[Item]):
             own = self.shards[self.part.rank :: self.part.world][worker::workers]
             yield from (self._item(sample) for sample in _samples(own))
             return
-        # Batches come from the workers in turn. The first one here is that of the step where the epoch goes on.
+        # Workers give batches in turn. Worker 0 gives the first one, so it takes the role of that step's worker.
         step, where = self.batches.start + worker, (self.batches.seed, self.batches.epoch)
         worker = step % workers
         order = torch.randperm(len(self.shards), generator=draws(*where)).tolist()
@@ -216,7 +216,7 @@ class _Samples(IterableDataset[Item]):
 
 
 def _samples(shards: Sequence[Path]) -> Iterator[dict[str, Any] | DataError]:
-    """All samples of tar files, once."""
+    """Yield all samples of tar files once."""
     from webdataset.tariterators import group_by_keys  # noqa: PLC0415 - an extra
 
     for shard in shards:
@@ -227,19 +227,19 @@ def _samples(shards: Sequence[Path]) -> Iterator[dict[str, Any] | DataError]:
 
 
 def _files(shard: Path) -> Iterator[dict[str, Any]]:
-    """The files in a tar file, as webdataset groups them."""
+    """Yield the files in a tar file, in the form that webdataset groups."""
     with shard.open("rb") as stream, tarfile.open(fileobj=stream) as tar:
         for member in tar:
             file = tar.extractfile(member)
             if file is not None:
                 yield {"fname": member.name, "data": file.read(), "__url__": os.fspath(shard)}
-        stream.seek(tar.offset)  # a damaged header looks like the end
+        stream.seek(tar.offset)  # tarfile takes a damaged header for the end
         if stream.read().strip(b"\0"):
             raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged")
 
 
 def _endless(shards: Sequence[Path], key: Sequence[int]) -> Iterator[dict[str, Any] | DataError]:
-    """All samples of tar files, over and over, each time shuffled in another way."""
+    """Yield all samples of tar files repeatedly, shuffled differently each time."""
     from webdataset.filters import shuffle  # noqa: PLC0415 - an extra
 
     for times in count():
@@ -252,7 +252,7 @@ def _endless(shards: Sequence[Path], key: Sequence[int]) -> Iterator[dict[str, A
 
 
 def _leave_ending_to_parent(worker: int) -> None:
-    """In a worker: ignore SIGTERM, which a cluster sends to all processes, until the parent has finished its step."""
+    """Ignore SIGTERM in a worker: a cluster sends it to all processes, and the parent must finish its step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -265,16 +265,16 @@ def _collate(items: Sequence[Item]) -> tuple[Tensor, Tensor] | DataError:
 
 
 def decode(content: bytes, size: int, *key: int) -> Tensor:
-    """An image file as bytes of shape (3, size, size): a random crop if there is a key, else the middle.
+    """Decode an image file to bytes of shape (3, size, size): a random crop if there is a key, else the middle.
 
     Raises:
-        Exception: it is no image, or not the whole of it.
+        Exception: the file is not a complete image.
     """
     from PIL import Image  # noqa: PLC0415 - an extra
 
     rng = np.random.default_rng(key) if key else None
     with Image.open(io.BytesIO(content)) as file:
-        if file.mode.startswith(("I", "F")):  # which PIL would clip
+        if file.mode.startswith(("I", "F")):  # PIL would clip the values
             raise ValueError(f"its pixels are of mode {file.mode}, but 8 bits a channel are needed")
         box = _middle(*file.size) if rng is None else _random_box(*file.size, rng)
         image = file.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box)
@@ -291,7 +291,7 @@ def _middle(width: int, height: int) -> tuple[float, float, float, float]:
 
 
 def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """Of 8 to 100 % of the area, 3:4 to 4:3; the middle where ten draws do not fit."""
+    """Draw a box with 8 to 100 % of the area and ratio 3:4 to 4:3. Return the middle if ten draws do not fit."""
     for _ in range(10):
         area, ratio = rng.uniform(0.08, 1) * width * height, math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
         w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
@@ -305,7 +305,7 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[floa
 
 
 def folder(data_dir: Path, *, image_size: int, workers: int, **_: Any) -> Folder:
-    """The data set in a folder.
+    """Return the data set in a folder.
 
     Raises:
         DataError: a folder is missing, a class has no images, or a file is empty.
@@ -343,10 +343,10 @@ def _images(directory: Path) -> list[Path]:
 
 
 def shards(data_dir: Path, *, image_size: int, workers: int, images: int | None, classes: int | None) -> Shards:
-    """The data set in shards.
+    """Return the data set in shards.
 
     Raises:
-        DataError: there are none, one is cut short, or their numbers of images and classes are not told.
+        DataError: there are no shards, one is incomplete, or the numbers of images and classes are not given.
     """
     needs("PIL", "pillow")
     needs("webdataset", "webdataset")
@@ -366,10 +366,10 @@ def shards(data_dir: Path, *, image_size: int, workers: int, images: int | None,
 
 
 def needs(module: str, package: str) -> None:
-    """Tell which package is missing.
+    """Check that a module is installed.
 
     Raises:
-        DataError: there is no such module.
+        DataError: it is missing. The message names its package.
     """
     try:
         __import__(module)
@@ -378,4 +378,4 @@ def needs(module: str, package: str) -> None:
 
 
 DATASETS: dict[str, Callable[..., Large]] = {"image-folder": folder, "webdataset": shards}
-"""Data sets of one's own, where --data-dir says."""
+"""Loaders of the user's own data sets in --data-dir."""
