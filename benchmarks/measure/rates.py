@@ -38,7 +38,7 @@ from tnlayers.planning.choose import plan
 from tnlayers.planning.path import Path, PathStep
 from tnlayers.planning.plan import build_plan
 from tnlayers.planning.search import Search
-from tnlayers.planning.search_space import search_space
+from tnlayers.planning.search_space import space_of
 from tnlayers.planning.setting import Setting
 
 CHANNELS = (1, 3, 5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
@@ -85,7 +85,7 @@ def input_steps(draw: random.Random, dtype: torch.dtype, device: str) -> Iterato
         groups * per[0], groups * per[1], kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=groups, bias=False,
         network="i o h w", device=device, dtype=dtype,
     )  # fmt: skip
-    space = search_space(layer.network, layer.geometry)
+    space = space_of(layer.network, layer.geometry)
 
     name = str(dtype).removeprefix("torch.")
 

@@ -29,7 +29,7 @@ from benchmarks.common.timing import Step, keep_freed_memory, once, rounds
 from tnlayers.backend.rates import Rate, Rates, lanes
 from tnlayers.backend.rates import rates_of as layer_rates
 from tnlayers.planning.search import Search
-from tnlayers.planning.search_space import search_space
+from tnlayers.planning.search_space import space_of
 from tnlayers.planning.setting import Setting
 
 SHAPES = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 14, 1), (512, 512, 7, 1), (64, 64, 56, 1))
@@ -56,7 +56,7 @@ def least_flops(layer: Any, setting: Setting) -> int:
     kinds = layer_rates("cpu", "float32").infer
     table = dict.fromkeys(kinds, Rate(0.0, 1.0, 0.0))
     counted = Rates.counting(table, lanes(1, 1, 1))
-    path = next(iter(Search(search_space(layer.network, layer.geometry), setting, counted)))
+    path = next(iter(Search(space_of(layer.network, layer.geometry), setting, counted)))
     return round(path.seconds)
 
 

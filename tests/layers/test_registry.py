@@ -1,6 +1,9 @@
 import copy
+import gc
+import inspect
 import json
 import pickle
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,3 +223,46 @@ def test_taps_of_any_size_are_counted_at_once():
         changed = copy.deepcopy(description)
         changed[path[0]][path[1]] = value
         assert build(changed, device="meta").variance.weight_std > 0
+
+
+def test_a_class_that_inherits_its_format_stands_for_it_and_dies_with_its_last_reference():
+    class Ring(tnlayers.formats.TR):
+        pass
+
+    class Base(tnlayers.TensorLayer, format=Ring):
+        pass
+
+    class RingLinear(Base, tnlayers.TensorLinear):
+        pass
+
+    assert layer_class(Ring, nn.Linear) is RingLinear
+    assert layer_class(Ring, nn.Conv2d) is layer_class(Ring, nn.Conv2d)
+    gone = weakref.ref(RingLinear)
+    del RingLinear, Base
+    gc.collect()
+    assert gone() is None
+    assert layer_class(Ring, nn.Linear).__name__ == "RingLinear"  # made anew
+
+
+def test_docstrings_of_classes_with_arguments_of_their_own_stay():
+    class Own(tnlayers.TensorConv2d, format="tr"):
+        """A ring.
+
+        Args:
+            n: of channels.
+        """
+
+        def __init__(self, n):
+            super().__init__(n, n, 3)
+
+    class Bare(tnlayers.TensorLinear, format="tr"):
+        def __init__(self, n):
+            super().__init__(n, n)
+
+    class Other(tnlayers.BTTConv2d, format="tt"):
+        pass
+
+    assert inspect.getdoc(Own) == "A ring.\n\nArgs:\n    n: of channels."
+    assert Bare.__doc__ is None
+    assert "layout: " in Other.__doc__
+    assert "blocks: " not in Other.__doc__

@@ -19,7 +19,7 @@ from tnlayers.execution.run import run
 from tnlayers.planning import choose as planning
 from tnlayers.planning.choose import LIMIT, candidates, plan
 from tnlayers.planning.search import Search
-from tnlayers.planning.search_space import refine, search_space
+from tnlayers.planning.search_space import refine, space_of
 from tnlayers.planning.setting import MEMORY, Setting
 
 TEXTS = ("i r, o r, h r, w r", "i a, a h w b, b o", "z i a, a h w b, b o z", "h w a, a i1 o1 b, b i2 o2")
@@ -44,7 +44,7 @@ def test_the_search_finds_what_trying_every_order_finds(text, mode, size):
     sizes = {axis: 3 if axis in "hw" else 8 if axis[0] in "io" else 5 for axis in skeleton.axes}
     network = TensorNetwork.parse(text, sizes)
     channels = 8 ** len(network.inputs)
-    where = search_space(network, Geometry(channels, channels, (3, 3), padding=1))
+    where = space_of(network, Geometry(channels, channels, (3, 3), padding=1))
     setting = Setting(4, (size, size), mode=mode)
     table = rates_of("cpu", "float32")
     least = min(

@@ -28,7 +28,7 @@ from tnlayers.backend.sharding import whole
 from tnlayers.backend.views import exchange
 from tnlayers.layers.base import TensorLayer
 from tnlayers.ops.contraction import contract
-from tnlayers.planning.search_space import SearchSpace, refine
+from tnlayers.planning.search_space import CoreMask, SearchSpace, refine
 
 MANY = 8
 """Maximum number of cores for a search of every sequence. Of more cores, some are contracted first."""
@@ -46,8 +46,8 @@ class _Stage(NamedTuple):
         order: order of the axes of ``x`` after the shuffle.
     """
 
-    absorbed: int
-    cores: int
+    absorbed: CoreMask
+    cores: CoreMask
     front: int
     order: _Order
 
@@ -174,7 +174,7 @@ def _search(space: SearchSpace) -> tuple[_Stage, ...]:
     start, goal = _part(space.inputs, wide), _part(space.outputs, wide)
 
     @cache
-    def steps(absorbed: int) -> list[tuple[int, int, int, int, int]]:
+    def steps(absorbed: CoreMask) -> list[tuple[int, int, int, int, int]]:
         """Return the possible next input steps: cores, multiply-adds, and the kept, summed and new axes."""
         if absorbed == space.all:
             return [(0, 0, sum(goal), 0, 0)]
@@ -187,7 +187,7 @@ def _search(space: SearchSpace) -> tuple[_Stage, ...]:
         return found
 
     @cache
-    def ahead(absorbed: int) -> tuple[float, int]:
+    def ahead(absorbed: CoreMask) -> tuple[float, int]:
         """Return lower bounds of the remaining multiply-adds and modules: those with every channel order allowed."""
         if absorbed == space.all:
             return 0, 0
@@ -223,7 +223,7 @@ def _blocks(space: SearchSpace) -> list[int]:
     return [sum(block) for size in range(len(units)) for block in combinations(units, size + 1)]
 
 
-def _multiply_adds(space: SearchSpace, absorbed: int, cores: int) -> int:
+def _multiply_adds(space: SearchSpace, absorbed: CoreMask, cores: CoreMask) -> int:
     """Return an input step's multiply-adds per output position of the layer (transposed: per input position)."""
     *channels, kernel = space.roles(absorbed, cores)
     met = space.weight_axes(absorbed)

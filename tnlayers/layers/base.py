@@ -1,8 +1,9 @@
 """Base of every layer: it holds the cores, and calls format, solver and executor once each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from tnlayers.ops.contraction import reconstruct
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.rank import Rank
 
-LAYERS: dict[tuple[type[Format], type[Any]], type["TensorLayer"]] = {}
+LAYERS: MutableMapping[tuple[type[Format], type[Any]], type["TensorLayer"]] = WeakValueDictionary()
 """The first layer class defined for a format and a torch layer."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -71,10 +72,12 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             if not (isinstance(known, type) and issubclass(known, Format)):
                 raise TypeError(f"format is {format!r}; it must be a registered name or a subclass of tnlayers.Format")
             cls.format_type = known
-            LAYERS.setdefault((known, getattr(cls, "dense_type", nn.Module)), cls)
-            add_arguments(cls, known)
         if cls.format_type is not None:
             show_options(cls, cls.format_type)
+            if hasattr(cls, "dense_type"):
+                LAYERS.setdefault((cls.format_type, cls.dense_type), cls)
+            if format is not None:
+                add_arguments(cls, cls.format_type)
 
     def __init__(
         self,

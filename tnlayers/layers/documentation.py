@@ -23,13 +23,16 @@ def show_options(layer: type[Any], format_type: type[Format]) -> None:
 
 def add_arguments(layer: type[Any], format_type: type[Format]) -> None:
     """Add the arguments to a layer's docstring: those of its kind, and the format's options."""
-    kind = next((base for base in layer.__mro__[1:] if "Args:" in (vars(base).get("__doc__") or "")), None)
+    kinds = (base for base in layer.__mro__[1:] if getattr(base, "format_type", None) is None)
+    kind: Any = next((base for base in kinds if "Args:" in (vars(base).get("__doc__") or "")), None)
+    own = vars(layer).get("__doc__")
     if kind is None or not format_type.__doc__:  # python -OO
+        return
+    if layer.__init__ is not kind.__init__ or "Args:" in (own or ""):  # a user's class with arguments of its own
         return
     first, options = _sections(format_type)
     _, arguments = _sections(kind)
     arguments, end, rest = arguments.partition("\n\n")
-    own = vars(layer).get("__doc__")
     if own is None:
         what = re.split("[;.]", layer.__mro__[1].__doc__ or "")[0]
         own = f"{what}, in the format {format_type.__name__}.\n\n{first}"

@@ -48,11 +48,12 @@ def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[Tenso
         raise TypeError(f"format is {format!r}; it must be a registered name or a subclass of tnlayers.Format")
     if kind not in KINDS:
         raise TypeError(f"kind is {kind!r}; accepted: {', '.join(f'nn.{name}' for name in KIND_NAMES)}")
-    if (format, kind) not in LAYERS:
-        # Its module is this one, so that unpickling finds it through __getattr__ below.
+    found = LAYERS.get((format, kind))
+    if found is None:
+        # Its module is this one, whose __getattr__ finds it again when it is unpickled.
         name, body = f"{format.__name__}{kind.__name__}", {"__module__": __name__}
-        new_class(name, (KINDS[kind],), {"format": format}, lambda namespace: namespace.update(body))
-    return LAYERS[format, kind]
+        found = new_class(name, (KINDS[kind],), {"format": format}, lambda namespace: namespace.update(body))
+    return found
 
 
 def __getattr__(name: str) -> Any:

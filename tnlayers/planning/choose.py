@@ -16,7 +16,7 @@ from tnlayers.planning.options import Pricing
 from tnlayers.planning.path import Path, PathSteps
 from tnlayers.planning.plan import Plan, Recompute, build_plan
 from tnlayers.planning.search import Search
-from tnlayers.planning.search_space import search_space
+from tnlayers.planning.search_space import space_of
 from tnlayers.planning.setting import STRATEGIES, Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -65,7 +65,7 @@ def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> It
     below = tuple(1 << number.bit_length() >> 1 for number in numbers)
     above = tuple(low if low == number else 2 * low for low, number in zip(below, numbers, strict=True))
     # If the search is not exact, only the upper corner is searched.
-    for batch, *size in dict.fromkeys((below, above) if search_space(network, geometry).exact else (above,)):
+    for batch, *size in dict.fromkeys((below, above) if space_of(network, geometry).exact else (above,)):
         with suppress(ValueError):
             geometry.output_size(tuple(size))
             yield replace(setting, batch=batch, size=tuple(size))
@@ -91,7 +91,7 @@ def _known(
 def _search(network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str) -> Search:
     named = parse(strategy, network, geometry)
     table = rates_of(setting.device, str(setting.dtype).removeprefix("torch."))
-    return Search(search_space(network, geometry), setting, table, named, memory == "low" and setting.mode == "train")
+    return Search(space_of(network, geometry), setting, table, named, memory == "low" and setting.mode == "train")
 
 
 def candidates(
@@ -203,7 +203,7 @@ def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tu
                 f"the network's cores, 0 to {count - 1}, once"
             )
         order = tuple(sum(1 << core for core in part) for part in sets)
-    split = geometry.groups == 1 or search_space(network, geometry).split
+    split = geometry.groups == 1 or space_of(network, geometry).split
     if not split and (strategy == "factorized" or (order is not None and len(order) > 1)):
         raise ValueError(
             f"strategy is {strategy!r}, but groups ({geometry.groups}) does not divide the first factor of out_shape "

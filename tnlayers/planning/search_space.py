@@ -25,6 +25,7 @@ UNITS, FEW = 8, 4
 """Numbers of units that cores are merged to, in a network with more connected sets: for ``_some``, for ``_coarse``."""
 
 
+# Aliases, no NewTypes: `&` and `|` of two masks give an int, which a NewType would wrap again in every inner loop.
 AxisMask = int
 """A set of axes: bit k is set if it contains axis k."""
 CoreMask = int
@@ -231,7 +232,7 @@ def _tables(values: Sequence[int], join: Callable[[int, int], int], start: int) 
 
 
 @lru_cache(maxsize=256)
-def search_space(network: TensorNetwork, geometry: Geometry) -> SearchSpace:
+def space_of(network: TensorNetwork, geometry: Geometry) -> SearchSpace:
     """Return the search space of a layer."""
     return SearchSpace(network, geometry)
 
