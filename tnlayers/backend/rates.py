@@ -5,7 +5,6 @@ operations. Rates for training cover forward and backward. Only ratios between p
 machines of a kind.
 """
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,10 +97,10 @@ def _read() -> Mapping[tuple[str, str, str], Mapping[str, Rate]]:
     The file's units are microseconds per call, per million FLOPs, and per megabyte.
     """
     found: dict[tuple[str, str, str], dict[str, Rate]] = {}
-    with FILE.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            rate = Rate(float(row["call"]) * 1e-6, float(row["flop"]) * 1e-12, float(row["byte"]) * 1e-12)
-            found.setdefault((row["device"], row["dtype"], row["mode"]), {})[row["kind"]] = rate
+    for line in FILE.read_text(encoding="utf-8").splitlines()[1:]:
+        device, dtype, mode, kind, call, flop, byte = line.split(",")
+        rate = Rate(float(call) * 1e-6, float(flop) * 1e-12, float(byte) * 1e-12)
+        found.setdefault((device, dtype, mode), {})[kind] = rate
     return {key: MappingProxyType(table) for key, table in found.items()}
 
 
