@@ -14,6 +14,7 @@ from torch import nn
 import tnlayers
 from cases import CASES
 from tnlayers import Geometry, TensorNetwork, formats, models, testing
+from tnlayers.layers import by_format
 from tnlayers.planning import choose, options, search_space
 from tnlayers.planning import plan as planning_plan
 from tnlayers.planning.choose import plan
@@ -62,12 +63,9 @@ def test_no_name_hides_a_module():
         assert getattr(importlib.import_module(parent), name) is module
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES.split() if name[-1] in "dr" and name[0].isupper()])
-def test_layers_show_their_arguments(name):
-    """In help() and in an editor: those of torch's layer, ours, and the format's, each described."""
-    layer = getattr(tnlayers, name)
-    if not (isinstance(layer, type) and issubclass(layer, tnlayers.TensorLayer) and layer.format_type):
-        return
+@pytest.mark.parametrize("layer", [each for each in vars(by_format).values() if getattr(each, "format_type", None)])
+def test_layers_show_their_arguments(layer):
+    """In help(): those of torch's layer, ours, and the format's, each described."""
     own = [*inspect.signature(layer).parameters]
     described = inspect.getdoc(layer).partition("Args:")[2].partition("\n\n")[0]
     for argument in (*inspect.signature(layer.dense_type).parameters, "rank", "init", "strategy", "memory"):
