@@ -12,17 +12,5 @@ from tnlayers.formats.tucker import Tucker
 from tnlayers.spec.notation import Axes
 
 __all__ = [
-    "BTT",
-    "CP",
-    "FORMATS",
-    "HT",
-    "TR",
-    "TT",
-    "Axes",
-    "BlockTT",
-    "Einsum",
-    "Format",
-    "Tucker",
-    "factorize",
-    "register",
-]
+    "BTT", "CP", "FORMATS", "HT", "TR", "TT", "Axes", "BlockTT", "Einsum", "Format", "Tucker", "factorize", "register",
+]  # fmt: skip

@@ -8,8 +8,7 @@ from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.layers.conv_transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
 from tnlayers.layers.linear import TensorLinear
 
-
-class BlockTTConv1d(TensorConv1d, format="blocktt"): ...
+# fmt: off
 
 
 class BlockTTConv2d(TensorConv2d, format="blocktt"):
@@ -23,22 +22,12 @@ class BlockTTConv2d(TensorConv2d, format="blocktt"):
     """
 
 
+class BlockTTConv1d(TensorConv1d, format="blocktt"): ...
 class BlockTTConv3d(TensorConv3d, format="blocktt"): ...
-
-
 class BlockTTConvTranspose1d(TensorConvTranspose1d, format="blocktt"): ...
-
-
 class BlockTTConvTranspose2d(TensorConvTranspose2d, format="blocktt"): ...
-
-
 class BlockTTConvTranspose3d(TensorConvTranspose3d, format="blocktt"): ...
-
-
 class BlockTTLinear(TensorLinear, format="blocktt"): ...
-
-
-class BTTConv1d(TensorConv1d, format="btt"): ...
 
 
 class BTTConv2d(TensorConv2d, format="btt"):
@@ -53,22 +42,12 @@ class BTTConv2d(TensorConv2d, format="btt"):
     """
 
 
+class BTTConv1d(TensorConv1d, format="btt"): ...
 class BTTConv3d(TensorConv3d, format="btt"): ...
-
-
 class BTTConvTranspose1d(TensorConvTranspose1d, format="btt"): ...
-
-
 class BTTConvTranspose2d(TensorConvTranspose2d, format="btt"): ...
-
-
 class BTTConvTranspose3d(TensorConvTranspose3d, format="btt"): ...
-
-
 class BTTLinear(TensorLinear, format="btt"): ...
-
-
-class CPConv1d(TensorConv1d, format="cp"): ...
 
 
 class CPConv2d(TensorConv2d, format="cp"):
@@ -82,22 +61,12 @@ class CPConv2d(TensorConv2d, format="cp"):
     """
 
 
+class CPConv1d(TensorConv1d, format="cp"): ...
 class CPConv3d(TensorConv3d, format="cp"): ...
-
-
 class CPConvTranspose1d(TensorConvTranspose1d, format="cp"): ...
-
-
 class CPConvTranspose2d(TensorConvTranspose2d, format="cp"): ...
-
-
 class CPConvTranspose3d(TensorConvTranspose3d, format="cp"): ...
-
-
 class CPLinear(TensorLinear, format="cp"): ...
-
-
-class EinsumConv1d(TensorConv1d, format="einsum"): ...
 
 
 class EinsumConv2d(TensorConv2d, format="einsum"):
@@ -112,22 +81,12 @@ class EinsumConv2d(TensorConv2d, format="einsum"):
     """
 
 
+class EinsumConv1d(TensorConv1d, format="einsum"): ...
 class EinsumConv3d(TensorConv3d, format="einsum"): ...
-
-
 class EinsumConvTranspose1d(TensorConvTranspose1d, format="einsum"): ...
-
-
 class EinsumConvTranspose2d(TensorConvTranspose2d, format="einsum"): ...
-
-
 class EinsumConvTranspose3d(TensorConvTranspose3d, format="einsum"): ...
-
-
 class EinsumLinear(TensorLinear, format="einsum"): ...
-
-
-class HTConv1d(TensorConv1d, format="ht"): ...
 
 
 class HTConv2d(TensorConv2d, format="ht"):
@@ -141,22 +100,12 @@ class HTConv2d(TensorConv2d, format="ht"):
     """
 
 
+class HTConv1d(TensorConv1d, format="ht"): ...
 class HTConv3d(TensorConv3d, format="ht"): ...
-
-
 class HTConvTranspose1d(TensorConvTranspose1d, format="ht"): ...
-
-
 class HTConvTranspose2d(TensorConvTranspose2d, format="ht"): ...
-
-
 class HTConvTranspose3d(TensorConvTranspose3d, format="ht"): ...
-
-
 class HTLinear(TensorLinear, format="ht"): ...
-
-
-class TRConv1d(TensorConv1d, format="tr"): ...
 
 
 class TRConv2d(TensorConv2d, format="tr"):
@@ -170,22 +119,12 @@ class TRConv2d(TensorConv2d, format="tr"):
     """
 
 
+class TRConv1d(TensorConv1d, format="tr"): ...
 class TRConv3d(TensorConv3d, format="tr"): ...
-
-
 class TRConvTranspose1d(TensorConvTranspose1d, format="tr"): ...
-
-
 class TRConvTranspose2d(TensorConvTranspose2d, format="tr"): ...
-
-
 class TRConvTranspose3d(TensorConvTranspose3d, format="tr"): ...
-
-
 class TRLinear(TensorLinear, format="tr"): ...
-
-
-class TTConv1d(TensorConv1d, format="tt"): ...
 
 
 class TTConv2d(TensorConv2d, format="tt"):
@@ -200,22 +139,12 @@ class TTConv2d(TensorConv2d, format="tt"):
     """
 
 
+class TTConv1d(TensorConv1d, format="tt"): ...
 class TTConv3d(TensorConv3d, format="tt"): ...
-
-
 class TTConvTranspose1d(TensorConvTranspose1d, format="tt"): ...
-
-
 class TTConvTranspose2d(TensorConvTranspose2d, format="tt"): ...
-
-
 class TTConvTranspose3d(TensorConvTranspose3d, format="tt"): ...
-
-
 class TTLinear(TensorLinear, format="tt"): ...
-
-
-class TuckerConv1d(TensorConv1d, format="tucker"): ...
 
 
 class TuckerConv2d(TensorConv2d, format="tucker"):
@@ -230,16 +159,9 @@ class TuckerConv2d(TensorConv2d, format="tucker"):
     """
 
 
+class TuckerConv1d(TensorConv1d, format="tucker"): ...
 class TuckerConv3d(TensorConv3d, format="tucker"): ...
-
-
 class TuckerConvTranspose1d(TensorConvTranspose1d, format="tucker"): ...
-
-
 class TuckerConvTranspose2d(TensorConvTranspose2d, format="tucker"): ...
-
-
 class TuckerConvTranspose3d(TensorConvTranspose3d, format="tucker"): ...
-
-
 class TuckerLinear(TensorLinear, format="tucker"): ...

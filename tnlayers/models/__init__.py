@@ -24,24 +24,7 @@ from tnlayers.models.tednet import tednet_resnet
 from tnlayers.models.wide import WideBlock, WideResNet, wrn28_10
 
 __all__ = [
-    "BasicBlock",
-    "Bottleneck",
-    "ImageNetBlock",
-    "ImageNetResNet",
-    "ResNet",
-    "WideBlock",
-    "WideResNet",
-    "dense_conv",
-    "resnet18",
-    "resnet20",
-    "resnet32",
-    "resnet34",
-    "resnet44",
-    "resnet50",
-    "resnet56",
-    "resnet101",
-    "resnet110",
-    "resnet152",
-    "tednet_resnet",
-    "wrn28_10",
-]
+    "BasicBlock", "Bottleneck", "ImageNetBlock", "ImageNetResNet", "ResNet", "WideBlock", "WideResNet", "dense_conv",
+    "resnet18", "resnet20", "resnet32", "resnet34", "resnet44", "resnet50", "resnet56", "resnet101", "resnet110",
+    "resnet152", "tednet_resnet", "wrn28_10",
+]  # fmt: skip
