@@ -322,6 +322,7 @@ def test_cutmix_mixes_the_share_of_the_batches_that_is_asked_for(config):
     assert abs(mixed - 100) < 4.4 * (400 * 0.25 * 0.75) ** 0.5  # one in 10^5
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # of inductor's first import
 @pytest.mark.parametrize(
     "options", [{"channels_last": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)], ids=str
 )
