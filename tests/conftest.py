@@ -6,6 +6,9 @@ import multiprocessing
 import pytest
 import torch
 
+from tnlayers.ops import contraction
+from tnlayers.planning import choose, options, plan, search_space
+
 # The tensors here are tiny: threads only wait for each other, and the runner keeps the cores busy with several tests.
 torch.set_num_threads(1)
 # Tests of several processes fork them from one that has imported this: it takes longer than what they do.
@@ -24,3 +27,23 @@ def _collector_ignores_what_is_there():
     """What was imported stays: the collector, and a swap that looks for optimizers, need not see it each time."""
     gc.collect()
     gc.freeze()
+
+
+def _forget_plans():
+    for module in (choose, options, plan, search_space, contraction):
+        for value in vars(module).values():
+            getattr(value, "cache_clear", lambda: None)()
+
+
+@pytest.fixture
+def no_plans():
+    """Forget what other tests have planned."""
+    _forget_plans()
+
+
+@pytest.fixture
+def avx512(no_plans, monkeypatch):
+    """Plan as on a CPU with AVX512, whatever this one has, and forget these plans."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    yield
+    _forget_plans()

@@ -15,8 +15,6 @@ import tnlayers
 from cases import CASES
 from tnlayers import Geometry, TensorNetwork, formats, models, testing
 from tnlayers.layers import by_format
-from tnlayers.planning import choose, options, search_space
-from tnlayers.planning import plan as planning_plan
 from tnlayers.planning.choose import plan
 from tnlayers.planning.setting import Setting
 
@@ -96,12 +94,8 @@ def test_the_same_seed_draws_the_same_cores():
         assert found == pytest.approx(checksum, abs=1e-6), (case, init)
 
 
-def test_plans_are_those_that_were(monkeypatch):
+def test_plans_are_those_that_were(avx512):
     """Of every setting of benchmarks/results/speed.csv: the order, and the whole text that explain() prints."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")  # as where it was written
-    for module in (choose, options, planning_plan, search_space):
-        for value in vars(module).values():
-            getattr(value, "cache_clear", lambda: None)()
     for row in rows("plans.csv"):
         network, size = TensorNetwork.parse(row["network"]), int(row["size"])
         outputs, inputs, *kernel = network.dense_shape

@@ -84,12 +84,12 @@ def check_files(commands: Sequence[Command]) -> None:
         ConfigError: a checkpoint or results would be lost.
         WriteError: --results cannot be written.
     """
-    for command in commands:
-        if command.results is not None:
-            check(command.results, "results")
-            check_kept(command.results, [run for each in commands for run in each.runs])
-        for run in command.runs:
-            check_new(run)
+    runs = [run for command in commands for run in command.runs]
+    if commands[0].results is not None:  # one flag for all commands
+        check(commands[0].results, "results")
+        check_kept(commands[0].results, runs)
+    for run in runs:
+        check_new(run)
 
 
 @distributed.signals.obeyed()

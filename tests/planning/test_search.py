@@ -54,17 +54,9 @@ def large(name: str) -> tuple[TensorNetwork, Geometry]:
     return network, Geometry(network.dense_shape[1], network.dense_shape[0], kernel, padding=1 if kernel else 0)
 
 
-@pytest.fixture
-def clear():
-    """Forget what other tests have planned."""
-    for module in (planning, tnlayers.planning.options, tnlayers.planning.plan, search_space, tnlayers.ops.contraction):
-        for value in vars(module).values():
-            getattr(value, "cache_clear", lambda: None)()
-
-
 @pytest.mark.parametrize("strategy", ["auto", "reconstruct", "factorized"])
 @pytest.mark.parametrize("name", LARGE)
-def test_few_steps_are_priced_and_little_memory_taken(name, strategy, clear, monkeypatch):
+def test_few_steps_are_priced_and_little_memory_taken(name, strategy, no_plans, monkeypatch):
     """In every mode, thrifty or not; and of a new size, none is searched."""
     network, geometry = large(name)
     size = (28, 28)[: geometry.ndim]
@@ -84,7 +76,7 @@ def test_few_steps_are_priced_and_little_memory_taken(name, strategy, clear, mon
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_little_memory_is_taken(name, clear):
+def test_little_memory_is_taken(name, no_plans):
     network, geometry = large(name)
     tracemalloc.start()
     plan(network, geometry, Setting(7, (28, 28)[: geometry.ndim]))
@@ -156,7 +148,7 @@ def test_between_the_corners_known_ways_are_near_to_the_best(layer):
         assert found.seconds <= 1.1 * best.seconds
 
 
-def test_a_new_size_searches_nothing(clear, monkeypatch):
+def test_a_new_size_searches_nothing(no_plans, monkeypatch):
     """Within powers of two around sizes that were seen."""
     layer = tnlayers.TRConv2d(8, 12, 3, rank=3)
     layer(torch.randn(5, 8, 10, 10))

@@ -13,7 +13,7 @@ from tnlayers import validate
 from tnlayers.backend.torch_state import autocast_dtype, constant_to_compilers, sizes, traced
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.execution.run import apply_steps, pad, prepare_weights, run
-from tnlayers.ops.contraction import order
+from tnlayers.ops.contraction import to_kernel
 from tnlayers.ops.input_step import MATMUL
 from tnlayers.planning.choose import candidates, parse, plan
 from tnlayers.planning.plan import Plan
@@ -70,7 +70,7 @@ class LayerExecutor:
         self.frozen = False
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._weights: OrderedDict[Any, _Kept] = OrderedDict()
-        self.contraction = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
+        self.contraction = to_kernel(network)
         self._latest: tuple[int, tuple[int, ...]] | None = None
 
     def __reduce__(self) -> Any:

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tnlayers.init.exact_gain import exact, smooth, typical
 from tnlayers.init.variance import Init, Variance
-from tnlayers.ops.contraction import order
+from tnlayers.ops.contraction import to_kernel
 from tnlayers.ops.squared_norm import fastest, squared
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -53,7 +53,7 @@ def draw(
     norm = variance.weight_std * math.sqrt(network.dense_params)
     # Contracting a network may need tensors far larger than its kernel. Then the norm is right only in expectation.
     most = max(LARGEST, network.dense_params)
-    wide = order(network.cores, network.dense_axes, tuple(network.sizes.items())).largest > most
+    wide = to_kernel(network).largest > most
     if init.exact and (wide or network.dense_params > LARGEST):
         if fastest(network, draws[0].device.type, str(draws[0].dtype).removeprefix("torch.")).largest > most:
             return draws

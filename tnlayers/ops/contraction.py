@@ -228,6 +228,16 @@ def contract(operands: Sequence[Tensor], axes: Sequence[Axes], out: Axes) -> Ten
     return order(tuple(axes), out, tuple(sizes.items()))(operands)
 
 
+def to_kernel(network: TensorNetwork) -> Contraction:
+    """Return the contraction of a network's cores to the kernel, its channel axes split into factors.
+
+    Example:
+        >>> to_kernel(TensorNetwork.parse("i:2 r:3, o:4 r, w:5 r")).largest
+        40
+    """
+    return order(network.cores, network.dense_axes, tuple(network.sizes.items()))
+
+
 def reconstruct(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
     """Return the dense kernel, shape (out, in, *kernel), differentiable, in the cores' dtype also under autocast.
 

@@ -14,7 +14,7 @@ from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS, rates_of
 from tnlayers.backend.sharding import whole
 from tnlayers.backend.torch_state import again, constant_to_compilers, own_precision, plain_autograd
 from tnlayers.backend.views import unviewed
-from tnlayers.ops.contraction import Contraction, order
+from tnlayers.ops.contraction import Contraction, order, to_kernel
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
@@ -158,7 +158,7 @@ def norm_contractions(network: TensorNetwork, device: str, dtype: str) -> Iterat
     """
     trees: dict[int, Any] = {k: k for k in range(len(network.cores))}
     yield _norm_contraction(network, [*trees.values()], device, dtype)
-    kernel = order(network.cores, network.dense_axes, tuple(network.sizes.items()))
+    kernel = to_kernel(network)
     for number, step in enumerate(kernel.steps, start=len(trees)):
         trees[number] = tuple(trees.pop(k) for k in sorted((step.left.operand, step.right.operand)))
         if len(trees) <= GROUPS:

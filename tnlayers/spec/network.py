@@ -173,14 +173,14 @@ class TensorNetwork:
                 ...
             ValueError: core 0 has shape (2, 4); network 'i r, r o' has (4, 2) there
         """
-        given = tuple(map(tuple, shapes))
+        given = tuple(shapes)
         if given == self.core_shapes:
             return
         if len(given) != len(self.cores):
             raise ValueError(f"there are {len(given)} cores; network '{self}' has {len(self.cores)}")
         number = next(k for k, shape in enumerate(given) if shape != self.core_shapes[k])
         raise ValueError(
-            f"core {number} has shape {given[number]}; network '{self}' has {self.core_shapes[number]} there"
+            f"core {number} has shape {tuple(given[number])}; network '{self}' has {self.core_shapes[number]} there"
         )
 
     # ------------------------------------------------------------------ axes

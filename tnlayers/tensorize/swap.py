@@ -246,13 +246,15 @@ def _back(
     for site in chosen:
         if any(getattr(site.module, name) for name in STATE_HOOKS):
             raise ValueError(f"{site.names[0]} has hooks on its state_dict, which would be lost; remove them first")
-    asked = example is None and mentions(model, "weight")
     read = {} if example is None else reads(model, [site.module for site in chosen], example)
     with torch.no_grad():
         for site in chosen:
             site.new = convert(site.module)
-            if not isinstance(site.new, site.module.dense_type):
-                _make_readable(site, read.get(site.module, Read(kind=asked)))
+        sequences = [site for site in chosen if not isinstance(site.new, site.module.dense_type)]
+        unseen = Read(kind=bool(sequences) and example is None and mentions(model, "weight"))
+        for site in sequences:
+            _make_readable(site, read.get(site.module, unseen))
+        for site in chosen:
             keep_bias(site)
     # Before the first replacement, find all that leaves the model, and what would keep it.
     stays = {id(p) for site in chosen for p in site.new.parameters()}
