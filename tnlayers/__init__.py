@@ -23,11 +23,11 @@ from tnlayers.layers.conv_transpose import (
     TensorConvTranspose3d,
 )
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.overview.summary import Summary, summary
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.optimizer import remap_optimizer_
-from tnlayers.tensorize.overview import Summary, summary
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.swap import densify_, tensorize_, unfold_
 from tnlayers.training.calibrate import calibrate_, scale_residual_

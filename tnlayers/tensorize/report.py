@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tnlayers.tensorize import text_tables
+from tnlayers import text_tables
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tnlayers
 from cases import FAMILIES, KINDS
 from tnlayers import Summary, TensorizeConfig, densify_, summary, tensorize_
-from tnlayers.tensorize.overview import ELSEWHERE
+from tnlayers.overview.summary import ELSEWHERE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "counting.md").read_text(encoding="utf-8")
 CODE = r"(?s)```python\n(.*?)```"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tnlayers import text_tables
 from tnlayers.backend.observe import as_written, evaluating, input_of, run_on_copy
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
-from tnlayers.tensorize import text_tables
 from tnlayers.tensorize.flops import dense_flops
 from tnlayers.tensorize.sites import LayerSite, layers, unwrapped
 
