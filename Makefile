@@ -1,5 +1,7 @@
 # make demo   sets up and trains a dense and a tensor-ring ResNet side by side on real images
 # make test   sets up and runs the tests
+# make docs   builds the site in docs/_build/html, tutorials run, with warnings as errors
+# make test-docs   opens that site in headless Chromium: links, search, formulas, pictures
 # make test-base   the README's code, the doctests and fits with the wheel alone in a fresh venv, without extras
 # make test-latest   the tests, and those on timm's models, with the torch of constraints-latest.txt; 6 GB in a venv of its own
 # make results-smoke   the pipeline of the results, training to tables, in two minutes on small images
@@ -10,7 +12,7 @@ EXTRAS ?= benchmarks,test,lint
 PY := $(VENV)/bin/python
 BASE := .venv-base
 
-.PHONY: demo test test-slow test-base test-latest results-smoke lint clean
+.PHONY: demo test docs test-docs test-slow test-base test-latest results-smoke lint clean
 
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +24,17 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(PY) -m pytest -n 2 --dist worksteal
+
+$(VENV)/docs-ready: $(VENV)/ready
+	$(PY) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/docs-ready
+	$(PY) benchmarks/report/tables.py --check
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
+test-docs: docs
+	$(PY) -m pytest -m site tests/site
 
 test-slow: $(VENV)/ready
 	$(PY) -m pytest -m slow
@@ -51,4 +64,4 @@ lint: $(VENV)/ready
 	$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) $(BASE) .venv-latest runs
+	rm -rf $(VENV) $(BASE) .venv-latest runs docs/_build docs/tutorials docs/reference/layers

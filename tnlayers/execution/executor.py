@@ -118,7 +118,7 @@ class LayerExecutor:
         training: bool,
         output_padding: tuple[int, ...] | None = None,
     ) -> Tensor:
-        """Run the layer on an input of shape (batch, in_channels, *spatial)."""
+        """Run the layer on an input of shape ``(batch, in_channels, *spatial)``."""
         grad = torch.is_grad_enabled() and (x.requires_grad or any(core.requires_grad for core in cores))
         if grad and self.frozen:
             self.thaw()  # an optimizer step may follow; fused optimizers do not raise the cores' version

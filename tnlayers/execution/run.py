@@ -20,12 +20,12 @@ def run(plan: Plan, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = No
 
     Args:
         plan: plan for the network and geometry of the cores.
-        x: shape (batch, in_channels, *spatial).
+        x: shape ``(batch, in_channels, *spatial)``.
         cores: in network order.
         bias: shape (out_channels,), or None.
 
     Returns:
-        Tensor: shape (batch, out_channels, *spatial').
+        Tensor: shape ``(batch, out_channels, *spatial')``.
     """
     x = pad(plan, x)
     if torch.is_grad_enabled() and plain_autograd() and plan.own_backward:

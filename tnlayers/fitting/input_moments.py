@@ -90,7 +90,7 @@ def follow(kernel: Tensor, own: Tensor, cross: Tensor) -> Tensor:
     (\sum x x^T)^{-1}`. A thousandth of the mean diagonal is added to both sums, which pulls W' towards W.
 
     Args:
-        kernel: shape (out, in of one group, *kernel).
+        kernel: shape ``(out, in of one group, *kernel)``.
         own: first sum of ``second_moments``.
         cross: second sum of ``second_moments``.
 

@@ -81,7 +81,7 @@ class TensorConv(TensorConvNd):
         **options: the format's own.
 
     Shape:
-        As ``torch.nn.ConvNd``: (N, in_channels, *spatial) or (in_channels, *spatial).
+        As ``torch.nn.ConvNd``: ``(N, in_channels, *spatial)`` or ``(in_channels, *spatial)``.
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted. Or the

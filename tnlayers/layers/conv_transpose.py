@@ -18,15 +18,16 @@ class TensorConvTranspose(TensorConvNd):
     """A transposed convolution whose kernel is a tensor network.
 
     As in every layer, the network's input axes are the input channels, and its output axes the output channels.
-    ``layer.weight`` has the shape of torch's, (in_channels, out_channels / groups, *kernel_size).
+    ``layer.weight`` has the shape of torch's, ``(in_channels, out_channels / groups, *kernel_size)``.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as ``torch.nn.ConvTransposeNd`` takes them, in its order.
-        rank, in_shape, out_shape, init, strategy, memory, **options: see ``TensorConv``.
+        in_channels, out_channels, kernel_size, stride, padding: as ``torch.nn.ConvTransposeNd`` takes them.
+        output_padding, groups, bias, dilation, padding_mode, device, dtype: the same, in its order.
+        rank, in_shape, out_shape, init, strategy, memory: see ``TensorConv``.
+        **options: the format's own.
 
     Shape:
-        As ``torch.nn.ConvTransposeNd``: (N, in_channels, *spatial) or (in_channels, *spatial).
+        As ``torch.nn.ConvTransposeNd``: ``(N, in_channels, *spatial)`` or ``(in_channels, *spatial)``.
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted.
@@ -79,12 +80,12 @@ class TensorConvTranspose(TensorConvNd):
         """Apply the layer.
 
         Args:
-            input: shape (N, in_channels, *spatial), or (in_channels, *spatial) unbatched.
+            input: shape ``(N, in_channels, *spatial)``, or ``(in_channels, *spatial)`` unbatched.
             output_size: spatial size of the output, with or without batch and channels before it, as for
                 ``torch.nn.ConvTransposeNd.forward``: one of the ``stride`` sizes that the input can come from.
 
         Returns:
-            Tensor: shape (N, out_channels, *spatial'), or without N.
+            Tensor: shape ``(N, out_channels, *spatial')``, or without N.
 
         Raises:
             ValueError: the input has other dimensions or channels, or cannot give this output size.

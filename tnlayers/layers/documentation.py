@@ -36,7 +36,7 @@ def add_arguments(layer: type[Any], format_type: type[Format]) -> None:
     if own is None:
         what = re.split("[;.]", layer.__mro__[1].__doc__ or "")[0]
         own = f"{what}, in the format {format_type.__name__}.\n\n{first}"
-    arguments = re.sub(r"\n *\*\*options: the format's own\.|, \*\*options", "", arguments)
+    arguments = re.sub(r"\n *\*\*options: the format's own\.", "", arguments)
     described = f"{arguments}\n{options.partition(end)[0]}".rstrip()
     layer.__doc__ = f"{inspect.cleandoc(own)}\n\nArgs:\n{described}{end}{rest}\n"
 

@@ -23,12 +23,13 @@ class TensorLinear(TensorLayer):
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear`` takes them; dtype is float64, float32,
             bfloat16 or float16.
-        rank, init, strategy, memory, **options: see ``TensorConv``.
+        rank, init, strategy, memory: see ``TensorConv``.
         in_shape, out_shape: factors of in_features and of out_features, most significant first; None: the format's own
             split.
+        **options: the format's own.
 
     Shape:
-        As ``torch.nn.Linear``: (*, in_features) -> (*, out_features).
+        As ``torch.nn.Linear``: ``(*, in_features)`` -> ``(*, out_features)``.
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted.

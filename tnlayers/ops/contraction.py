@@ -239,7 +239,7 @@ def to_kernel(network: TensorNetwork) -> Contraction:
 
 
 def reconstruct(network: TensorNetwork, cores: Sequence[Tensor]) -> Tensor:
-    """Return the dense kernel, shape (out, in, *kernel), differentiable, in the cores' dtype also under autocast.
+    """Return the dense kernel, shape ``(out, in, *kernel)``, differentiable, in the cores' dtype also under autocast.
 
     Example:
         >>> cp = TensorNetwork.parse("i:2 r:3, o:4 r, w:5 r")

@@ -203,7 +203,7 @@ class TensorNetwork:
 
     @property
     def dense_shape(self) -> tuple[int, ...]:
-        """Shape of the dense kernel: (out, in, *kernel)."""
+        """Shape of the dense kernel: ``(out, in, *kernel)``."""
         return (math.prod(self.shape(self.outputs)), math.prod(self.shape(self.inputs)), *self.shape(self.kernel))
 
     @property

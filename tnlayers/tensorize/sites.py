@@ -58,7 +58,7 @@ class LayerSite:
 
     @property
     def kernel(self) -> Tensor:
-        """The kernel in the order of the network's axes: (out, in, *taps)."""
+        """The kernel in the order of the network's axes: ``(out, in, *taps)``."""
         weight: Tensor = self.module.weight.detach()
         return exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
 
