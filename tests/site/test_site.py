@@ -1,6 +1,7 @@
 """The built site, opened in a browser. `make test-docs` builds it and runs these; they are no part of `make test`."""
 
 import functools
+import importlib
 import os
 import shutil
 import threading
@@ -93,9 +94,7 @@ def test_nothing_names_another_host():
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = (
-        pytest.importorskip("playwright.sync_api") if not REQUIRED else __import__("playwright.sync_api").sync_api
-    )
+    sync_api = (importlib.import_module if REQUIRED else pytest.importorskip)("playwright.sync_api")
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         lacks("there is no Chromium on this machine: apt-get install chromium")

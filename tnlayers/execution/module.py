@@ -138,11 +138,12 @@ class ExecutableModule(nn.Module):
         """Apply the layer.
 
         Args:
-            input: shape ``(batch, in_channels, *spatial)``, or ``(in_channels, *spatial)`` unbatched; for a linear layer
-                ``(*, in_features)``.
+            input: shape ``(batch, in_channels, *spatial)``, or ``(in_channels, *spatial)`` unbatched; for a linear
+                layer ``(*, in_features)``.
 
         Returns:
-            Tensor: shape ``(batch, out_channels, *spatial')``, or without batch; for a linear layer ``(*, out_features)``.
+            Tensor: shape ``(batch, out_channels, *spatial')``, or without batch; for a linear layer
+                ``(*, out_features)``.
 
         Raises:
             ValueError: the number of dimensions or channels is wrong.

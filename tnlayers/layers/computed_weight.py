@@ -153,8 +153,8 @@ class ComputesWeight(nn.Module):
     def weight(self) -> Tensor:
         """The dense kernel, contracted at each access, in the shape of torch's layer.
 
-        The shape is ``(out_channels, in_channels / groups, *kernel_size)``; for a transposed convolution ``(in_channels,
-        out_channels / groups, *kernel_size)``; for a linear layer (out_features, in_features).
+        The shape is ``(out_channels, in_channels / groups, *kernel_size)``; for a transposed convolution
+        ``(in_channels, out_channels / groups, *kernel_size)``; for a linear layer (out_features, in_features).
 
         It is read-only: in-place writes and assignments raise.
         """

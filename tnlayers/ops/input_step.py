@@ -215,7 +215,10 @@ class InputStep:
 
 
 def reorder(x: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], last: bool = False) -> Tensor:
-    """Permute the channels of ``(batch, channels, *spatial)``, split into ``sizes``. ``last``: to channels-last memory."""
+    """Permute the channels of ``(batch, channels, *spatial)``, split into ``sizes``.
+
+    ``last``: to channels-last memory.
+    """
     batch, places = x.shape[0], x.shape[2:]
     spatial = range(1 + len(sizes), 1 + len(sizes) + len(places))
     x = x.reshape(batch, *sizes, *places).permute(0, *(1 + k for k in order), *spatial)

@@ -106,7 +106,7 @@ class Geometry:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of torch's weight: ``(out, in / groups, *kernel)``, or ``(in, out / groups, *kernel)`` if transposed."""
+        """Shape of torch's weight: ``(out, in / groups, *kernel)``; transposed: ``(in, out / groups, *kernel)``."""
         first, second = self.out_channels, self.in_channels
         if self.transposed:
             first, second = second, first
