@@ -53,7 +53,7 @@ def test_versions_agree():
     assert citation["version"] == tnlayers.__version__
     assert PROJECT["tool"]["hatch"]["version"]["path"] == "tnlayers/_version.py"
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)[0] == tnlayers.__version__
+    assert tnlayers.__version__ in re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)[:2]
 
 
 def test_the_changelog_has_the_five_sections_in_order():
