@@ -18,7 +18,7 @@ UNITS = (
     "s", "seconds?", "minutes?", "hours?", "KB", "kB", "MB", "GB", "images per second", "images/s",
 )  # fmt: skip
 """An x between two numbers, as in 8 x 8, is a size and not a ratio."""
-MEASURED = re.compile(rf"(?<![\w.])\d[\d.,]*[ \t]*\n?[ \t]*(?:{'|'.join(UNITS)})(?!\w)(?!(?<=x)[ \t]*\d)")
+MEASURED = re.compile(rf"(?<![\w.])(?<![A-Za-z]-)\d[\d.,]*[ \t]*\n?[ \t]*(?:{'|'.join(UNITS)})(?!\w)(?!(?<=x)[ \t]*\d)")
 HIDDEN = tuple(
     re.compile(pattern, re.MULTILINE | re.DOTALL)
     for pattern in (
