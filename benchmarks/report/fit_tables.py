@@ -34,9 +34,13 @@ def compress(rows: Rows) -> str:
         if row["note"] and not row["drop"]:
             notes.append(f"{' '.join(named)}: {row['note']}.")
     peers = ["tensorly's", "tensorly-torch's"]
-    header = ["network", "format", "keep", "layers swapped", "parameters", "of dense", "error", *peers]
-    header += ["accuracy before", *peers, "images of the fine-tune", "after", "points lost"]
-    header += ["time / dense, 1 image", "batch 32", "unfolded, 1 image", "batch 32"]
+    header = ["network", "format", "keep", "layers swapped", "parameters", "of dense"]
+    header += ["error", *(f"{peer} error" for peer in peers)]
+    header += ["accuracy before", *(f"{peer} before" for peer in peers), "images of the fine-tune", "after"]
+    header += [
+        "points lost",
+        *(f"{way} / dense, {size}" for way in ("time", "unfolded") for size in ("1 image", "batch 32")),
+    ]
     return "\n\n".join([markdown(header, table), *notes, source(rows)])
 
 

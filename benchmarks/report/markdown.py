@@ -49,3 +49,24 @@ def source(rows: Rows) -> str:
     """Return the distinct machines, versions, commits and dates of the rows."""
     columns = {"machine": "{}", "torch": "torch {}", "tnlayers": "tnlayers {}", "commit": "commit {}", "date": "{}"}
     return "; ".join(form.format(", ".join(dict.fromkeys(row[key] for row in rows))) for key, form in columns.items())
+
+
+def split_tables(text: str) -> list[list[list[str]]]:
+    """Return the cells of every table in a Markdown text: by table, by row (the header first), by column."""
+    tables: list[list[list[str]]] = []
+    inside = False
+    for line in text.splitlines():
+        cells = line.removeprefix("| ").removesuffix(" |").split(" | ")
+        if not line.startswith("|"):
+            inside = False
+        elif not inside:
+            inside = True
+            tables.append([cells])
+        elif set(cells) != {"---"}:
+            tables[-1].append(cells)
+    return tables
+
+
+def folded(title: str, text: str) -> str:
+    """Return a text that the site shows when a reader opens it."""
+    return f":::{{dropdown}} {title}\n\n{text}\n\n:::"

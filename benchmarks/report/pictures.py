@@ -1,4 +1,4 @@
-"""Draw README.md's pictures from the CSV files in benchmarks/results: python benchmarks/report/pictures.py.
+"""Draw the pictures of the pages from the CSV files in benchmarks/results: python benchmarks/report/pictures.py.
 
 Each picture is written beside the CSV file of its name. The FLOPs in results.png are counted by running the networks.
 """
@@ -7,6 +7,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common.chosen import chosen
+from benchmarks.common.names import DENSE, DENSE_ARM, REFERENCES
 from benchmarks.common.rows import RESULTS, groups, read_csv
 from benchmarks.common.trained_networks import CHANNELS, SIZE, drawn, trained
 from benchmarks.report.start_tables import SHOWN
@@ -155,6 +158,32 @@ def depth(rows: Rows) -> Figure:
     return figure
 
 
+def convergence(rows: Rows) -> Figure:
+    """Draw test accuracy by start: a row of panels per network, a column per data set, one dot per format."""
+    reached = [choice for choice in chosen(rows) if choice["accuracy"] is not None]
+    formats = [choice for choice in reached if choice["family"] not in REFERENCES]
+    starts = [start for start in SHOWN if any(choice["arm"] == start for choice in formats)]
+    datasets, networks = ([*dict.fromkeys(choice[key] for choice in reached)] for key in ("dataset", "network"))
+    figure = Figure(figsize=(13, 8), dpi=140, layout="constrained")
+    panels = figure.subplots(len(networks), len(datasets), sharex=True, squeeze=False)
+    for axes, (network, dataset) in zip(panels.flat, product(networks, datasets), strict=True):
+        here = [choice for choice in reached if (choice["network"], choice["dataset"]) == (network, dataset)]
+        for place, (family, colour) in enumerate(COLOURS.items()):
+            dots = [choice for choice in here if choice["family"] == family and choice["arm"] in starts]
+            x = [starts.index(choice["arm"]) + (place - 2.5) / 10 for choice in dots]
+            style = {"s": 20, "color": colour, "lw": 0, "label": family if dots else None}
+            axes.scatter(x, [100 * choice["accuracy"] for choice in dots], **style)
+        dense = [100 * one["accuracy"] for one in here if (one["family"], one["arm"]) == (DENSE, DENSE_ARM)]
+        axes.axhline(*dense, color="#111111", lw=1, ls=":", label="dense, He")
+        axes.set(title=f"{network}, {dataset}", ylim=(-4, 108 * max(choice["accuracy"] for choice in here)))
+        axes.set_xticks(range(len(starts)), [SHOWN[start].strip("`") for start in starts], rotation=40, ha="right")
+        plain(axes)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("test accuracy, %")
+    panels[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 INITS = ("default", "paper", "kaiming", "xavier", "tednet", "calibrated")
 
 
@@ -165,7 +194,7 @@ def _lines(panels: Sequence[Axes], rows: Rows, **style: Any) -> None:
         plain(axes)
 
 
-FIGURES = {"speed": speed, "compress": compress, "depth": depth, "results": results}
+FIGURES = {"speed": speed, "compress": compress, "depth": depth, "convergence": convergence, "results": results}
 
 
 def main() -> None:

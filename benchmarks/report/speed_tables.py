@@ -18,19 +18,19 @@ MEASURED = (
 def speed(rows: Rows) -> str:
     """Return ratios of time and peak memory by family: the geometric mean over rows, and the worst row."""
     columns: dict[str, Callable[[DataFrame], Series]] = {
-        "/ dense, training, batch 32": lambda runs: _over(runs, "dense", mode="train", batch="32"),
-        "batch 1": lambda runs: _over(runs, "dense", mode="train", batch="1"),
-        "/ dense, inference, batch 32": lambda runs: _over(runs, "dense", mode="infer", batch="32"),
-        "batch 1 ": lambda runs: _over(runs, "dense", mode="infer", batch="1"),
-        "frozen, batch 1": lambda runs: _over(runs, "dense", mode="frozen", batch="1"),
-        "/ tednet": lambda runs: _over(runs, "tednet"),
-        "/ tensorly-torch": lambda runs: _over(runs, "tltorch"),
-        "/ best own plan": lambda runs: _over(runs, *OWN),
-        "peak memory / dense": lambda runs: _over(runs, "dense_peak", ours="auto_peak", mode="train"),
-        "memory='low', batch 32: peak / dense": lambda runs: _over(
+        "/ dense, training, batch 32": lambda runs: over(runs, "dense", mode="train", batch="32"),
+        "/ dense, training, batch 1": lambda runs: over(runs, "dense", mode="train", batch="1"),
+        "/ dense, inference, batch 32": lambda runs: over(runs, "dense", mode="infer", batch="32"),
+        "/ dense, inference, batch 1": lambda runs: over(runs, "dense", mode="infer", batch="1"),
+        "/ dense, inference, frozen, batch 1": lambda runs: over(runs, "dense", mode="frozen", batch="1"),
+        "/ tednet": lambda runs: over(runs, "tednet"),
+        "/ tensorly-torch": lambda runs: over(runs, "tltorch"),
+        "/ best own plan": lambda runs: over(runs, *OWN),
+        "peak memory / dense": lambda runs: over(runs, "dense_peak", ours="auto_peak", mode="train"),
+        "memory='low', batch 32: peak / dense": lambda runs: over(
             runs, "dense_peak", ours="low_peak", mode="train", batch="32"
         ),
-        "its time / auto": lambda runs: _over(runs, "auto", ours="low", mode="train", batch="32"),
+        "its time / auto": lambda runs: over(runs, "auto", ours="low", mode="train", batch="32"),
     }
     frame = numbers(rows, *MEASURED)
     table = [
@@ -41,12 +41,12 @@ def speed(rows: Rows) -> str:
     cuts = statistics.quantiles(noise, n=20)
     spread = f"{min(noise):.2f} to {max(noise):.2f}, nine in ten {cuts[0]:.2f} to {cuts[-1]:.2f}"
     return (
-        f"{markdown(['family', *map(str.strip, columns)], table)}\n\n"
+        f"{markdown(['family', *columns], table)}\n\n"
         f"{len(rows)} rows. The same dense layer against itself: {spread}. {source(rows)}"
     )
 
 
-def _over(frame: DataFrame, *others: str, ours: str = "auto", **only: str) -> Series:
+def over(frame: DataFrame, *others: str, ours: str = "auto", **only: str) -> Series:
     """Return our time over the fastest of the others, for the rows that have both and match ``only``."""
     for column, value in only.items():
         frame = frame[frame[column] == value]
@@ -61,19 +61,19 @@ def promises(rows: Rows) -> str:
     # Drop rows in which even the contraction with the fewest FLOPs exceeds the limit.
     attainable = frame[frame["least_flops"] <= 1.5 * frame["dense_flops"]]
     kept = {
-        "auto / best own plan": (_over(frame, *OWN), 1.25, 1.05),
-        "auto / dense, batch 32": (_over(frame, "dense", batch="32"), 1.10, None),
-        "auto / dense, inference": (_over(frame, "dense", mode="infer"), 1.05, None),
-        "auto / dense, inference, frozen, batch 1": (_over(frame, "dense", mode="frozen"), 1.05, None),
-        "auto / dense, training, batch 1": (_over(frame, "dense", mode="train", batch="1"), 1.5, None),
-        "the same where FLOPs allow it": (_over(attainable, "dense", mode="train", batch="1"), 1.5, None),
+        "auto / best own plan": (over(frame, *OWN), 1.25, 1.05),
+        "auto / dense, batch 32": (over(frame, "dense", batch="32"), 1.10, None),
+        "auto / dense, inference": (over(frame, "dense", mode="infer"), 1.05, None),
+        "auto / dense, inference, frozen, batch 1": (over(frame, "dense", mode="frozen"), 1.05, None),
+        "auto / dense, training, batch 1": (over(frame, "dense", mode="train", batch="1"), 1.5, None),
+        "the same where FLOPs allow it": (over(attainable, "dense", mode="train", batch="1"), 1.5, None),
         "keep 0.1, training: CP, Tucker, TT chain, TR / dense": (
-            _over(light, "dense", mode="train", rank="0.1"), None, 0.6,
+            over(light, "dense", mode="train", rank="0.1"), None, 0.6,
         ),
-        "auto / tednet": (_over(frame, "tednet"), 1.0, 0.5),
-        "auto / tensorly-torch: CP, Tucker, TT chain": (_over(inner, "tltorch"), 1.0, 0.9),
+        "auto / tednet": (over(frame, "tednet"), 1.0, 0.5),
+        "auto / tensorly-torch: CP, Tucker, TT chain": (over(inner, "tltorch"), 1.0, 0.9),
         "peak memory of a training step / dense": (
-            _over(frame, "dense_peak", ours="auto_peak", mode="train"), 1.25, None,
+            over(frame, "dense_peak", ours="auto_peak", mode="train"), 1.25, None,
         ),
     }  # fmt: skip
     table = [
@@ -110,7 +110,7 @@ def compiled(rows: Rows) -> str:
         [row["family"], row["mode"], *(f"{float(row[key]):.1f}" if row[key] else "" for key in columns)] for row in rows
     ]
     header = ["family", "mode"]
-    header += [title for name in ("dense", "ours", "tednet", "tensorly-torch") for title in (name, "compiled")]
+    header += [title for name in ("dense", "ours", "tednet", "tensorly-torch") for title in (name, f"{name}, compiled")]
     return f"{markdown(header, table)}\n\n{source(rows)}"
 
 

@@ -5,7 +5,7 @@ import statistics
 from benchmarks.common.chosen import chosen
 from benchmarks.common.names import DENSE, DENSE_ARM, REFERENCES
 from benchmarks.common.rows import Row, Rows, groups
-from benchmarks.report.markdown import by, markdown, source
+from benchmarks.report.markdown import by, folded, markdown, source
 
 SHOWN = {
     "default": "default", "equal split": "equal split", "scaled branches": "`scale_residual_`",
@@ -64,17 +64,30 @@ def depth(rows: Rows) -> str:
                 "; ".join(_drift(row, name) for row, name in zip(pair, ends, strict=True) if row) for pair in cells
             ]
             table.append([network, layers, *shown])
-        for name in ends:
-            dense = float(found["dense", "default", name][name])
-            gap, network = max(
-                (abs(float(found[network, "default", name][name]) - dense), network)
-                for network in networks
-                if network != "dense"
-            )
-            notes.append(f"{name} behind {layers} layers {gap:.2f} ({network})")
+    gaps = drift_gaps(rows, "default")
+    for layers, name in dict.fromkeys((layers, name) for _, layers, name in gaps):
+        gap, network = max((gap, one) for (one, *place), gap in gaps.items() if place == [layers, name])
+        notes.append(f"{name} behind {layers} layers {gap:.2f} ({network})")
     header = ["network", "layers", *titles.values()]
     furthest = f"Furthest from dense under the default: {', '.join(notes)}."
     return f"{markdown(header, table)}\n\n{furthest} {rows[0]['draws']} networks each. {source(rows)}"
+
+
+def drift_gaps(rows: Rows, init: str) -> dict[tuple[str, str, str], float]:
+    """Return how far an initialisation drifts from the dense network's, by network, depth and direction.
+
+    A network whose signal is out of range in every draw is infinitely far.
+    """
+    rows = [row for row in rows if row["border"] == "zeros"]
+    gaps: dict[tuple[str, str, str], float] = {}
+    for layers, some in by(rows, "depth"):
+        for name, layer in (("forward", layers), ("backward", "1")):
+            here = {(row["network"], row["init"]): row for row in some if row["layer"] == layer}
+            dense = float(here["dense", "default"][name])
+            for (network, start), row in here.items():
+                if start == init and network != "dense":
+                    gaps[network, layers, name] = abs(float(row[name] or "inf") - dense)
+    return gaps
 
 
 def _drift(row: Row, name: str) -> str:
@@ -102,10 +115,11 @@ def convergence(rows: Rows) -> str:
         places.setdefault((choice["dataset"], choice["network"], choice["family"]), {})[arm] = cell
     titles = SHOWN | {"tltorch": "tensorly-torch's own"}
     titles = {arm: title for arm, title in titles.items() if any(arm in cells for cells in places.values())}
-    table = [[*place, *(cells.get(arm, "") for arm in titles)] for place, cells in places.items()]
-    full = markdown(["images", "network", "family", *titles.values()], table)
-    folded = f"<details><summary>Each family: accuracy, steps, runs that diverged</summary>\n\n{full}\n\n</details>"
-    return "\n\n".join(filter(None, (_reached(rows, titles), _steps(rows), folded, _settings(rows), source(rows))))
+    families = [[*place, *(cells.get(arm, "") for arm in titles)] for place, cells in places.items()]
+    full = markdown(["images", "network", "family", *titles.values()], families)
+    each = folded("Each family: accuracy, steps, runs that diverged", full)
+    settings = folded("Settings of each network", table) if (table := _settings(rows)) else ""
+    return "\n\n".join(filter(None, (_reached(rows, titles), _steps(rows), each, settings, source(rows))))
 
 
 def _reached(rows: Rows, titles: dict[str, str]) -> str:
@@ -150,16 +164,17 @@ def _complete(rows: Rows, *keys: str) -> bool:
     return len(runs) > 1 and all(one == runs[0] for one in runs)
 
 
-def _steps(rows: Rows) -> str:
-    """Return steps to the reference loss with batch normalisation: the default's against the fastest rival's.
+def steps_by_arm(rows: Rows) -> dict[tuple[str, str], tuple[dict[str, list[float]], dict[str, list[float]]]]:
+    """Return steps to the reference loss with batch normalisation, by data set and family, then by initialisation.
 
-    Rates are the best on held-out images, and each initialisation's fastest. A run that does not reach the loss counts
-    as reaching it one step after its last. A family with an incomplete grid has no row.
+    The first dictionary has the steps at the rate that is best on held-out images, the second those at each
+    initialisation's fastest rate, both by seed. A run that does not reach the loss counts as reaching it one step after
+    its last. A family with an incomplete grid is left out.
     """
     normalised = [
         row for row in rows if row["network"] == "resnet" and row["family"] not in REFERENCES and row["steps"]
     ]
-    table, chosen_apart, fastest_apart = [], {}, {}
+    found = {}
     for (dataset, family), runs in groups(normalised, "dataset", "family"):
         last = max(int(run["steps"]) for run in runs)
         rates = {choice["arm"]: choice["lr"] for choice in chosen(runs)}
@@ -168,9 +183,17 @@ def _steps(rows: Rows) -> str:
             steps = {lr: [float(run["steps_to"] or last + 1) for run in same] for lr, same in by(some, "lr")}
             picked[arm], fastest[arm] = steps[rates[arm]], min(steps.values(), key=statistics.fmean)
         if "default" in picked and _complete(runs, "arm"):
-            cells, chosen_apart[f"{dataset} {family}"] = _against_rivals(picked)
-            more, fastest_apart[f"{dataset} {family}"] = _against_rivals(fastest)
-            table.append([dataset, family, *cells, *more])
+            found[dataset, family] = picked, fastest
+    return found
+
+
+def _steps(rows: Rows) -> str:
+    """Return steps to the reference loss with batch normalisation: the default's against the fastest rival's."""
+    table, chosen_apart, fastest_apart = [], {}, {}
+    for (dataset, family), (picked, fastest) in steps_by_arm(rows).items():
+        cells, chosen_apart[f"{dataset} {family}"] = _against_rivals(picked)
+        more, fastest_apart[f"{dataset} {family}"] = _against_rivals(fastest)
+        table.append([dataset, family, *cells, *more])
     if not table:
         return ""
     one = ["steps of the default", "fewest of any other", "difference (by seed)"]

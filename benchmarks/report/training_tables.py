@@ -75,7 +75,7 @@ def presets(rows: Rows) -> str:
         ]
         table.append([model, f"{conv}, rank {rank}", f"{int(runs[0]['parameters']):,}", _trained(ours, False)])
         table[-1] += [_trained(theirs, False), *losses]
-    header = ["network", "format", "parameters", "ours", "tednet's", "training loss, ours", "tednet's"]
+    header = ["network", "format", "parameters", "ours", "tednet's", "training loss, ours", "training loss, tednet's"]
     return f"{markdown(header, table)}\n\n{source([row for row in rows if not row['ratio']])}"
 
 

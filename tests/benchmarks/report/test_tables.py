@@ -30,24 +30,24 @@ def digits_rows():
 def test_a_table_is_made_from_its_results_and_nothing_else_changes(tmp_path):
     write_csv(tmp_path / "digits.csv", digits_rows())
     before = "# Title\n<!-- table: digits -->\nold\n<!-- /table -->\nafter\n"
-    after = tables.rewrite(before, tmp_path)
+    after = tables.Report(tmp_path).rewrite(before, "a.md")
     assert after.startswith("# Title\n<!-- table: digits -->\n| convolutions |")
     assert after.endswith("<!-- /table -->\nafter\n")
     assert "| dense | 98.50 ± 0.50 % | 1,000 | 100.0% | 0.500 | 2 |" in after
     assert "| tr-0.2 | 97.00 ± 0.00 % | 200 | 20.0% | 0.500 | 2 |" in after
     assert f"torch {torch.__version__}" in after
-    assert tables.rewrite(after, tmp_path) == after
+    assert tables.Report(tmp_path).rewrite(after, "a.md") == after
 
 
 def test_tables_that_cannot_be_made_are_told(tmp_path):
     with pytest.raises(ReportError, match=r"asks for the table 'digits', but there is no .*digits\.csv"):
-        tables.rewrite("<!-- table: digits -->\n<!-- /table -->", tmp_path)
+        tables.Report(tmp_path).rewrite("<!-- table: digits -->\n<!-- /table -->", "a.md")
     with pytest.raises(ReportError, match="asks for the table 'fingers', but there are only digits"):
-        tables.rewrite("<!-- table: fingers -->\n<!-- /table -->", tmp_path)
+        tables.Report(tmp_path).rewrite("<!-- table: fingers -->\n<!-- /table -->", "a.md")
     tuning = [row | {"split": "validation"} for row in digits_rows()]
     write_csv(tmp_path / "digits.csv", tuning)
     with pytest.raises(ReportError, match="validation"):
-        tables.rewrite("<!-- table: digits -->\n<!-- /table -->", tmp_path)
+        tables.Report(tmp_path).rewrite("<!-- table: digits -->\n<!-- /table -->", "a.md")
 
 
 def test_check_tells_a_stale_readme(tmp_path, monkeypatch, capsys):
