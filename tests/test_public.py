@@ -32,6 +32,7 @@ NAMES = """
     TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ densify_ freeze_
     frobenius_penalty from_tltorch initialize_ load_tensorized param_groups register remap_optimizer_ save_tensorized
     scale_residual_ solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+    Comparison compare
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from tnlayers import validate
 from tnlayers.formats.base import Format, paired, register
@@ -29,7 +29,7 @@ class TT(Format):
         'i r1, r1 h r2, r2 w r3, r3 o'
     """
 
-    layout: str = "matrix"
+    layout: Literal["matrix", "chain"] = "matrix"
 
     def __post_init__(self) -> None:
         validate.choice("layout", self.layout, ("matrix", "chain"))
