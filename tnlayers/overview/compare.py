@@ -92,11 +92,12 @@ class Comparison:
 
     def __str__(self) -> str:
         rows, note = self._table()
-        return f"{text_tables.text(rows, _NUMBERS)}\n{note}"
+        return f"{text_tables.text(rows, _numbers(rows))}\n{note}"
 
     def _repr_html_(self) -> str:
         """Return the same table for notebooks."""
-        return text_tables.page(*self._table(), _NUMBERS)
+        rows, note = self._table()
+        return text_tables.page(rows, note, _numbers(rows))
 
     def _table(self) -> tuple[list[tuple[str, ...]], str]:
         cells = [
@@ -122,14 +123,21 @@ class Comparison:
             f"Times and memory: the planner's estimates for {self.dtype} on {self.device}, by rates measured on CPUs; "
             "nothing was timed here"
         )
-        return [_HEADER, *cells], note
+        table: list[tuple[str, ...]] = [_HEADER, *cells]
+        if all(row.error is None for row in self.rows):  # nothing was fitted
+            table = [(*row[:-2], row[-1]) for row in table]
+        return table, note
 
 
 _HEADER = (
     "format", "rank", "parameters", "keep", "FLOPs", "train ms", "/ dense", "infer ms", "/ dense", "memory / dense",
     "error", "plan",
 )  # fmt: skip
-_NUMBERS = range(2, len(_HEADER) - 1)
+
+
+def _numbers(rows: Sequence[Sequence[str]]) -> range:
+    """Return the columns of numbers: all but the format, the rank and the plan."""
+    return range(2, len(rows[0]) - 1)
 
 
 def compare(
