@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
@@ -102,12 +102,17 @@ class Recorder:
     A tensor's gradient is that of all its uses. It is measured by a hook on the tensor: torch's hooks on a module's
     gradients fail if its output is changed in place later.
 
+    Args:
+        model: any module.
+        gradients: whether there will be a backward.
+
     Attributes:
         calls: those that called no other module and gave a floating-point tensor.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, gradients: bool) -> None:
         self.calls: list[Call] = []
+        self._gradients = gradients
         self._open: list[Call] = []
         self._counts: dict[nn.Module, int] = {}
         self._backward = False
@@ -154,21 +159,27 @@ class Recorder:
         if x is not None:  # before the module can change it in place
             self._hook(x, call, GRADIENT_INPUT)
 
-    def _leave(self, module: nn.Module, arguments: Any, named: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, arguments: Any, named: Any, output: Any) -> Any:
+        """Measure an output. Return a replacement for it, or None."""
         while self._open:
             call = self._open.pop()  # those above raised
             if call.module is module:
                 break
         else:
-            return
+            return None
         y = _first(output)
         if y is None or not call.leaf:
-            return
+            return None
         if not self._backward:
             self._counts[module] = call.number = self._counts.get(module, 0) + 1
             call.dtype, call.moments[OUTPUT] = y.dtype, moment(y)
             self.calls.append(call)
-        self._hook(y, call, GRADIENT_OUTPUT)
+        new = y
+        if self._gradients and y.requires_grad and y._is_view() and not _shares(y, (arguments, named)):
+            # A view, as of nn.Linear in three dimensions, loses its hooks when it is changed in place.
+            new = y.clone()
+        self._hook(new, call, GRADIENT_OUTPUT)
+        return None if new is y else tree_map_only(Tensor, lambda tensor: new if tensor is y else tensor, output)
 
     def _repeated(self, module: nn.Module, seen: dict[str, Moment]) -> Call:
         """Return the call that is computed again: the latest one of the module with the same input."""
@@ -185,7 +196,7 @@ class Recorder:
             if self._backward and call.leaf and side not in call.moments and _plain(gradient):
                 call.moments[side] = moment(gradient)
 
-        if tensor.requires_grad and torch.is_grad_enabled():
+        if self._gradients and tensor.requires_grad and torch.is_grad_enabled():
             tensor.register_hook(see)  # type: ignore[no-untyped-call]
 
 
@@ -196,6 +207,14 @@ def _first(tree: Any) -> Tensor | None:
         if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()) and _plain(tensor):
             return tensor
     return None
+
+
+def _shares(tensor: Tensor, tree: Any) -> bool:
+    """Return whether a tensor lies in the memory of one of a tree."""
+    there = [
+        leaf.untyped_storage().data_ptr() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and _plain(leaf)
+    ]
+    return tensor.untyped_storage().data_ptr() in there
 
 
 def _plain(tensor: Tensor) -> bool:

@@ -157,8 +157,8 @@ def signal(model: nn.Module, x: Any, loss: Callable[[Any], Tensor] | None = None
 
     Args:
         model: any module.
-        x: a tensor, a tuple of arguments or a mapping of named ones, as the model takes it. Batch norms in training mode
-            need many values in each channel: of two values, their gradients explode in any deep network.
+        x: a tensor, a tuple of arguments or a mapping of named ones, as the model takes it. In training mode, batch
+            norms need many values in each channel: of two values, their gradients explode in deep networks.
         loss: a function of the model's output that returns a scalar tensor, for gradients. For models whose output
             holds a loss, ``lambda out: out.loss``.
 
@@ -191,7 +191,7 @@ def signal(model: nn.Module, x: Any, loss: Callable[[Any], Tensor] | None = None
     if any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
         raise ValueError("model or x is on the meta device and has no values; signal needs them on a real device")
     prepare(model, x)
-    recorder = Recorder(model)
+    recorder = Recorder(model, gradients=loss is not None)
     try:
         with untouched(model, backward=loss is not None), recorder.recording():
             if loss is None:
