@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Collection, Mapping, Sequence
+from typing import Self
 
 
 def text(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
@@ -19,20 +20,50 @@ def text(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
     return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
-def page(rows: Sequence[Sequence[str]], caption: str, numbers: Collection[int] = ()) -> str:
-    """Format a table as HTML with the first row as header; every cell is escaped.
+def page(rows: Sequence[Sequence[str]], caption: str, numbers: Collection[int] = (), below: Sequence[str] = ()) -> str:
+    """Format a table as HTML with the first row as header, and lines below it. All text is escaped.
+
+    In a narrow notebook, text wraps, numbers do not, and the table scrolls sideways.
 
     Example:
         >>> page([("layer", "FLOPs"), ("a<b", "12")], "all", numbers=[1]).splitlines()[2]
-        '<tr><td style="text-align: left">a&lt;b</td><td style="text-align: right">12</td></tr>'
+        '<tr><td style="text-align: left">a&lt;b</td><td style="text-align: right; white-space: nowrap">12</td></tr>'
     """
-    styles = [f'style="text-align: {"right" if k in numbers else "left"}"' for k in range(len(rows[0]))]
+    left, right = "text-align: left", "text-align: right; white-space: nowrap"
+    styles = [f'style="{right if k in numbers else left}"' for k in range(len(rows[0]))]
     lines = []
     for number, row in enumerate(rows):
         tag = "td" if number else "th"
         cells = (f"<{tag} {style}>{html.escape(cell)}</{tag}>" for style, cell in zip(styles, row, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join([f"<table><caption>{html.escape(caption)}</caption>", *lines, "</table>"])
+    notes = [f"<p>{html.escape(line)}</p>" for line in below]
+    head = f'<div style="overflow-x: auto"><table><caption>{html.escape(caption)}</caption>'
+    return "\n".join([head, *lines, "</table>", *notes, "</div>"])
+
+
+class Shown(str):
+    """A text that notebooks show as HTML.
+
+    Example:
+        >>> shown = Shown("a < b", "<b>a &lt; b</b>")
+        >>> shown == "a < b", shown.startswith("a"), shown._repr_html_()
+        (True, True, '<b>a &lt; b</b>')
+    """
+
+    _page: str
+
+    def __new__(cls, text: str, page: str) -> Self:
+        """Make the text of its two forms."""
+        shown = super().__new__(cls, text)
+        shown._page = page
+        return shown
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return str(self), self._page
+
+    def _repr_html_(self) -> str:
+        """Return the HTML."""
+        return self._page
 
 
 def place(name: str, aliases: Sequence[str]) -> str:

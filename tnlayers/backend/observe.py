@@ -24,14 +24,14 @@ def run(model: nn.Module, example: Any) -> Any:
     return model(example)
 
 
-def run_on_copy(model: nn.Module, example: Any) -> None:
-    """Run a model on copies of an example's tensors, since it may change them.
+def run_on_copy(model: nn.Module, example: Any, copy: Callable[[Tensor], Tensor] = Tensor.clone) -> Any:
+    """Run a model on copies of an example's tensors, since it may change them. Return its output.
 
     Raises:
         Exception: what the model raises, with a note.
     """
     try:
-        run(model, tree_map_only(Tensor, Tensor.clone, _with_plain_mappings(example)))
+        return run(model, tree_map_only(Tensor, copy, _with_plain_mappings(example)))
     except Exception as error:
         error.add_note(
             f"This was raised while the model ran on a {type(example).__name__}. A tuple is taken as "

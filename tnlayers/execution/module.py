@@ -75,7 +75,8 @@ class ExecutableModule(nn.Module):
     def explain(self, input_shape: Sequence[int]) -> str:
         """Return a table of the plan for an input shape: steps, FLOPs, bytes, shares of the time, and the runner-up.
 
-        In training mode the plan is for a forward and backward, in eval mode for inference.
+        In training mode the plan is for a forward and backward, in eval mode for inference. The text is a string, which
+        notebooks show as a table.
 
         Example:
             >>> import tnlayers

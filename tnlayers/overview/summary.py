@@ -1,19 +1,19 @@
 """Parameters and FLOPs of every layer of a model on an input, compared to the dense layers."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tnlayers import text_tables
-from tnlayers.backend.observe import as_written, evaluating, input_of, run_on_copy
+from tnlayers.backend.observe import input_of, run_on_copy
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
+from tnlayers.overview.forward import prepare, untouched
 from tnlayers.tensorize.flops import dense_flops
 from tnlayers.tensorize.sites import LayerSite, layers, unwrapped
 
@@ -145,14 +145,7 @@ def summary(model: nn.Module, x: Any) -> Summary:
     """
     model = unwrapped(model)
     found = layers(model, (*KINDS, TensorLayer), "convolution or linear layer")
-    if x is None or (isinstance(x, tuple | list) and x and all(isinstance(size, int) for size in x)):
-        raise TypeError(
-            f"x is {x!r}; it must be what the model takes: a tensor, a tuple of arguments, or a mapping of named ones; "
-            "of a shape, torch.randn makes a tensor"
-        )
-    if any(is_lazy(tensor) for tensors in (model.parameters(), model.buffers()) for tensor in tensors):
-        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-            run_on_copy(model, x)
+    prepare(model, x)
     counts, flops = _count(model, found, x)
     rows = [_row(site, counts[layer]) for layer, site in found.items()]
     # Layers with the same cores have the same dense kernel, which counts once too.
@@ -197,15 +190,14 @@ def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[n
         count.calls += 1
         count.shapes += [] if given is None else [tuple(given.shape)]
 
-    devices = {weight.device for weight in model.parameters() if weight.is_cuda}
     if any(layer.frozen for layer in found if isinstance(layer, TensorLayer)):
-        with _untouched(model, devices):
+        with untouched(model):
             run_on_copy(model, x)  # fills the frozen layers' weight caches
     # Outside of all other hooks, such as weight_norm's, so that these are counted; the input is as they changed it.
     handles = [layer.register_forward_pre_hook(enter, prepend=True) for layer in counts]
     handles += [layer.register_forward_hook(leave, with_kwargs=True) for layer in counts]
     try:
-        with warnings.catch_warnings(), _untouched(model, devices), counter:
+        with warnings.catch_warnings(), untouched(model), counter:
             # The counter's hooks run once more for each compiled module, which does not change its total.
             warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
             run_on_copy(model, x)
@@ -214,40 +206,6 @@ def _count(model: nn.Module, found: Iterable[nn.Module], x: Any) -> tuple[dict[n
             handle.remove()
         torch.clear_autocast_cache()  # it holds weights cast without gradients, which a later step would reuse
     return counts, counter.get_total_flops()
-
-
-@contextmanager
-def _untouched(model: nn.Module, devices: set[torch.device]) -> Iterator[None]:
-    """Run a forward in the model's mode without side effects."""
-    with (
-        torch.inference_mode(False) if model.training else nullcontext(),
-        torch.set_grad_enabled(model.training),
-        torch.random.fork_rng(devices),
-        as_written(),
-        _state(model),
-    ):
-        yield
-
-
-@contextmanager
-def _state(model: nn.Module) -> Iterator[None]:
-    """Restore attributes and buffers of all modules on exit; inside, the buffers are copies."""
-    before = [(module, vars(module).copy(), dict(module._buffers.items())) for module in model.modules()]
-    copies: dict[int, Tensor] = {}  # a buffer may be in several modules
-    for module, _, buffers in before:
-        for name, buffer in buffers.items():
-            if buffer is not None and not is_lazy(buffer):
-                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in before:
-            for name in set(module._buffers.keys()) - set(buffers):
-                del module._buffers[name]
-            for name, buffer in buffers.items():
-                module._buffers[name] = buffer
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 def _row(site: LayerSite, count: _Count) -> Row:

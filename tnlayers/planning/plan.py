@@ -18,6 +18,7 @@ from tnlayers.planning.setting import Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes, bits
+from tnlayers.text_tables import Shown, page
 
 
 @dataclass(frozen=True)
@@ -111,24 +112,35 @@ class Plan:
         """Floating-point operations of the contractions of cores."""
         return sum(weight.contraction.flops for weight in self.weights)
 
-    def explain(self, other: "Plan | None" = None) -> str:
+    def explain(self, other: "Plan | None" = None) -> Shown:
         """Describe each step by shapes, FLOPs, bytes and estimated share of the time; and the runner-up."""
         batch, channels = self.setting.batch, self.geometry.in_channels
         how = {"train": "training", "infer": "inference", "cached": "inference with cached weights"}[self.setting.mode]
         shape = (batch, channels, *self.setting.size)
-        lines = [f"{self.strategy} plan of '{self.network}' for input {shape}, {how}: {self.flops:,} FLOPs"]
+        head = f"{self.strategy} plan of '{self.network}' for input {shape}, {how}: {self.flops:,} FLOPs"
         if self.chunks > 1:
-            lines[0] += f", backward in {self.chunks} parts of the batch to save memory"
-        lines.append(f"  {'step':<52} {'FLOPs':>14} {'bytes':>12} {'time':>5}")
-        total = self.seconds or 1.0
-        sizes = dict(self.sizes)
+            head += f", backward in {self.chunks} parts of the batch to save memory"
+        below = []
+        if other is not None:
+            ratio = other.seconds / (self.seconds or 1.0)
+            kinds = ", ".join(step.kind for step in other.steps)
+            below = [f"runner-up: {other.strategy}, {other.order} ({kinds}), {ratio:.2f} times the estimated time"]
+            if ratio < 1:
+                below[0] += ", too near to be trusted"
+        rows = [("step", "FLOPs", "bytes", "time"), *self._rows()]
+        lines = [f"  {step:<52} {flops:>14} {size:>12} {time:>5}".rstrip() for step, flops, size, time in rows]
+        return Shown("\n".join([head, *lines, *below]), page(rows, head, range(1, 4), below))
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """Return the cells of ``explain``: step, FLOPs, bytes and share of the time."""
+        total, sizes = self.seconds or 1.0, dict(self.sizes)
+        rows = []
         for number, (weight, step, cost) in enumerate(zip(self.weights, self.steps, self.costs, strict=True)):
             products = weight.contraction.steps if self.setting.mode != "cached" else ()
             for each in products:
                 words = f"contract {_shown(each.axes[0], sizes)} with {_shown(each.axes[1], sizes)}"
-                lines.append(f"  {words:<52} {each.flops:>14,} {each.entries * self.setting.dtype.itemsize:>12,}")
-            if products:
-                lines[-1] += f" {weight.cost.seconds / total:>5.0%}"
+                time = f"{weight.cost.seconds / total:.0%}" if each is products[-1] else ""
+                rows.append((words, f"{each.flops:,}", f"{each.entries * self.setting.dtype.itemsize:,}", time))
             words = f"{step.op} x[{_shown(step.left, sizes)}] with {_shown(step.right, sizes)}"
             if step.move:
                 words += ", x reordered"
@@ -136,14 +148,8 @@ class Plan:
                 words += ", y reordered"
             if self.setting.mode == "train" and not all(self.saved[number : number + 1]):
                 words += ", made again"
-            lines.append(f"  {words:<52} {cost.flops:>14,} {cost.bytes:>12,} {cost.seconds / total:>5.0%}")
-        if other is not None:
-            ratio = other.seconds / total
-            kinds = ", ".join(step.kind for step in other.steps)
-            lines.append(f"runner-up: {other.strategy}, {other.order} ({kinds}), {ratio:.2f} times the estimated time")
-            if ratio < 1:
-                lines[-1] += ", too near to be trusted"
-        return "\n".join(lines)
+            rows.append((words, f"{cost.flops:,}", f"{cost.bytes:,}", f"{cost.seconds / total:.0%}"))
+        return rows
 
     @property
     def order(self) -> str:

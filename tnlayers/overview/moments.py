@@ -1,0 +1,223 @@
+"""Second moments of what goes in and out of the modules of a model, by hooks during one run."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.registry import KINDS
+from tnlayers.ops.squared_norm import squared
+
+INPUT, OUTPUT, GRADIENT_OUTPUT, GRADIENT_INPUT = SIDES = "input", "output", "gradient_output", "gradient_input"
+
+
+class Moment(NamedTuple):
+    """Statistics of a tensor.
+
+    Attributes:
+        square: mean of the squares of the finite entries; NaN if there is none.
+        entries: number of entries.
+        not_finite: number of entries that are NaN or infinite.
+        largest: largest magnitude of a finite entry.
+    """
+
+    square: float
+    entries: int
+    not_finite: int
+    largest: float
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        module: the module.
+        number: 1 for the module's first call.
+        leaf: whether no other module was called inside.
+        dtype: of the output.
+        moments: by the names in ``SIDES``.
+        again: whether activation checkpointing has repeated this call.
+    """
+
+    module: nn.Module
+    number: int = 0
+    leaf: bool = True
+    dtype: torch.dtype | None = None
+    moments: dict[str, Moment] = field(default_factory=dict)
+    again: bool = False
+
+
+@torch.no_grad()
+def moment(tensor: Tensor) -> Moment:
+    """Measure a tensor, without overflow in its own dtype.
+
+    Example:
+        >>> moment(torch.tensor([300.0, -400.0, float("nan")], dtype=torch.float16))
+        Moment(square=125000.0, entries=3, not_finite=1, largest=400.0)
+    """
+    values = tensor.detach()
+    values = values.abs() if values.is_complex() else values.float() if values.element_size() == 1 else values
+    entries, lost = values.numel(), 0
+    largest = float(values.abs().amax()) if entries else 0.0
+    if not math.isfinite(largest):
+        values = values[values.isfinite()]
+        lost = entries - values.numel()
+        largest = float(values.abs().amax()) if values.numel() else 0.0
+    if not values.numel():
+        return Moment(math.nan, entries, lost, largest)
+    fine = torch.float32 if values.device.type == "mps" else torch.float64
+    norm = float(torch.linalg.vector_norm(values, dtype=fine))
+    return Moment(norm * norm / values.numel(), entries, lost, largest)
+
+
+def kernel_ratio(layer: nn.Module) -> float | None:
+    """Return the variance of a tensor layer's kernel over the solver's target, None for other modules.
+
+    Example:
+        >>> import tnlayers
+        >>> layer = tnlayers.TRConv2d(8, 8, 3, rank=2)
+        >>> round(kernel_ratio(layer), 4)
+        1.0
+    """
+    if not isinstance(layer, TensorLayer):
+        return None
+    with torch.no_grad():
+        cores = [core.detach() for core in layer._listed()]
+        fine = torch.float32 if cores[0].device.type == "mps" else torch.float64
+        found = float(squared(layer.network, [core.to(fine) for core in cores]))
+    return found / layer.network.dense_params / layer.variance.weight_std**2
+
+
+class Recorder:
+    """Calls of all modules of a model while ``recording`` is open, in order.
+
+    A tensor's gradient is that of all its uses. It is measured by a hook on the tensor: torch's hooks on a module's
+    gradients fail if its output is changed in place later.
+
+    Args:
+        model: any module.
+        gradients: whether there will be a backward.
+
+    Attributes:
+        calls: those that called no other module and gave a floating-point tensor.
+    """
+
+    def __init__(self, model: nn.Module, gradients: bool) -> None:
+        self.calls: list[Call] = []
+        self._gradients = gradients
+        self._open: list[Call] = []
+        self._counts: dict[nn.Module, int] = {}
+        self._backward = False
+        layers: Any = (*KINDS, TensorLayer)
+        # Modules inside a layer, such as a parametrization, belong to it.
+        inside = {
+            inner
+            for layer in model.modules()
+            if isinstance(layer, layers)
+            for inner in layer.modules()
+            if inner is not layer
+        }
+        self._modules = [module for module in model.modules() if module not in inside]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Hook all modules, and remove the hooks on exit."""
+        handles: list[Any] = []
+        try:
+            for module in self._modules:
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def backward(self, loss: Tensor) -> None:
+        """Run the backward. Activation checkpointing calls modules again in it."""
+        self._open.clear()
+        self._backward = True
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _enter(self, module: nn.Module, arguments: Any, named: Any) -> None:
+        x = _first((arguments, named))
+        seen = {} if x is None else {INPUT: moment(x)}
+        if self._backward:
+            call = self._repeated(module, seen)
+        else:
+            call = Call(module, moments=seen)
+            for outer in self._open:
+                outer.leaf = False
+        self._open.append(call)
+        if x is not None:  # before the module can change it in place
+            self._hook(x, call, GRADIENT_INPUT)
+
+    def _leave(self, module: nn.Module, arguments: Any, named: Any, output: Any) -> Any:
+        """Measure an output. Return a replacement for it, or None."""
+        while self._open:
+            call = self._open.pop()  # those above raised
+            if call.module is module:
+                break
+        else:
+            return None
+        y = _first(output)
+        if y is None or not call.leaf:
+            return None
+        if not self._backward:
+            self._counts[module] = call.number = self._counts.get(module, 0) + 1
+            call.dtype, call.moments[OUTPUT] = y.dtype, moment(y)
+            self.calls.append(call)
+        new = y
+        if self._gradients and y.requires_grad and y._is_view() and not _shares(y, (arguments, named)):
+            # A view, as of nn.Linear in three dimensions, loses its hooks when it is changed in place.
+            new = y.clone()
+        self._hook(new, call, GRADIENT_OUTPUT)
+        return None if new is y else tree_map_only(Tensor, lambda tensor: new if tensor is y else tensor, output)
+
+    def _repeated(self, module: nn.Module, seen: dict[str, Moment]) -> Call:
+        """Return the call that is computed again: the latest one of the module with the same input."""
+        calls = [call for call in self.calls if call.module is module and not call.again]
+        same = [call for call in calls if call.moments.get(INPUT) == seen.get(INPUT)]
+        call = (same or calls or [Call(module)])[-1]
+        call.again = True
+        return call
+
+    def _hook(self, tensor: Tensor, call: Call, side: str) -> None:
+        """Measure the gradient of a tensor's present values, which may be overwritten later."""
+
+        def see(gradient: Tensor) -> None:
+            if self._backward and call.leaf and side not in call.moments and _plain(gradient):
+                call.moments[side] = moment(gradient)
+
+        if self._gradients and tensor.requires_grad and torch.is_grad_enabled():
+            tensor.register_hook(see)  # type: ignore[no-untyped-call]
+
+
+def _first(tree: Any) -> Tensor | None:
+    """Return the first floating-point tensor of a tree."""
+    for leaf in tree_leaves(tree):
+        tensor = leaf.data if isinstance(leaf, PackedSequence) else leaf
+        if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()) and _plain(tensor):
+            return tensor
+    return None
+
+
+def _shares(tensor: Tensor, tree: Any) -> bool:
+    """Return whether a tensor lies in the memory of one of a tree."""
+    there = [
+        leaf.untyped_storage().data_ptr() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and _plain(leaf)
+    ]
+    return tensor.untyped_storage().data_ptr() in there
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Return whether a tensor's entries can be measured: it is not sparse, nested, empty or batched by vmap."""
+    batched = torch._C._are_functorch_transforms_active()
+    return tensor.layout == torch.strided and not tensor.is_nested and not batched and tensor.numel() > 0
