@@ -2,8 +2,8 @@
 Compress a trained network and deploy it
 ========================================
 
-You train a small dense network, replace its convolutions by tensor layers with a budget of parameters, fine-tune, choose
-the budget from a sweep, save the result, and turn it into plain PyTorch layers that any tool can export.
+You train a small dense network, replace its convolutions by tensor layers with a budget of parameters, fine-tune it,
+choose the budget from a sweep, save the result, and turn it into plain PyTorch layers that any tool can export.
 """
 
 # %%
@@ -76,8 +76,8 @@ print(f"dense: {count(dense):,} parameters, {accuracy(dense, validation):.2f} % 
 # Swap its layers
 # ---------------
 #
-# :func:`tnlayers.tensorize_` replaces convolutions and linear layers, in place, by tensor layers. A tensor layer holds a
-# few small tensors, the **cores**, instead of the kernel; the **format** says how they are joined (see
+# :func:`tnlayers.tensorize_` replaces convolutions and linear layers, in place, by tensor layers. A tensor layer holds
+# a few small tensors, the **cores**, instead of the kernel; the **format** says how they are joined (see
 # :doc:`/tutorials/plot_01_first_layer`). Here the format is Tucker: a convolution to few channels, one among few
 # channels, and one back. :class:`tnlayers.TensorizeConfig` says what to do:
 #
@@ -119,8 +119,8 @@ print(f"compressed: {count(model):,} parameters, {accuracy(model, validation):.2
 #
 # - **distillation**: the dense network is the teacher; the compressed one learns its outputs. No label is needed.
 # - **weight decay of the kernels**: decay of the cores is not decay of the kernels that they form.
-#   :func:`tnlayers.frobenius_penalty` is the sum of the squared entries of all kernels, computed from the cores. Half of
-#   it times 5e-4 acts as the optimizer's ``weight_decay=5e-4`` on dense layers.
+#   :func:`tnlayers.frobenius_penalty` is the sum of the squared entries of all kernels, computed from the cores. Half
+#   of it times 5e-4 acts as the optimizer's ``weight_decay=5e-4`` on dense layers.
 #
 # An optimizer that you made before the swap would still hold the old kernels; make a new one, or call
 # :func:`tnlayers.remap_optimizer_`. :doc:`/how-to/optimizers` has more.
