@@ -132,8 +132,8 @@ print("std of each core:   ", [round(std, 4) for std in layer.variance.std])
 #
 # The layer need not build its kernel. The input may meet the cores one after the other, which often takes fewer
 # operations. Such an order is a **plan**. ``layer.explain`` prints the plan for a shape of the input: each step, its
-# floating-point operations (FLOPs), the bytes it moves, and its share of the estimated time.
-# :doc:`/how-to/explain` reads it line by line.
+# floating-point operations (FLOPs), the bytes it moves, and its share of the estimated time. The last line names the
+# second best plan. :doc:`/how-to/explain` reads it line by line.
 
 print(layer.explain(x.shape))
 

@@ -103,8 +103,8 @@ model, report = compress(0.2)
 # %%
 # The report has a line for each layer: what it was and what it became with which ranks, its parameters and
 # floating-point operations (FLOPs) before and after, and the relative error of its kernel, ``||W - W'|| / ||W||``. That
-# error looks large. It counts all entries of the kernel alike, and the calibration gives up those that the data use
-# least.
+# error looks large, and may exceed one. It counts all directions of the kernel alike, and the calibration gives up
+# those that the data use least. What counts is the accuracy.
 
 print(report)
 
@@ -202,8 +202,8 @@ folder.cleanup()
 # The sweep as a picture
 # ----------------------
 #
-# Fitted alone, the accuracy falls early. Fine-tuned, it holds until a small share of the parameters is left. A larger
-# task with published weights is in :doc:`/evidence/compression`.
+# Fitted alone, the network loses accuracy early. Fine-tuned, it holds longer. This is one run of a small task; a larger
+# one, with published weights, is in :doc:`/evidence/compression`.
 
 figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
 by_size = [sweep[share] for share in sorted(sweep)]

@@ -256,4 +256,6 @@ right.legend()
 right.grid(alpha=0.3)
 plt.show()
 
+del tnlayers.FORMATS["filterbank"]  # only since all tutorials of this site run in one process
+
 # sphinx_gallery_thumbnail_number = -1

@@ -22,7 +22,7 @@ replace the backend ``gloo`` by ``nccl`` and move the model and the images.
 # The program
 # -----------
 #
-# Several processes need a program in a file. Here it is, and we write it to a temporary folder. Some things in it
+# Several processes need a program in a file. Here it is, as a text that we write to a file below. Some things in it
 # matter, and none is special to tensor layers:
 #
 # - ``torch.manual_seed(0)`` before the network is made, so that all copies are equal;
@@ -134,7 +134,7 @@ def sharded(kind):
     started = {"std": layer.weight.std().item(), "wanted": layer.variance.weight_std}
     held = sum(parameter.to_local().nbytes for parameter in model.parameters())
     whole = sum(parameter.nbytes for parameter in model.parameters())
-    return started | {"losses": train(model), "held": held, "whole": whole}
+    return started | {"losses": train(model, steps=10), "held": held, "whole": whole}
 
 
 if WORLD > 1:
@@ -148,10 +148,6 @@ if WORLD > 1:
     dist.destroy_process_group()
 '''
 
-folder = tempfile.TemporaryDirectory()
-program, result = Path(folder.name, "program.py"), Path(folder.name, "result.json")
-program.write_text(PROGRAM)
-
 # %%
 # One process, then two
 # ---------------------
@@ -159,6 +155,9 @@ program.write_text(PROGRAM)
 # Alone, the program runs in this process. ``torchrun`` starts it twice: in a shell you write
 # ``torchrun --standalone --nproc-per-node 2 program.py result.json``.
 
+folder = tempfile.TemporaryDirectory()
+program, result = Path(folder.name, "program.py"), Path(folder.name, "result.json")
+program.write_text(PROGRAM)
 one = runpy.run_path(str(program))["found"]
 
 command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
@@ -199,7 +198,7 @@ for kind in one:
 shards = two["sharded"]
 print(f"standard deviation of a kernel: {shards['std']:.5f}, wanted {shards['wanted']:.5f}")
 print(f"parameters: {shards['held']:,} of {shards['whole']:,} bytes are in this process")
-print(f"first loss {shards['losses'][0]:.3f}, last {shards['losses'][-1]:.3f}")
+print(f"first loss {shards['losses'][0]:.3f}, after ten steps {shards['losses'][-1]:.3f}")
 
 # %%
 # Shard only where you must. ``fully_shard`` cuts a tensor along its first axis, and the first axis of a core is often
