@@ -128,8 +128,8 @@ plt.show()
 #
 # **On the right**, Tucker, CP, TR and TT in chain layout are below the dense layer as long as they are small. With
 # more parameters they come near the line, and some cross it. TT in matrix layout, HT and BTT stay above it at every
-# size: their plan is ``reconstruct``, so **they save parameters and not time**. Nothing keeps you from another plan. The
-# entries of ``formats`` also take the arguments of a layer, and ``strategy="factorized"`` never builds the kernel:
+# size: their plan is ``reconstruct``, so **they save parameters and not time**. Nothing keeps you from another plan.
+# The entries of ``formats`` also take the arguments of a layer, and ``strategy="factorized"`` never builds the kernel:
 
 entries = [{"format": name, "strategy": "factorized"} for name in ("tt", "ht", "btt")]
 print(tnlayers.compare(layer, rank=0.1, input_shape=shape, formats=entries))
