@@ -164,7 +164,7 @@ def test_nested_tensors_through_convolutions_get_a_sentence(layout):
 
 @pytest.mark.parametrize("strategy", ["reconstruct"])
 def test_an_infinite_input_gives_what_the_dense_kernel_gives(strategy):
-    """Where the kernel is built; a factorised plan may give NaN instead, as docs/coming-from-conv2d.md says."""
+    """Where the kernel is built; a factorised plan may give NaN instead, as docs/how-to/coming-from-conv2d.md says."""
     x = torch.randn(2, 8, 6, 6)
     x[0, 3, 2, 2] = torch.inf
     for family in FAMILIES:

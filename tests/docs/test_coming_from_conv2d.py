@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGE = (Path(__file__).parents[2] / "docs" / "coming-from-conv2d.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "coming-from-conv2d.md").read_text(encoding="utf-8")
 FIRST, *BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 ROWS = [
     (before.replace(r"\|", "|"), errors, after)

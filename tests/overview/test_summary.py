@@ -17,7 +17,7 @@ from cases import FAMILIES, KINDS
 from tnlayers import Summary, TensorizeConfig, densify_, summary, tensorize_
 from tnlayers.overview.summary import ELSEWHERE
 
-PAGE = (Path(__file__).parents[2] / "docs" / "counting.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "counting.md").read_text(encoding="utf-8")
 CODE = r"(?s)```python\n(.*?)```"
 
 

@@ -1,0 +1,83 @@
+"""The code of the site's pages runs, page by page."""
+
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+import tnlayers
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    [
+        DOCS / "index.md",
+        *(page for part in ("how-to", "explanation", "reference") for page in (DOCS / part).glob("*.md")),
+    ]
+)
+PAGES = [page for page in PAGES if page.is_file() and page.stem not in ("coming-from-conv2d", "counting")]
+"""The two have tests of their own, which say more."""
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+MODULES = {"scikit-learn": "sklearn", "tensorly-torch": "tltorch", "opt-einsum": "opt_einsum", "pillow": "PIL"}
+"""Names of modules that differ from those of their packages."""
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def required(block):
+    """Return the modules of the packages that a block's line `# pip install ...` names."""
+    for line in re.findall(r"^# pip install (.+)$", block, re.MULTILINE):
+        for requirement in map(Requirement, line.replace("'", "").split()):
+            packages = [requirement] if requirement.name != "tnlayers" else []
+            for extra in requirement.extras if requirement.name == "tnlayers" else ():
+                packages += map(Requirement, EXTRAS[extra])
+            yield from (MODULES.get(package.name, package.name) for package in packages)
+
+
+@pytest.fixture
+def _formats_as_before():
+    before = dict(tnlayers.FORMATS)
+    yield
+    tnlayers.FORMATS.clear()
+    tnlayers.FORMATS.update(before)
+
+
+@pytest.mark.usefixtures("_formats_as_before")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
+def test_code_runs(page, tmp_path, monkeypatch, capsys):
+    """In order, in one namespace; a block with a missing package skips the rest of its page."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    torch.manual_seed(0)
+    names = {"__name__": "page"}
+    for block in blocks(page):
+        if block.startswith("# not run"):
+            continue
+        for module in required(block):
+            pytest.importorskip(module)
+        exec(compile(block, page.name, "exec"), names)
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_a_word_has_one_main_entry_in_the_index():
+    texts = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
+    entries = Counter(
+        word for text in texts for word in re.findall(r"^```\{index\} single: ! (.+)$", text, re.MULTILINE)
+    )
+    assert entries["rank"] == 1
+    assert [word for word, count in entries.items() if count > 1] == []
+
+
+def test_every_page_is_in_the_index_of_its_part():
+    for part in {page.parent for page in PAGES} - {DOCS}:
+        text = (part / "index.md").read_text(encoding="utf-8")
+        listed = re.findall(
+            r"^([\w-]+)$", re.search(r"^```\{toctree\}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1], re.M
+        )
+        assert set(listed) >= {page.stem for page in part.glob("*.md")} - {"index"}
