@@ -51,18 +51,24 @@ def _formats_as_before():
 @pytest.mark.usefixtures("_formats_as_before")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
 def test_code_runs(page, tmp_path, monkeypatch, capsys):
-    """In order, in one namespace; a block with a missing package skips the rest of its page."""
+    """In order, in one namespace, without the blocks whose packages are missing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.manual_seed(0)
-    names = {"__name__": "page"}
+    names, missing = {"__name__": "page"}, []
     for block in blocks(page):
         if block.startswith("# not run"):
             continue
-        for module in required(block):
-            pytest.importorskip(module)
-        exec(compile(block, page.name, "exec"), names)
+        try:
+            for module in required(block):
+                pytest.importorskip(module)
+        except pytest.skip.Exception as reason:
+            missing.append(str(reason))
+        else:
+            exec(compile(block, page.name, "exec"), names)
     assert "Traceback" not in capsys.readouterr().out
+    if missing:
+        pytest.skip(f"all blocks ran but {len(missing)}: {'; '.join(missing)}")
 
 
 def test_a_word_has_one_main_entry_in_the_index():
@@ -72,12 +78,3 @@ def test_a_word_has_one_main_entry_in_the_index():
     )
     assert entries["rank"] == 1
     assert [word for word, count in entries.items() if count > 1] == []
-
-
-def test_every_page_is_in_the_index_of_its_part():
-    for part in {page.parent for page in PAGES} - {DOCS}:
-        text = (part / "index.md").read_text(encoding="utf-8")
-        listed = re.findall(
-            r"^([\w-]+)$", re.search(r"^```\{toctree\}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1], re.M
-        )
-        assert set(listed) >= {page.stem for page in part.glob("*.md")} - {"index"}
