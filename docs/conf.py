@@ -74,6 +74,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "tnlayers"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("search.js", {"defer": "defer"})]
 html_favicon = html_logo = "_static/logo.svg"
 html_show_sourcelink = False
 html_context = {"default_mode": "auto"}
