@@ -80,6 +80,7 @@ html_show_sourcelink = False
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "logo": {"text": "tnlayers"},
+    "article_header_start": [],  # the navigation names the part; the search would quote it as every page's beginning
     "show_prev_next": True,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],

@@ -25,7 +25,7 @@ def _page(prefix: str, layers: list[str]) -> str:
         "[the base classes](../layers.md).",
         f"## The format\n\n```{{eval-rst}}\n.. autoclass:: tnlayers.formats.{prefix}\n```",
     ]
-    parts += [f"## {layer}\n\n```{{eval-rst}}\n.. autoclass:: tnlayers.{layer}\n```" for layer in layers]
+    parts += ["## The layers", *(f"```{{eval-rst}}\n.. autoclass:: tnlayers.{layer}\n```" for layer in layers)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -54,13 +54,14 @@ def plain(axes: Axes) -> None:
 def speed(rows: Rows) -> Figure:
     """Draw our time over the dense layer's and the peers', one dot per row."""
     training = [row for row in rows if row["mode"] == "train"]
-    figure = Figure(figsize=(13, 4.2), dpi=140, layout="constrained")
-    panels = figure.subplots(1, 4)
+    figure = Figure(figsize=(9, 7), dpi=140, layout="constrained")
+    panels = figure.subplots(2, 2).flat
     draw(panels[0], [row for row in training if row["batch"] == "32"], "dense", "/ dense, training, batch 32")
     draw(panels[1], [row for row in training if row["batch"] == "1"], "dense", "/ dense, training, batch 1")
     draw(panels[2], rows, "tednet", "/ tednet, all rows")
     draw(panels[3], rows, "tltorch", "/ tensorly-torch, all rows")
     panels[0].set_ylabel("our time over theirs")
+    panels[2].set_ylabel("our time over theirs")
     panels[0].legend(frameon=False, fontsize=8)
     return figure
 

@@ -18,7 +18,7 @@ It needs ``pip install transformers scikit-learn matplotlib`` beside tnlayers. N
 # as a sentence of 16 words.
 #
 # ``initializer_range`` is the standard deviation of all weights. The usual 0.02 suits layers of thousands of features.
-# For 64 features we set 1 / sqrt(64), so that the dense model starts well too, and the comparison is fair.
+# For 64 features it is set to 1 / sqrt(64), so that the dense model starts well too, and the comparison is fair.
 import math
 import tempfile
 from pathlib import Path
