@@ -379,6 +379,22 @@ def test_gradients_that_vanish_are_named():
     assert name == outside[-1]
 
 
+def test_the_last_bias_does_not_hide_what_vanished():
+    """Behind layers of gain 0.1, the bias alone gives the last layer an output of the usual size."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(32, 32, bias=False) for _ in range(6)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, gain=0.11)
+    last = nn.Linear(32, 4)
+    nn.init.constant_(last.bias, 1.0)
+    found = signal(nn.Sequential(*layers, last), torch.randn(8, 32))
+    assert found.rows[-1].output > 0.9
+    name, words = only(found)
+    assert name == "2"  # 0.01^3 of the second moment; 0.01^2 behind layer 1 is the limit itself
+    assert "without its bias" in words
+    assert "vanishes" in words
+
+
 def test_one_layer_alone():
     torch.manual_seed(0)
     layers = nn.Linear(64, 64, bias=False), nn.LayerNorm(64), nn.Linear(64, 64, bias=False), nn.LayerNorm(64)

@@ -44,6 +44,7 @@ class Call:
         leaf: whether no other module was called inside.
         dtype: of the output.
         moments: by the names in ``SIDES``.
+        unbiased: second moment of the output of a convolution or linear layer without its bias.
         again: whether activation checkpointing has repeated this call.
     """
 
@@ -52,6 +53,7 @@ class Call:
     leaf: bool = True
     dtype: torch.dtype | None = None
     moments: dict[str, Moment] = field(default_factory=dict)
+    unbiased: float = math.nan
     again: bool = False
 
 
@@ -173,6 +175,7 @@ class Recorder:
         if not self._backward:
             self._counts[module] = call.number = self._counts.get(module, 0) + 1
             call.dtype, call.moments[OUTPUT] = y.dtype, moment(y)
+            call.unbiased = _unbiased(module, y, call.moments[OUTPUT].square)
             self.calls.append(call)
         new = y
         if self._gradients and y.requires_grad and y._is_view() and not _shares(y, (arguments, named)):
@@ -198,6 +201,17 @@ class Recorder:
 
         if self._gradients and tensor.requires_grad and torch.is_grad_enabled():
             tensor.register_hook(see)  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def _unbiased(module: nn.Module, y: Tensor, square: float) -> float:
+    """Return the second moment of an output without the layer's bias. ``square``: with it."""
+    bias = getattr(module, "bias", None) if isinstance(module, (*KINDS, TensorLayer)) else None
+    taps = len(getattr(module, "kernel_size", ()))
+    if not isinstance(bias, Tensor) or y.dim() <= taps or y.shape[-1 - taps] != len(bias):
+        return square
+    fine = torch.promote_types(y.dtype, torch.float32)
+    return moment(y.detach().to(fine) - bias.detach().to(fine).reshape(-1, *[1] * taps)).square
 
 
 def _first(tree: Any) -> Tensor | None:

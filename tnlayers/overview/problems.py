@@ -113,10 +113,10 @@ class _Rules:
     def _gain(self) -> Iterator[Found]:
         for k in self.layers:
             moments = self.calls[k].moments
-            gain = moments[OUTPUT].square / moments[INPUT].square
+            gain = self.calls[k].unbiased / moments[INPUT].square
             named = _outside(self.off.get(self.calls[k].module, 1.0), KERNEL)  # by the rule for kernels
-            if moments[OUTPUT].square and _outside(gain, GAIN) and not named:
-                words = f"the second moment of its output is {gain:.2g} times that of its input"
+            if gain and _outside(gain, GAIN) and not named:
+                words = f"the second moment of its output without its bias is {gain:.2g} times that of its input"
                 yield k, self._sentence(k, f"{words}; initialisations in use stay between {1 / GAIN:g} and {GAIN:g}")
                 return
 
@@ -130,11 +130,12 @@ class _Rules:
     def _depth(self) -> Iterator[Found]:
         if not self.layers:
             return
+        # Without biases: that of the last layer hides that its input is lost.
         start = self.calls[self.layers[0]].moments[INPUT].square
-        ratios = [(k, self.calls[k].moments[OUTPUT].square / start) for k in self.layers]
+        ratios = [(k, self.calls[k].unbiased / start) for k in self.layers]
         words = (
-            "from here to the last weight layer, the second moment of each output is {side} {limit:g} times that of "
-            "the first weight layer's input (at the end {last:.2g} times); the signal {what}"
+            "from here to the last weight layer, the second moment of each output without its bias is {side} "
+            "{limit:g} times that of the first weight layer's input (at the end {last:.2g} times); the signal {what}"
         )
         yield from self._run(ratios, DEPTH, words)
 
