@@ -73,6 +73,15 @@ def test_no_internal_link_is_dead():
     assert not dead
 
 
+def test_formulas_and_pictures_are_in_the_pages():
+    """What the browser's test looks at is there."""
+    text = {name: (SITE / name).read_text(encoding="utf-8") for name in PAGES}
+    assert text["explanation/variance.html"].count('class="math') > 10
+    for name in PAGES:
+        if name.startswith("tutorials/plot_"):
+            assert "sphx_glr_" in text[name], f"{name} has no picture"
+
+
 def test_every_public_name_is_in_the_reference():
     ids = {entry for name in PAGES if name.startswith("reference/") for entry in page(name).ids}
     names = {f"tnlayers.{name}" for name in tnlayers.__all__}
