@@ -372,7 +372,7 @@ def test_dense_networks_stand_under_what_they_are_held_against():
         written("0.1", "0.9", "0.6", family="narrow", arm="kaiming"),
         written("0.1", "0.9", "0.5", arm="kaiming"),
     ]
-    header, _, *lines = start_tables.convergence(rows).partition("</summary>\n\n")[2].splitlines()[:5]
+    header, _, *lines = start_tables.convergence(rows).partition(":::{dropdown}")[2].splitlines()[2:7]
     assert header == "| images | network | family | default | `scale_residual_` | Kaiming per core |"
     assert lines == [
         "| digits | resnet-no-norm | dense | 80.0 ± 0.0 %, 10 steps | 70.0 ± 0.0 %, 10 steps |  |",
