@@ -82,6 +82,8 @@ html_theme_options = {
     "logo": {"text": "tnlayers"},
     "article_header_start": [],  # the navigation names the part; the search would quote it as every page's beginning
     "show_prev_next": True,
+    "header_links_before_dropdown": 6,
+    "icon_links": [{"name": "Repository", "url": links.URLS["Repository"], "icon": "fa-brands fa-github"}],
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],

@@ -22,7 +22,7 @@ from benchmarks.report.figures import figure
 from benchmarks.report.fit_tables import compress, fits
 from benchmarks.report.headline import headline
 from benchmarks.report.markdown import ReportError
-from benchmarks.report.prose import numbers_by_hand
+from benchmarks.report.prose import numbers_by_hand, prose_of
 from benchmarks.report.speed_tables import compiled, construct, penalty, planning, promises, speed
 from benchmarks.report.start_tables import convergence, depth, init_scale
 from benchmarks.report.tool_tables import tools
@@ -55,8 +55,6 @@ FILES = {"promises": "speed", "compiled": "speed-compile", "presets": "results"}
 
 GENERATED = ("_build", "tutorials")
 """Folders of docs/ that the site's build writes."""
-CHECKED = ("README.md", "docs/evidence/*.md", "docs/how-to/*.md", "docs/explanation/*.md")
-"""Pages without numbers by hand."""
 
 
 class Report:
@@ -115,6 +113,18 @@ def pages(repository: Path) -> Iterator[Path]:
             yield path
 
 
+def prose(repository: Path) -> Iterator[tuple[str, str]]:
+    """Return what may hold no number by hand: the pages, the tutorials' text, and the docstrings of the reference."""
+    tutorials = repository / "docs" / "tutorial_scripts"
+    texts = {path: path.read_text(encoding="utf-8") for path in (*pages(repository), *tutorials.glob("*.rst"))}
+    for path in sorted(tutorials.glob("*.py")):
+        texts[path] = prose_of(path.read_text(encoding="utf-8"), comments=True)
+    for path in sorted((repository / "tnlayers").rglob("*.py")):
+        texts[path] = prose_of(path.read_text(encoding="utf-8"))
+    for path, text in texts.items():
+        yield path.relative_to(repository).as_posix(), text
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -146,8 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         if after != before:
             faults.append(f"{name} is stale: run python benchmarks/report/tables.py")
-        if any(path.relative_to(REPOSITORY).match(pattern) for pattern in CHECKED):
-            faults += [f"{name}:{line}: {why}" for line, why in numbers_by_hand(before)]
+    if options.check:
+        for name, text in prose(REPOSITORY):
+            faults += [f"{name}:{line}: {why}" for line, why in numbers_by_hand(text)]
     print("\n".join(faults), end="\n" * bool(faults))
     return int(bool(faults))
 

@@ -88,7 +88,7 @@ for name, variances in starts.items():
     print(f"{name:20s} Var(W) over the target {ratio:8.2e}, after 30 layers {ratio**30:8.2e}")
 
 # %%
-# A factor of 0.06 seems harmless in one layer. But it multiplies with every layer. Batch normalisation rescales the
+# Such a factor seems harmless in one layer. But it multiplies with every layer. Batch normalisation rescales the
 # signal behind each layer, and so hides the factor. Without normalisation nothing corrects it.
 #
 # The default of tnlayers solves the equation for the variances when the layer is made. The attribute ``variance`` of
@@ -220,7 +220,7 @@ for start, (_, accuracy) in curves.items():
 # %%
 # With Kaiming per core the signal is so small that the output does not depend on the image. The gradient of the cores
 # is just as small: Adam, which divides by the gradient's size plus 1e-8, cannot repair it either. What is left to
-# learn is the bias of the last layer, and chance accuracy is 10 %.
+# learn is the bias of the last layer, and chance accuracy is one in ten.
 #
 # The picture shows both. On the left, one division of the vertical axis is a factor of ten thousand millions, and a
 # line ends where the signal becomes exactly zero, because float32 has no smaller number.

@@ -209,7 +209,7 @@ print(f"first loss {shards['losses'][0]:.3f}, after ten steps {shards['losses'][
 # ------------
 #
 # Left: the losses, one process as a line, two as dots. Right: the gradients that are reduced in a step. In a ring of P
-# processes, each sends 2 (P - 1) / P times that, so twice as much at most, however many processes there are. The rest
+# processes, each sends 2 (P - 1) / P times that, so double that at most, however many processes there are. The rest
 # of what the tensor-ring network sends is mostly its cores; the first convolution and the last layer are dense in both.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained", width_ratios=[1.6, 1])

@@ -14,7 +14,7 @@ The sounds are computed here. It takes PyTorch, matplotlib and tnlayers, and a f
 # -------------------------
 # A clip is one note of a tenth of a second. A note is a sum of up to six sine waves at multiples of a base frequency,
 # with random phases. All clips have power 1, the mean of the squared samples. The noise added to them has power 1 too,
-# so the **signal-to-noise ratio** (power of the sound over power of the error, in decibels) is 0 dB. The network takes
+# so the **signal-to-noise ratio** (power of the sound over power of the error, in decibels) is zero. The network takes
 # the noisy clip and has to put out the clean one.
 import math
 from functools import partial

@@ -23,6 +23,15 @@ PROSE = [ROOT / name for name in ("CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "GOVE
 GENERATED = {"docs/_build", "docs/tutorials"}
 
 
+def test_the_guide_names_the_order_of_the_folders():
+    """As the contract in pyproject.toml has it."""
+    contract = next(each for each in PROJECT["tool"]["importlinter"]["contracts"] if each["type"] == "layers")
+    order = [re.split(r" *\| *", level) for level in contract["layers"]]
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"(?:^    .*\n)+(?=\n`pyproject.toml` states)", guide, re.MULTILINE)[0]
+    assert [re.split(r",\s*", level.strip()) for level in block.split(">")] == order
+
+
 def content(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 

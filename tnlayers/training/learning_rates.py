@@ -26,7 +26,7 @@ and over draws (not rescaled to an exact norm) SGD has :math:`E[\delta W] = -\et
 independent of the draws.
 
 The norm of the step is not the dense layer's. Most of a white g is outside of the cores' tangent space, so the step
-within it is longer: under (1) several times as long, and the longer, the fewer parameters are kept. So the largest
+within it is longer: under (1) much longer, and the longer, the fewer parameters are kept. So the largest
 stable rate is smaller than a dense model's. For Adam the norm can be matched instead. With signs independent of the
 cores, :math:`E\|\delta W\|^2 = \sum_k \eta_k^2 \sum_a \|J_{k,a}\|^2`; for a dense layer it is :math:`\eta^2 P`. So
 with equal shares

@@ -8,7 +8,7 @@ from benchmarks.report import tables
 from benchmarks.report.figures import FIGURES, cell, slug
 from benchmarks.report.headline import HEADLINE
 from benchmarks.report.markdown import ReportError, folded, markdown, split_tables
-from benchmarks.report.prose import numbers_by_hand
+from benchmarks.report.prose import numbers_by_hand, prose_of
 from benchmarks.report.start_tables import drift_gaps
 
 TABLE = markdown(
@@ -116,7 +116,7 @@ def test_every_page_is_filled_and_checked_but_generated_ones(tmp_path, monkeypat
     assert tables.main([]) == 0
     assert ["-->0.25<!--" in (tmp_path / name).read_text() for name in names] == [True, True, True, False, False]
     assert tables.main(["--check"]) == 0
-    (tmp_path / "docs/a.md").write_text("Took 3 ms.\n")  # not a page that is checked for numbers
+    (tmp_path / "docs/_build/b.md").write_text("Took 3 ms.\n")  # not a page that is checked for numbers
     assert tables.main(["--check"]) == 0
     (tmp_path / "docs/evidence/b.md").write_text("# T\n\nTook 3 ms.\n")
     capsys.readouterr()
@@ -132,7 +132,10 @@ def test_every_page_is_filled_and_checked_but_generated_ones(tmp_path, monkeypat
     [
         "It is 10 % less.", "10%", "takes 3.5 ms", "2 s", "1 second", "20 minutes", "2 hours", "1,024 MB", "2 GB",
         "5x smaller", "5 x smaller", "1.3 times", "0.5 points", "3 nats", "4 images per second", "12 to 72 %",
-        "between 3\ntimes", "| a | 7 % |", "*10 %*",
+        "between 3\ntimes", "| a | 7 % |", "*10 %*", "2.3\u00d7 faster", "twice as fast", "three times faster",
+        "a factor of 2.3", "an accuracy of 0.93",
+        "71 of 90 rows", "1.2 percentage points", "1.2 accuracy points", "**74** %", "74&nbsp;%",
+        "0.39 of the dense time", "1.5 h", "1.3 MiB", "12 GFLOPs", "12 images/sec", "two thirds of tednet's time",
     ],
 )  # fmt: skip
 def test_numbers_with_a_unit_are_told(text):
@@ -145,11 +148,18 @@ def test_numbers_with_a_unit_are_told(text):
         "3x3 and 16 x 16, 64 channels, rank 8, 1e-5, torch 2.13, ten times", "`10 %`", "``a ` 10 %``", "## 10 % less",
         "[a](10ms.md)", "<!-- 10 % -->", "At 10 %. <!-- setting -->", "```sh\n10 ms\n```", "~~~\n10 ms\n~~~",
         "- a\n\n  ```text\n  10 ms\n  ```", "text\n\n    10 ms\n\n    20 ms\n\ntext", "3 samples", "ResNet-20 x",
+        "a factor of 0", "ten times", "64 channels, 3 x 3",
         "<!-- table: a -->\n| 10 % |\n\n10 ms\n<!-- /table -->", "It is <!-- figure: a -->10 %<!-- /figure --> of it.",
     ],
 )  # fmt: skip
 def test_what_is_no_measured_number_is_not_told(text):
     assert [*numbers_by_hand(f"# Title\n\n{text}\n")] == []
+
+
+def test_the_text_of_a_program_is_told():
+    code = '"""Takes 2 s.\n\nExample:\n    >>> 3\n    3 s\n\nIn 4 s.\n"""\nx = "5 s"\n# In 6 s.\ny = 1  # 7 s\n'
+    assert [line for line, _ in numbers_by_hand(prose_of(code))] == [1, 7]
+    assert [line for line, _ in numbers_by_hand(prose_of(code, comments=True))] == [1, 7, 10, 11]
 
 
 def test_a_setting_excuses_its_line_alone():
