@@ -154,8 +154,9 @@ print(tnlayers.compare(layer, rank=0.1, input_shape=shape, formats=entries))
 #
 # - ``energy=0.8`` takes, for each layer, the smallest ranks that keep at least 80 % of the squared *singular values*
 #   of the kernel, unfolded into a matrix at each cut of the network. You say how much may be lost, and get the size.
-# - ``budget={"params": 0.3}`` gives all chosen layers together 30 % of their parameters, and spends them where they
-#   reduce the loss most. You say the size, and get the loss. ``{"flops": 0.3}`` does the same for operations.
+# - ``budget={"params": 0.3}`` gives all chosen layers together 30 % of their parameters, and spends them where the
+#   estimated error of the kernels falls most. You say the size, and get the error. ``{"flops": 0.3}`` does the
+#   same for operations.
 
 small = copy.deepcopy(model)
 config = tnlayers.TensorizeConfig("tucker", budget={"params": 0.3}, exclude=["0.0", "7"])  # the first and last layer

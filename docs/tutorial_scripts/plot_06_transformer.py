@@ -8,6 +8,8 @@ You see which layers are replaced and which stay, which formats make sense for l
 how to save the result.
 
 It needs ``pip install transformers scikit-learn matplotlib`` beside tnlayers. Nothing is downloaded.
+
+.. index:: ! transformer, ! ViT, ! attention
 """
 
 # %%
@@ -187,8 +189,9 @@ with tempfile.TemporaryDirectory() as folder, torch.no_grad():
 
 # %%
 # The method ``save_pretrained`` of ``transformers`` writes the cores as well, but ``from_pretrained`` builds the plain
-# model, ignores the cores, and draws new dense weights. So use the two functions above. :doc:`/how-to/saving` says how
-# to put such a file on the Hugging Face Hub.
+# model, ignores the cores, and draws new dense weights. So use the two functions above. To share the model on the
+# Hugging Face Hub, upload this file and the configuration, and load both from there. :doc:`/how-to/saving` has
+# the code.
 #
 # What was gained
 # ---------------

@@ -3,8 +3,9 @@ Several processes
 =================
 
 You train a dense network and a tensor-ring network in two processes, see that two processes come to the losses of one,
-count what they send to each other, and shard a model that was built without memory. Everything runs on a CPU; on GPUs,
-replace the backend ``gloo`` by ``nccl`` and move the model and the images.
+count what they send to each other, and shard a model that was built without memory. Everything runs on a CPU. On GPUs,
+replace the backend ``gloo`` by ``nccl`` and move the model and the images. That was not tried: tnlayers has never run
+on a GPU. It uses only torch operations, so it should run there; its speed there is unknown.
 """
 
 # %%

@@ -134,7 +134,7 @@ def test_every_layer_makes_up_for_those_before_it():
     calibrated, alone, plain = (copy.deepcopy(dense) for _ in range(3))
     config = tnlayers.TensorizeConfig("tucker", rank=4)
     report = tnlayers.tensorize_(calibrated, config, calibration=[x[:8], x[8:]])
-    assert [report[name].reason for name in ("first", "last", "unused")] == ["fitted, to what it gets"] * 2 + ["fitted"]
+    assert [report[name].reason for name in ("first", "last", "unused")] == ["fitted, to its inputs"] * 2 + ["fitted"]
     tnlayers.tensorize_(plain, config)
     for name in ("first", "middle", "last"):  # each with its own inputs in the original model
         layer = dense.get_submodule(name)
@@ -245,7 +245,7 @@ def test_float32_moments_are_symmetric(layer, geometry, shape):
         own, _ = second_moments([(x, x)], geometry)
         assert torch.equal(own, own.mT)
     _, report = calibrated(nn.Sequential(layer), [torch.rand(shape)])
-    assert report["0"].reason == "fitted, to what it gets"
+    assert report["0"].reason == "fitted, to its inputs"
 
 
 PLAIN = nn.Sequential(
@@ -266,7 +266,7 @@ def test_compiled_models_are_fitted_as_they_are_written(used, inner):
     report = tnlayers.tensorize_(
         model, tnlayers.TensorizeConfig("tucker", rank=3), calibration=[batch], example_input=batch
     )
-    assert {row.reason for row in report.layers} == {"fitted, to what it gets"}
+    assert {row.reason for row in report.layers} == {"fitted, to its inputs"}
     assert all(row.flops for row in report.layers)
     torch.testing.assert_close(cores(model), cores(wanted))
     torch._dynamo.reset()
@@ -313,7 +313,7 @@ def test_autocast_does_not_reach_the_moments():
             _, report = calibrated(PLAIN, [batch])
         seen.append(spot.moments)
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-        assert {row.reason for row in report.layers} == {"fitted, to what it gets"}
+        assert {row.reason for row in report.layers} == {"fitted, to its inputs"}
     assert torch.equal(*seen)
 
 
@@ -328,7 +328,7 @@ def test_transformers_that_leave_out_what_is_masked():
         example_input=example,
     )  # fmt: skip
     first = report["layers.0.linear1"]
-    assert first.reason == "fitted, to what it gets"
+    assert first.reason == "fitted, to its inputs"
     assert first.flops[0] == 2 * 16 * 32 * 4 * 5
     assert torch.backends.mha.get_fastpath_enabled()
 

@@ -105,7 +105,7 @@ def make_layers(swap: Swap) -> None:
             if fit:
                 fitted[site.module] = site.new
                 site.error = _error(site.new.weight, site.module.weight)
-            site.reason += ", to what it gets" if moments is not None else ""
+            site.reason += ", to its inputs" if moments is not None else ""
         logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
     refused = [site for site in chosen if site.reason.startswith("refused: ")]
     if refused and len(refused) == len(chosen):
