@@ -93,7 +93,7 @@ print(tenth)
 # Sweep the keep ratio
 # --------------------
 #
-# One keep ratio says little, so compare at several: from 5 % of the kernel's parameters to 30 %.
+# One keep ratio says little, so compare at several, from 0.05 to 0.3 of the kernel's parameters.
 
 others = [tnlayers.compare(layer, rank=ratio, input_shape=shape, decompose=True) for ratio in (0.05, 0.2, 0.3)]
 comparisons = [others[0], tenth, *others[1:]]
@@ -152,9 +152,9 @@ print(tnlayers.compare(layer, rank=0.1, input_shape=shape, formats=entries))
 # network differ: some are close to low rank, others are not. :class:`tnlayers.TensorizeConfig` has two arguments that
 # look at the trained kernels:
 #
-# - ``energy=0.8`` takes, for each layer, the smallest ranks that keep at least 80 % of the squared *singular values*
+# - ``energy=0.8`` takes, for each layer, the smallest ranks that keep at least this share of the squared *singular values*
 #   of the kernel, unfolded into a matrix at each cut of the network. You say how much may be lost, and get the size.
-# - ``budget={"params": 0.3}`` gives all chosen layers together 30 % of their parameters, and spends them where the
+# - ``budget={"params": 0.3}`` gives all chosen layers together this share of their parameters, and spends them where the
 #   estimated error of the kernels falls most. You say the size, and get the error. ``{"flops": 0.3}`` does the
 #   same for operations.
 
