@@ -221,6 +221,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "speed/max": lambda rows, other, only="": f"{_ratios(rows, other, only).max():.2f}",
     "speed/range": lambda rows, other, only="": _span([*_ratios(rows, other, only)], "{:.2f}"),
     "speed/above": _above,
+    "speed/largest": lambda rows, column: f"{max(float(row[column]) for row in rows):.1f}",
     "depth/nearer": _nearer,
     "depth/per-layer": _per_layer,
     "init_scale/dense": lambda rows: "{white_5:.2f} to {white_95:.2f}".format(

@@ -1,13 +1,14 @@
 """Draw the pictures of the pages from the CSV files in benchmarks/results: python benchmarks/report/pictures.py.
 
-Each picture is written beside the CSV file of its name. The FLOPs in results.png are counted by running the networks.
+PICTURES names them and their files. The FLOPs in results.png are counted by running the networks. `training/demo.py`
+draws demo.png.
 """
 
 import argparse
 import math
 import statistics
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,72 +21,82 @@ from benchmarks.common.chosen import chosen
 from benchmarks.common.names import DENSE, DENSE_ARM, REFERENCES
 from benchmarks.common.rows import RESULTS, groups, read_csv
 from benchmarks.common.trained_networks import CHANNELS, SIZE, drawn, trained
+from benchmarks.report.drawing import ALL_COLOURS, COLOURS, DENSE_COLOUR, MARKERS, key, legend, plain, sheet, ticks
+from benchmarks.report.markdown import by
 from benchmarks.report.start_tables import SHOWN
-
-COLOURS = {
-    "cp": "#3b6fb6", "tucker": "#d9822b", "tt": "#8a5fb0", "tt-chain": "#4f9d69", "tr": "#c0504d", "btt": "#7f7f7f",
-}  # fmt: skip
-OTHERS = {"dense": "#111111", "ht": "#b8a13a", "blocktt": "#5bb1b5"}
-MARKERS = "os^Dvp"
 
 Rows = list[dict[str, str]]
 
 
-def draw(axes: Axes, rows: Rows, rival: str, title: str) -> None:
-    """Draw our time over a rival's against the keep ratio, one dot per row."""
-    for family, colour in COLOURS.items():
-        chosen = [row for row in rows if row["family"] == family and row[rival]]
-        if chosen:
-            kept = [float(row["keep_ratio"]) for row in chosen]
-            ratios = [float(row["auto"]) / float(row[rival]) for row in chosen]
-            axes.scatter(kept, ratios, s=18, color=colour, alpha=0.75, lw=0, label=family)
-    axes.axhline(1, color="#444444", lw=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="keep ratio", title=title)
-    plain(axes)
-
-
-def plain(axes: Axes) -> None:
-    """Set a light grid behind the points, and remove two spines."""
-    axes.grid(color="#e8e8e8", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def speed(rows: Rows) -> Figure:
-    """Draw our time over the dense layer's and the peers', one dot per row."""
+    """Draw our time over the dense layer's and the peers': a small dot per row, a large one per format and rank."""
     training = [row for row in rows if row["mode"] == "train"]
-    figure = Figure(figsize=(9, 7), dpi=140, layout="constrained")
-    panels = figure.subplots(2, 2).flat
-    draw(panels[0], [row for row in training if row["batch"] == "32"], "dense", "/ dense, training, batch 32")
-    draw(panels[1], [row for row in training if row["batch"] == "1"], "dense", "/ dense, training, batch 1")
-    draw(panels[2], rows, "tednet", "/ tednet, all rows")
-    draw(panels[3], rows, "tltorch", "/ tensorly-torch, all rows")
-    panels[0].set_ylabel("our time over theirs")
-    panels[2].set_ylabel("our time over theirs")
-    panels[0].legend(frameon=False, fontsize=8)
+    figure = sheet(6.6)
+    panels = figure.subplots(2, 2, sharex=True).flat
+    panels[1].sharey(panels[0])
+    for axes, batch in zip(panels, ("32", "1"), strict=False):
+        title = f"time over the dense layer's,\ntraining, batch {batch}"
+        _ratios(axes, [row for row in training if row["batch"] == batch], "dense", title)
+    _ratios(panels[2], rows, "tednet", "time over tednet's,\nall rows")
+    _ratios(panels[3], rows, "tltorch", "time over tensorly-torch's,\nall rows")
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    for axes in panels[::2]:
+        axes.set_ylabel("ours over theirs")
+    entries = [key(family, colour, marker="o", ms=7) for family, colour in COLOURS.items()]
+    legend(figure, [*entries, key("a row", marker=".", ms=5), key("median of a rank", marker="o", ms=7)], 4)
     return figure
 
 
+def _ratios(axes: Axes, rows: Rows, rival: str, title: str) -> None:
+    """Draw our time over a rival's against the keep ratio, with the medians of each format's ranks."""
+    for family, colour in COLOURS.items():
+        medians = []
+        for _, runs in by([row for row in rows if row["family"] == family and row[rival]], "rank"):
+            kept = [float(row["keep_ratio"]) for row in runs]
+            ratios = [float(row["auto"]) / float(row[rival]) for row in runs]
+            axes.scatter(kept, ratios, s=7, color=colour, alpha=0.55, lw=0)
+            medians.append((statistics.median(kept), statistics.median(ratios)))
+        if medians:
+            style = {"marker": "o", "ms": 7, "mec": "white", "mew": 0.8, "lw": 1.5, "zorder": 3}
+            axes.plot(*zip(*sorted(medians), strict=True), color=colour, **style)
+    axes.axhline(1, color="#444444", lw=1)
+    axes.set(xscale="log", yscale="log", xlabel="keep ratio")
+    axes.set_title(title, fontsize=10)
+    axes.xaxis.set_tick_params(labelbottom=True)
+    ticks(axes, (0.01, 0.1, 1, 10))
+    plain(axes)
+
+
 def compress(rows: Rows) -> Figure:
-    """Draw test accuracy after fine-tuning against parameters and latency. Colours are formats, markers networks."""
-    tuned = [row for row in rows if row["split"] == "test" and row["accuracy_after"]]
-    markers = dict(zip(dict.fromkeys(row["weights"] for row in tuned), MARKERS, strict=False))
-    figure = Figure(figsize=(11, 4.2), dpi=140, layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for row in tuned:
-        latency = float(row["dense_ms_32"]) * (1 if row["format"] == "dense" else float(row["latency_32"]))
-        style = {"color": (COLOURS | OTHERS)[row["format"]], "marker": markers[row["weights"]], "alpha": 0.8, "lw": 0}
-        for axes, x in zip(panels, (int(row["parameters"]), latency), strict=True):
-            axes.scatter(x, 100 * float(row["accuracy_after"]), s=30, **style)
-    for axes, label in zip(panels, ("parameters", "milliseconds for 32 images"), strict=True):
-        axes.set(xscale="log", xlabel=label)
-        plain(axes)
-    panels[0].set_ylabel("test accuracy after the fine-tune, %")
-    for family in dict.fromkeys(row["format"] for row in tuned):
-        panels[1].scatter([], [], color=(COLOURS | OTHERS)[family], s=30, lw=0, label=family)
-    for network, marker in markers.items():
-        panels[1].scatter([], [], color="#aaaaaa", marker=marker, s=30, lw=0, label=network)
-    panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    """Draw test accuracy after fine-tuning against parameters and time: a row of panels per network."""
+    tuned = [row for row in rows if row["split"] == "test" and row["accuracy_after"] and row["format"] != DENSE]
+    keeps = sorted({row["keep"] for row in tuned}, key=float, reverse=True)
+    networks = [*by(tuned, "weights")]
+    figure = sheet(0.9 + 2.9 * len(networks))
+    panels = figure.subplots(len(networks), 2, sharey="row", squeeze=False)
+    for pair, (network, some) in zip(panels, networks, strict=True):
+        for family, runs in by(some, "format"):
+            y = [100 * float(row["accuracy_after"]) for row in runs]
+            sizes = [int(row["parameters"]) / 1000 for row in runs]
+            for axes, x in zip(pair, (sizes, [float(row["latency_32"]) for row in runs]), strict=True):
+                axes.plot(x, y, color=ALL_COLOURS[family], lw=1.2)
+                for left, up, row in zip(x, y, runs, strict=True):
+                    axes.plot(left, up, MARKERS[keeps.index(row["keep"])], color=ALL_COLOURS[family], ms=6)
+        dense = int(some[0]["dense_parameters"]) / 1000, 1.0
+        for axes, x in zip(pair, dense, strict=True):
+            axes.plot(x, 100 * float(some[0]["accuracy_dense"]), "*", color=DENSE_COLOUR, ms=11)
+            axes.axhline(100 * float(some[0]["accuracy_dense"]), color=DENSE_COLOUR, lw=1, ls=":")
+            plain(axes)
+        pair[0].set(xlabel="parameters, thousands", ylabel=f"{network}: test accuracy\nafter the fine-tune, %")
+        pair[0].set_xlim(0, None)
+        pair[1].set_xlabel("time over dense, 32 images")
+    formats = [key(family, ALL_COLOURS[family]) for family, _ in by(tuned, "format")]
+    legend(figure, [*formats, *(key(f"keep {keep}", marker=MARKERS[keeps.index(keep)]) for keep in keeps),
+                    key("dense", DENSE_COLOUR, marker="*", ms=11)], 5)  # fmt: skip
     return figure
 
 
@@ -98,11 +109,11 @@ def results(rows: Rows) -> Figure:
         if row["batch"] == "32"
     }
     markers = dict(zip(dict.fromkeys(row["model"] for row in shown), MARKERS, strict=False))
-    figure = Figure(figsize=(14, 4.2), dpi=140, layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
-    labels = "parameters", "FLOPs of one image, as the plan runs them", "milliseconds for 32 images"
+    figure = sheet(6.4)
+    *panels, corner = figure.subplots(2, 2, sharey=True).flat
+    labels = "parameters", "FLOPs of one image,\nas the plan runs them", "milliseconds for 32 images"
     for (model, conv), runs in groups(shown, "model", "conv"):
-        style = {"color": (COLOURS | OTHERS)[conv], "marker": markers[model], "ms": 5, "lw": 1.2, "alpha": 0.85}
+        style = {"color": ALL_COLOURS[conv], "marker": markers[model], "ms": 5, "lw": 1.2, "alpha": 0.85}
         sizes, counts = [float(row["parameters"]) for row in runs], [float(flops(row)) for row in runs]
         waits = [times.get((model, conv, row["rank"]), math.nan) for row in runs]  # not drawn where not measured
         for axes, x in zip(panels, (sizes, counts, waits), strict=True):
@@ -113,12 +124,13 @@ def results(rows: Rows) -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.xaxis.set_minor_formatter(NullFormatter())
         plain(axes)
-    panels[0].set_ylabel("test accuracy, %")
-    for conv in dict.fromkeys(row["conv"] for row in shown):
-        panels[2].plot([], [], color=(COLOURS | OTHERS)[conv], lw=1.2, label=conv)
-    for model, marker in markers.items():
-        panels[2].plot([], [], color="#aaaaaa", marker=marker, ms=5, lw=0, label=model)
-    panels[2].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    ticks(panels[2], (25, 30, 40, 50, 60))
+    for axes in panels[::2]:
+        axes.set_ylabel("test accuracy, %")
+    corner.remove()
+    formats = [key(conv, ALL_COLOURS[conv]) for conv in dict.fromkeys(row["conv"] for row in shown)]
+    networks = [key(model, marker=marker) for model, marker in markers.items()]
+    figure.legend(handles=[*formats, *networks], frameon=False, loc="center", bbox_to_anchor=(0.77, 0.27))
     return figure
 
 
@@ -138,72 +150,173 @@ def flops(row: dict[str, str]) -> int:
     return int(counter.get_total_flops() // batch)
 
 
-def depth(rows: Rows) -> Figure:
-    """Draw signal and gradient in the deepest zero-padded networks: a panel per format, a line per initialisation."""
-    deepest = max(int(row["depth"]) for row in rows if row["depth"])
-    chosen = [row for row in rows if row["depth"] == str(deepest) and row["border"] == "zeros"]
-    networks = [name for name in dict.fromkeys(row["network"] for row in chosen) if name != "dense"]
-    figure = Figure(figsize=(13, 5), dpi=140, layout="constrained")
-    panels = figure.subplots(2, len(networks), sharex=True, sharey=True, squeeze=False)
-    for column, network in enumerate(networks):
-        for init, colour in zip(INITS, COLOURS.values(), strict=True):
-            lines = [row for row in chosen if row["network"] == network and row["init"] == init]
-            _lines(panels[:, column], lines, color=colour, lw=1.4, label=SHOWN[init].strip("`"))
-        _lines(panels[:, column], [row for row in chosen if row["network"] == "dense" and row["init"] == "default"],
-               color="#111111", lw=1, ls=":", label="dense, He")  # fmt: skip
-        panels[0, column].set_title(network, fontsize=9)
-        panels[1, column].set_xlabel("layer")
-    panels[0, 0].set(ylabel="log E[h²] behind it", ylim=(-25, 12))
-    panels[1, 0].set_ylabel("log E[g²] in front of it")
-    panels[1, -1].legend(frameon=False, fontsize=7, loc="lower right")
-    return figure
-
-
-def convergence(rows: Rows) -> Figure:
-    """Draw test accuracy by start: a row of panels per network, a column per data set, one dot per format."""
-    reached = [choice for choice in chosen(rows) if choice["accuracy"] is not None]
-    formats = [choice for choice in reached if choice["family"] not in REFERENCES]
-    starts = [start for start in SHOWN if any(choice["arm"] == start for choice in formats)]
-    datasets, networks = ([*dict.fromkeys(choice[key] for choice in reached)] for key in ("dataset", "network"))
-    figure = Figure(figsize=(13, 8), dpi=140, layout="constrained")
-    panels = figure.subplots(len(networks), len(datasets), sharex=True, squeeze=False)
-    for axes, (network, dataset) in zip(panels.flat, product(networks, datasets), strict=True):
-        here = [choice for choice in reached if (choice["network"], choice["dataset"]) == (network, dataset)]
-        for place, (family, colour) in enumerate(COLOURS.items()):
-            dots = [choice for choice in here if choice["family"] == family and choice["arm"] in starts]
-            x = [starts.index(choice["arm"]) + (place - 2.5) / 10 for choice in dots]
-            style = {"s": 20, "color": colour, "lw": 0, "label": family if dots else None}
-            axes.scatter(x, [100 * choice["accuracy"] for choice in dots], **style)
-        dense = [100 * one["accuracy"] for one in here if (one["family"], one["arm"]) == (DENSE, DENSE_ARM)]
-        axes.axhline(*dense, color="#111111", lw=1, ls=":", label="dense, He")
-        axes.set(title=f"{network}, {dataset}", ylim=(-4, 108 * max(choice["accuracy"] for choice in here)))
-        axes.set_xticks(range(len(starts)), [SHOWN[start].strip("`") for start in starts], rotation=40, ha="right")
-        plain(axes)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("test accuracy, %")
-    panels[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
 INITS = ("default", "paper", "kaiming", "xavier", "tednet", "calibrated")
 
 
+def depth(rows: Rows) -> Figure:
+    """Draw signal and gradient in the deepest zero-padded networks: a row per format, a line per initialisation."""
+    deepest = max(int(row["depth"]) for row in rows if row["depth"])
+    chosen = [row for row in rows if row["depth"] == str(deepest) and row["border"] == "zeros"]
+    networks = [name for name in dict.fromkeys(row["network"] for row in chosen) if name != "dense"]
+    figure = sheet(1.2 + 1.75 * len(networks))
+    panels = figure.subplots(len(networks), 2, sharex=True, sharey=True, squeeze=False)
+    dense = {"color": DENSE_COLOUR, "lw": 1.5, "ls": ":"}
+    for pair, network in zip(panels, networks, strict=True):
+        for init, colour in zip(INITS, COLOURS.values(), strict=True):
+            lines = [row for row in chosen if row["network"] == network and row["init"] == init]
+            _lines(pair, lines, color=colour, lw=1.6)
+        _lines(pair, [row for row in chosen if row["network"] == "dense" and row["init"] == "default"], **dense)
+        pair[0].set_ylabel(network)
+        pair[0].set(yscale="log", ylim=(1e-11, 1e6), yticks=[1e-10, 1e-5, 1, 1e5])
+        pair[0].yaxis.set_minor_formatter(NullFormatter())
+    panels[0, 0].set_title("second moment of the signal\nafter layer k", fontsize=10)
+    panels[0, 1].set_title("second moment of the gradient\nbefore layer k", fontsize=10)
+    for axes in panels[-1]:
+        axes.set_xlabel("layer k")
+    entries = [key(SHOWN[init].strip("`"), colour) for init, colour in zip(INITS, COLOURS.values(), strict=True)]
+    legend(figure, [*entries, key("dense, He's rule", DENSE_COLOUR, ls=":")], 3)
+    return figure
+
+
 def _lines(panels: Sequence[Axes], rows: Rows, **style: Any) -> None:
+    """Draw second moments by layer. The files have their natural logarithms."""
     for axes, name in zip(panels, ("forward", "backward"), strict=True):
         shown = [row for row in rows if row[name]]
-        axes.plot([int(row["layer"]) for row in shown], [float(row[name]) for row in shown], **style)
+        axes.plot([int(row["layer"]) for row in shown], [math.exp(float(row[name])) for row in shown], **style)
         plain(axes)
 
 
-FIGURES = {"speed": speed, "compress": compress, "depth": depth, "convergence": convergence, "results": results}
+def convergence(rows: Rows, network: str) -> Figure:
+    """Draw the test accuracies of a network: a panel per set of images, a line per start, one dot per format.
+
+    A line through a dot is the standard error over seeds, where there is one.
+    """
+    reached = [one for one in chosen([row for row in rows if row["network"] == network]) if one["accuracy"] is not None]
+    formats = [one for one in reached if one["family"] not in REFERENCES]
+    starts = [start for start in SHOWN if any(one["arm"] == start for one in formats)]
+    families = [family for family in COLOURS if any(one["family"] == family for one in formats)]
+    datasets = dict.fromkeys(one["dataset"] for one in reached)
+    figure = sheet(0.7 + 2.7 * len(datasets))
+    for axes, dataset in zip(figure.subplots(len(datasets), squeeze=False).flat, datasets, strict=True):
+        edge = axes.get_yaxis_transform()  # x as a share of the panel: accuracy 0 would leave no room for the others
+        for one in formats:
+            if one["dataset"] == dataset and one["arm"] in starts:
+                place = families.index(one["family"])
+                y = starts.index(one["arm"]) + 0.14 * (place - (len(families) - 1) / 2)
+                style = {"color": COLOURS[one["family"]], "elinewidth": 1.2}
+                if one["accuracy"]:
+                    error = 100 * (one["error"] or 0)
+                    axes.errorbar(100 * one["accuracy"], y, xerr=error, fmt="o", ms=4.5, **style)
+                else:
+                    axes.errorbar(0.02, y, fmt="X", ms=7, transform=edge, **style)
+        for one in reached:
+            if (one["dataset"], one["family"], one["arm"]) == (dataset, DENSE, DENSE_ARM):
+                axes.axvline(100 * one["accuracy"], color=DENSE_COLOUR, lw=1.5, ls=":")
+        axes.set_yticks(range(len(starts)), [SHOWN[start].strip("`") for start in starts])
+        axes.set(ylim=(len(starts) - 0.5, -0.5), xlabel=f"test accuracy on {dataset}, %")
+        plain(axes)
+        axes.grid(visible=False, axis="y")
+        for place in range(1, len(starts)):
+            axes.axhline(place - 0.5, color="#e0e0e0", lw=0.6, zorder=0)
+    entries = [key(family, COLOURS[family], marker="o") for family in families]
+    lost = [key("every run diverged", marker="X", ms=7)] * any(one["accuracy"] == 0 for one in formats)
+    legend(figure, [*entries, key("dense, He's rule", DENSE_COLOUR, ls=":"), *lost], 4)
+    return figure
+
+
+def scale(rows: Rows) -> Figure:
+    """Draw the megabytes that a process sends in a step: a panel per number of processes, a line per format."""
+    kinds = [*dict.fromkeys(row["conv"] for row in rows)]
+    ways = dict(zip(dict.fromkeys(row["way"] for row in rows), MARKERS, strict=False))
+    colours = dict(zip(ways, (COLOURS["cp"], COLOURS["tucker"]), strict=True))
+    processes = [*by(rows, "processes")]
+    figure = sheet(3.3)
+    panels = figure.subplots(1, len(processes), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (number, some) in zip(panels, processes, strict=True):
+        for row in some:
+            x, y = float(row["sent"]) / 1e6, kinds.index(row["conv"])
+            axes.plot(x, y, ways[row["way"]], color=colours[row["way"]], ms=7)
+            if row["conv"] == DENSE:
+                axes.axvline(x, color=colours[row["way"]], lw=1, ls=":", zorder=0)
+        axes.set(xscale="log", xlabel="MB sent in a step")
+        axes.set_title(f"{int(number):,} processes", fontsize=10)
+        plain(axes)
+    ticks(panels[0], (10, 100, 1000, 10_000), "{:,}")
+    panels[0].set_xlim(20, 20_000)
+    panels[0].set_yticks(range(len(kinds)), kinds)
+    panels[0].set_ylim(len(kinds) - 0.5, -0.5)
+    legend(figure, [*(key(way, colours[way], marker=marker, ms=7) for way, marker in ways.items()),
+                    key("dense", ls=":")], 3)  # fmt: skip
+    return figure
+
+
+def construct(rows: Rows) -> Figure:
+    """Draw the milliseconds of construction by channels: a line per format, nn.Conv2d's, and the limit."""
+    figure = sheet(3.9)
+    axes = figure.subplots()
+    sizes = [*dict.fromkeys(int(row["channels"]) for row in rows)]
+    for family, runs in by(rows, "family"):
+        style = {"color": ALL_COLOURS[family], "marker": "o", "ms": 5, "lw": 1.6, "label": family}
+        axes.plot([int(row["channels"]) for row in runs], [float(row["default"]) for row in runs], **style)
+    sized = [runs for _, runs in by(rows, "channels")]
+    dense = [statistics.median(float(row["dense"]) for row in runs) for runs in sized]
+    limits = [statistics.median(float(row["default"]) / float(row["over_limit"]) for row in runs) for runs in sized]
+    axes.plot(sizes, dense, color=DENSE_COLOUR, lw=1.5, ls=":", label="nn.Conv2d")
+    axes.plot(sizes, limits, color=DENSE_COLOUR, lw=1.5, ls="--", label="limit")
+    axes.set(xscale="log", yscale="log", xlabel="channels, in and out", ylabel="milliseconds to construct")
+    ticks(axes, sizes)
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    plain(axes)
+    legend(figure, axes.get_lines(), 4)
+    return figure
+
+
+def tools(rows: Rows) -> Figure:
+    """Draw a grid of tools by formats: a full dot where all kinds of layers pass, else the kinds that do not."""
+    names = [*dict.fromkeys(row["tool"] for row in rows)]
+    formats = [*dict.fromkeys(row["layer"].removesuffix(row["kind"]) for row in rows)]
+    failed: dict[tuple[int, int], list[str]] = {}
+    for row in rows:
+        place = formats.index(row["layer"].removesuffix(row["kind"])), names.index(row["tool"])
+        failed.setdefault(place, []).extend([row["kind"]] if row["result"] else [])
+    figure = sheet(0.9 + 0.24 * len(names))
+    axes = figure.subplots()
+    for (x, y), kinds in failed.items():
+        axes.plot(x, y, "" if kinds else "o", color=COLOURS["tt-chain"])
+        axes.text(x, y, "\n".join(kinds), color=COLOURS["tr"], ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(formats)), formats, rotation=35, ha="left")
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlim=(-0.5, len(formats) - 0.5), ylim=(len(names) - 0.5, -0.5))
+    plain(axes)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+PICTURES: dict[str, tuple[str, Callable[[Rows], Figure]]] = {
+    "speed": ("speed", speed),
+    "compress": ("compress", compress),
+    "depth": ("depth", depth),
+    "convergence-plain": ("convergence", partial(convergence, network="plain")),
+    "convergence-resnet": ("convergence", partial(convergence, network="resnet")),
+    "convergence-resnet-no-norm": ("convergence", partial(convergence, network="resnet-no-norm")),
+    "results": ("results", results),
+    "scale": ("scale", scale),
+    "construct": ("construct", construct),
+    "tools": ("tools", tools),
+}
+"""File and function of each picture."""
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    for name, figure in FIGURES.items():
-        path = RESULTS / f"{name}.csv"
+    for name, (file, figure) in PICTURES.items():
+        path = RESULTS / f"{file}.csv"
         if path.exists():
-            figure(read_csv(path)).savefig(path.with_suffix(".png"))
+            figure(read_csv(path)).savefig(RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":

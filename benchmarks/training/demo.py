@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +40,7 @@ kaiming = CORES["kaiming"]  # common without a solver: torch's rule for a dense 
 small = CORES["normal 0.02"]  # also common: the same small normal distribution for every core
 
 BLUE, GREY, ORANGE, PURPLE = "#0072b2", "#5f6368", "#d55e00", "#8e44ad"
+DOTTED = (0, (1, 1.5))
 
 
 def signal(model: nn.Module, images: Tensor) -> Tensor:
@@ -85,47 +87,59 @@ def draw_losses(axes: Axes, results: Sequence[Result], colours: Sequence[str]) -
     for result, colour in zip(results, colours, strict=True):
         epochs = [row["epoch"] for row in result.history]
         train, test = ([row[key] for row in result.history] for key in ("train_loss", "loss"))
-        axes.plot(epochs, train, color=colour, lw=2, label=f"{result.config.arm}, training")
-        axes.plot(epochs, test, color=colour, lw=1.2, ls=(0, (1, 1.5)), label=f"{result.config.arm}, test")
+        axes.plot(epochs, train, color=colour, lw=2)
+        axes.plot(epochs, test, color=colour, lw=1.2, ls=DOTTED)
     # In the first epochs, batch normalisation's running averages lag behind, and the test loss is outside the limits.
     axes.set(yscale="log", ylim=(None, 5), xlabel="epoch", ylabel="cross-entropy")
-    axes.set_title("Loss", loc="left", fontweight="bold")
-    axes.legend(frameon=False)
+    axes.set_title("Training loss,\nwith batch normalisation", fontsize=10, fontweight="bold")
+    lines = [
+        Line2D([], [], color=GREY, ls=style, label=label) for label, style in (("training", "-"), ("test", DOTTED))
+    ]
+    axes.legend(handles=lines, frameon=False)
 
 
 def draw_profiles(axes: Axes, profiles: dict[str, tuple[str, Tensor]]) -> None:
     """Draw E[y^2] by depth: the geometric mean over draws as a line, their range as a band."""
     for label, (colour, profile) in profiles.items():
         depth = torch.arange(1, profile.shape[1] + 1)
-        mean = profile.log().mean(0).exp()
         axes.fill_between(depth, profile.amin(0), profile.amax(0), color=colour, alpha=0.15, lw=0)
-        axes.plot(depth, mean, color=colour, lw=2, marker="o", ms=3.5)
-        above = {"dense, He": 6, "TR, solver": -6}.get(label, 0)  # points; these two lines are close
-        axes.annotate(label, (depth[-1], mean[-1]), (8, above), textcoords="offset points", color=colour, va="center")
-    axes.set(yscale="log", xlabel="convolution, from the image on", ylabel="E[y²] of a convolution's output")
-    axes.set_title("Signal before the first step, normalisation taken out", loc="left", fontweight="bold")
+        width = 5 if label == "dense" else 2  # the next line lies on it
+        axes.plot(depth, profile.log().mean(0).exp(), color=colour, lw=width, marker="o", ms=3, label=label)
+    axes.set(yscale="log", xlabel="convolution, from the image on")
+    title = "Second moment of the signal\nbefore the first step,\nnormalisation taken out"
+    axes.set_title(title, fontsize=10, fontweight="bold")
 
 
 def picture(results: Sequence[Result], images: Tensor, path: Path) -> None:
-    """Write the picture."""
+    """Write the picture. It is as wide as a page of the site, so its font has that size there."""
     dense, ring = (result.config for result in results)
-    figure = Figure(figsize=(12, 4.8), dpi=160, layout="constrained")
-    losses, profiles = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    row = results[1].row
+    share = 100 * row["parameters"] / row["dense_parameters"]
+    figure = Figure(figsize=(6.4, 4.4), dpi=200, layout="constrained")
+    losses, profiles = figure.subplots(1, 2, width_ratios=(1, 1.2))
     draw_losses(losses, results, (GREY, BLUE))
     draw_profiles(
         profiles,
         {
-            "dense, He": (GREY, depth_profile(dense, images)),
-            "TR, solver": (BLUE, depth_profile(ring, images)),
-            "TR, Kaiming\non every core": (ORANGE, depth_profile(ring, images, kaiming)),
-            "TR, N(0, 0.02²)\non every core": (PURPLE, depth_profile(ring, images, small)),
+            "dense": (GREY, depth_profile(dense, images)),
+            f"tensor ring, {share:.0f} % of the parameters": (BLUE, depth_profile(ring, images)),
+            "the ring, Kaiming's rule for each core": (ORANGE, depth_profile(ring, images, kaiming)),
+            "the ring, std 0.02 for each core": (PURPLE, depth_profile(ring, images, small)),
         },
     )
     for axes in (losses, profiles):
         axes.grid(color="#e8e8e8", lw=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    figure.legend(
+        handles=profiles.get_lines(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9.5,
+        columnspacing=1.4,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
