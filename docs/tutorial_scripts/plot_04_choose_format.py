@@ -153,7 +153,8 @@ print(tnlayers.compare(layer, rank=0.1, input_shape=shape, formats=entries))
 # look at the trained kernels:
 #
 # - ``energy=0.8`` takes, for each layer, the smallest ranks that keep at least this share of the squared *singular
-#   values* of the kernel, unfolded into a matrix at each cut of the network. You say how much may be lost, and get the size.
+#   values* of the kernel, unfolded into a matrix at each cut of the network. You say how much may be lost, and get
+#   the size.
 # - ``budget={"params": 0.3}`` gives all chosen layers together this share of their parameters, and spends them where
 #   the estimated error of the kernels falls most. You say the size, and get the error. ``{"flops": 0.3}`` does the
 #   same for operations.
