@@ -2,7 +2,7 @@
 
 A row of the CSV is a counter and a layer: a 3x3 convolution of 64 channels, dense or in a format, in an
 `nn.Sequential`, on an input of shape (4, 64, 16, 16). Every count is in FLOPs; counts of multiply-adds are doubled.
-`right` is what the layer's plan has in such a forward, with or without gradients; for the dense layer it is the formula.
+`right` is what the layer's plan has in such a forward, with or without gradients, and for the dense layer the formula.
 `left` is what the counter leaves behind on the model. Nothing is random or timed, but plans depend on the machine.
 
 Counters that are not installed are skipped, and their rows in the CSV are kept. For all of them:
