@@ -76,8 +76,8 @@ class TensorConv(TensorConvNd):
         strategy: 'auto' takes the plan of least estimated time, in doubt the dense kernel; 'reconstruct' builds the
             dense kernel; 'factorized' contracts the input with the cores one by one; an order such as '0 > 1*2' gives
             the cores of each step.
-        memory: 'auto' keeps the estimated peak of a training step within about 1.25 times the dense layer's, if any
-            plan does; 'low' saves only the input between forward and backward, and runs the forward again.
+        memory: 'auto' keeps the estimated peak of a training step within 1.5 times the dense layer's, if any plan
+            does; 'low' saves only the input between forward and backward, and runs the forward again.
         **options: the format's own.
 
     Shape:
@@ -89,6 +89,12 @@ class TensorConv(TensorConvNd):
 
     Warns:
         LargerThanDense: the cores have more parameters than the dense kernel. Not on the meta device.
+
+    Example:
+        >>> class RingConv2d(TensorConv2d, format="tr"): ...
+        >>> layer = RingConv2d(16, 32, 3, padding=1, rank=4)
+        >>> layer(torch.randn(1, 16, 8, 8)).shape, f"{layer.keep_ratio:.3f}"
+        (torch.Size([1, 32, 8, 8]), '0.198')
     """
 
     def __init__(

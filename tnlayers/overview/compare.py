@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Formats for one layer. ``print`` and notebooks show a table.
+    """Formats for one layer: the result of ``compare``, which has an example. ``print`` and notebooks show a table.
 
     Attributes:
         rows: the dense layer, then one per format. ``pandas.DataFrame`` accepts them.
