@@ -136,9 +136,11 @@ def test_a_layer_of_a_format_without_defaults_has_no_example_that_fails():
 
 
 def test_the_memory_that_a_docstring_names_is_the_planners_limit():
-    assert f"within {LIMIT} times the dense layer's" in " ".join(tnlayers.TRConv2d.__doc__.split())
+    assert f"below {LIMIT} * (the dense layer's kernel, input and output" in " ".join(tnlayers.TRConv2d.__doc__.split())
     page = (HERE.parent / "docs" / "explanation" / "memory.md").read_text(encoding="utf-8")
-    assert f"up to a factor of {LIMIT} over what the dense layer's" in " ".join(page.split())
+    assert f"The limit is {LIMIT} times the dense layer's kernel, input, output and their gradients" in " ".join(
+        page.split()
+    )
 
 
 def test_squared_norm_refuses_what_is_no_tensor_layer():

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 import tnlayers
-from tnlayers.backend.rates import rates_of
+from tnlayers.planning import choose
 
 ROOT = Path(__file__).parents[2]
 NAMES = {"tensor ring": "tr", "TT, chain": "tt layout=chain", "TT, matrix": "tt"}
@@ -76,9 +76,9 @@ def test_links_for_times_of_planning_lead_to_the_page_that_has_them():
 
 
 def test_the_allocators_limit_is_that_of_the_rates():
-    rates = rates_of("cpu", "float32")
-    assert rates.large == 32 * 2**20
-    assert rates.fault > 0
+    layer = tnlayers.CPConv2d(8, 8, 3, rank=2)
+    rates = choose._search(layer.network, layer.geometry, layer._setting((1, 8, 8, 8)), "auto", "auto").pricing.rates
+    assert (rates.large, rates.fault > 0) == (32 * 2**20, True)
     assert "a block of more than 32 MiB is mapped from the system" in prose("explanation/memory")
     assert "tensors above and below the limit" in prose("explanation/memory")
 

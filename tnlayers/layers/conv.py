@@ -76,8 +76,9 @@ class TensorConv(TensorConvNd):
         strategy: 'auto' takes the plan of least estimated time, in doubt the dense kernel; 'reconstruct' builds the
             dense kernel; 'factorized' contracts the input with the cores one by one; an order such as '0 > 1*2' gives
             the cores of each step.
-        memory: 'auto' keeps the estimated peak of a training step within 1.5 times the dense layer's, if any plan
-            does; 'low' saves only the input between forward and backward, and runs the forward again.
+        memory: 'auto' keeps the estimated peak of a training step below 1.5 * (the dense layer's kernel, input and
+            output, and their gradients), if any plan does; 'low' saves only the input between forward and backward, and
+            runs the forward again.
         **options: the format's own.
 
     Shape:
