@@ -79,8 +79,9 @@ def test_the_allocators_limit_is_that_of_the_rates():
     layer = tnlayers.CPConv2d(8, 8, 3, rank=2)
     rates = choose._search(layer.network, layer.geometry, layer._setting((1, 8, 8, 8)), "auto", "auto").pricing.rates
     assert (rates.large, rates.fault > 0) == (32 * 2**20, True)
-    assert "a block of more than 32 MiB is mapped from the system" in prose("explanation/memory")
-    assert "tensors above and below the limit" in prose("explanation/memory")
+    said = prose("explanation/memory")
+    assert "tensors above 32 MiB are fetched from the system" in said
+    assert "rates hold the limit as `large` and that time as `fault`" in said
 
 
 def test_compression_says_that_its_times_are_noisy():
