@@ -4,6 +4,7 @@ import csv
 import importlib
 import inspect
 import pkgutil
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import tnlayers
 from cases import CASES
 from tnlayers import Geometry, TensorNetwork, formats, models, testing
 from tnlayers.layers import by_format
-from tnlayers.planning.choose import plan
+from tnlayers.planning.choose import LIMIT, plan
 from tnlayers.planning.setting import Setting
 
 HERE = Path(__file__).parent
@@ -74,6 +75,77 @@ def test_layers_show_their_arguments(layer):
         assert option in own
         assert f"{option}: " in described
     assert "Initialize internal" not in inspect.getdoc(layer.__init__)
+
+
+FUNCTIONS = [name for name in tnlayers.__all__ if inspect.isfunction(getattr(tnlayers, name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_say_what_they_take_return_and_raise(name):
+    """Every argument by its name, and an example that calls it. All check their arguments, so all raise."""
+    function = getattr(tnlayers, name)
+    text = inspect.getdoc(function)
+    sections = re.findall(r"^(Args|Returns|Yields|Raises|Example):$", text, re.MULTILINE)
+    signature = inspect.signature(function)
+    result = [] if signature.return_annotation in (None, "None") else ["Returns"]
+    assert [each for each in sections if each != "Yields"] == ["Args", *result, "Raises", "Example"]
+    described = text.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    for argument in signature.parameters:
+        assert re.search(rf"^ {{4}}(\w+, )*{argument}(, \w+)*: ", described, re.MULTILINE), argument
+    example = text.partition("\nExample:\n")[2]
+    if other := re.fullmatch(r" {4}See ``(\w+)``\.", example):
+        example = inspect.getdoc(getattr(tnlayers, other[1])).partition("\nExample:\n")[2]
+    assert re.search(rf"^ +(>>>|\.\.\.) .*\b{name}\(", example, re.MULTILINE)
+
+
+CLASSES = """
+    Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose
+    TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear TensorNetwork
+    TensorizeConfig TensorizeReport Variance
+"""
+
+
+@pytest.mark.parametrize("name", CLASSES.split())
+def test_classes_have_an_example_or_say_where_one_is(name):
+    text = inspect.getdoc(getattr(tnlayers, name))
+    if "\nExample:\n    >>> " not in text:
+        others = re.findall(r"``(\w+)``", text)
+        assert any("Example:" in inspect.getdoc(getattr(tnlayers, other, int)) for other in others)
+
+
+@pytest.mark.parametrize("layer", [each for each in vars(by_format).values() if getattr(each, "format_type", None)])
+def test_layers_have_one_example_of_their_own(layer):
+    text = inspect.getdoc(layer)
+    assert text.count("Example:\n") == 1
+    assert f"{layer.__name__}(16, 32" in text.partition("Example:\n")[2]
+
+
+def test_a_layer_of_a_format_without_defaults_has_no_example_that_fails():
+    class Own(tnlayers.TensorLinear, format="einsum"):
+        pass
+
+    class Ring(tnlayers.TensorLinear, format="tr"):
+        """A ring.
+
+        Example:
+            >>> Ring(4, 4)  # of its own
+        """
+
+    assert "Example:" not in Own.__doc__
+    assert Ring.__doc__.count("Example:") == 1
+
+
+def test_the_memory_that_a_docstring_names_is_the_planners_limit():
+    assert f"below {LIMIT} * (the dense layer's kernel, input and output" in " ".join(tnlayers.TRConv2d.__doc__.split())
+    page = (HERE.parent / "docs" / "explanation" / "memory.md").read_text(encoding="utf-8")
+    assert f"The limit is {LIMIT} times the dense layer's kernel, input, output and their gradients" in " ".join(
+        page.split()
+    )
+
+
+def test_squared_norm_refuses_what_is_no_tensor_layer():
+    with pytest.raises(TypeError, match="layer is of type Linear; it must be a layer of tnlayers"):
+        tnlayers.squared_norm(nn.Linear(2, 2))
 
 
 def rows(name):

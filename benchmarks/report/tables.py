@@ -25,7 +25,7 @@ from benchmarks.report.markdown import ReportError
 from benchmarks.report.prose import numbers_by_hand, prose_of
 from benchmarks.report.speed_tables import compiled, construct, penalty, planning, promises, speed
 from benchmarks.report.start_tables import convergence, depth, init_scale
-from benchmarks.report.tool_tables import tools
+from benchmarks.report.tool_tables import counters, tools
 from benchmarks.report.training_tables import digits, presets, results, scale, throughput
 
 FIGURE = re.compile(r"(<!-- figure: (?P<name>\S+) -->)[^<\n]*(<!-- /figure -->)")
@@ -36,6 +36,7 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "promises": promises,
     "compiled": compiled,
     "tools": tools,
+    "counters": counters,
     "penalty": penalty,
     "planning": planning,
     "compress": compress,

@@ -84,8 +84,8 @@ print(tenth)
 # - ``plan`` tells how the layer computes. ``factorized`` means that the input meets the cores one after the other.
 #   ``reconstruct`` means that the layer builds the dense kernel from its cores first and then runs the usual
 #   convolution. This takes the dense layer's time and a little more.
-# - A format that cannot hold the layer at this rank has the reason in place of numbers. BlockTT, for instance, has a
-#   smallest size, and a tenth of this kernel is below it.
+# - A format that cannot hold the layer at this rank is ``refused``, and the reason stands beneath the table. BlockTT,
+#   for instance, has a smallest size, and a tenth of this kernel is below it.
 #
 # The rows are plain data: ``pandas.DataFrame(tenth.rows)`` makes a table of them, and ``tenth.best("error")`` returns
 # the row with the smallest error.

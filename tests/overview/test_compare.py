@@ -190,6 +190,23 @@ def test_ranks_and_entries():
     assert wide.error < 1e-4
 
 
+def test_what_a_format_cannot_hold_is_a_note():
+    """A keep ratio, groups, and a rank that another format takes: the arguments themselves are valid."""
+    grouped = nn.Conv2d(12, 12, 3, groups=3)
+    entry = {"format": "tr", "out_shape": (4, 3), "strategy": "factorized"}
+    (row,) = compare(grouped, formats=[entry]).rows[1:]
+    assert (row.params, "groups (3) does not divide the first factor of out_shape" in row.note) == (None, True)
+    (row,) = compare(grouped, formats=[entry | {"strategy": "reconstruct"}]).rows[1:]
+    assert (row.strategy, row.note) == ("reconstruct", "")
+    rows = by_name(compare(plain("Conv2d"), rank=(2, 2, 2), formats=["tr", "cp", "ht"]))
+    assert rows["tr"].rank == {"r0": 2, "r1": 2, "r2": 2}
+    assert "has 3 entries; network" in rows["cp"].note
+    (row,) = compare(nn.Linear(8, 8), formats=[{"format": "einsum", "network": "i a, a h o"}]).rows[1:]
+    assert row.note == "network 'i a, a h o' has the kernel axis 'h', but a linear layer has none"
+    (row,) = compare(nn.Linear(8, 8), rank=0.01, formats=["blocktt"]).rows[1:]
+    assert row.note.startswith("rank is 0.01; that keep ratio leaves 0 of 64 parameters")
+
+
 def test_a_new_format_has_rows_for_its_options(monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class Mine(tnlayers.Format):
@@ -221,10 +238,12 @@ def test_nothing_changes():
 
 def test_the_table():
     found = compare(nn.Conv2d(8, 8, 3, groups=8), rank=0.5, formats=["blocktt", "cp"], decompose=True)
-    header, dense, refused, cp, first, second = str(found).splitlines()
+    header, dense, refused, cp, note, first, second = str(found).splitlines()
     assert header.split()[:5] == ["format", "rank", "parameters", "keep", "FLOPs"]
     assert dense.split()[:4] == ["dense", "-", "72", "100.0%"]
-    assert re.fullmatch(r"blocktt +- +rank is 0\.5; that keep ratio leaves 36 of 72 .*", refused)
+    assert refused.split() == ["blocktt", "-", "refused"]
+    assert note.startswith("blocktt: rank is 0.5; that keep ratio leaves 36 of 72 parameters, but network")
+    assert note == f"blocktt: {found.rows[1].note}"
     row = found.rows[2]
     assert cp.split()[:5] == ["cp", "2", str(row.params), f"{row.keep_ratio:.1%}", f"{row.flops:,}"]
     assert (f"{row.error:.4f}", row.strategy) == (*cp.split()[-2:],)
@@ -233,7 +252,20 @@ def test_the_table():
     assert "error" not in str(compare(nn.Conv2d(8, 8, 3, groups=8), formats=["cp"])).splitlines()[0]
     page = found._repr_html_()
     assert page.count("<tr>") == 4
-    assert ">rank is 0.5; that keep ratio leaves" in page
+    assert ">refused</td>" in page
+    assert page.count("<p>blocktt: rank is 0.5; that keep ratio leaves") == 1
+
+
+def test_no_sentence_stands_in_the_table():
+    """Refusals, fits that fail and warnings stand beneath it, a line each, so the table's lines stay short."""
+    found = compare(nn.Linear(8, 8), rank=0.01, decompose=True)
+    assert all(row.params is None for row in found.rows[1:])
+    lines = str(found).splitlines()
+    assert max(map(len, lines[: len(found.rows) + 1])) <= 130  # of numbers alone
+    assert lines[len(found.rows) + 1 : -2] == [f"{row.name}: {row.note}" for row in found.rows[1:]]
+    wide = compare(nn.Linear(8, 8), rank=8, formats=["cp"])
+    assert str(wide).splitlines()[3] == "cp: more parameters than the dense kernel"
+    assert str(wide).splitlines()[2].split()[-1] == wide.rows[1].strategy
 
 
 def test_best():
@@ -276,6 +308,57 @@ WRONG = [
     ({"formats": [{"format": "cp", "layout": "chain"}]}, ValueError, r"formats\[0\] has the key 'layout'; accepted:"),
     ({"formats": [{"format": "tt", "options": 3}]}, TypeError, r"formats\[0\]: options is 3; it must be a mapping"),
     ({"formats": [{"format": "tt", "layout": "ring"}]}, ValueError, "layout is 'ring'; accepted: 'matrix', 'chain'"),
+    # What no layer of this size has, in the words of one entry.
+    ({"formats": [{"format": "tr", "strategy": "bad"}]}, ValueError, r"formats\[0\]: strategy is 'bad'; accepted:"),
+    ({"formats": ["cp", {"format": "tr", "strategy": 5}]}, TypeError, r"formats\[1\]: strategy is 5; accepted:"),
+    (
+        {"formats": [{"format": "tr", "strategy": "0 > 1"}]},
+        ValueError,
+        r"formats\[0\]: strategy is '0 > 1'; .*0 to 2, once",
+    ),
+    ({"formats": [{"format": "tr", "strategy": "0 > x"}]}, ValueError, r"formats\[0\]: strategy is '0 > x'; accepted:"),
+    ({"formats": [{"format": "blocktt", "strategy": "bad"}], "rank": 0.01}, ValueError, "strategy is 'bad'; accepted:"),
+    ({"formats": [{"format": "tr", "memory": "much"}]}, ValueError, r"formats\[0\]: memory is 'much'; accepted:"),
+    (
+        {"formats": [{"format": "tr", "in_shape": (7, 8)}]},
+        ValueError,
+        r"formats\[0\]: in_shape \(7, 8\) has product 56, but in_channels is 8",
+    ),
+    (
+        {"layer": nn.Conv2d(8, 8, 3, groups=2), "formats": [{"format": "tr", "in_shape": (4, 2)}]},
+        ValueError,
+        "in_shape .* has product 8, but in_channels / groups is 4",
+    ),
+    (
+        {"layer": nn.Linear(4, 6), "formats": [{"format": "tr", "out_shape": (2, 2)}]},
+        ValueError,
+        r"formats\[0\]: out_shape \(2, 2\) has product 4, but out_features is 6",
+    ),
+    (
+        {"formats": [{"format": "tr", "out_shape": 8}]},
+        TypeError,
+        r"formats\[0\]: out_shape is 8; it must be a sequence",
+    ),
+    ({"formats": [{"format": "blocktt", "in_shape": (2, 2, 2)}]}, ValueError, r"in_shape has 3 factors .* takes 2"),
+    ({"formats": [{"format": "tr", "rank": (2, 2)}]}, ValueError, r"formats\[0\]: rank \(2, 2\) has 2 entries;"),
+    (
+        {"formats": [{"format": "cp", "rank": {"s": 1}}]},
+        ValueError,
+        r"formats\[0\]: rank names 's'; the bonds .* are r",
+    ),
+    ({"rank": {"foo": 1}}, ValueError, r"rank fits none of the \d+ formats it is for; one says: rank names 'foo'"),
+    ({"rank": (2, 2, 2, 2, 2, 2, 2)}, ValueError, "rank fits none of the .* has 7 entries; network"),
+    ({"rank": {"foo": 1}, "formats": ["cp"]}, ValueError, "^rank names 'foo'; the bonds of network .* are r$"),
+    (
+        {"rank": {"tt": {"foo": 1}}},
+        ValueError,
+        r"rank\['tt'\] fits none of the 2 formats it is for; one says: rank nam",
+    ),
+    (
+        {"formats": [{"format": "btt", "options": {"blocks": 2}, "blocks": 3}]},
+        ValueError,
+        r"formats\[0\] has 'blocks' twice: 3, and 2 in options; give one",
+    ),
     ({"formats": ["einsum"]}, ValueError, r"formats\[0\] lacks 'network', which the format 'einsum' needs"),
     ({"decompose": 1}, TypeError, "decompose is 1; it must be True or False"),
 ]

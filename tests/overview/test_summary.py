@@ -1,6 +1,7 @@
 """What ``tnlayers.summary`` counts is what torch counts, and the model stays as it was."""
 
 import copy
+import csv
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,8 @@ from cases import FAMILIES, KINDS
 from tnlayers import Summary, TensorizeConfig, densify_, summary, tensorize_
 from tnlayers.overview.summary import ELSEWHERE
 
-PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "counting.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "how-to" / "counting.md").read_text(encoding="utf-8")
 CODE = r"(?s)```python\n(.*?)```"
 
 
@@ -362,6 +364,85 @@ def test_the_page_runs_and_shows_what_comes_out(capsys):
 def test_the_page_judges_every_counter(name):
     assert f"**{name}**" in PAGE.replace("`", "")
     assert re.search(rf"^\|.*{name}.*\|", PAGE, re.MULTILINE)
+
+
+def counters():
+    """The rows of the page's table: by counter, then by layer, numbers as integers."""
+    found = {}
+    with (ROOT / "benchmarks" / "results" / "counters.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = {name: int(row[name] or -1) for name in ("flops", "right", "params", "right_params")}
+            found.setdefault(row["counter"], {})[row["layer"]] = row | numbers
+    return found
+
+
+def test_the_pages_verdicts_are_those_of_the_measured_counts():
+    found = counters()
+    outputs = 4 * 64 * 16 * 16
+    dense, tensors = 2 * outputs * 64 * 9, ["CP", "Tucker", "TT", "TR", "BTT", "BTT factorized"]
+    right = {name: [layer for layer, row in own.items() if row["flops"] == row["right"]] for name, own in found.items()}
+    for name, own in found.items():
+        assert [*own] == ["dense", *tensors], name
+        assert own["dense"]["right"] == dense
+        assert name.startswith(("thop", "FlopCounterMode")) or all(
+            row["params"] == row["right_params"] for row in own.values()
+        )
+    for name in ("tnlayers.summary, training", "tnlayers.summary, eval", "FlopCounterMode", "FlopCounterMode, no_grad"):
+        assert right[name] == ["dense", *tensors]
+    # The traced plan is that without gradients, and right where it contracts the kernel.
+    assert right["fvcore, no_grad"] == ["dense", "TT", "BTT"]
+    for layer in ["dense", *tensors]:
+        assert found["fvcore"][layer]["flops"] == found["fvcore, no_grad"][layer]["flops"]
+    assert found["torchinfo"]["dense"]["flops"] == dense + 2 * outputs  # the bias
+    for layer in tensors:
+        assert found["torchinfo"][layer]["flops"] == 0
+        assert (found["thop"][layer]["flops"], found["thop"][layer]["params"]) == (0, 0)
+        assert found["thop"][layer]["left"] == "buffers"
+    assert right["thop"] == ["dense"]
+    mean = (dense + 2 * outputs) / 4
+    assert found["ptflops, backend pytorch"]["dense"]["flops"] == mean  # per image, with the bias
+    assert found["ptflops, backend aten"]["dense"]["flops"] == dense + 2 * outputs
+    assert right["ptflops, backend pytorch"] == right["calflops"] == []
+    assert right["ptflops, backend aten"] == ["BTT factorized"]
+    for name, left in (("pytorch", "eval mode"), ("aten", "eval mode + cannot be pickled")):
+        assert {row["left"] for row in found[f"ptflops, backend {name}"].values()} == {left}
+    assert {row["left"] for row in found["calflops"].values()} == {"eval mode"}
+
+
+def test_the_pages_table_is_that_of_its_layers(avx512):
+    """What is right in the CSV is what the layers have now: on the kind of machine of the CSV."""
+    model = nn.Conv2d(64, 64, 3, padding=1)
+    layers = {
+        "CP": tnlayers.CPConv2d(64, 64, 3, padding=1, rank=16),
+        "Tucker": tnlayers.TuckerConv2d(64, 64, 3, padding=1, rank=16),
+        "TT": tnlayers.TTConv2d(64, 64, 3, padding=1, rank=8),
+        "TR": tnlayers.TRConv2d(64, 64, 3, padding=1, rank=8),
+        "BTT": tnlayers.BTTConv2d(64, 64, 3, padding=1, rank=4, blocks=2),
+    }
+    for name, training in (("tnlayers.summary, training", True), ("tnlayers.summary, eval", False)):
+        for layer, row in counters()[name].items():
+            module = layers.get(layer.split()[0], model).train(training)
+            if layer in layers:
+                assert row["right"] == module.flops((4, 64, 16, 16)), layer
+
+
+def test_fvcore_counts_as_the_page_says():
+    fvcore = pytest.importorskip("fvcore.nn")
+    x, factorized = torch.randn(4, 64, 16, 16), {"strategy": "factorized"}
+    for cls, rank, options, reported in (
+        (tnlayers.CPConv2d, 16, factorized, True),
+        (tnlayers.BTTConv2d, 4, factorized | {"blocks": 2}, False),
+        (tnlayers.TTConv2d, 8, {"strategy": "reconstruct"}, None),
+    ):
+        layer = cls(64, 64, 3, padding=1, rank=rank, **options).eval()
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                found = fvcore.FlopCountAnalysis(layer, x).unsupported_ops_warnings(False)
+                count, unknown = 2 * found.total(), found.unsupported_ops()
+            assert (count == layer.flops(x.shape)) == (reported is None)
+            assert count <= layer.flops(x.shape)
+            assert ("aten::baddbmm" in unknown) == bool(reported)
+            assert not {"prim::PythonOp", "aten::bmm", "aten::matmul"} & {*unknown}
 
 
 @pytest.mark.parametrize("layer", FAMILIES)

@@ -14,6 +14,15 @@ class Frozen:
 
     Attributes:
         layers: names of the frozen layers.
+
+    Example:
+        >>> import tnlayers
+        >>> model = nn.Sequential(tnlayers.TTConv2d(8, 8, 3, rank=2), nn.ReLU()).eval()
+        >>> with freeze_(model) as frozen:
+        ...     print(frozen.layers, model[0].frozen)
+        ('0',) True
+        >>> model[0].frozen
+        False
     """
 
     def __init__(self, layers: dict[str, ExecutableModule], new: dict[str, ExecutableModule]) -> None:

@@ -26,8 +26,24 @@ FORMATS: dict[str, type["Format"]] = {}
 def register(name: str) -> Callable[[type["Format"]], type["Format"]]:
     """Return a class decorator that registers a format under ``name``.
 
+    Args:
+        name: the format's name, as in ``tnlayers.TensorizeConfig(name)``.
+
+    Returns:
+        Callable: a decorator of a subclass of ``Format``. It returns the class, with ``name`` as its name.
+
     Raises:
-        ValueError: the name is already registered.
+        ValueError: the name is already registered. The decorator raises it.
+
+    Example:
+        >>> @register("pair")
+        ... @dataclass(frozen=True)
+        ... class Pair(Format):
+        ...     def text(self, inputs, outputs, kernel, rank):
+        ...         return f"{' '.join(inputs + kernel)} r, r {' '.join(outputs)}"
+        >>> FORMATS["pair"]().text(("i",), ("o",), ("h", "w"), rank=8)
+        'i h w r, r o'
+        >>> del FORMATS["pair"]  # so that other examples do not see it
     """
 
     def enter(cls: type["Format"]) -> type["Format"]:
@@ -42,7 +58,12 @@ def register(name: str) -> Callable[[type["Format"]], type["Format"]]:
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """A family of tensor networks. Its options are its dataclass fields."""
+    """A family of tensor networks. Its options are its dataclass fields. A subclass writes ``text``; see ``register``.
+
+    Example:
+        >>> FORMATS["tt"](layout="chain").text(("i",), ("o",), ("h", "w"), rank=8)
+        'i r1, r1 h r2, r2 w r3, r3 o'
+    """
 
     name: ClassVar[str]
     """Name of the format: the class name in lower case, unless ``register`` sets another."""

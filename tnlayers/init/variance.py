@@ -167,6 +167,12 @@ class Variance:
         fan: fan selected by the mode.
         gain: gain of the nonlinearity.
         weight_std: expected standard deviation of the dense kernel's entries, gain / sqrt(fan).
+
+    Example:
+        >>> import tnlayers
+        >>> found = tnlayers.TuckerConv2d(64, 64, 3, rank=8).variance
+        >>> found.fan_in, f"{found.weight_std:.4f} {found.gain / found.fan**0.5:.4f}", len(found.std)
+        (576.0, '0.0589 0.0589', 3)
     """
 
     std: tuple[float, ...]

@@ -1,16 +1,13 @@
 """tensorly-torch's layers: initialisation by the variance solver, and exact conversion to our layers and back.
 
-A factor there is a core here. ``_layout`` gives the axes of every factor, in tensorly-torch's order and with our
-formats' names. Sizes are read from the factors, since tensorly-torch does not update ``rank``. tensorly-torch is
-optional. Importing it sets tensorly's global backend, so it is imported only where needed.
+A factor there is a core here. ``layout_of`` gives the axes of every factor, in tensorly-torch's order and with our
+formats' names. tensorly-torch is optional.
 """
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +15,12 @@ from torch import Tensor, nn
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.shared_memory import sharing
 from tnlayers.backend.views import rearranged
-from tnlayers.formats.base import numbered
 from tnlayers.init.draw import draw, uniform
 from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.interop.tltorch_factors import CONV, LINEAR, SPATIAL, Factored, imported, layout_of, read_factors
 from tnlayers.layers import by_format
-from tnlayers.layers.base import DTYPES, TensorLayer, copy_state
-from tnlayers.spec.geometry import Geometry
-from tnlayers.spec.network import TensorNetwork
-from tnlayers.spec.notation import KERNEL_AXES, Axes
-
-_CONV = {"CP": "CPTensor", "Tucker": "TuckerTensor", "TT": "TTTensor", "Einsum": "DenseTensor"}
-_LINEAR = {"CP": "CPTensorized", "Tucker": "TuckerTensorized", "TT": "BlockTT", "Einsum": "DenseTensorized"}
-"""tensorly-torch's tensor classes in convolutions and in linear layers, by the family name in our layers."""
-_SPATIAL = "stride", "padding", "dilation"
+from tnlayers.layers.base import TensorLayer, copy_state
+from tnlayers.spec.notation import Axes
 
 
 @torch.no_grad()
@@ -41,6 +31,13 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
     and all layers of tnlayers, whose ``init`` is set to the argument. Biases are drawn as in torch's layers. The extra
     weights of tensorly-torch's CP are set to ones, its own convention, and take no share of the variance. Parameters
     stay the same objects, and other modules are unchanged. If it raises, nothing has changed.
+
+    Args:
+        module: such a layer, or a module that holds some.
+        init: the name of a mode, 'fan_in', 'fan_out' or 'fan_avg', or a ``tnlayers.Init``.
+
+    Returns:
+        nn.Module: the module itself.
 
     Raises:
         TypeError: ``module`` is no module, or cores are complex or computed from other tensors (parametrized).
@@ -57,15 +54,15 @@ def initialize_(module: nn.Module, init: str | Init = "fan_in") -> nn.Module:
     check_module("module", module)
     tltorch: Any = sys.modules.get("tltorch")  # imported already if a module holds its layers
     theirs = (tltorch.FactorizedConv, tltorch.FactorizedLinear) if tltorch else ()
-    changes: list[tuple[Any, _Factored, Variance]] = []
+    changes: list[tuple[Any, Factored, Variance]] = []
     cores: list[tuple[str, Tensor]] = []
     for path, layer in module.named_modules():
         name = f"{type(layer).__name__} {path!r}" if path else type(layer).__name__
         try:
             if isinstance(layer, TensorLayer):
-                found, holder = _Factored(layer.network, layer.geometry, "", [*layer.cores], []), layer.cores
+                found, holder = Factored(layer.network, layer.geometry, "", [*layer.cores], []), layer.cores
             elif isinstance(layer, theirs):
-                found, holder = _read(layer), layer.weight
+                found, holder = read_factors(layer), layer.weight
             else:
                 continue
             _check_settable([*found.factors, *found.weights], holder)
@@ -90,6 +87,12 @@ def from_tltorch(layer: nn.Module) -> TensorLayer:
     CP, Tucker and TT become the classes of these names, TT with ``layout="chain"``. BlockTT becomes ``TTLinear``, and a
     dense tensor an Einsum layer of one core. CP's weights are multiplied into the core of the first output axis.
 
+    Args:
+        layer: a ``FactorizedConv`` or a ``FactorizedLinear``.
+
+    Returns:
+        TensorLayer: a layer with the same function, on the same device and in the same dtype.
+
     Raises:
         ImportError: tensorly-torch is missing.
         TypeError: ``layer`` is complex, or not exactly a ``FactorizedConv`` or ``FactorizedLinear`` (no subclass).
@@ -100,13 +103,13 @@ def from_tltorch(layer: nn.Module) -> TensorLayer:
         >>> print(from_tltorch(initialize_(tltorch.FactorizedConv(16, 32, 3, order=2, rank=8))))
         CPConv2d(16, 32, kernel_size=(3, 3), stride=(1, 1), bias=False, format=cp, rank=8, keep_ratio=0.0938)
     """
-    tltorch = _tltorch()
+    tltorch = imported()
     if type(layer) not in (tltorch.FactorizedConv, tltorch.FactorizedLinear):
         raise TypeError(f"layer is {type(layer).__name__}; it must be tensorly-torch's FactorizedConv or -Linear")
-    network, geometry, family, factors, weights = _read(layer)
+    network, geometry, family, factors, weights = read_factors(layer)
     layout = "chain" if geometry.ndim else "matrix"
     own: dict[str, Any] = {"TT": {"layout": layout}, "Einsum": {"network": str(network)}}.get(family, {})
-    own |= {name: getattr(geometry, name) for name in ("kernel_size", *_SPATIAL) if geometry.ndim}
+    own |= {name: getattr(geometry, name) for name in ("kernel_size", *SPATIAL) if geometry.ndim}
     own |= {"in_shape": network.shape(network.inputs), "out_shape": network.shape(network.outputs)}
     own |= {"rank": {bond: network.sizes[bond] for bond in network.bonds}, "dtype": factors[0].dtype, "device": "meta"}
     make = getattr(by_format, family + (f"Conv{geometry.ndim}d" if geometry.ndim else "Linear"))
@@ -132,6 +135,12 @@ def to_tltorch(layer: TensorLayer) -> Any:
     input as output factors) become a ``FactorizedLinear``. Tensors that only tensorly-torch has get neutral values and
     are not trained: ones for CP's weights, identities for the factors of kernel axes that our Tucker keeps whole.
 
+    Args:
+        layer: a layer of tnlayers.
+
+    Returns:
+        nn.Module: a ``FactorizedConv`` or ``FactorizedLinear`` with the same function.
+
     Raises:
         ImportError: tensorly-torch is missing.
         TypeError: ``layer`` is no layer of tnlayers.
@@ -143,7 +152,7 @@ def to_tltorch(layer: TensorLayer) -> Any:
         >>> bool(torch.allclose(to_tltorch(layer)(x), layer(x), atol=1e-5))  # pip install 'tnlayers[tltorch]'
         True
     """
-    tltorch = _tltorch()
+    tltorch = imported()
     if not isinstance(layer, TensorLayer):
         raise TypeError(f"layer is {type(layer).__name__}; it must be a layer of tnlayers")
     network, geometry, first = layer.network, layer.geometry, layer.cores[0]
@@ -157,7 +166,7 @@ def to_tltorch(layer: TensorLayer) -> Any:
             raise ValueError(f"{given}; tensorly-torch {accepted}")
     family, factors = _matched(layer)
     shapes = network.shape(network.outputs), network.shape(network.inputs)
-    kind = getattr(tltorch, (_CONV if geometry.ndim else _LINEAR)[family])
+    kind = getattr(tltorch, (CONV if geometry.ndim else LINEAR)[family])
     weight = _factorized(kind, family, factors, () if geometry.ndim else shapes)
     own = {"bias": layer.bias is not None, "factorization": weight, "device": first.device, "dtype": first.dtype}
     # Its 'factorized' supports neither dense tensors nor Tucker with more factors on one side.
@@ -171,71 +180,6 @@ def to_tltorch(layer: TensorLayer) -> Any:
     return twin
 
 
-class _Factored(NamedTuple):
-    """The network, geometry and values of a tensorly-torch layer. Each core is a view of a factor."""
-
-    network: TensorNetwork
-    geometry: Geometry
-    family: str
-    factors: list[Tensor]
-    weights: list[Tensor]
-
-
-def _layout(family: str, outputs: Axes, inputs: Axes, kernel: Axes) -> tuple[Axes, ...]:
-    """Return the axes of every factor, in tensorly-torch's order, without a train's outer ranks of 1."""
-    dense = outputs + inputs + kernel
-    if family == "Einsum":
-        return (dense,)
-    if family == "CP":
-        return tuple((axis, "r") for axis in dense)
-    if family == "Tucker":
-        return tuple(f"r{axis}" for axis in dense), *((axis, f"r{axis}") for axis in dense)
-    train = [(axis,) for axis in inputs + kernel + outputs] if kernel else [*zip(outputs, inputs, strict=False)]
-    bonds: list[Axes] = [(), *((f"r{k}",) for k in range(1, len(train))), ()]
-    return tuple(bonds[k] + axes + bonds[k + 1] for k, axes in enumerate(train))
-
-
-def _read(layer: Any) -> _Factored:
-    """Read the network and factors of a FactorizedConv or FactorizedLinear; raise if they are not supported."""
-    tltorch, weight = _tltorch(), layer.weight
-    conv, kind = isinstance(layer, tltorch.FactorizedConv), type(weight).__name__
-    kinds = {name: family for family, name in (_CONV if conv else _LINEAR).items()}
-    if kind not in kinds or type(weight) is not getattr(tltorch, kind):
-        raise ValueError(f"its weight is a {kind}; accepted: {', '.join(kinds)}")
-    if layer.n_layers != 1:
-        raise ValueError(f"n_layers is {layer.n_layers}; it must be 1, a layer with a tensor of its own")
-    for hook in (*weight._forward_pre_hooks.values(), *weight._forward_hooks.values()):
-        raise ValueError(f"its weight has the hook {type(hook).__name__}, which may change factors; remove it first")
-    family, fits = kinds[kind], True
-    factors = [weight.tensor] if family == "Einsum" else [weight.factors[k] for k in range(len(weight.factors))]
-    if family == "TT":
-        fits = factors[0].shape[0] == factors[-1].shape[-1] == 1
-        factors[0] = factors[0][0]
-        factors[-1] = factors[-1][..., 0]
-    order = factors[0].ndim if family == "Einsum" else len(factors)
-    factors = [weight.core, *factors] if family == "Tucker" else factors
-    weights = [weight.weights] if family == "CP" and weight.weights is not None else []
-    whole = conv or family == "Einsum"
-    counts = [1, 1] if whole else [1 if isinstance(s, int) else len(s) for s in weight.tensorized_shape]
-    outputs, inputs = map(numbered, "oi", counts)
-    layout = _layout(family, outputs, inputs, KERNEL_AXES[5 - order :] if conv else ())
-    fits &= [len(axes) for axes in layout] == [factor.ndim for factor in factors] and (not conv or 3 <= order <= 5)
-    pairs = [*zip(chain(*layout), chain(*(factor.shape for factor in factors)), strict=False)]
-    sizes = dict(pairs)
-    fits &= all(sizes[axis] == size for axis, size in pairs)
-    if not fits or any(vector.shape != factors[0].shape[1:] for vector in weights):
-        given = ", ".join(str(tuple(tensor.shape)) for tensor in weight.state_dict().values())
-        raise ValueError(f"its factors, of shapes {given}, make no {kind} for a {type(layer).__name__}")
-    if any(factor.dtype not in DTYPES for factor in factors):
-        raise TypeError(f"its factors are of {factors[0].dtype}; accepted: {', '.join(map(str, DTYPES))}")
-    network = TensorNetwork(layout, sizes)
-    out, inner, *kernel = network.dense_shape
-    if not conv and (out, inner) != tuple(layer.weight_shape):
-        raise ValueError(f"its factors make {out} x {inner} entries of {layer.out_features} x {layer.in_features}")
-    own: dict[str, Any] = {name: tuple(getattr(layer, name).tolist()) for name in _SPATIAL if conv}
-    return _Factored(network, Geometry(inner, out, tuple(kernel), **own), family, factors, weights)
-
-
 def _check_settable(cores: Sequence[Tensor], holder: nn.Module) -> None:
     """Raise if cores have no values or are computed from other tensors."""
     if any(core.is_meta for core in cores):
@@ -245,7 +189,7 @@ def _check_settable(cores: Sequence[Tensor], holder: nn.Module) -> None:
         raise TypeError("its cores are computed from other tensors; remove parametrizations and pruning first")
 
 
-def _redraw(layer: Any, found: _Factored, variance: Variance, init: Init) -> None:
+def _redraw(layer: Any, found: Factored, variance: Variance, init: Init) -> None:
     if isinstance(layer, TensorLayer):
         layer.init = init
         layer.reset_parameters()
@@ -264,11 +208,11 @@ def _matched(layer: TensorLayer) -> tuple[str, list[nn.Parameter]]:
     network, kernel = layer.network, layer.network.kernel
     names = (("o",), ("i",)) if kernel else (network.outputs, network.inputs)
     held = {frozenset(axes): (core, axes) for core, axes in zip(layer.cores, network.cores, strict=True)}
-    for family in _CONV if kernel else ("CP", "Tucker", "TT"):
+    for family in CONV if kernel else ("CP", "Tucker", "TT"):
         # For a kernel axis that our Tucker keeps whole, tensorly-torch has a factor: an identity, not trained.
         whole = {f"r{a}": a for a in kernel if family == "Tucker" and f"r{a}" not in network.bonds}
         eyes = {frozenset((a, b)): (torch.eye(network.sizes[a]).to(layer.cores[0]), (a, b)) for b, a in whole.items()}
-        first, *rest = _layout(family, *names, kernel)
+        first, *rest = layout_of(family, *names, kernel)
         layout = tuple(whole.get(axis, axis) for axis in first), *rest
         if len(layout) == len(network.cores) + len(eyes) and set(map(frozenset, layout)) == held.keys() | eyes.keys():
             parts = [_arranged(held | eyes, axes).clone(memory_format=torch.contiguous_format) for axes in layout]
@@ -282,7 +226,7 @@ def _arranged(held: Mapping[frozenset[str], tuple[Tensor, Axes]], wanted: Axes) 
 
 
 def _factorized(make: Any, family: str, factors: list[nn.Parameter], tensorized: tuple[Any, ...]) -> Any:
-    """Return tensorly-torch's tensor of factors with the axes of ``_layout``."""
+    """Return tensorly-torch's tensor of factors with the axes of ``layout_of``."""
     own = {"tensorized_shape": tensorized} if tensorized else {}
     if family == "TT":
         factors[0].data = factors[0].data.unsqueeze(0)
@@ -291,10 +235,3 @@ def _factorized(make: Any, family: str, factors: list[nn.Parameter], tensorized:
     ones = nn.Parameter(torch.ones_like(factors[0][0]), requires_grad=False)
     parts = {"CP": (ones, factors), "Tucker": (factors[0], factors[1:]), "TT": (factors,), "Einsum": factors}
     return make(*parts[family], **own)
-
-
-def _tltorch() -> Any:
-    try:
-        return importlib.import_module("tltorch")
-    except ImportError as error:
-        raise ImportError("tensorly-torch is missing; pip install 'tnlayers[tltorch]'") from error

@@ -40,7 +40,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
     """A linear map whose weight is a tensor network.
 
     A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
-    arguments of its constructor.
+    arguments of its constructor. ``TensorConv``, ``TensorConvTranspose`` and ``TensorLinear`` have examples.
 
     Attributes:
         cores: the parameters, in network order.

@@ -81,12 +81,76 @@ class EinsumConv2d(TensorConv2d, format="einsum"):
     """
 
 
-class EinsumConv1d(TensorConv1d, format="einsum"): ...
-class EinsumConv3d(TensorConv3d, format="einsum"): ...
-class EinsumConvTranspose1d(TensorConvTranspose1d, format="einsum"): ...
-class EinsumConvTranspose2d(TensorConvTranspose2d, format="einsum"): ...
-class EinsumConvTranspose3d(TensorConvTranspose3d, format="einsum"): ...
-class EinsumLinear(TensorLinear, format="einsum"): ...
+class EinsumConv1d(TensorConv1d, format="einsum"):
+    """A user-written convolution over (N, C, W).
+
+    See ``EinsumConv2d`` for the notation.
+
+    Example:
+        >>> import torch
+        >>> EinsumConv1d(16, 32, 3, network="i a, a w b, b o", rank=4)(torch.randn(2, 16, 4)).shape
+        torch.Size([2, 32, 2])
+    """
+
+
+class EinsumConv3d(TensorConv3d, format="einsum"):
+    """A user-written convolution over (N, C, D, H, W).
+
+    See ``EinsumConv2d`` for the notation.
+
+    Example:
+        >>> import torch
+        >>> EinsumConv3d(16, 32, 3, network="i a, a d h w b, b o", rank=4)(torch.randn(2, 16, 4, 4, 4)).shape
+        torch.Size([2, 32, 2, 2, 2])
+    """
+
+
+class EinsumConvTranspose1d(TensorConvTranspose1d, format="einsum"):
+    """A user-written transposed convolution over (N, C, W).
+
+    See ``EinsumConv2d`` for the notation.
+
+    Example:
+        >>> import torch
+        >>> EinsumConvTranspose1d(16, 32, 3, network="i a, a w b, b o", rank=4)(torch.randn(2, 16, 4)).shape
+        torch.Size([2, 32, 6])
+    """
+
+
+class EinsumConvTranspose2d(TensorConvTranspose2d, format="einsum"):
+    """A user-written transposed convolution over (N, C, H, W).
+
+    See ``EinsumConv2d`` for the notation.
+
+    Example:
+        >>> import torch
+        >>> EinsumConvTranspose2d(16, 32, 3, network="i a, a h w b, b o", rank=4)(torch.randn(2, 16, 4, 4)).shape
+        torch.Size([2, 32, 6, 6])
+    """
+
+
+class EinsumConvTranspose3d(TensorConvTranspose3d, format="einsum"):
+    """A user-written transposed convolution over (N, C, D, H, W).
+
+    See ``EinsumConv2d`` for the notation.
+
+    Example:
+        >>> import torch
+        >>> EinsumConvTranspose3d(16, 32, 3, network="i a, a d h w b, b o", rank=4)(torch.randn(2, 16, 4, 4, 4)).shape
+        torch.Size([2, 32, 6, 6, 6])
+    """
+
+
+class EinsumLinear(TensorLinear, format="einsum"):
+    """A user-written linear layer.
+
+    See ``EinsumConv2d`` for the notation.
+
+    Example:
+        >>> import torch
+        >>> EinsumLinear(16, 32, network="i1 a, i2 a b, b o", rank=4)(torch.randn(2, 16)).shape
+        torch.Size([2, 32])
+    """
 
 
 class HTConv2d(TensorConv2d, format="ht"):

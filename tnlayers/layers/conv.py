@@ -90,6 +90,12 @@ class TensorConv(TensorConvNd):
 
     Warns:
         LargerThanDense: the cores have more parameters than the dense kernel. Not on the meta device.
+
+    Example:
+        >>> class RingConv2d(TensorConv2d, format="tr"): ...
+        >>> layer = RingConv2d(16, 32, 3, padding=1, rank=4)
+        >>> layer(torch.randn(1, 16, 8, 8)).shape, f"{layer.keep_ratio:.3f}"
+        (torch.Size([1, 32, 8, 8]), '0.198')
     """
 
     def __init__(

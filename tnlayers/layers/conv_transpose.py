@@ -31,6 +31,11 @@ class TensorConvTranspose(TensorConvNd):
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted.
+
+    Example:
+        >>> class RingUp(TensorConvTranspose2d, format="tr"): ...
+        >>> RingUp(16, 32, 2, stride=2, rank=4)(torch.randn(1, 16, 8, 8)).shape
+        torch.Size([1, 32, 16, 16])
     """
 
     def __init__(

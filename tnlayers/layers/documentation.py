@@ -22,7 +22,7 @@ def show_options(layer: type[Any], format_type: type[Format]) -> None:
 
 
 def add_arguments(layer: type[Any], format_type: type[Format]) -> None:
-    """Add the arguments to a layer's docstring: those of its kind, and the format's options."""
+    """Add to a layer's docstring: the arguments of its kind, the format's options, and an example if it has none."""
     kinds = (base for base in layer.__mro__[1:] if getattr(base, "format_type", None) is None)
     kind: Any = next((base for base in kinds if "Args:" in (vars(base).get("__doc__") or "")), None)
     own = vars(layer).get("__doc__")
@@ -38,7 +38,20 @@ def add_arguments(layer: type[Any], format_type: type[Format]) -> None:
         own = f"{what}, in the format {format_type.__name__}.\n\n{first}"
     arguments = re.sub(r"\n *\*\*options: the format's own\.", "", arguments)
     described = f"{arguments}\n{options.partition(end)[0]}".rstrip()
-    layer.__doc__ = f"{inspect.cleandoc(own)}\n\nArgs:\n{described}{end}{rest}\n"
+    rest = rest.partition("\n\nExample:")[0].rstrip()  # that of the kind is about another class
+    example = "" if "Example:" in own else _example(layer, format_type)
+    layer.__doc__ = f"{inspect.cleandoc(own)}\n\nArgs:\n{described}{end}{rest}\n{example}"
+
+
+def _example(layer: type[Any], format_type: type[Format]) -> str:
+    """Return an example of a layer, as a doctest. A format that needs an option has none."""
+    if not hasattr(layer, "dense_type") or any(field.default is MISSING for field in fields(format_type)):
+        return ""
+    axes = getattr(layer, "ndim", 0)
+    length = 6 if "Transpose" in layer.dense_type.__name__ else 2
+    given, found = (2, 16, *(4,) * axes), [2, 32, *(length,) * axes]
+    call = f"{layer.__name__}(16, 32, {'3, ' if axes else ''}rank=2)(torch.randn{given}).shape"
+    return f"\nExample:\n    >>> import torch\n    >>> {call}\n    torch.Size({found})\n"
 
 
 @cache

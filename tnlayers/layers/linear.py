@@ -33,6 +33,11 @@ class TensorLinear(TensorLayer):
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted.
+
+    Example:
+        >>> class RingLinear(TensorLinear, format="tr"): ...
+        >>> RingLinear(16, 32, rank=2)(torch.randn(2, 5, 16)).shape
+        torch.Size([2, 5, 32])
     """
 
     channel_names = "in_features", "out_features"

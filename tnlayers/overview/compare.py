@@ -37,7 +37,7 @@ class Row:
         train_ratio, infer_ratio: the same, over the dense layer's.
         memory, memory_ratio: estimated peak bytes of a training step, and the same over the dense layer's.
         error: ``||W - W'|| / ||W||`` of the fitted kernel.
-        note: why there are no numbers, or what is to be known of them.
+        note: why there are no numbers, or what is to be known of them; it stands beneath the table.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Formats for one layer. ``print`` and notebooks show a table.
+    """Formats for one layer: the result of ``compare``, which has an example. ``print`` and notebooks show a table.
 
     Attributes:
         rows: the dense layer, then one per format. ``pandas.DataFrame`` accepts them.
@@ -92,12 +92,16 @@ class Comparison:
 
     def __str__(self) -> str:
         rows, note = self._table()
-        return f"{text_tables.text(rows, _numbers(rows))}\n{note}"
+        return "\n".join((text_tables.text(rows, _numbers(rows)), *self._notes(), note))
 
     def _repr_html_(self) -> str:
         """Return the same table for notebooks."""
         rows, note = self._table()
-        return text_tables.page(rows, note, _numbers(rows))
+        return text_tables.page(rows, note, _numbers(rows), self._notes())
+
+    def _notes(self) -> list[str]:
+        """Return what is to be known of rows, a line each."""
+        return [f"{row.name}: {row.note}" for row in self.rows if row.note]
 
     def _table(self) -> tuple[list[tuple[str, ...]], str]:
         cells = [
@@ -113,7 +117,7 @@ class Comparison:
                 _shown(row.infer_ratio, ".2f"),
                 _shown(row.memory_ratio, ".2f"),
                 _shown(row.error, ".4f"),
-                "; ".join(filter(None, (row.strategy, row.note))),
+                row.strategy or "refused",
             )
             for row in self.rows
         ]
@@ -169,12 +173,13 @@ def compare(
         decompose: also fit each format to the layer's weight, as ``tensorize_`` does.
 
     Returns:
-        Comparison: a row for the dense layer, then one per format. A format that cannot hold the layer at this rank has
-            a row with the reason.
+        Comparison: a row for the dense layer, then one per format. A format that cannot hold the layer at this rank,
+            or with these groups, has a row without numbers, and the reason as its ``note``.
 
     Raises:
         TypeError, ValueError: an argument is invalid, the layer has no shape yet (lazy), or there is no finite weight
-            to fit.
+            to fit. A rank that sizes bonds by name or in sequence is invalid if it fits none of the formats that it is
+            for.
 
     Example:
         >>> found = compare(nn.Conv2d(64, 128, 3, padding=1), rank=0.1, formats=["cp", "tucker", "tt"])
@@ -193,7 +198,7 @@ def compare(
     validate.boolean("decompose", decompose)
     with torch.inference_mode(False), torch.no_grad():
         case = case_of(layer, input_shape)
-        lines = lines_of(formats, rank)
+        lines = lines_of(formats, rank, case)
         weight = weight_of(layer) if decompose else None
         # A network of one core is the dense kernel, so the planner prices the dense layer as any other.
         text = " ".join(("o", "i", *KERNEL_AXES[len(KERNEL_AXES) - case.geometry.ndim :]))

@@ -4,7 +4,8 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
@@ -14,13 +15,17 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers import validate
 from tnlayers.formats import FORMATS, Format
+from tnlayers.formats.base import Shape, checked_shape
 from tnlayers.layers.base import DTYPES, TensorLayer
 from tnlayers.layers.conv_transpose import TensorConvTranspose
+from tnlayers.layers.linear import TensorLinear
 from tnlayers.layers.registry import KINDS, layer_class
-from tnlayers.planning.setting import Setting
+from tnlayers.planning.choose import parse
+from tnlayers.planning.setting import MEMORY, Setting
 from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import KERNEL_AXES
-from tnlayers.spec.rank import DEFAULT_KEEP
+from tnlayers.spec.rank import DEFAULT_KEEP, BondsError
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.sites import LayerSite, unwrapped
 
@@ -63,6 +68,48 @@ class Case(NamedTuple):
         cls = layer_class(line.format, kind)
         own |= {"bias": False, "device": "meta", "dtype": self.dtype, "rank": line.rank}
         return cls(**own, **line.options, **line.others).train(self.training)
+
+    @property
+    def channel_names(self) -> tuple[str, str]:
+        """Names of what ``in_shape`` and ``out_shape`` factorise."""
+        if not self.geometry.ndim:
+            return TensorLinear.channel_names
+        inputs, outputs = TensorLayer.channel_names
+        return inputs if self.geometry.groups == 1 else f"{inputs} / groups", outputs
+
+    def check(self, line: Line) -> None:
+        """Raise if an argument of a line is wrong for every layer of this size in this format.
+
+        Nothing is raised where the format cannot hold the layer, such as at a keep ratio that is too small.
+
+        Raises:
+            TypeError, ValueError: a shape, the strategy or ``memory`` is invalid.
+            BondsError: the rank sizes other bonds than the network has.
+        """
+        given, geometry = line.others, self.geometry
+        form = line.format(**line.options)
+        validate.choice("memory", given.get("memory", MEMORY[0]), MEMORY)
+        split = form.split(geometry.in_channels // geometry.groups, geometry.out_channels, geometry.groups)
+        ins, outs = (
+            own if (shape := given.get(name)) is None else checked_shape(name, shape, what, math.prod(own))
+            for name, own, what in zip(("in_shape", "out_shape"), split, self.channel_names, strict=True)
+        )
+        if (ins, outs) != split and self._built(form, *split, None):
+            form.build(ins, outs, geometry.kernel_size, None)
+        free = isinstance(line.rank, Real) and not hasattr(line.rank, "__index__")  # a keep ratio names no bonds
+        network = None if free or line.rank is None else self._built(form, ins, outs, line.rank)
+        if "strategy" in given:
+            network = network or self._built(form, ins, outs, None) or TensorNetwork.skeleton("o i")
+            parse(given["strategy"], network, replace(geometry, groups=1))  # with groups the layer may refuse it
+
+    def _built(self, form: Format, ins: Shape, outs: Shape, rank: Any) -> TensorNetwork | None:
+        """Return the network of a format, or None if it cannot hold the layer."""
+        try:
+            return form.build(ins, outs, self.geometry.kernel_size, rank)[0]
+        except BondsError:
+            raise
+        except ValueError:
+            return None
 
     def setting(self, mode: str) -> Setting:
         """Return the setting of a contiguous input."""
@@ -133,7 +180,7 @@ def weight_of(layer: Any) -> Tensor:
     return weight
 
 
-def lines_of(formats: Any, rank: Any) -> list[Line]:
+def lines_of(formats: Any, rank: Any, case: Case) -> list[Line]:
     """Check formats and ranks."""
     if formats is None:
         entries = [entry for name in FORMATS for entry in _variants(name)]
@@ -147,15 +194,31 @@ def lines_of(formats: Any, rank: Any) -> list[Line]:
         for key in by_format:
             if key not in names:
                 raise ValueError(f"rank has the key {key!r}; the compared formats are {', '.join(sorted(names))}")
-    found = []
-    for entry in entries:
+    found, fits = [], dict[str, list[BondsError | None]]()
+    for k, entry in enumerate(entries):
         name, options = entry["format"], entry["options"]
         own = entry.get("rank", by_format.get(name, rank))
         TensorizeConfig(name, rank=own)  # it raises for what is no rank at all
-        FORMATS[name](**options)
         others = {key: value for key, value in entry.items() if key not in ("format", "options", "rank")}
         shown = " ".join((name, *(f"{key}={value}" for key, value in (options | others).items())))
-        found.append(Line(shown, FORMATS[name], own, options, others))
+        line = Line(shown, FORMATS[name], own, options, others)
+        argument = f"formats[{k}]" if "rank" in entry else f"rank[{name!r}]" if name in by_format else "rank"
+        misfits = fits.setdefault(argument, [])
+        try:
+            case.check(line)
+            misfits.append(None)
+        except BondsError as error:
+            misfits.append(error)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"formats[{k}]: {error}") from None
+        found.append(line)
+    for argument, misfits in fits.items():
+        if all(misfits):  # a mapping or sequence may be for some of the formats that it is given for
+            if len(misfits) > 1:
+                raise ValueError(
+                    f"{argument} fits none of the {len(misfits)} formats it is for; one says: {misfits[0]}"
+                )
+            raise ValueError(f"{misfits[0]}" if argument == "rank" else f"{argument}: {misfits[0]}")
     return found
 
 
@@ -184,6 +247,9 @@ def _entry(name: str, entry: Any) -> dict[str, Any]:
     inside: Any = given.get("options", {})
     if not isinstance(inside, Mapping):
         raise TypeError(f"{name}: options is {inside!r}; it must be a mapping with text as keys")
+    for key in own:
+        if key in given and key in inside:
+            raise ValueError(f"{name} has {key!r} twice: {given[key]!r}, and {inside[key]!r} in options; give one")
     options = dict(inside) | {key: given[key] for key in own if key in given}
     for key in (*given, *options):
         if key not in own and (key not in _ENTRY or key in options):

@@ -61,6 +61,11 @@ class Summary:
         totals: the whole model. Its FLOPs are the sum of the rows'. So are its parameters, but a parameter of several
             layers counts once.
         training: whether the model ran in training mode.
+
+    Example:
+        >>> found = summary(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 4)), torch.randn(1, 3, 4, 4))
+        >>> [(row.name, row.params, row.flops) for row in found.rows], found.totals.flops
+        ([('0', 216, 1728), ('2', 128, 256), ('(elsewhere)', 12, 0)], 1984)
     """
 
     rows: tuple[Row, ...]

@@ -20,6 +20,10 @@ _EXHAUSTIVE = 12
 raised one by one, which may leave a few parameters of the budget unused."""
 
 
+class BondsError(ValueError):
+    """A rank that sizes other bonds than the network has."""
+
+
 def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank | None) -> tuple[TensorNetwork, dict[str, int]]:
     """Determine the size of every bond of a network.
 
@@ -37,8 +41,8 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank | None) -> tup
 
     Raises:
         TypeError: ``rank`` has another type.
-        ValueError: a size is below 1, the number of sizes is wrong, a bond is unknown or missing, or the keep ratio is
-            out of range or too small for any network of this form.
+        ValueError: a size is below 1, or the keep ratio is out of range or too small for any network of this form.
+        BondsError: the number of sizes is wrong, or a bond is unknown or missing.
 
     Example:
         >>> dense = {"i": 64, "o": 64, "h": 3, "w": 3}
@@ -59,7 +63,7 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank | None) -> tup
         chosen = _keep(template, free, float(rank))
         return template.resize(chosen), chosen
     if not free and rank not in ((), [], {}):
-        raise ValueError(f"rank is {rank!r}, but network '{text}' has no bond left to size; leave rank out")
+        raise BondsError(f"rank is {rank!r}, but network '{text}' has no bond left to size; leave rank out")
     chosen = _named(template, free, rank)
     return template.resize(chosen), chosen
 
@@ -68,14 +72,14 @@ def _named(template: TensorNetwork, free: tuple[str, ...], rank: Any) -> dict[st
     if isinstance(rank, Mapping):
         for bond in rank:
             if bond not in free:
-                raise ValueError(f"rank names {bond!r}; the bonds of network '{template}' are {', '.join(free)}")
+                raise BondsError(f"rank names {bond!r}; the bonds of network '{template}' are {', '.join(free)}")
         for bond in free:
             if bond not in rank:
-                raise ValueError(f"rank {dict(rank)} has no size for bond {bond!r}; the bonds are {', '.join(free)}")
+                raise BondsError(f"rank {dict(rank)} has no size for bond {bond!r}; the bonds are {', '.join(free)}")
         return {bond: validate.integer(f"rank[{bond!r}]", rank[bond]) for bond in free}
     if isinstance(rank, Sequence):
         if len(rank) != len(free):
-            raise ValueError(
+            raise BondsError(
                 f"rank {tuple(rank)} has {len(rank)} entries; network '{template}' has {len(free)} bonds: "
                 f"{', '.join(free)}"
             )

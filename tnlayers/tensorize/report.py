@@ -56,6 +56,13 @@ class TensorizeReport(Mapping[str, LayerReport]):
         layers: one entry per layer, in the model's order.
         model_params: parameters of the whole model before and after.
         dry_run: whether the model was left unchanged.
+
+    Example:
+        >>> import tnlayers
+        >>> from torch import nn
+        >>> report = tnlayers.tensorize_(nn.Sequential(nn.Linear(64, 64)), tnlayers.TensorizeConfig("cp", rank=8))
+        >>> report.swapped, report["0"].rank, report.total("params")
+        (('0',), {'r': 8}, (4096, 1024))
     """
 
     layers: tuple[LayerReport, ...]

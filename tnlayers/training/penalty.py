@@ -23,6 +23,9 @@ def frobenius_penalty(module: nn.Module) -> Tensor:
     Returns:
         Tensor: a scalar on the first layer's device, in float32 or float64.
 
+    Raises:
+        TypeError: ``module`` is no module.
+
     Example:
         >>> import tnlayers
         >>> model = nn.Sequential(tnlayers.CPConv2d(8, 8, 3, rank=4), nn.ReLU(), tnlayers.TRConv2d(8, 8, 3, rank=2))
@@ -59,12 +62,17 @@ def squared_norm(layer: TensorLayer) -> Tensor:
         Tensor: a scalar in the cores' dtype, even under autocast. For float16 and bfloat16 it is computed and returned
         in float32: the square exceeds the range of float16 and the precision of bfloat16.
 
+    Raises:
+        TypeError: ``layer`` is no tensor layer.
+
     Example:
         >>> import tnlayers
         >>> layer = tnlayers.TuckerConv2d(16, 16, 3, rank=4, dtype=torch.float64)
         >>> torch.allclose(squared_norm(layer), layer.weight.square().sum(), rtol=1e-12)
         True
     """
+    if not isinstance(layer, TensorLayer):
+        raise TypeError(f"layer is of type {type(layer).__name__}; it must be a layer of tnlayers")
     return squared(layer.network, layer._listed())
 
 
