@@ -22,8 +22,8 @@ ORDER = 10.0
 WIDE = 1e4
 """The same, for places that set a scale by their own weights: norms with small weights, biases."""
 JUMP = 4.0
-"""Factor of the second moment between a module's input and output, or between two modules, that activations and
-dropout keep to. A larger one may be a norm."""
+"""Factor of the second moment from a weight layer's output to the next one's input that activations and dropout keep
+to. A larger one may be a norm."""
 
 
 class Step(NamedTuple):
@@ -59,11 +59,13 @@ def signal_steps(trace: Trace) -> Iterator[Step]:
                 segment += jumped
             yield Step(k, given / reference, call.unbiased / reference, of, segment)
             biased |= _has_bias(call)
+            before = found
             if found > JUMP * call.unbiased and not outside(found, WIDE):
                 reference, of = found, f"the output of {trace.names[k]}, which its bias makes,"
         elif reference and found and not weighted(call.module) and _sets_scale(call, given, found):
             reference, of, segment = found, f"the output of {trace.names[k]}", segment + 1
-        before = found
+        if reference and call.norm is not None and not outside(call.norm, ORDER):
+            reference, of, segment = call.norm, f"the output of the norm of {trace.names[k]}", segment + 1
 
 
 def gradient_steps(trace: Trace, behind: int = -1) -> tuple[list[tuple[int, float]], float]:
@@ -123,12 +125,14 @@ def drifts(trace: Trace, factor: float, number: int, limit: float) -> Iterator[t
 
 
 def _sets_scale(call: Call, given: float | None, found: float) -> bool:
-    """Return whether a module that is no weight layer sets the scale of its output: embeddings and norms do."""
+    """Return whether a module that is no weight layer sets the scale of its output: embeddings and norms do.
+
+    What others do shows at the next weight layer's input: a gate's output, say, is no signal that layers pass on.
+    """
     if given is None:
         return any(True for _ in call.module.parameters())  # its input holds indices
-    if not outside(found, ORDER):
-        return "norm" in type(call.module).__name__.lower() or _jumps(given, found)
-    return "norm" in type(call.module).__name__.lower() and _jumps(given, found) and not outside(found, WIDE)
+    norm = "norm" in type(call.module).__name__.lower()
+    return norm and (not outside(found, ORDER) or (_jumps(given, found) and not outside(found, WIDE)))
 
 
 def _nearer_to_one(value: float, reference: float) -> bool:

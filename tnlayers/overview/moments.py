@@ -46,6 +46,7 @@ class Call:
         moments: by the names in ``SIDES``.
         unbiased: second moment of the output of a convolution or linear layer without its bias.
         constant: names of the sides that are equal for all entries of the first axis, up to rounding.
+        norm: second moment of the output of a norm that calls other modules, if this call is the latest one in it.
         again: whether activation checkpointing has repeated this call.
     """
 
@@ -56,6 +57,7 @@ class Call:
     moments: dict[str, Moment] = field(default_factory=dict)
     unbiased: float = math.nan
     constant: set[str] = field(default_factory=set)
+    norm: float | None = None
     again: bool = False
 
 
@@ -191,6 +193,8 @@ class Recorder:
             return None
         y = _first(output)
         if y is None or not call.leaf:
+            if y is not None and self.calls and not self._backward and "norm" in type(module).__name__.lower():
+                self.calls[-1].norm = moment(y).square
             self.empty |= any(
                 isinstance(leaf, Tensor) and _floats(leaf) and not leaf.numel() for leaf in tree_leaves(output)
             )

@@ -52,8 +52,8 @@ def stopped(trace: Trace) -> tuple[int, Found | None]:
             return end, (k, words + f"; the layers in front of it do not learn: {sum(j < k for j in learners)}")
     if GRADIENT_OUTPUT not in trace.calls[end].moments and GRADIENT_INPUT not in trace.calls[end].moments:
         words = (
-            "no gradient reaches its output; unless it is to stay as it is, look behind it for detach(), no_grad() or an "
-            "operation without a gradient"
+            "no gradient reaches its output; unless it is to stay as it is, look behind it for detach(), no_grad() or "
+            "an operation without a gradient"
         )
         return end, (end, words + front_words)
     if not any(map(_reached, trace.calls)):

@@ -77,6 +77,6 @@ def zero_cores(module: nn.Module) -> int:
 
 
 def _is_zero(module: nn.Module) -> bool:
-    """Return whether a module's weight is zero."""
-    weight = module._parameters.get("weight")
-    return weight is not None and not bool(weight.any())
+    """Return whether a module's weight is zero, or a gain or scale that it multiplies it by."""
+    weights = [weight for name, weight in module._parameters.items() if weight is not None and "bias" not in name]
+    return any(not bool(weight.any()) for weight in weights)
