@@ -64,7 +64,7 @@ def signal_steps(trace: Trace) -> Iterator[Step]:
                 reference, of = found, f"the output of {trace.names[k]}, which its bias makes,"
         elif reference and found and not weighted(call.module) and _sets_scale(call, given, found):
             reference, of, segment = found, f"the output of {trace.names[k]}", segment + 1
-        if reference and call.norm is not None and not outside(call.norm, ORDER):
+        if reference and call.norm and _is_scale(before, call.norm):
             reference, of, segment = call.norm, f"the output of the norm of {trace.names[k]}", segment + 1
 
 
@@ -131,8 +131,12 @@ def _sets_scale(call: Call, given: float | None, found: float) -> bool:
     """
     if given is None:
         return any(True for _ in call.module.parameters())  # its input holds indices
-    norm = "norm" in type(call.module).__name__.lower()
-    return norm and (not outside(found, ORDER) or (_jumps(given, found) and not outside(found, WIDE)))
+    return "norm" in type(call.module).__name__.lower() and _is_scale(given, found)
+
+
+def _is_scale(before: float | None, found: float) -> bool:
+    """Return whether a norm's output may be a scale of its own: untrained batch norms in eval mode pass theirs on."""
+    return not outside(found, ORDER) or (_jumps(before, found) and not outside(found, WIDE))
 
 
 def _nearer_to_one(value: float, reference: float) -> bool:
