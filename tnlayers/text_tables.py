@@ -20,25 +20,42 @@ def text(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
     return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
-def page(rows: Sequence[Sequence[str]], caption: str, numbers: Collection[int] = (), below: Sequence[str] = ()) -> str:
+def page(
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    numbers: Collection[int] = (),
+    below: Sequence[str] = (),
+    marked: Mapping[int, str] | None = None,
+) -> str:
     """Format a table as HTML with the first row as header, and lines below it. All text is escaped.
 
     In a narrow notebook, text wraps, numbers do not, and the table scrolls sideways.
 
+    Args:
+        rows: cells; the first row is the header.
+        caption: text of the table's caption.
+        numbers: columns that are right-aligned.
+        below: lines below the table.
+        marked: rows with a coloured ground, by their numbers (the header is row 0), and the text that a pointer shows.
+
     Example:
-        >>> page([("layer", "FLOPs"), ("a<b", "12")], "all", numbers=[1]).splitlines()[2]
+        >>> page([("layer", "FLOPs"), ("a<b", "12")], "all", numbers=[1]).splitlines()[3]
         '<tr><td style="text-align: left">a&lt;b</td><td style="text-align: right; white-space: nowrap">12</td></tr>'
     """
     left, right = "text-align: left", "text-align: right; white-space: nowrap"
     styles = [f'style="{right if k in numbers else left}"' for k in range(len(rows[0]))]
     lines = []
     for number, row in enumerate(rows):
-        tag = "td" if number else "th"
-        cells = (f"<{tag} {style}>{html.escape(cell)}</{tag}>" for style, cell in zip(styles, row, strict=True))
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        start, end = ("<td", "</td>") if number else ('<th scope="col"', "</th>")
+        cells = (f"{start} {style}>{html.escape(cell)}{end}" for style, cell in zip(styles, row, strict=True))
+        mark = ""
+        if marked and number in marked:  # a ground that can be read on light and on dark pages
+            mark = f' style="background-color: rgba(214, 39, 40, 0.25)" title="{html.escape(marked[number])}"'
+        lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
     notes = [f"<p>{html.escape(line)}</p>" for line in below]
     head = f'<div style="overflow-x: auto"><table><caption>{html.escape(caption)}</caption>'
-    return "\n".join([head, *lines, "</table>", *notes, "</div>"])
+    body = [f"<thead>{lines[0]}</thead>", "<tbody>", *lines[1:], "</tbody>"]
+    return "\n".join([head, *body, "</table>", *notes, "</div>"])
 
 
 class Shown(str):

@@ -436,7 +436,7 @@ def test_the_first_value_that_is_not_finite_is_named():
     model[2].bias.data[1] = 0
     x[0, 0] = float("inf")
     assert only(signal(model, x))[1] == "1 of the 16 entries of its input are NaN or infinite, before the layer has run"
-    name, words = only(signal(model, torch.randn(4, 4), lambda y: y.sum() * float("inf")))
+    name, words = only(signal(model, torch.randn(4, 4), lambda y: (y * 0).abs().sqrt().sum()))  # 0 times infinity
     assert (name, words) == ("2", "16 of the 16 entries of the gradient of its output are NaN or infinite")
     half = nn.Linear(4, 4).half()
     nn.init.constant_(half.weight, 60_000)
@@ -480,7 +480,7 @@ def test_the_table_and_its_page():
     assert lines[0].split() == ["layer", "class", "input", "output"]
     assert lines[1].split() == ["<b>", "Linear", "1", f"{found.rows[0].output:.3g}"]
     assert lines[-2:] == ["second moments of one run in training mode; 1 problem", found.problems[0]]
-    assert page.count("<tr>") == page.count("</tr>") == 3
+    assert page.count("<tr") == page.count("</tr>") == 3
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert f"<p>{found.problems[0]}</p>" in page

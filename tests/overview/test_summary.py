@@ -169,6 +169,26 @@ def test_the_mode_is_the_models_whatever_is_around(context, training):
     assert found.training == model.training == training
 
 
+def test_containers_get_their_items_back():
+    class Cache(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.cache, self.log = nn.Linear(4, 4), {}, [1]
+
+        def forward(self, x):
+            self.cache["x"] = torch.cat([self.cache["x"], x]) if "x" in self.cache else x
+            self.log.append(len(self.cache["x"]))
+            return self.linear(self.cache["x"])
+
+    model = Cache()
+    cache, log = model.cache, model.log
+    summary(model, torch.ones(2, 4))
+    assert model.cache is cache
+    assert model.log is log
+    assert (cache, log) == ({}, [1])
+    assert len(model(torch.ones(2, 4))) == 2
+
+
 def test_autocast_leaves_no_weights_behind():
     model, x = Net(tnlayers.TTConv2d(8, 8, 3, padding=1, rank=2)).eval(), image()
     with torch.autocast("cpu", torch.bfloat16):
@@ -348,6 +368,10 @@ def test_the_report_of_a_swap_is_a_page_too():
     assert page.count("<tr>") == len(lines) - 1
     assert "excluded by &#x27;1&#x27;" in page
     assert f"<caption>{lines[-1].replace('>', '&gt;')}</caption>" in page
+    assert page.count("text-align: right") == 3 * (len(lines) - 1)  # parameters, FLOPs, error
+    end = lines[0].index("parameters") + len("parameters")
+    assert lines[1][:end].endswith(f" 576 -> {report['0'].params[1]} ({report['0'].params[1] / 576:.1%})")
+    assert lines[2][:end].endswith(" 9")
 
 
 def test_the_page_runs_and_shows_what_comes_out(capsys):

@@ -1,7 +1,7 @@
 """Second moments of what goes in and out of the modules of a model, by hooks during one run."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -45,6 +45,8 @@ class Call:
         dtype: of the output.
         moments: by the names in ``SIDES``.
         unbiased: second moment of the output of a convolution or linear layer without its bias.
+        constant: names of the sides that are equal for all entries of the first axis, up to rounding.
+        norm: second moment of the output of a norm that calls other modules, if this call is the latest one in it.
         again: whether activation checkpointing has repeated this call.
     """
 
@@ -54,6 +56,8 @@ class Call:
     dtype: torch.dtype | None = None
     moments: dict[str, Moment] = field(default_factory=dict)
     unbiased: float = math.nan
+    constant: set[str] = field(default_factory=set)
+    norm: float | None = None
     again: bool = False
 
 
@@ -110,10 +114,12 @@ class Recorder:
 
     Attributes:
         calls: those that called no other module and gave a floating-point tensor.
+        empty: whether a call gave a floating-point tensor without entries.
     """
 
     def __init__(self, model: nn.Module, gradients: bool) -> None:
         self.calls: list[Call] = []
+        self.empty = False
         self._gradients = gradients
         self._open: list[Call] = []
         self._counts: dict[nn.Module, int] = {}
@@ -142,19 +148,35 @@ class Recorder:
             for handle in handles:
                 handle.remove()
 
-    def backward(self, loss: Tensor) -> None:
-        """Run the backward. Activation checkpointing calls modules again in it."""
+    def backward(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
+        """Run the backward to ``leaves``. Activation checkpointing calls modules again in it.
+
+        No tensor gets a ``.grad``, also none that only the loss holds.
+        """
         self._open.clear()
         self._backward = True
-        loss.backward()  # type: ignore[no-untyped-call]
+        needed = [leaf for leaf in leaves if leaf.requires_grad]
+        others, reentrant = _graph(loss)
+        if not reentrant:
+            torch.autograd.grad(loss, needed, allow_unused=True)
+            return
+        before = [(leaf, leaf.grad) for leaf in others]  # torch's reentrant checkpoints refuse autograd.grad
+        try:
+            for leaf in others:
+                leaf.grad = None
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            for leaf, gradient in before:
+                leaf.grad = gradient
 
     def _enter(self, module: nn.Module, arguments: Any, named: Any) -> None:
         x = _first((arguments, named))
         seen = {} if x is None else {INPUT: moment(x)}
+        constant = {INPUT} if x is not None and _constant(x, seen[INPUT].largest) else set()
         if self._backward:
             call = self._repeated(module, seen)
         else:
-            call = Call(module, moments=seen)
+            call = Call(module, moments=seen, constant=constant)
             for outer in self._open:
                 outer.leaf = False
         self._open.append(call)
@@ -171,11 +193,17 @@ class Recorder:
             return None
         y = _first(output)
         if y is None or not call.leaf:
+            if y is not None and self.calls and not self._backward and "norm" in type(module).__name__.lower():
+                self.calls[-1].norm = moment(y).square
+            self.empty |= any(
+                isinstance(leaf, Tensor) and _floats(leaf) and not leaf.numel() for leaf in tree_leaves(output)
+            )
             return None
         if not self._backward:
             self._counts[module] = call.number = self._counts.get(module, 0) + 1
             call.dtype, call.moments[OUTPUT] = y.dtype, moment(y)
             call.unbiased = _unbiased(module, y, call.moments[OUTPUT].square)
+            call.constant |= {OUTPUT} if _constant(y, call.moments[OUTPUT].largest) else set()
             self.calls.append(call)
         new = y
         if self._gradients and y.requires_grad and y._is_view() and not _shares(y, (arguments, named)):
@@ -195,8 +223,8 @@ class Recorder:
     def _hook(self, tensor: Tensor, call: Call, side: str) -> None:
         """Measure the gradient of a tensor's present values, which may be overwritten later."""
 
-        def see(gradient: Tensor) -> None:
-            if self._backward and call.leaf and side not in call.moments and _plain(gradient):
+        def see(gradient: Tensor | None) -> None:
+            if gradient is not None and self._backward and call.leaf and side not in call.moments and _plain(gradient):
                 call.moments[side] = moment(gradient)
 
         if self._gradients and tensor.requires_grad and torch.is_grad_enabled():
@@ -206,21 +234,51 @@ class Recorder:
 @torch.no_grad()
 def _unbiased(module: nn.Module, y: Tensor, square: float) -> float:
     """Return the second moment of an output without the layer's bias. ``square``: with it."""
-    bias = getattr(module, "bias", None) if isinstance(module, (*KINDS, TensorLayer)) else None
-    taps = len(getattr(module, "kernel_size", ()))
+    if not isinstance(module, (*KINDS, TensorLayer)):
+        return square
+    bias, taps = module.bias, len(getattr(module, "kernel_size", ()))  # of a pooling layer, it may be one number
     if not isinstance(bias, Tensor) or y.dim() <= taps or y.shape[-1 - taps] != len(bias):
         return square
     fine = torch.promote_types(y.dtype, torch.float32)
     return moment(y.detach().to(fine) - bias.detach().to(fine).reshape(-1, *[1] * taps)).square
 
 
+@torch.no_grad()
+def _constant(tensor: Tensor, largest: float) -> bool:
+    """Return whether all entries of the first axis are equal up to rounding; with one entry, whether all are zero."""
+    if tensor.dim() < 2 or len(tensor) < 2 or not largest:
+        return not largest
+    values = tensor.detach()
+    values = values.float() if values.element_size() == 1 else values
+    return bool((values - values[:1]).abs().amax() <= 8 * torch.finfo(tensor.dtype).eps * largest)
+
+
+def _graph(loss: Tensor) -> tuple[list[Any], bool]:
+    """Return the leaves that a loss depends on, and whether it passes through a reentrant checkpoint."""
+    leaves, reentrant, seen, todo = [], False, set(), [loss.grad_fn]
+    while todo:
+        node: Any = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        reentrant |= "Checkpoint" in node.name()
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        todo += [following for following, _ in node.next_functions]
+    return leaves, reentrant
+
+
 def _first(tree: Any) -> Tensor | None:
     """Return the first floating-point tensor of a tree."""
     for leaf in tree_leaves(tree):
         tensor = leaf.data if isinstance(leaf, PackedSequence) else leaf
-        if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()) and _plain(tensor):
+        if isinstance(tensor, Tensor) and _floats(tensor) and _plain(tensor):
             return tensor
     return None
+
+
+def _floats(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _shares(tensor: Tensor, tree: Any) -> bool:

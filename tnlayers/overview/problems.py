@@ -1,10 +1,19 @@
 """Rules that find where a signal or a gradient goes wrong.
 
 The limits are wide, so that a healthy network has no problem. By their rules, the gain of second moments is 1e-4 in the
-last layer of a policy (orthogonal, gain 0.01), 1600 * 0.02^2 / 96 = 7e-3 in the residual projections of a GPT-2 of 48
-layers, and the width, such as 1e3, in a last layer whose weights have variance 1 (T5).
+last layer of a policy (orthogonal, gain 0.01), 1e-3 in that of another (uniform within 3e-3, 300 inputs),
+1600 * 0.02^2 / 96 = 7e-3 in the residual projections of a GPT-2 of 48 layers, and the width, such as 1e3, in a last
+layer whose weights have variance 1 (T5).
+
 Networks recover from a small or large layer by a norm or a residual connection. So the rules over depth ask whether the
-signal stays small or large to the end. Layers whose weight is zero are left out: they are made so on purpose.
+signal stays small or large to the end, and the input of the last weight layer, too: its output may be small on purpose.
+Without norms and biases, the scale of the input passes to the output, so only the gain between them counts, not
+whether pixels are 0..1 or 0..255. Norms, embeddings and biases set a scale of their own, and the rules start anew
+behind them (``depth.py``). The gradient of an input of a large scale is small; so it also has to be small after it is
+multiplied by that scale.
+
+Layers whose weight is zero are left out, since residual branches and last layers are made so on purpose. They are named
+where the output does not depend on the input, no gradient passes them, or they cannot learn (``stops.py``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,20 +21,27 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS
+from tnlayers.overview.depth import drifts, gradient_steps, signal_steps
 from tnlayers.overview.moments import GRADIENT_INPUT, GRADIENT_OUTPUT, INPUT, OUTPUT, Call
+from tnlayers.overview.stops import forgotten, stopped, zero_words
+from tnlayers.overview.trace import Trace, outside, square, zero_cores
 
 DEPTH = 1e4
-"""Factor of the second moment, from the first weight layer's input to the last layers' outputs, that is too much."""
+"""Factor of the second moment, from the first weight layer's input (or the latest place that set a scale) to the last
+layers' outputs, that is too much."""
 GRADIENT = 1e8
 """Factor of the gradient's squared norm, from the last weight layer's output to the first layers' inputs."""
 GAIN = 1e5
-"""Factor of the second moment in one layer."""
+"""Factor of the second moment in one layer. The last layer, and others on its input, may be smaller, down to
+one over the square."""
 KERNEL = 1e3
 """Factor of the variance of a tensor layer's kernel over its target that is a problem by itself."""
 HINT = 5.0
 """The same, to be named as the cause of another problem."""
+DRIFT = 2.0, 5, 1e3
+"""The same, of each of so many tensor layers or more, without a norm in between, all to the same side, and of the
+product of their ratios. Cores drawn one by one are off in this way in every layer. Training changes some kernels more
+and some less, or to both sides; where it shrinks all, norms stand in between."""
 DEAD = 64
 """Number of entries that are not all zero by chance."""
 
@@ -33,51 +49,70 @@ Found = tuple[int, str]
 """Number of a call, and a sentence about it."""
 
 
-def weighted(module: nn.Module) -> bool:
-    """Return whether a module is a convolution, linear or tensor layer."""
-    return isinstance(module, (*KINDS, TensorLayer))
-
-
-def find(calls: Sequence[Call], names: Sequence[str], kernels: Mapping[nn.Module, float | None]) -> list[Found]:
+def find(
+    calls: Sequence[Call],
+    names: Sequence[str],
+    kernels: Mapping[nn.Module, float | None],
+    loss: float | None = None,
+) -> list[Found]:
     """Return the problems of a run. Each rule names the first call that breaks it.
 
     Args:
         calls: in the order of the run.
         names: of the calls.
         kernels: of tensor layers, see ``kernel_ratio``.
+        loss: its value.
     """
-    return list(_Rules(calls, names, kernels).found())
+    return list(_Rules(Trace(calls, names, kernels, loss, HINT)).found())
 
 
 class _Rules:
-    def __init__(self, calls: Sequence[Call], names: Sequence[str], kernels: Mapping[nn.Module, float | None]) -> None:
-        self.calls, self.names, self.kernels = calls, names, kernels
-        zero = {module for module in {call.module for call in calls} if _is_zero(module)}
-        self.zero = zero | {module for module, ratio in kernels.items() if ratio == 0}
-        self.off = {
-            module: ratio
-            for module, ratio in kernels.items()
-            if ratio is not None and _outside(ratio, HINT) and module not in self.zero
-        }
-        layers = [k for k, call in enumerate(calls) if weighted(call.module) and call.module not in self.zero]
-        self.layers = [k for k in layers if _square(calls[k], INPUT) and _square(calls[k], OUTPUT) is not None]
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.calls, self.names, self.layers = trace.calls, trace.names, trace.layers
+        self.zero, self.off = trace.zero, trace.off
 
     def found(self) -> Iterator[Found]:
         """Yield the problems, forward before backward."""
         lost = [*self._not_finite()]
+        no_loss = [] if lost else [*self._loss()]
+        yield from no_loss
         yield from lost
         yield from self._kernel()
         if lost:
             return
+        zero = [*self._zero()]
+        yield from zero
         yield from self._gain()
         yield from self._dead()
-        yield from self._depth()
+        depth = [*self._depth()]
+        yield from depth or self._drift()
         yield from self._half(OUTPUT)
+        if no_loss or self.trace.loss is None:
+            return
         lost = [*self._not_finite_gradient()]
         yield from lost
         if not lost:
-            yield from self._gradient()
+            yield from self._gradient([k for k, _ in zero])
             yield from self._half(GRADIENT_OUTPUT)
+
+    def _loss(self) -> Iterator[Found]:
+        value = self.trace.loss
+        if value is not None and not abs(value) < float("inf"):
+            words = "NaN" if value != value else "infinite"  # noqa: PLR0124
+            last = len(self.calls) - 1
+            yield last, f"the loss is {words}, and all outputs up to that of {self.names[last]} are finite"
+
+    def _zero(self) -> Iterator[Found]:
+        """Yield the first layer that cannot learn since cores are zero, and the one that the output ends at."""
+        dead = [k for k, call in enumerate(self.calls) if zero_cores(call.module) > 1]
+        for k in dead[:1]:
+            others = len({self.calls[j].module for j in dead}) - 1
+            more = f" (other layers like this: {others})" if others else ""
+            yield k, self._sentence(k, f"{zero_words(self.trace, k)}{more}; reset_parameters() draws them again")
+        found = forgotten(self.trace)
+        if found is not None and found[0] not in dead:
+            yield found[0], self._sentence(*found)
 
     def _not_finite(self) -> Iterator[Found]:
         for k, call in enumerate(self.calls):
@@ -103,7 +138,7 @@ class _Rules:
                     return
 
     def _kernel(self) -> Iterator[Found]:
-        off = {module: ratio for module, ratio in self.off.items() if _outside(ratio, KERNEL)}
+        off = {module: ratio for module, ratio in self.off.items() if outside(ratio, KERNEL)}
         for k, call in enumerate(self.calls):
             if call.module in off:
                 more = f" (other layers like this: {len(off) - 1})" if len(off) > 1 else ""
@@ -114,56 +149,78 @@ class _Rules:
         for k in self.layers:
             moments = self.calls[k].moments
             gain = self.calls[k].unbiased / moments[INPUT].square
-            named = _outside(self.off.get(self.calls[k].module, 1.0), KERNEL)  # by the rule for kernels
-            if gain and _outside(gain, GAIN) and not named:
+            named = outside(self.off.get(self.calls[k].module, 1.0), KERNEL)  # by the rule for kernels
+            # The last layers, or heads on one input, may be small.
+            head = moments[INPUT] == self.calls[self.layers[-1]].moments[INPUT]
+            limit = GAIN**2 if head and gain < 1 else GAIN
+            if gain and outside(gain, limit) and not named:
                 words = f"the second moment of its output without its bias is {gain:.2g} times that of its input"
-                yield k, self._sentence(k, f"{words}; initialisations in use stay between {1 / GAIN:g} and {GAIN:g}")
+                yield k, self._sentence(k, f"{words}; initialisations in use stay between {1 / limit:g} and {GAIN:g}")
                 return
 
     def _dead(self) -> Iterator[Found]:
         for k, call in enumerate(self.calls):
-            after, before = call.moments[OUTPUT], _square(call, INPUT)
+            after, before = call.moments[OUTPUT], square(call, INPUT)
             if not after.largest and after.entries >= DEAD and before and call.module not in self.zero:
                 yield k, self._sentence(k, f"all {after.entries:,} entries of its output are zero, but not its input")
                 return
 
     def _depth(self) -> Iterator[Found]:
-        if not self.layers:
-            return
+        steps = [*signal_steps(self.trace)]
         # Without biases: that of the last layer hides that its input is lost.
-        start = self.calls[self.layers[0]].moments[INPUT].square
-        ratios = [(k, self.calls[k].unbiased / start) for k in self.layers]
+        ratios = [(step.call, step.leaving) for step in steps]
+        if not steps or (ratios[-1][1] < 1 and not outside(steps[-1].entering, DEPTH)):
+            return
         words = (
             "from here to the last weight layer, the second moment of each output without its bias is {side} "
-            "{limit:g} times that of the first weight layer's input (at the end {last:.2g} times); the signal {what}"
+            f"{{limit:g}} times that of {steps[-1].reference.replace('{', '{{').replace('}', '}}')} "
+            "(at the end {last:.2g} times); the signal {what}"
         )
         yield from self._run(ratios, DEPTH, words)
 
-    def _gradient(self) -> Iterator[Found]:
-        layers = [k for k in self.layers if GRADIENT_INPUT in self.calls[k].moments]
-        if not layers or not _square(self.calls[layers[-1]], GRADIENT_OUTPUT):
+    def _drift(self) -> Iterator[Found]:
+        """Yield tensor layers that are not far off each, but all together, if no other rule has named their kernels."""
+        if any(outside(ratio, KERNEL) for ratio in self.off.values()):
             return
-        after = self.calls[layers[-1]].moments[GRADIENT_OUTPUT]
-        start = after.square * after.entries
-        ratios = []
-        for k in reversed(layers):
-            here = self.calls[k].moments[GRADIENT_INPUT]
-            ratios.append((k, here.square * here.entries / start))
+        for k, ratios in drifts(self.trace, *DRIFT):
+            product = 1.0
+            for ratio in ratios:
+                product *= ratio
+            words = (
+                f"from here on, the variances of {len(ratios)} tensor layers' kernels are {min(ratios):.2g} to "
+                f"{max(ratios):.2g} times what their initialisations ask for, {product:.1g} times together, and no "
+                "norm is in between; unless they were fitted or trained, reset_parameters() draws them again"
+            )
+            yield k, self._sentence(k, words, hint=False)
+            return
+
+    def _gradient(self, named: Sequence[int]) -> Iterator[Found]:
+        """Yield where the gradient vanishes, explodes or stops. ``named``: layers that are zero."""
+        end, stop = stopped(self.trace)
+        ratios, scaled = gradient_steps(self.trace, end)
         words = (
-            "from here back to the first weight layer, the squared norm of each input's gradient is {side} {limit:g} "
-            "times that of the last weight layer's output (at the first layer {last:.2g} times); the gradient {what}"
-        )
-        yield from self._run(ratios, GRADIENT, words)
+            "from here back to the first weight layer{end}, the squared norm of each input's gradient is {{side}} "
+            "{{limit:g}} times that of the last weight layer's output (at the first layer {{last:.2g}} times); "
+            "the gradient {{what}}"
+        ).format(end=" that it reaches" if end >= 0 else "")
+        found: list[Found] = []
+        if ratios and outside(scaled, GRADIENT) and (scaled < 1) == (ratios[-1][1] < 1):
+            found = [*self._run(ratios, GRADIENT, words)]
+        yield from found
+        # Behind a zero layer that ends the signal, activations may stop the gradient, too.
+        lost = OUTPUT in self.calls[-1].constant and stop is not None and any(k <= stop[0] for k in named)
+        if stop is not None and not found and stop[0] not in named and not lost:
+            yield stop[0], self._sentence(*stop, hint=False)
 
     def _run(self, ratios: Sequence[tuple[int, float]], limit: float, words: str) -> Iterator[Found]:
         """Yield the start of a run of ratios outside of the limits that lasts to the end."""
         last = ratios[-1][1]
-        if not _outside(last, limit):
+        if not outside(last, limit):
             return
         small = last < 1
         start = ratios[-1][0]
         for k, ratio in reversed(ratios):
-            if not _outside(ratio, limit) or (ratio < 1) != small:
+            if not outside(ratio, limit) or (ratio < 1) != small:
                 break
             start = k
         side, what = ("below", "vanishes") if small else ("above", "explodes")
@@ -197,7 +254,7 @@ class _Rules:
 
     def _sentence(self, k: int, words: str, hint: bool = True) -> str:
         """Return a sentence with the first kernel up to here that is off and may be the cause."""
-        hint = hint and not any(_outside(ratio, KERNEL) for ratio in self.off.values())  # else it is said already
+        hint = hint and not any(outside(ratio, KERNEL) for ratio in self.off.values())  # else it is said already
         for call, name in [*zip(self.calls, self.names, strict=True)][: k + 1] if hint else ():
             if call.module in self.off:
                 where = "Its" if call is self.calls[k] else f"In {name}, the"
@@ -211,19 +268,3 @@ def _kernel_words(ratio: float) -> str:
         f"its kernel's variance is {ratio:.2g} times what its initialisation asks for; unless it was fitted or "
         "trained, reset_parameters() draws it again"
     )
-
-
-def _outside(ratio: float, limit: float) -> bool:
-    return not 1 / limit <= ratio <= limit
-
-
-def _square(call: Call, side: str) -> float | None:
-    """Return a second moment if all entries are finite."""
-    here = call.moments.get(side)
-    return None if here is None or here.not_finite else here.square
-
-
-def _is_zero(module: nn.Module) -> bool:
-    """Return whether a module's weight is zero."""
-    weight = module._parameters.get("weight")
-    return weight is not None and not bool(weight.any())

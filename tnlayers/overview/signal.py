@@ -1,8 +1,8 @@
 """Second moments of the signal and its gradient in every layer of a model, on an input."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from tnlayers import text_tables
 from tnlayers.backend.observe import run_on_copy
-from tnlayers.overview.forward import prepare, untouched
-from tnlayers.overview.moments import SIDES, Call, Recorder, kernel_ratio
-from tnlayers.overview.problems import find, weighted
+from tnlayers.overview.forward import prepare, refuse_scripts, restored, untouched
+from tnlayers.overview.moments import GRADIENT_INPUT, GRADIENT_OUTPUT, SIDES, Call, Recorder, kernel_ratio
+from tnlayers.overview.pictured import draw
+from tnlayers.overview.problems import find
+from tnlayers.overview.trace import weighted
 from tnlayers.tensorize.sites import unwrapped
 
 
@@ -76,10 +78,15 @@ class Signal:
     def _repr_html_(self) -> str:
         """Return the same table for notebooks."""
         cells, note = self._table()
-        return text_tables.page(cells, note, range(2, len(cells[0])), self.problems)
+        marked: dict[int, str] = {}
+        for place, words in zip(self.places, self.problems, strict=True):
+            marked[place + 1] = "\n".join([marked[place + 1], words]) if place + 1 in marked else words
+        return text_tables.page(cells, note, range(2, len(cells[0])), self.problems, marked)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the second moments of the weight layers, in the order of their calls, on a logarithmic axis.
+
+        A model without weight layers shows all rows. Of more than 40 names, only some are written.
 
         Args:
             ax: axes of matplotlib. By default, those of a new figure.
@@ -88,30 +95,20 @@ class Signal:
             The axes: one line for outputs, one for their gradients if there are any, and a mark at each problem.
 
         Raises:
+            TypeError: ``ax`` is no axes.
             ImportError: matplotlib is missing.
 
         Example:
             >>> import tnlayers
             >>> axes = signal(nn.Linear(8, 8), torch.randn(4, 8)).plot()  # doctest: +SKIP
         """
-        if ax is None:
-            try:
-                ax = import_module("matplotlib.pyplot").subplots(layout="constrained")[1]
-            except ImportError as error:
-                raise ImportError("matplotlib is missing; pip install 'tnlayers[plot]'") from error
         shown = [k for k, row in enumerate(self.rows) if row.weighted or k in self.places]
-        marked = [x for x, k in enumerate(shown) if k in self.places]
+        if not any(row.weighted for row in self.rows):
+            shown = [*range(len(self.rows))]
         sides = ["output"] + ["gradient_output"] * any(row.gradient_output is not None for row in self.rows)
-        for side in sides:
-            values = [getattr(self.rows[k], side) or float("nan") for k in shown]  # no zeros on a logarithmic axis
-            ax.plot(range(len(shown)), values, marker=".", label=side.replace("_output", " of the output"))
-        for number, x in enumerate(marked):
-            ax.axvline(x, color="tab:red", linestyle=":", label="" if number else "problem")
-        ax.set_yscale("log")
-        ax.set_xticks(range(len(shown)), [_name(self.rows[k]) for k in shown], rotation=90, fontsize="x-small")
-        ax.set_ylabel("second moment")
-        ax.legend()
-        return ax
+        lines = {side.replace("_", " of the "): [getattr(self.rows[k], side) for k in shown] for side in sides}
+        marked = [x for x, k in enumerate(shown) if k in self.places]
+        return draw(lines, [_name(self.rows[k]) for k in shown], marked, ax)
 
     def _table(self) -> tuple[list[tuple[str, ...]], str]:
         sides = [side for side in SIDES if any(getattr(row, side) is not None for row in self.rows)]
@@ -143,20 +140,31 @@ def signal(model: nn.Module, x: Any, loss: Callable[[Any], Tensor] | None = None
     also those with ``requires_grad`` False, so that gradients pass through frozen layers. Activations that work in
     place and activation checkpointing are seen as they are.
 
-    Buffers, attributes, training flags, the input, ``.grad`` and torch's random state stay as they were. Hooks on
-    parameters do not run. Lazy layers get their shapes and values, as at any first forward. Compiled and data-parallel
-    models run uncompiled in one process.
+    Buffers, attributes, training flags, the input, ``.grad`` of all tensors, and torch's random state stay as they
+    were. Dictionaries, lists, sets and deques that are a module's attributes get their old items back. Not restored is
+    what lies deeper, such as tensors changed in place inside a list, the state of objects that are no modules, and that
+    of modules that only ``loss`` holds, unless ``loss`` is the module. Hooks on the model's parameters do not run. Lazy
+    layers get their shapes and values, as at any first forward. Compiled and data-parallel models run uncompiled in one
+    process.
 
-    ``problems`` names the first layer where: values are NaN or infinite; a tensor layer's kernel has less than 1e-3 or
-    more than 1e3 times the variance that its initialisation asks for; one layer multiplies the second moment by less
-    than 1e-5 or more than 1e5; all outputs are zero; the second moment of the outputs gets below 1e-4 or above 1e4
-    times that of the first weight layer's input, and stays so to the last weight layer; the squared norm of the
-    gradients of inputs gets below 1e-8 or above 1e8 times that of the last weight layer's output, and stays so back to
-    the first one; or float16 is near an end of its range. Layers whose weight is zero are left out. A network can train
-    with a problem, and fail without one.
+    ``problems`` names the first layer where:
+
+    - values or the loss are NaN or infinite, or float16 is near an end of its range;
+    - a tensor layer's kernel has less than 1e-3 or more than 1e3 times the variance that its initialisation asks for,
+      or five or more such layers without a norm in between have it together, each by a factor above 2 to one side;
+    - one layer multiplies the second moment by less than 1e-5 or more than 1e5 (the last one: less than 1e-10);
+    - the second moment of the outputs gets below 1e-4 or above 1e4 times that of the first weight layer's input, and
+      stays so to the last weight layer. Behind a norm, an embedding or a bias that outweighs the signal, the second
+      moment there takes the place of the input's. So the scale of the input is no problem, nor a small last layer;
+    - the squared norm of the gradients of inputs gets below 1e-8 or above 1e8 times that of the last weight layer's
+      output, and stays so back to the first one; or the gradient becomes zero or stops, so the first layers get none;
+    - all outputs are zero, two cores of a layer are zero, or behind a zero layer all samples have the same output.
+      Zero layers that a residual connection passes, and zero last layers, are none.
+
+    A network can train with a problem, and fail without one.
 
     Args:
-        model: any module.
+        model: any module of Python, so none of torch.jit.
         x: a tensor, a tuple of arguments or a mapping of named ones, as the model takes it. In training mode, batch
             norms need many values in each channel: of two values, their gradients explode in deep networks.
         loss: a function of the model's output that returns a scalar tensor, for gradients. For models whose output
@@ -166,9 +174,10 @@ def signal(model: nn.Module, x: Any, loss: Callable[[Any], Tensor] | None = None
         Signal: a row for each call, and the problems.
 
     Raises:
-        TypeError: ``model`` is no module, ``x`` is None or a shape, ``loss`` is not callable or returns no tensor.
-        ValueError: the model or ``x`` is on the meta device, no module gives a floating-point tensor, or what ``loss``
-            returns is no scalar or has no gradient.
+        TypeError: ``model`` is no module or was made by torch.jit, ``x`` is None or a shape, ``loss`` is not callable
+            or returns no tensor.
+        ValueError: the model or ``x`` is on the meta device, ``x`` is empty, no module gives a floating-point tensor,
+            or what ``loss`` returns is no scalar, is complex, or depends on no module's output.
         Exception: what the model raises on ``x``, with a note.
 
     Example:
@@ -184,6 +193,7 @@ def signal(model: nn.Module, x: Any, loss: Callable[[Any], Tensor] | None = None
         2      CPLinear  0.391  0.0244                   1             0.0156
         second moments of one run in training mode; no problem
     """
+    refuse_scripts(model)
     model = unwrapped(model)
     if loss is not None and not callable(loss):
         raise TypeError(f"loss is of type {type(loss).__name__}; it must be a function of the model's output, or None")
@@ -192,27 +202,59 @@ def signal(model: nn.Module, x: Any, loss: Callable[[Any], Tensor] | None = None
         raise ValueError("model or x is on the meta device and has no values; signal needs them on a real device")
     prepare(model, x)
     recorder = Recorder(model, gradients=loss is not None)
+    reached = None
     try:
         with untouched(model, backward=loss is not None), recorder.recording():
             if loss is None:
                 run_on_copy(model, x)
             else:
-                recorder.backward(_scalar(loss(run_on_copy(model, x, _with_gradient))))
+                reached = _backward(model, x, loss, recorder)
     finally:
         torch.clear_autocast_cache()  # it holds weights cast without gradients, which a later step would reuse
+    _check(model, recorder)
+    return _signal(model, recorder.calls, reached)
+
+
+def _backward(model: nn.Module, x: Any, loss: Callable[[Any], Tensor], recorder: Recorder) -> float:
+    """Run a model and its loss, forward and backward. Return the loss."""
+    leaves: list[Tensor] = []
+
+    def with_gradient(tensor: Tensor) -> Tensor:
+        """Copy a tensor of an input. The copy may be changed in place, and takes part in the backward."""
+        copy = tensor.detach().clone()
+        if not (copy.is_floating_point() or copy.is_complex()):
+            return copy
+        leaves.append(copy.requires_grad_())
+        return copy.clone()
+
+    output = run_on_copy(model, x, with_gradient)
+    _check(model, recorder)
+    with restored(loss) if isinstance(loss, nn.Module) else nullcontext():
+        value = _scalar(loss(output))
+        recorder.backward(value, [*model.parameters(), *leaves])
+    if not any(side in call.moments for call in recorder.calls for side in (GRADIENT_OUTPUT, GRADIENT_INPUT)):
+        raise ValueError(
+            "loss returned a tensor that no module's output reaches; it must be computed from the model's output, "
+            "not from parameters alone, and the model must not run under no_grad"
+        )
+    return float(value.detach())
+
+
+def _check(model: nn.Module, recorder: Recorder) -> None:
+    if not recorder.calls and recorder.empty:
+        raise ValueError("x gives empty tensors only; each axis of x, the batch too, must have an entry or more")
     if not recorder.calls:
         raise ValueError(f"no module of model gave a floating-point tensor ({type(model).__name__})")
-    return _signal(model, recorder.calls)
 
 
-def _signal(model: nn.Module, calls: list[Call]) -> Signal:
+def _signal(model: nn.Module, calls: list[Call], loss: float | None) -> Signal:
     names: dict[nn.Module, tuple[str, ...]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         plain = ".".join(part for part in path.split(".") if part != "_orig_mod") or type(module).__name__
         names[module] = (*names.get(module, ()), plain)
     kernels = {module: kernel_ratio(module) for module in dict.fromkeys(call.module for call in calls)}
     rows = tuple(_row(call, names[call.module], kernels[call.module]) for call in calls)
-    found = find(calls, [_name(row, all_names=False) for row in rows], kernels)
+    found = find(calls, [_name(row, all_names=False) for row in rows], kernels, loss)
     return Signal(rows, tuple(words for _, words in found), tuple(place for place, _ in found), model.training)
 
 
@@ -234,17 +276,13 @@ def _row(call: Call, names: tuple[str, ...], kernel: float | None) -> LayerSigna
     )
 
 
-def _with_gradient(tensor: Tensor) -> Tensor:
-    """Copy a tensor of an input. The copy may be changed in place, and takes part in the backward."""
-    copy = tensor.detach().clone()
-    return copy.requires_grad_().clone() if copy.is_floating_point() or copy.is_complex() else copy
-
-
 def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"loss returned a {type(value).__name__}; it must return a scalar tensor")
     if value.numel() != 1:
         raise ValueError(f"loss returned shape {tuple(value.shape)}; it must return a scalar, such as a mean")
+    if value.is_complex():
+        raise ValueError(f"loss returned a tensor of {value.dtype}; it must be real, such as the mean of its abs()")
     if not value.requires_grad:
         raise ValueError("loss returned a tensor without a gradient; it must be computed from the model's output")
     return value.reshape(())

@@ -13,7 +13,7 @@ from tnlayers import text_tables
 from tnlayers.backend.observe import input_of, run_on_copy
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
-from tnlayers.overview.forward import prepare, untouched
+from tnlayers.overview.forward import prepare, refuse_scripts, untouched
 from tnlayers.tensorize.flops import dense_flops
 from tnlayers.tensorize.sites import LayerSite, layers, unwrapped
 
@@ -117,9 +117,10 @@ def summary(model: nn.Module, x: Any) -> Summary:
     products and fused recurrent layers (``nn.LSTM``) are not counted.
 
     Buffers such as running statistics, attributes that the forward sets, training flags, the input and torch's random
-    state stay as they were. Lazy layers get their shapes and values, as at any first forward. Compiled and
-    data-parallel models run uncompiled in one process. On the meta device, plans are for the meta device, and may
-    differ from those of the later device.
+    state stay as they were. Dictionaries, lists, sets and deques that are a module's attributes get their old items
+    back; what lies deeper, or in objects that are no modules, is not restored. Lazy layers get their shapes and values,
+    as at any first forward. Compiled and data-parallel models run uncompiled in one process. On the meta device, plans
+    are for the meta device, and may differ from those of the later device.
 
     Args:
         model: any module with a convolution, transposed convolution or linear layer, of tnlayers or torch; or one.
@@ -129,7 +130,7 @@ def summary(model: nn.Module, x: Any) -> Summary:
         Summary: a row for each layer, one for the rest, and the totals.
 
     Raises:
-        TypeError: ``model`` is no module, or ``x`` is None or a shape.
+        TypeError: ``model`` is no module or was made by torch.jit, or ``x`` is None or a shape.
         ValueError: the model has no such layer.
         Exception: what the model raises on ``x``, with a note.
 
@@ -148,6 +149,7 @@ def summary(model: nn.Module, x: Any) -> Summary:
         >>> found.rows[0].rank, found.totals.flops
         ({'ri': 4, 'ro': 4}, 56832)
     """
+    refuse_scripts(model)
     model = unwrapped(model)
     found = layers(model, (*KINDS, TensorLayer), "convolution or linear layer")
     prepare(model, x)

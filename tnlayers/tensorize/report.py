@@ -101,14 +101,14 @@ class TensorizeReport(Mapping[str, LayerReport]):
 
     def __str__(self) -> str:
         rows, totals = self._table()
-        return f"{text_tables.text(rows)}\n{totals}"
+        return f"{text_tables.text(rows, _NUMBERS)}\n{totals}"
 
     def _repr_html_(self) -> str:
         """Return the same table for notebooks."""
-        return text_tables.page(*self._table())
+        return text_tables.page(*self._table(), _NUMBERS)
 
     def _table(self) -> tuple[list[tuple[str, ...]], str]:
-        rows: list[tuple[str, ...]] = [("layer", "was", "becomes", "parameters", "FLOPs", "error", "why")]
+        rows: list[tuple[str, ...]] = [_HEADER]
         rows += [
             (
                 text_tables.place(layer.name, layer.aliases),
@@ -126,6 +126,10 @@ class TensorizeReport(Mapping[str, LayerReport]):
         flops = self.total("flops")
         totals += [f"{_change(flops)} FLOPs"] if flops else []
         return rows, f"{count}; parameters: {'; '.join(totals)}"
+
+
+_HEADER = "layer", "was", "becomes", "parameters", "FLOPs", "error", "why"
+_NUMBERS = range(3, 6)
 
 
 def _change(pair: tuple[int, int] | None) -> str:
