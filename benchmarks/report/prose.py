@@ -33,7 +33,7 @@ MEASURED = re.compile(
             r"\b(?:twice|thrice|half) as (?!many\b|large\b|wide\b|deep\b)\w+",
             rf"\b(?:{COUNTS}|several) times (?:faster|slower|as (?:fast|slow|long|accurate)|less|more)\b",
             rf"\b(?:factor|accuracy) of (?:about )?(?![01]\b(?!\.)){NUMBER}",
-            rf"\b{NUMBER} of (?:the )?{NUMBER} (?:rows|cases|layers|runs|pairs)\b",
+            rf"(?<![\w.-]){NUMBER} of (?:the )?{NUMBER} (?:rows|cases|layers|runs|pairs)\b",
             r"\b(?:a|one|two|three) (?:half|third|quarter|fifth|sixth|tenth)s? of "
             r"(?:the (?:time|memory|error|accuracy)|tednet|tensorly)\b",
         )

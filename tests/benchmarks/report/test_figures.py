@@ -148,7 +148,7 @@ def test_numbers_with_a_unit_are_told(text):
         "3x3 and 16 x 16, 64 channels, rank 8, 1e-5, torch 2.13, ten times", "`10 %`", "``a ` 10 %``", "## 10 % less",
         "[a](10ms.md)", "<!-- 10 % -->", "At 10 %. <!-- setting -->", "```sh\n10 ms\n```", "~~~\n10 ms\n~~~",
         "- a\n\n  ```text\n  10 ms\n  ```", "text\n\n    10 ms\n\n    20 ms\n\ntext", "3 samples", "ResNet-20 x",
-        "a factor of 0", "ten times", "64 channels, 3 x 3",
+        "a factor of 0", "a GPT-2 of 48 layers", "ten times", "64 channels, 3 x 3",
         "<!-- table: a -->\n| 10 % |\n\n10 ms\n<!-- /table -->", "It is <!-- figure: a -->10 %<!-- /figure --> of it.",
     ],
 )  # fmt: skip
