@@ -17,7 +17,7 @@ _SCALE = 1e-6, 1e-12, 1e-12
 def non_negative(features: Tensor, wanted: Tensor) -> Tensor:
     """Return the least-squares solution without negative entries, for a few columns.
 
-    The solution is the plain one on the columns where it is positive. All sets of columns are tried.
+    The solution is the plain one on the columns where it is positive. All sets of columns are tried, the largest first.
 
     Example:
         >>> non_negative(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([2.0, 1.0]))
@@ -26,7 +26,7 @@ def non_negative(features: Tensor, wanted: Tensor) -> Tensor:
     columns = features.shape[1]
     used = [k for k in range(columns) if features[:, k].any()]
     best, least = features.new_zeros(columns), float(wanted.square().sum())
-    for number in range(1, len(used) + 1):
+    for number in range(len(used), 0, -1):
         for chosen in itertools.combinations(used, number):
             part = features[:, list(chosen)]
             solution = torch.linalg.lstsq(part, wanted[:, None]).solution[:, 0]
@@ -36,6 +36,8 @@ def non_negative(features: Tensor, wanted: Tensor) -> Tensor:
             if error < least:
                 least, best = error, torch.zeros_like(best)
                 best[list(chosen)] = solution
+                if number == len(used):  # nothing on fewer columns is better
+                    return best
     return best
 
 

@@ -26,6 +26,9 @@ from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
 CHANNELS = (1, 3, 5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
+WIDTHS = (64, 128, 256, 512)
+"""Channels of the layers whose cores are contracted."""
+
 SIZES = (7, 14, 16, 32, 56)
 BATCHES = (1, 1, 8, 32, 512)
 """Numbers of images. 512 stands for channels that are folded into the batch."""
@@ -140,7 +143,7 @@ class Sampler:
     def _contractions(self) -> Iterator[Sample]:
         """Yield the steps of the contraction of a random layer's cores, and a contraction of two tiny ones."""
         form = self.draw.choice((CP(), TT(), TR(), BTT(), Tucker()))
-        channels, keep = self.draw.choice((64, 128, 256, 512)), self.draw.choice((0.05, 0.1, 0.25))
+        channels, keep = self.draw.choice(WIDTHS), self.draw.choice((0.05, 0.1, 0.25))
         network, _ = form.build(*form.split(channels, channels, 1), (3, 3), keep)
         geometry = Geometry(channels, channels, (3, 3))
         contraction = plan(network, geometry, Setting(1, (8, 8)), "reconstruct").weights[0].contraction
