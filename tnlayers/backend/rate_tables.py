@@ -10,8 +10,6 @@ import warnings
 from functools import cache, lru_cache
 from pathlib import Path
 
-import platformdirs
-
 from tnlayers.backend.derived import derive, properties_of
 from tnlayers.backend.devices import kind_of, name_of
 from tnlayers.backend.rate_files import DERIVED, RateTable, parsed, written
@@ -64,6 +62,8 @@ def _file_name(kind: str, device: str, dtype: str) -> str:
 
 @cache
 def _user_folder() -> str:
+    import platformdirs  # noqa: PLC0415  (loaded only when used)
+
     return platformdirs.user_cache_dir("tnlayers")
 
 
