@@ -34,7 +34,6 @@ def tiny(no_plans, tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "_REPEATS", (1, 1))
     monkeypatch.setattr(measure, "FEWEST", 1)
     monkeypatch.setattr(whole_plans, "LAYERS", whole_plans.LAYERS[2:8:3])
-    monkeypatch.setattr(measure, "LAYERS", whole_plans.LAYERS)
     return tmp_path / "cache"
 
 
@@ -147,7 +146,7 @@ def test_estimates_of_whole_plans_are_compared_with_their_times(tiny):
     rates = table_of("cpu", "float32").rates
     found = [*whole_plans.ratios(rates, "cpu", torch.float32, Fixed())]
     plans = [
-        whole_plans._plan(*case, rates, mode=mode)
+        whole_plans._plan(*case, rates, mode, "cpu", torch.float32)
         for case, mode in zip(whole_plans.LAYERS, ("infer", "train"), strict=True)
     ]
     assert all(isinstance(plan, Plan) for plan in plans)
@@ -229,7 +228,7 @@ def test_an_error_is_one_sentence_and_code_2(tiny, capsys, monkeypatch, tmp_path
     assert err.count("\n") == 1
 
 
-def test_info_says_what_a_report_needs(tiny, avx512, capsys):
+def test_info_says_what_a_report_needs(tiny, avx512, capsys, monkeypatch):
     code, out, _ = run(capsys, "info")
     lines = dict(line.split("  ", 1) for line in out.splitlines())
     assert code == 0
@@ -237,6 +236,8 @@ def test_info_says_what_a_report_needs(tiny, avx512, capsys):
     assert torch.__version__ in lines["torch"]
     assert f"AVX512, {torch.get_num_threads()} thread" in lines["cpu"]
     assert str(tiny) in lines["cache"]
+    monkeypatch.setenv("HOME", str(tiny.parent))  # a report names no user
+    assert "  ~/cache (TNLAYERS_CACHE names another)" in run(capsys, "info")[1]
     assert lines["rates cpu float32"].strip() == "cpu avx512 float32, measured 2026-11-26 (shipped)"
     assert lines["rates cpu float64"].strip() == "cpu avx512 float32, measured 2026-11-26 (shipped)"
 

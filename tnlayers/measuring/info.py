@@ -1,7 +1,9 @@
 """What a report of a bug needs to know of a machine: versions, devices, threads and rate tables."""
 
+import os
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -20,17 +22,22 @@ def devices() -> list[str]:
 
 
 def info() -> str:
-    """Return the text of ``python -m tnlayers info``. It names no host and no user but what the cache's path names."""
+    """Return the text of ``python -m tnlayers info``. It names no host, and a user's home is ``~``."""
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     lines = [
         ("tnlayers", __version__),
         ("torch", f"{torch.__version__}{f', CUDA {torch.version.cuda}' if torch.version.cuda else ''}"),
         ("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         *((device, _described(device, capability, threads)) for device in devices()),
-        ("cache", f"{cache_folder()} ({VARIABLE} names another)"),
+        ("cache", f"{_short(cache_folder())} ({VARIABLE} names another)"),
         *_tables(),
     ]
     return text_tables.text(lines)
+
+
+def _short(folder: Path) -> str:
+    home = Path(os.path.expanduser("~"))
+    return str(Path("~", folder.relative_to(home)) if folder.is_relative_to(home) else folder)
 
 
 def _described(device: str, capability: str, threads: int) -> str:

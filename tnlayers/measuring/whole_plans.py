@@ -9,7 +9,6 @@ from tnlayers.backend.rates import Rates
 from tnlayers.execution.run import run
 from tnlayers.formats import CP, TR, TT, Format, Tucker
 from tnlayers.measuring.timing import Clock
-from tnlayers.planning.path import Path
 from tnlayers.planning.plan import Plan, build_plan
 from tnlayers.planning.search import Search
 from tnlayers.planning.search_space import space_of
@@ -25,14 +24,21 @@ LAYERS = tuple(
 
 
 def _plan(
-    form: Format, channels: int, size: int, batch: int, keep: float, rates: Rates, **kwargs: str | object
+    form: Format,
+    channels: int,
+    size: int,
+    batch: int,
+    keep: float,
+    rates: Rates,
+    mode: str,
+    device: str,
+    dtype: torch.dtype,
 ) -> Plan:
     network, _ = form.build(*form.split(channels, channels, 1), (3, 3), keep)
     geometry = Geometry(channels, channels, (3, 3), padding=1)
-    setting = Setting(batch, (size, size), **kwargs)  # type: ignore[arg-type]
+    setting = Setting(batch, (size, size), mode=mode, device=device, dtype=dtype)
     search = Search(space_of(network, geometry), setting, rates)
-    path: Path = next(iter(search))
-    return build_plan(search.pricing, path)
+    return build_plan(search.pricing, next(iter(search)))
 
 
 def ratios(rates: Rates, device: str, dtype: torch.dtype, clock: Clock) -> Iterator[float]:
@@ -40,7 +46,7 @@ def ratios(rates: Rates, device: str, dtype: torch.dtype, clock: Clock) -> Itera
     generator = torch.Generator().manual_seed(0)
     for number, (form, channels, size, batch, keep) in enumerate(LAYERS):
         mode = "train" if number % 2 else "infer"
-        plan = _plan(form, channels, size, batch, keep, rates, mode=mode, device=device, dtype=dtype)
+        plan = _plan(form, channels, size, batch, keep, rates, mode, device, dtype)
         shapes = [(batch, channels, size, size), *plan.network.core_shapes]
         x, *cores = (torch.randn(shape, generator=generator).to(device, dtype) / 8 for shape in shapes)
         yield plan.seconds / (_trained if mode == "train" else _inferred)(plan, x, cores, clock)
