@@ -7,6 +7,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+os.environ["TNLAYERS_CACHE"] = str(HERE / "_build" / "cache")  # plans of the pages are those of the shipped tables
+
 import layer_pages  # noqa: E402
 import links  # noqa: E402
 

@@ -67,6 +67,7 @@ def main(readme: str) -> None:
     assert Path(tnlayers.__file__).is_relative_to(sys.prefix), f"{tnlayers.__file__} is not the installed package"
     warnings.simplefilter("error")
     torch.set_num_threads(1)  # as in conftest.py
+    os.environ["TNLAYERS_CACHE"] = os.getcwd()  # no rate tables of the user
     torch.manual_seed(0)
     fit_every_format()
     ran, skipped, runner = 0, 0, doctest.DocTestRunner()

@@ -2,10 +2,13 @@
 
 import gc
 import multiprocessing
+import os
+import tempfile
 
 import pytest
 import torch
 
+from tnlayers.backend import rate_tables
 from tnlayers.ops import contraction
 from tnlayers.planning import choose, options, plan, search_space
 
@@ -20,6 +23,10 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 def pytest_configure(config):
     """Many tensors so tiny have more parameters than the dense kernel; test_core_memory.py asks for the warning."""
     config.addinivalue_line("filterwarnings", "ignore::tnlayers.layers.core_memory.LargerThanDense")
+    # The developer's own rate tables must not decide what a test sees, in processes of its own too.
+    folder = tempfile.TemporaryDirectory(prefix="tnlayers-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ[rate_tables.VARIABLE] = folder.name
 
 
 @pytest.fixture(scope="module", autouse=True)

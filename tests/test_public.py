@@ -23,17 +23,17 @@ HERE = Path(__file__).parent
 NAMES = """
     BTTConv1d BTTConv2d BTTConv3d BTTConvTranspose1d BTTConvTranspose2d BTTConvTranspose3d BTTLinear BlockTTConv1d
     BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTLinear
-    CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPLinear EinsumConv1d EinsumConv2d
-    EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumLinear FORMATS Format Frozen
-    Comparison Geometry HTConv1d HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d HTConvTranspose3d HTLinear
-    Init Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d TRConvTranspose2d TRConvTranspose3d TRLinear
-    TTConv1d TTConv2d TTConv3d TTConvTranspose1d TTConvTranspose2d TTConvTranspose3d TTLinear TensorConv
-    TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d
-    TensorConvTranspose3d TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport TuckerConv1d
-    TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear
-    Variance autotune calibrate_ compare densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_tensorized
-    param_groups register remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary
-    tensorize_ thaw_ to_tltorch unfold unfold_
+    CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPLinear EinsumConv1d
+    EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumLinear FORMATS
+    Format Frozen Comparison Geometry HTConv1d HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d
+    HTConvTranspose3d HTLinear Init MeasuredRates Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d
+    TRConvTranspose2d TRConvTranspose3d TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d TTConvTranspose2d
+    TTConvTranspose3d TTLinear TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose
+    TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear TensorNetwork
+    TensorizeConfig TensorizeReport TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d
+    TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
+    frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register remap_optimizer_
+    save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """

@@ -23,6 +23,7 @@ from tnlayers.layers.conv_transpose import (
     TensorConvTranspose3d,
 )
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.measuring.measure import MeasuredRates, measure_rates
 from tnlayers.overview.compare import Comparison, compare
 from tnlayers.overview.signal import Signal, signal
 from tnlayers.overview.summary import Summary, summary
@@ -37,12 +38,12 @@ from tnlayers.training.learning_rates import param_groups
 from tnlayers.training.penalty import frobenius_penalty, squared_norm
 
 __all__ = [
-    "FORMATS", "Comparison", "Format", "Frozen", "Geometry", "Init", "Signal", "Summary", "TensorConv",
-    "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
+    "FORMATS", "Comparison", "Format", "Frozen", "Geometry", "Init", "MeasuredRates", "Signal", "Summary",
+    "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
     "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorLayer", "TensorLinear", "TensorNetwork",
     "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",
-    "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "param_groups", "register",
-    "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm", "summary",
-    "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
+    "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates", "param_groups",
+    "register", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm",
+    "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
 ]  # fmt: skip
 __all__ += [_layer.__name__ for _layer in _LAYERS.values()]

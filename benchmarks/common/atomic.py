@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tnlayers.checkpoint.file import replacing
+from tnlayers.backend.whole_files import replacing
 
 UNFINISHED = f".{'[0-9a-f]' * 16}.tmp"  # pattern of the temporary names of `replacing`
 

@@ -1,7 +1,5 @@
 """Time several steps in interleaved rounds."""
 
-import contextlib
-import ctypes
 import random
 import statistics
 import time
@@ -12,19 +10,6 @@ QUIET = 0.02  # stop within the limits once dense and auto agree with their twin
 LIMITS = (7, 100)  # minimum and maximum of latency.py and construct.py
 
 Step = Callable[[], object]
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory, except separately mapped blocks. No effect with other C libraries.
-
-    By default it returns pages to the system and must fault them in again. The number of page faults depends on the
-    heap layout: one step has none, the next 40,000.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        trim_threshold, mmap_threshold = -1, -3
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(trim_threshold, 2**31 - 1)
-        allocator.mallopt(mmap_threshold, 2**25)  # the largest value that glibc's dynamic threshold reaches
 
 
 def once(step: Step) -> float:

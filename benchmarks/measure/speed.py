@@ -25,9 +25,10 @@ from benchmarks.common.families import FAMILIES, LayerCase
 from benchmarks.common.peers import peers
 from benchmarks.common.provenance import csv_file, write_csv
 from benchmarks.common.rows import RESULTS, read_csv
-from benchmarks.common.timing import Step, keep_freed_memory, once, rounds
+from benchmarks.common.timing import Step, once, rounds
+from tnlayers.backend.rate_tables import rates_of as layer_rates
 from tnlayers.backend.rates import Rate, Rates, lanes
-from tnlayers.backend.rates import rates_of as layer_rates
+from tnlayers.measuring.timing import keep_freed_memory
 from tnlayers.planning.search import Search
 from tnlayers.planning.search_space import space_of
 from tnlayers.planning.setting import Setting

@@ -31,8 +31,9 @@ from benchmarks.common.names import DENSE
 from benchmarks.common.provenance import write_csv
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.sizes import numel
-from benchmarks.common.timing import keep_freed_memory, rounds
+from benchmarks.common.timing import rounds
 from benchmarks.training.config import Config
+from tnlayers.measuring.timing import keep_freed_memory
 
 PRECISIONS = ("float32", "bf16")
 DENSE_AGAIN = f"{DENSE} again"

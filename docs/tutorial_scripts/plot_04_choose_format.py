@@ -142,8 +142,7 @@ print(tnlayers.compare(layer, rank=0.1, input_shape=shape, formats=entries))
 # Errors of other kernels differ, so compare with your own layer. :doc:`/explanation/formats` says more about each
 # format.
 #
-# Times are estimates by rates that were measured on CPUs. To measure plans on your machine, call
-# :func:`tnlayers.autotune`.
+# Times are estimates; the last line names the rates. To measure plans on your machine, call :func:`tnlayers.autotune`.
 #
 # One rank for each layer
 # -----------------------

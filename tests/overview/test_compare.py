@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 import tnlayers
 from cases import CHANNELS, KERNELS, KINDS
 from tnlayers import FORMATS, Geometry, TensorizeConfig, compare, tensorize_
-from tnlayers.backend.rates import rates_of
+from tnlayers.backend.rate_tables import rates_of, table_of
 from tnlayers.layers.registry import layer_class
 
 OTHERS = [name for name in FORMATS if name != "einsum"]
@@ -160,7 +160,7 @@ def test_device_dtype_and_mode_are_the_layers():
     with pytest.raises(ValueError, match="layer is on the meta device"):
         compare(layer, decompose=True)
     assert "one forward in eval mode\n" in str(found)
-    assert "for torch.bfloat16 on meta, by rates measured on CPUs" in str(found)
+    assert "for torch.bfloat16 on meta; nothing was timed here\nRates: cpu " in str(found)
 
 
 def test_ranks_and_entries():
@@ -238,7 +238,7 @@ def test_nothing_changes():
 
 def test_the_table():
     found = compare(nn.Conv2d(8, 8, 3, groups=8), rank=0.5, formats=["blocktt", "cp"], decompose=True)
-    header, dense, refused, cp, note, first, second = str(found).splitlines()
+    header, dense, refused, cp, note, first, second, third = str(found).splitlines()
     assert header.split()[:5] == ["format", "rank", "parameters", "keep", "FLOPs"]
     assert dense.split()[:4] == ["dense", "-", "72", "100.0%"]
     assert refused.split() == ["blocktt", "-", "refused"]
@@ -248,7 +248,8 @@ def test_the_table():
     assert cp.split()[:5] == ["cp", "2", str(row.params), f"{row.keep_ratio:.1%}", f"{row.flops:,}"]
     assert (f"{row.error:.4f}", row.strategy) == (*cp.split()[-2:],)
     assert first == "Input (32, 8, 32, 32); FLOPs and plan: one forward in training mode"
-    assert second.startswith("Times and memory: the planner's estimates for torch.float32 on cpu, by rates measured on")
+    assert second == "Times and memory: the planner's estimates for torch.float32 on cpu; nothing was timed here"
+    assert third == f"Rates: {table_of('cpu', 'float32')}"
     assert "error" not in str(compare(nn.Conv2d(8, 8, 3, groups=8), formats=["cp"])).splitlines()[0]
     page = found._repr_html_()
     assert page.count("<tr>") == 4
@@ -262,7 +263,7 @@ def test_no_sentence_stands_in_the_table():
     assert all(row.params is None for row in found.rows[1:])
     lines = str(found).splitlines()
     assert max(map(len, lines[: len(found.rows) + 1])) <= 130  # of numbers alone
-    assert lines[len(found.rows) + 1 : -2] == [f"{row.name}: {row.note}" for row in found.rows[1:]]
+    assert lines[len(found.rows) + 1 : -3] == [f"{row.name}: {row.note}" for row in found.rows[1:]]
     wide = compare(nn.Linear(8, 8), rank=8, formats=["cp"])
     assert str(wide).splitlines()[3] == "cp: more parameters than the dense kernel"
     assert str(wide).splitlines()[2].split()[-1] == wide.rows[1].strategy

@@ -14,7 +14,8 @@ from benchmarks.measure import speed
 from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork, testing
-from tnlayers.backend.rates import RUN_MODES, TABLES, rates_of
+from tnlayers.backend.rate_tables import rates_of
+from tnlayers.backend.rates import RUN_MODES
 from tnlayers.execution.run import run
 from tnlayers.planning import choose as planning
 from tnlayers.planning.choose import LIMIT, candidates, plan
@@ -253,15 +254,6 @@ def test_networks_of_many_cores():
     for strategy in ("auto", "reconstruct", "factorized"):
         layer.strategy = strategy
         testing.assert_same_function(layer, testing.example_input(layer))
-
-
-@pytest.mark.parametrize(("dtype", "own"), [("float32", True), ("float64", True), ("bfloat16", False)])
-def test_rates_are_those_of_the_cpus_instructions_where_there_are_any(monkeypatch, dtype, own):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert (rates_of("cpu", dtype) is TABLES["cpu avx512", "float32"]) is own
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert rates_of("cpu", dtype) is TABLES["cpu", "bfloat16" if dtype == "bfloat16" else "float32"]
-    assert rates_of("cuda", dtype) is TABLES["cpu", "float32"]
 
 
 def test_the_benchmark_s_fewest_flops_are_no_more_than_the_planner_s():

@@ -12,7 +12,8 @@ import tnlayers
 from cases import FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork
-from tnlayers.backend.rates import RUN_MODES, rates_of
+from tnlayers.backend.rate_tables import rates_of
+from tnlayers.backend.rates import RUN_MODES
 from tnlayers.formats import factorize
 from tnlayers.ops.contraction import pairs
 from tnlayers.planning import choose as planning

@@ -1,22 +1,15 @@
-"""Rates of operations on a kind of device: seconds per call, per FLOP and per byte, measured once.
+"""Rates of operations: seconds per call, per FLOP and per byte of each kind, from which the planner estimates times.
 
-``python benchmarks/measure/rates.py --update`` writes the table, rates.csv. A plan's cost is the sum over its
-operations. Rates for training cover forward and backward. Only ratios between plans matter, so one table serves all
-machines of a kind.
+A plan's cost is the sum over its operations. Rates for training cover forward and backward. Only ratios between plans
+matter, so one table serves all machines of a kind. ``rate_tables`` picks the table of a device.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
-import torch
-
 from tnlayers.backend.views import FIRST, LAST
-
-FILE = Path(__file__).with_suffix(".csv")
-"""The file that ``benchmarks/measure/rates.py --update`` writes."""
 
 RUN_MODES = ("train", "infer", "cached")
 """Forward and backward; forward alone; forward with weights cached by an earlier call."""
@@ -26,6 +19,17 @@ WEIGHTS, CONTRACT, MOVE = "weights", "contract", "move"
 
 SINGLE = "single"
 """One small image, for which torch on a CPU has another convolution."""
+
+
+KEPT = 1 << 62
+"""Value of ``large`` where the allocator keeps tensors of every size."""
+
+KINDS = (
+    "conv first", "conv last", "point first", "point last", "group first", "group last", "depth first", "depth last",
+    "conv single", "point single", "matmul first first", "matmul first last", "matmul last first", "matmul last last",
+    "matmul group", WEIGHTS, CONTRACT, MOVE,
+)  # fmt: skip
+"""Every kind of operation, as ``Rates`` describes them."""
 
 
 @dataclass(frozen=True)
@@ -84,62 +88,13 @@ class Rates:
     @classmethod
     def counting(cls, table: Mapping[str, Rate], lanes: Mapping[str, int]) -> "Rates":
         """Return rates with one table for all modes, without costs of allocation or doubt."""
-        return cls(lanes, large=1 << 62, fault=0.0, doubt=0.0, train=table, infer=table)
+        return cls(lanes, large=KEPT, fault=0.0, doubt=0.0, train=table, infer=table)
 
     def of(self, mode: str) -> Mapping[str, Rate]:
         """Return the table for one of RUN_MODES."""
         return self.train if mode == "train" else self.infer
 
 
-def _read() -> Mapping[tuple[str, str, str], Mapping[str, Rate]]:
-    """Return the rates of every kind by device, dtype and mode, from the file beside this one.
-
-    The file's units are microseconds per call, per million FLOPs, and per megabyte.
-    """
-    found: dict[tuple[str, str, str], dict[str, Rate]] = {}
-    for line in FILE.read_text(encoding="utf-8").splitlines()[1:]:
-        device, dtype, mode, kind, call, flop, byte = line.split(",")
-        rate = Rate(float(call) * 1e-6, float(flop) * 1e-12, float(byte) * 1e-12)
-        found.setdefault((device, dtype, mode), {})[kind] = rate
-    return {key: MappingProxyType(table) for key, table in found.items()}
-
-
 def lanes(first: int, last: int, single: int) -> Mapping[str, int]:
     """Return the multiples of channels in convolutions, by memory layout and for one small image."""
     return MappingProxyType({FIRST: first, LAST: last, SINGLE: single})
-
-
-LARGE, FAULT = 1 << 25, 3.3e-10
-"""Values for glibc, from copies of 34 MiB and of 30 MiB."""
-
-
-def _rates(device: str, dtype: str, lanes: Mapping[str, int], doubt: float) -> Rates:
-    return Rates(
-        lanes, LARGE, FAULT, doubt, train=_MEASURED[device, dtype, "train"], infer=_MEASURED[device, dtype, "infer"]
-    )
-
-
-_MEASURED = _read()
-TABLES: Mapping[tuple[str, str], Rates] = MappingProxyType(
-    {
-        # AMD EPYC (AVX2), 2 threads, torch 2.13; 550 samples. The fit's median relative error is 4 to 39 %. It is added
-        # to each rate, so that the smaller error decides between equally fast operations. 'contract' is a contraction
-        # of 2 x 2 matrices through autograd, with its single step.
-        ("cpu", "float32"): _rates("cpu", "float32", lanes(8, 8, 8), doubt=0.05),
-        # Another AMD EPYC (AVX512), 2 threads, torch 2.13; 1,127 samples, median errors 5 to 39 %. For channels first,
-        # oneDNN uses blocks of 16 channels: with multiples of 8, the fit predicts convolutions of few channels 20 to
-        # 25 % too fast. Single images use another algorithm; the fit is best without multiples.
-        ("cpu avx512", "float32"): _rates("cpu avx512", "float32", lanes(16, 8, 1), doubt=0.05),
-        # The latter (AVX512-bf16) with cores in float32; 1,127 samples, median errors 3 to 35 %. In a ResNet's layers,
-        # plans of several steps take up to a third more than estimated, dense kernels a sixth less.
-        ("cpu", "bfloat16"): _rates("cpu", "bfloat16", lanes(16, 8, 8), doubt=0.15),
-    }
-)
-"""Rates by device and dtype. A CPU's key may end with its instruction set, as torch names it."""
-
-
-def rates_of(device: str, dtype: str) -> Rates:
-    """Return the table of a device type and dtype, or the nearest: of the same device, then any."""
-    kinds = [f"cpu {torch.backends.cpu.get_cpu_capability().lower()}", "cpu"] if device == "cpu" else [device]
-    keys = [(kind, name) for name in (dtype, "float32") for kind in kinds]
-    return next((TABLES[key] for key in keys if key in TABLES), TABLES["cpu", "float32"])

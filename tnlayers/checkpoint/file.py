@@ -1,13 +1,9 @@
-"""Checkpoint files: permitted content, safe reading of untrusted files, and atomic replacement."""
+"""Checkpoint files: permitted content, and safe reading of untrusted files."""
 
 import json
 import math
-import os
-import secrets
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -151,28 +147,6 @@ def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(storage.data_ptr())
         tensors[name] = plain.contiguous()
     return tensors
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary file to write. It replaces ``path`` at the end, or is removed if anything raises."""
-    target = Path(os.fsdecode(os.path.realpath(path)))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target} cannot be written: there is no directory {target.parent}; make it first")
-    if target.exists() and not target.is_file():
-        raise OSError(f"{target} cannot be written: it is there, and no regular file")
-    made = target.with_name(f".{secrets.token_hex(8)}.tmp")  # a rename is atomic only within one file system
-    with open(made, "xb") as file:
-        mode = stat.S_IMODE(os.stat(target if target.exists() else made).st_mode)
-    try:
-        yield made
-        with open(made, "rb+") as file:
-            os.fsync(file.fileno())  # the content must be on disk before the new name is
-        os.chmod(made, mode)  # the writer may have put its own, private file there
-        os.replace(made, target)
-    except BaseException:
-        made.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tnlayers._version import __version__
 from tnlayers.backend.input_checks import check_module
+from tnlayers.backend.whole_files import replacing
 from tnlayers.checkpoint.description import describe
 from tnlayers.checkpoint.file import (
     KEY,
@@ -22,7 +23,6 @@ from tnlayers.checkpoint.file import (
     check_storable,
     join,
     read,
-    replacing,
     shared_names,
     views,
     with_own_memory,

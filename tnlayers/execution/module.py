@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tnlayers import validate
 from tnlayers.backend.input_checks import check_bias, check_dtypes, check_tensor
+from tnlayers.backend.rate_tables import table_of
 from tnlayers.backend.torch_state import sizes
 from tnlayers.execution.attributes import check_geometry, fixed
 from tnlayers.execution.executor import LayerExecutor
@@ -75,7 +76,8 @@ class ExecutableModule(nn.Module):
     def explain(self, input_shape: Sequence[int]) -> str:
         """Return a table of the plan for an input shape: steps, FLOPs, bytes, shares of the time, and the runner-up.
 
-        In training mode the plan is for a forward and backward, in eval mode for inference. The text is a string, which
+        In training mode the plan is for a forward and backward, in eval mode for inference. The last line names the
+        rate table that times were estimated with, and says whether it was measured. The text is a string, which
         notebooks show as a table.
 
         Example:
@@ -88,11 +90,13 @@ class ExecutableModule(nn.Module):
               conv x[ri:16] with ro:16 ri:16 h:3 w:3                  150,994,944    4,203,520   ...%
               matmul x[ro:16] with o:64 ro:16                          67,108,864   10,489,856   ...%
             runner-up: factorized, 0 > 1 > 2 (matmul first last, conv ...
+            rates: cpu ...
         """
         setting = self._setting(input_shape)
         chosen = self._executor.plan(setting)
         others = (plan for plan in self._executor.candidates(setting) if plan.steps != chosen.steps)
-        return chosen.explain(next(others, None))
+        table = table_of(setting.device, str(setting.dtype).removeprefix("torch."))
+        return chosen.explain(next(others, None), str(table))
 
     def _setting(self, input_shape: Sequence[int]) -> Setting:
         batch, _, *size = self._batched(_counts(input_shape))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS, rates_of
+from tnlayers.backend.rate_tables import rates_of
+from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS
 from tnlayers.backend.sharding import whole
 from tnlayers.backend.torch_state import again, constant_to_compilers, own_precision, plain_autograd
 from tnlayers.backend.views import unviewed

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers import text_tables, validate
+from tnlayers.backend.rate_tables import table_of
 from tnlayers.formats import Einsum
 from tnlayers.layers.core_memory import refuse
 from tnlayers.overview.compared import Case, Line, case_of, lines_of, weight_of
@@ -124,8 +125,8 @@ class Comparison:
         mode = "training" if self.training else "eval"
         note = (
             f"Input {self.input_shape}; FLOPs and plan: one forward in {mode} mode\n"
-            f"Times and memory: the planner's estimates for {self.dtype} on {self.device}, by rates measured on CPUs; "
-            "nothing was timed here"
+            f"Times and memory: the planner's estimates for {self.dtype} on {self.device}; nothing was timed here\n"
+            f"Rates: {table_of(self.device, str(self.dtype).removeprefix('torch.'))}"
         )
         table: list[tuple[str, ...]] = [_HEADER, *cells]
         if all(row.error is None for row in self.rows):  # nothing was fitted
@@ -154,8 +155,8 @@ def compare(
     """Compare formats for one layer: size, FLOPs, estimated time and memory, and with ``decompose`` the error of a fit.
 
     Layers are made without values and plans without runs, so this takes milliseconds; fits take longer. Nothing
-    changes: not the layer, not torch's random state. Times are the planner's estimates, by rates that were measured on
-    CPUs. They are for the device and dtype of the layer, but on other devices only a hint; ``tnlayers.autotune`` times
+    changes: not the layer, not torch's random state. Times are the planner's estimates for the device and dtype of the
+    layer. The last line names the rate table; one that was estimated gives a hint only. ``tnlayers.autotune`` times
     plans.
 
     Args:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from tnlayers import validate
-from tnlayers.backend.rates import MOVE, rates_of
+from tnlayers.backend.rate_tables import rates_of
+from tnlayers.backend.rates import MOVE
 from tnlayers.planning.memory import MemoryEstimate
 from tnlayers.planning.options import Pricing
 from tnlayers.planning.path import Path, PathSteps

@@ -1,0 +1,1 @@
+"""Measuring of this machine: rates of its operations, and what a report of a bug needs."""

@@ -1,0 +1,189 @@
+"""Operations of random sizes, of every kind that the planner prices, with what it counts of each."""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnlayers.backend.rates import CONTRACT, KINDS, MOVE, WEIGHTS, Rate, Rates
+from tnlayers.backend.views import FIRST, LAST
+from tnlayers.formats import BTT, CP, TR, TT, Tucker
+from tnlayers.ops.contraction import Contraction
+from tnlayers.ops.input_step import reorder
+from tnlayers.planning.choose import plan
+from tnlayers.planning.path import Path
+from tnlayers.planning.plan import build_plan
+from tnlayers.planning.search import Search
+from tnlayers.planning.search_space import space_of
+from tnlayers.planning.setting import Setting
+from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
+
+CHANNELS = (1, 3, 5, 8, 16, 27, 36, 64, 68, 100, 128, 256, 512)
+WIDTHS = (64, 128, 256, 512)
+"""Channels of the layers whose cores are contracted."""
+
+SIZES = (7, 14, 16, 32, 56)
+BATCHES = (1, 1, 8, 32, 512)
+"""Numbers of images. 512 stands for channels that are folded into the batch."""
+
+ENTRIES = 1 << 23
+"""Maximum number of elements of the larger of input and output."""
+
+VALUES = 1 << 23
+"""Number of values that inputs and weights are made of; the largest weight has fewer."""
+
+SMALL = 20480
+"""Maximum number of elements of one image for the kinds 'conv single' and 'point single'."""
+
+KERNELS = ((3, 3), (3, 3), (3, 1), (1, 3))
+GROUPS = (5, 8, 16, 64, 256, 512)
+PER = ((4, 4), (8, 8), (7, 12), (16, 16), (9, 1), (1, 9), (2, 2), (16, 2))
+"""Channels of a group, in and out."""
+
+FAMILIES = (
+    "conv", "point", "single conv", "contractions", "group conv", "moves",
+    "conv", "group point", "single point", "point", "depth conv", "moves",
+)  # fmt: skip
+"""What is drawn, in turn, so that a short run has operations of every kind too."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An operation.
+
+    Attributes:
+        kind: row of the rate table.
+        flops, bytes: what the planner counts, FLOPs with padding.
+        forward: runs the forward.
+        both: runs forward and backward, given the output's gradient.
+    """
+
+    kind: str
+    flops: float
+    bytes: float
+    forward: Callable[[], Tensor]
+    both: Callable[[Tensor], object]
+
+
+class Sampler:
+    """Draws operations on a device in a dtype.
+
+    Args:
+        device: device type.
+        dtype: dtype of inputs. Cores have it too, but float32 where it is a half precision, as under autocast.
+        rates: a table with the device's lanes, which says what takes too long to be measured.
+        longest: maximum seconds of a forward by that table.
+    """
+
+    def __init__(self, device: str, dtype: torch.dtype, rates: Rates, longest: float) -> None:
+        self.device, self.dtype, self.rates, self.longest = device, dtype, rates, longest
+        self.held = dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32
+        self.draw = random.Random(0)
+        # Values come from one buffer: to draw them anew would take longer than the operations.
+        values = torch.randn(VALUES, generator=torch.Generator().manual_seed(0)) / 8
+        self._values = {each: values.to(device, each) for each in {dtype, self.held}}
+        counting = {kind: Rate(0.0, 1.0, 0.0) for kind in KINDS}
+        self.counting = Rates.counting(counting, rates.lanes)
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """Return a tensor of a shape. Its memory is shared with others."""
+        return self._values[dtype or self.dtype][: math.prod(shape)].view(*shape)
+
+    def samples(self, family: str) -> Iterator[Sample]:
+        """Yield the samples of one draw of a family."""
+        if family == "contractions":
+            return self._contractions()
+        return self._moves() if family == "moves" else self._input_steps(family)
+
+    def _sizes(self, family: str) -> tuple[tuple[int, int], int, int, tuple[int, int], int]:
+        """Return kernel, size, groups, channels of a group in and out, and batch."""
+        draw = self.draw
+        kernel = (1, 1) if family.endswith("point") else draw.choice(KERNELS)
+        first = family.partition(" ")[0]
+        while True:
+            size, groups, per = draw.choice(SIZES), 1, (draw.choice(CHANNELS), draw.choice(CHANNELS))
+            if first in ("group", "depth"):
+                groups, per = draw.choice(GROUPS), draw.choice(PER) if first == "group" else (1, 1)
+            batch = 1 if first == "single" else draw.choice(BATCHES)
+            most = batch * groups * size**2 * max(per)
+            if groups * max(per) <= 1024 and most <= ENTRIES and (first != "single" or per[0] * size**2 <= SMALL):
+                return kernel, size, groups, per, batch
+
+    def _input_steps(self, family: str) -> Iterator[Sample]:
+        """Yield a convolution or matrix product in all the planner's implementations."""
+        kernel, size, groups, per, batch = self._sizes(family)
+        inputs, outputs = groups * per[0], groups * per[1]
+        padding = kernel[0] // 2, kernel[1] // 2
+        geometry = Geometry(inputs, outputs, kernel, padding=padding, groups=groups)
+        skeleton = {"o": outputs, "i": per[0], "h": kernel[0], "w": kernel[1]}
+        space = space_of(TensorNetwork.parse("i o h w", skeleton), geometry)
+        for source, target in itertools.product((FIRST, LAST), repeat=2):
+            x = self.tensor((batch, inputs, size, size))
+            if source == LAST:
+                x = x.to(memory_format=torch.channels_last)
+            setting = Setting(batch, (size, size), target, "train", self.device, self.dtype)
+            pricing = Search(space, setting, self.counting).pricing
+            for option in pricing.options(0, space.all, source, space.inputs):
+                flops, read = option.cost.seconds, option.cost.bytes
+                long = self.rates.infer[option.kind].seconds(flops, read) > self.longest
+                if option.moved or option.tail or long:
+                    continue
+                step = build_plan(pricing, Path((option,), 0.0)).steps[0]
+                weight = step.prepare_weight(self.tensor(step.weight_shape))
+                forward, backward = partial(step.apply, x, weight, None), partial(step.gradients, x, weight)
+                yield Sample(option.kind, flops, read, forward, partial(_both, forward, backward))
+
+    def _contractions(self) -> Iterator[Sample]:
+        """Yield the steps of the contraction of a random layer's cores, and a contraction of two tiny ones."""
+        form = self.draw.choice((CP(), TT(), TR(), BTT(), Tucker()))
+        channels, keep = self.draw.choice(WIDTHS), self.draw.choice((0.05, 0.1, 0.25))
+        network, _ = form.build(*form.split(channels, channels, 1), (3, 3), keep)
+        geometry = Geometry(channels, channels, (3, 3))
+        contraction = plan(network, geometry, Setting(1, (8, 8)), "reconstruct").weights[0].contraction
+        tensors = contraction.run([self.tensor(shape, self.held) for shape in network.core_shapes])
+        for step in contraction.steps:
+            left, right, out = step.axes
+            sizes = dict(zip(left, step.left.source, strict=True)) | dict(zip(right, step.right.source, strict=True))
+            alone = Contraction.of((left, right), ((0, 1),), out, sizes)
+            operands = [tensors[side.operand].reshape(side.source).clone() for side in (step.left, step.right)]
+            forward = partial(_last_of, alone, operands)
+            backward = partial(alone.gradients, operands)
+            yield Sample(
+                WEIGHTS, step.flops, step.entries * self.dtype.itemsize, forward, partial(_both, forward, backward)
+            )
+        tiny = Contraction.of((("a", "b"), ("b", "c")), ((0, 1),), ("a", "c"), {"a": 2, "b": 2, "c": 2})
+        leaves = [self.tensor((2, 2), self.held).clone().requires_grad_() for _ in range(2)]
+        yield Sample(CONTRACT, 0.0, 0.0, partial(_last_of, tiny, leaves), partial(_through_autograd, tiny, leaves))
+
+    def _moves(self) -> Iterator[Sample]:
+        """Yield a reordering of channels."""
+        sizes = tuple(self.draw.choices((2, 4, 8, 16), k=3))
+        order = tuple(self.draw.sample(range(3), 3))
+        size, batch = self.draw.choice(SIZES), self.draw.choice(BATCHES)
+        shape = batch, math.prod(sizes), size, size
+        if order == (0, 1, 2) or math.prod(shape) > ENTRIES:
+            return
+        volume = 2.0 * math.prod(shape) * self.dtype.itemsize
+        forward = partial(reorder, self.tensor(shape), sizes, order)
+        yield Sample(MOVE, 0.0, volume, forward, lambda gradient: (forward(), reorder(gradient, sizes, order)))
+
+
+def _both(forward: Callable[[], Tensor], backward: Callable[..., Any], gradient: Tensor) -> object:
+    return forward(), backward(gradient, (True, True))
+
+
+def _last_of(contraction: Contraction, operands: Sequence[Tensor]) -> Tensor:
+    return contraction.run(operands)[-1]
+
+
+def _through_autograd(contraction: Contraction, leaves: Sequence[Tensor], gradient: Tensor) -> object:
+    """Run both passes of a contraction through autograd."""
+    with torch.enable_grad():
+        return torch.autograd.grad(contraction(leaves), leaves, gradient)
