@@ -9,7 +9,9 @@ an extrapolation of the last one, as long as this lowers the error.
 import torch
 from torch import Tensor
 
+from tnlayers.backend.torch_state import own_precision
 from tnlayers.fitting.gauge import level
+from tnlayers.fitting.matrices import matrix_fit
 from tnlayers.fitting.metric import as_metric, check
 from tnlayers.fitting.objective import Objective, balance, length
 from tnlayers.fitting.starts import starts
@@ -18,7 +20,7 @@ from tnlayers.ops.contraction import contract
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
-SWEEPS = 300  # maximum from the best start
+SWEEPS = 250  # maximum from the best start
 POLISH = 50  # maximum in the metric of whole patches
 
 
@@ -78,14 +80,16 @@ def decompose(
     if norm == 0:
         return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in network.core_shapes], 0.0
     target = (target / norm).reshape(network.shape(network.dense_axes))
-    cores = level(network, _fit(network, target, metric, torch.Generator().manual_seed(seed)))
+    with own_precision(target):
+        cores = level(network, _fit(network, target, metric, torch.Generator().manual_seed(seed)))
     return [core * norm ** (1 / len(cores)) for core in cores], Objective(network, target).error(cores)
 
 
 def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generator: torch.Generator) -> list[Tensor]:
     """Return the cores of least error, in the metric of the inputs if there is one."""
     if metric is None:
-        return race(Objective(network, target), starts(network, target, generator), SWEEPS)
+        best = matrix_fit(network, target, generator)
+        return balance(best) if best else race(Objective(network, target), starts(network, target, generator), SWEEPS)
     inputs, channels = network.inputs, network.dense_shape[1]
     shape = network.shape(inputs)
     if len(metric) > channels:

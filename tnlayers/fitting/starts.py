@@ -26,7 +26,7 @@ RANDOM = 3
 """Number of random starts of networks with cycles or hyperedges, whose fits end in local minima."""
 SIDE = 1536
 """Maximum side of a Gram matrix (18 MiB). Above, singular vectors come from a random projection."""
-HOOI, LARGE = 10, 2**20  # iterations of tensorly's partial_tucker; kernel entries above which its SVDs take minutes
+HOOI, LARGE = 4, 2**20  # iterations of tensorly's partial_tucker; kernel entries above which its SVDs take minutes
 PADDING = 1e-3
 """Scale of the random entries where a rank exceeds that of a decomposition, relative to the core's other entries."""
 
