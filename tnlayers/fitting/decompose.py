@@ -35,11 +35,12 @@ def decompose(
 
     .. math:: \sum_{o, k} (W - W')_{o\,\cdot\,k}\, M\, (W - W')_{o\,\cdot\,k}^\top.
 
-    Trees and rings start from singular value decompositions. Networks that are not trees have several starts. The
-    alternating least squares never end above the error of their start. Long fits are logged to
+    Kernels that are matrices between two cores get their best fit at once. Other trees and rings start from singular
+    value decompositions. Networks that are not trees have several starts. The alternating least squares never end above
+    the error of their start. Large kernels are multiplied in float32 but for the last sweeps. Long fits are logged to
     ``logging.getLogger("tnlayers")`` at level INFO.
 
-    Memory, in float64: four times the kernel; per start twice the cores; the largest intermediate tensor, a kernel with
+    Memory, in float64: five times the kernel; per start twice the cores; the largest intermediate tensor, a kernel with
     an axis replaced by bonds; matrices of side ``DIRECT``, and of side ``SIDE`` in ``tnlayers.fitting.starts``. No Gram
     matrix of the longer side of an unfolding is formed.
 

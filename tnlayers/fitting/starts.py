@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from tnlayers.backend.views import rearranged
+from tnlayers.fitting.matrices import PADDING
 from tnlayers.ops.contraction import reconstruct
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
@@ -27,8 +28,8 @@ RANDOM = 3
 SIDE = 1536
 """Maximum side of a Gram matrix (18 MiB). Above, singular vectors come from a random projection."""
 HOOI, LARGE = 4, 2**20  # iterations of tensorly's partial_tucker; kernel entries above which its SVDs take minutes
-PADDING = 1e-3
-"""Scale of the random entries where a rank exceeds that of a decomposition, relative to the core's other entries."""
+LARGE_SUM = 2**15
+"""Kernel entries from which on sums of networks have one random start."""
 
 Links = Mapping[frozenset[int], str]
 """The bond between each pair of joined cores."""
@@ -64,7 +65,9 @@ def starts(network: TensorNetwork, target: Tensor, generator: Generator) -> list
         found = [start.ring(order[k:] + order[:k], links) for k in range(count)]
     elif _sums(network):
         found = [start.terms()]
-    return [*found, *(start.random() for _ in range(RANDOM))]
+    # Random starts of large sums of networks end above the other.
+    few = found and target.numel() >= LARGE_SUM and len(network.bonds) > 1 and _sums(network)
+    return [*found, *(start.random() for _ in range(1 if few else RANDOM))]
 
 
 def _leading(matrix: Tensor, count: int, generator: Generator) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tnlayers.fitting.objective import Objective, balance
 
-TOLERANCE, WINDOW = 3e-5, 20
+TOLERANCE, WINDOW = 5e-5, 20
 """Sweeps end when the relative decrease of the error per sweep, averaged over ``WINDOW``, is below ``TOLERANCE``."""
 MOMENTUM, GROWTH, LOSS = 0.5, 1.05, 0.5
 """Initial extrapolation between sweeps, its factor after a success, and its factor after a failure."""
@@ -17,8 +17,9 @@ EXACT = 1e-13
 FINISH = 3
 """Sweeps with the kernel in float64 after those in float32."""
 
-PROBE, KEPT = 5, 3
-"""Sweeps from every start. Then one in ``KEPT`` continues with twice as many, rounded up, until one start is left."""
+PROBE, KEPT, BEHIND = 5, 3, 1.03
+"""Sweeps from every start. Then one in ``KEPT``, rounded up, continues with twice as many, until one start is left. A
+start whose error is above ``BEHIND`` times the least one does not continue."""
 
 
 def race(objective: Objective, begin: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
@@ -27,7 +28,8 @@ def race(objective: Objective, begin: Sequence[Sequence[Tensor]], count: int) ->
     while len(runs) > 1:
         for run in runs:
             run.sweep(sweeps)
-        runs, sweeps = sorted(runs, key=lambda run: run.error)[: -(-len(runs) // KEPT)], 2 * sweeps
+        best, *others = sorted(runs, key=lambda run: run.error)[: -(-len(runs) // KEPT)]
+        runs, sweeps = [best, *(run for run in others if run.error <= BEHIND * best.error)], 2 * sweeps
     runs[0].sweep(count)
     if objective.rough:
         objective.finish()
