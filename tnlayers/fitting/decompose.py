@@ -21,6 +21,7 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
 SWEEPS = 250  # maximum from the best start
+ONE_BOND = 150  # the same with one bond, as in CP: later ones gain less than other starts would
 POLISH = 50  # maximum in the metric of whole patches
 
 
@@ -88,9 +89,10 @@ def decompose(
 
 def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generator: torch.Generator) -> list[Tensor]:
     """Return the cores of least error, in the metric of the inputs if there is one."""
+    count = min(SWEEPS, ONE_BOND) if len(network.bonds) == 1 else SWEEPS
     if metric is None:
         best = matrix_fit(network, target, generator)
-        return balance(best) if best else race(Objective(network, target), starts(network, target, generator), SWEEPS)
+        return balance(best) if best else race(Objective(network, target), starts(network, target, generator), count)
     inputs, channels = network.inputs, network.dense_shape[1]
     shape = network.shape(inputs)
     if len(metric) > channels:
@@ -102,7 +104,7 @@ def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generato
     (home, *others) = [k for k, core in enumerate(network.cores) if not set(core).isdisjoint(inputs)]
     if others:
         objective = Objective(network, target, metric.reshape(*shape, *shape), inputs)
-        return race(objective, starts(network, target, generator), SWEEPS)
+        return race(objective, starts(network, target, generator), count)
     # One core has all input axes. With M = L L^T, fit the core times L to the kernel times L.
     factor = torch.linalg.cholesky(metric)
     twins = tuple(f"{axis}'" for axis in inputs)

@@ -7,11 +7,8 @@ from torch import Tensor
 
 from tnlayers.spec.notation import Axes
 
-PULL = 1e-12
+PULL = 1e-14
 """Weight of a core's current value in its least-squares problem, relative to the mean eigenvalue."""
-PULL_ROUGH = 1e-10
-"""The same for a right side of float32, whose rounding a smaller one would multiply."""
-
 Operand = tuple[Tensor, Axes]
 
 
@@ -28,27 +25,20 @@ def connected(operands: Sequence[Operand], twins: Mapping[str, str], ignored: Ax
     return [[operands[number] for number in members] for _, members in parts]
 
 
-def solve(grams: Sequence[Tensor], right: Tensor, present: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """Solve equations with the Kronecker product of ``grams`` as normal matrix.
-
-    Returns:
-        tuple[Tensor, Tensor]: the solution, and the residual.
-    """
-    step = each(
-        [pulled(gram, weight) for gram in grams], right - each(grams, present, torch.matmul), torch.linalg.solve
-    )
-    solution = present + step
-    return solution, right - each(grams, solution, torch.matmul)
+def solve(grams: Sequence[Tensor], right: Tensor, present: Tensor) -> Tensor:
+    """Solve equations with the Kronecker product of ``grams`` as normal matrix."""
+    step = right - each(grams, present, torch.matmul)
+    return present + each([pulled(gram) for gram in grams], step, torch.linalg.solve)
 
 
-def pulled(gram: Tensor, weight: float) -> Tensor:
-    """Return normal matrices with a pull of this weight towards the present value.
+def pulled(gram: Tensor) -> Tensor:
+    """Return normal matrices with a pull towards the present value.
 
     If a bond is larger than its maximum rank, the equations are singular. A pull towards the present value, too weak to
     matter elsewhere, selects one solution, and the error still falls with every step.
     """
     # The mean is over all problems, because one alone may be zero: a zero block of the kernel.
-    pull = (weight * gram.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(gram.dtype).tiny)
+    pull = (PULL * gram.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(gram.dtype).tiny)
     return gram + pull * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
 
 

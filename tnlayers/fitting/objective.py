@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tnlayers.backend.views import inverse, permutation
-from tnlayers.fitting.equations import PULL, PULL_ROUGH, Operand, conjugate_gradients, connected, each, pulled, solve
+from tnlayers.fitting.equations import Operand, conjugate_gradients, connected, each, pulled, solve
 from tnlayers.ops.contraction import contract, reconstruct
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
@@ -83,9 +83,10 @@ class Objective:
         found, operands = list(cores), {-1: kernel}
         axes = dict(enumerate(self.network.cores)) | {-1: self.network.dense_axes}
         fit = 0.0
-        for k in sorted(range(len(found)), key=lambda k: k != self.first):
+        order = sorted(range(len(found)), key=lambda k: k != self.first)
+        for k in order:
             operands |= {j: core.to(kernel.dtype) for j, core in enumerate(found) if j in axes and j != k}
-            found[k], fit = self.best(found, k, [(operands[j], axes[j]) for j in axes if j != k])
+            found[k], fit = self.best(found, k, [(operands[j], axes[j]) for j in axes if j != k], k == order[-1])
             if k == self.first and self.kept:
                 operands[-1] = contract([kernel, found[k].to(kernel.dtype)], [axes[-1], axes.pop(k)], self.kept)
                 axes[-1] = self.kept
@@ -100,10 +101,10 @@ class Objective:
         """Multiply the kernel in float64 from now on."""
         self.rough, self.single = False, None
 
-    def best(self, cores: Sequence[Tensor], k: int, seen: Sequence[Operand]) -> tuple[Tensor, float]:
-        """Return the value of core ``k`` that minimises the error, and by how much it lowers the squared norm.
+    def best(self, cores: Sequence[Tensor], k: int, seen: Sequence[Operand], last: bool) -> tuple[Tensor, float]:
+        """Return the value of core ``k`` that minimises the error, and by how much the fit lowers the squared norm.
 
-        ``seen``: the kernel and the other cores.
+        ``seen``: the kernel and the other cores. ``last``: whether the second result is wanted; else it is 0.
         """
         network, own = self.network, self.network.cores[k]
         if len(network.cores) == 1:
@@ -137,8 +138,9 @@ class Objective:
                 _contract(part, apart + block + self._primed(block)).reshape(shape[0], size, size)
                 for part, block, size in zip(parts, blocks, sizes, strict=True)
             ]
-            solution, rest = solve(grams, right, present, PULL_ROUGH if self.rough else PULL)
-        fit = float((solution * (right + rest)).sum())
+            solution = solve(grams, right, present)
+            rest = right - each(grams, solution, torch.matmul) if last else right
+        fit = float((solution * (right + rest)).sum()) if last else 0.0
         return solution.reshape(network.shape(wanted)).permute(permutation(wanted, own)), fit
 
     def _squared(self, core: Tensor, axes: Axes) -> list[Operand]:
@@ -175,7 +177,7 @@ class Objective:
             _contract(part, alone + block + self._primed(block)).reshape(count, size, size)
             for part, block, size in zip(parts, blocks, sizes, strict=True)
         ]
-        inverses = [torch.linalg.inv(pulled(gram, PULL)) for gram in grams]
+        inverses = [torch.linalg.inv(pulled(gram)) for gram in grams]
         order = permutation(wanted, alone + tuple(axis for block in blocks for axis in block) + free)
 
         def near(value: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ TOLERANCE, WINDOW = 5e-5, 20
 MOMENTUM, GROWTH, LOSS = 0.5, 1.05, 0.5
 """Initial extrapolation between sweeps, its factor after a success, and its factor after a failure."""
 
+STUCK = 0.03
+"""Extrapolation below which the kernel is multiplied in float64: several sweeps on end lowered no error."""
+
 EXACT = 1e-13
 """Errors below this are rounding."""
 
@@ -61,6 +64,8 @@ class _Run:
             else:
                 self.momentum *= LOSS
                 self.ahead = self.cores
+                if self.momentum < STUCK:  # float32 may be too coarse for nearly singular equations
+                    self.objective.finish()
             self.objective.report(number, self.error)
             if self.error < EXACT:
                 break
