@@ -11,6 +11,7 @@ import tnlayers
 from tnlayers.fitting import objective
 from tnlayers.fitting.decompose import decompose
 from tnlayers.fitting.matrices import matrix_fit
+from tnlayers.fitting.starts import starts
 from tnlayers.ops.contraction import reconstruct
 from tnlayers.spec.network import TensorNetwork
 
@@ -92,6 +93,13 @@ def test_indices_beyond_the_rank_can_learn(text):
             if bond in axes
         ]
         assert torch.stack(moved).any(0).all()
+
+
+def test_a_large_sum_has_one_random_start_and_others_three():
+    for size, count in ((31, 4), (32, 2)):
+        network = TensorNetwork.parse(f"n:2 a:2 b:2, n i:{size} o1:{size} a, n o2:32 b")
+        target = torch.ones(network.shape(network.dense_axes), dtype=torch.float64)
+        assert len(starts(network, target, torch.Generator().manual_seed(0))) == count
 
 
 def test_a_kernel_of_rough_numbers_is_still_fitted_to_the_end(monkeypatch):

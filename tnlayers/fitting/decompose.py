@@ -14,14 +14,15 @@ from tnlayers.fitting.gauge import level
 from tnlayers.fitting.matrices import matrix_fit
 from tnlayers.fitting.metric import as_metric, check
 from tnlayers.fitting.objective import Objective, balance, length
-from tnlayers.fitting.starts import starts
+from tnlayers.fitting.starts import is_large_sum, starts
 from tnlayers.fitting.sweeps import race
 from tnlayers.ops.contraction import contract
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
 SWEEPS = 250  # maximum from the best start
-ONE_BOND = 150  # the same with one bond, as in CP: later ones gain less than other starts would
+ONE_BOND = 150  # the same with one bond, as in CP, which needs fewer
+TERMS = 30  # the same of large sums of networks, as in BTT, whose start is near and whose sweeps take long
 POLISH = 50  # maximum in the metric of whole patches
 
 
@@ -89,7 +90,8 @@ def decompose(
 
 def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generator: torch.Generator) -> list[Tensor]:
     """Return the cores of least error, in the metric of the inputs if there is one."""
-    count = min(SWEEPS, ONE_BOND) if len(network.bonds) == 1 else SWEEPS
+    few = TERMS if is_large_sum(network, target) else ONE_BOND if len(network.bonds) == 1 else SWEEPS
+    count = min(SWEEPS, few)
     if metric is None:
         best = matrix_fit(network, target, generator)
         return balance(best) if best else race(Objective(network, target), starts(network, target, generator), count)

@@ -66,8 +66,13 @@ def starts(network: TensorNetwork, target: Tensor, generator: Generator) -> list
     elif _sums(network):
         found = [start.terms()]
     # Random starts of large sums of networks end above the other.
-    few = found and target.numel() >= LARGE_SUM and len(network.bonds) > 1 and _sums(network)
+    few = found and is_large_sum(network, target)
     return [*found, *(start.random() for _ in range(1 if few else RANDOM))]
+
+
+def is_large_sum(network: TensorNetwork, target: Tensor) -> bool:
+    """Return whether the network is a sum of networks of several bonds, and the kernel is large."""
+    return target.numel() >= LARGE_SUM and len(network.bonds) > 1 and _sums(network)
 
 
 def _leading(matrix: Tensor, count: int, generator: Generator) -> Tensor:
