@@ -9,16 +9,20 @@ an extrapolation of the last one, as long as this lowers the error.
 import torch
 from torch import Tensor
 
+from tnlayers.backend.torch_state import own_precision
 from tnlayers.fitting.gauge import level
+from tnlayers.fitting.matrices import matrix_fit
 from tnlayers.fitting.metric import as_metric, check
 from tnlayers.fitting.objective import Objective, balance, length
-from tnlayers.fitting.starts import starts
+from tnlayers.fitting.starts import is_large_sum, starts
 from tnlayers.fitting.sweeps import race
 from tnlayers.ops.contraction import contract
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
-SWEEPS = 300  # maximum from the best start
+SWEEPS = 250  # maximum from the best start
+ONE_BOND = 150  # the same with one bond, as in CP, which needs fewer
+TERMS = 30  # the same of large sums of networks, as in BTT, whose start is near and whose sweeps take long
 POLISH = 50  # maximum in the metric of whole patches
 
 
@@ -33,11 +37,12 @@ def decompose(
 
     .. math:: \sum_{o, k} (W - W')_{o\,\cdot\,k}\, M\, (W - W')_{o\,\cdot\,k}^\top.
 
-    Trees and rings start from singular value decompositions. Networks that are not trees have several starts. The
-    alternating least squares never end above the error of their start. Long fits are logged to
+    Kernels that are matrices between two cores get their best fit at once. Other trees and rings start from singular
+    value decompositions. Networks that are not trees have several starts. The alternating least squares never end above
+    the error of their start. Large kernels are multiplied in float32 but for the last sweeps. Long fits are logged to
     ``logging.getLogger("tnlayers")`` at level INFO.
 
-    Memory, in float64: four times the kernel; per start twice the cores; the largest intermediate tensor, a kernel with
+    Memory, in float64: five times the kernel; per start twice the cores; the largest intermediate tensor, a kernel with
     an axis replaced by bonds; matrices of side ``DIRECT``, and of side ``SIDE`` in ``tnlayers.fitting.starts``. No Gram
     matrix of the longer side of an unfolding is formed.
 
@@ -78,14 +83,18 @@ def decompose(
     if norm == 0:
         return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in network.core_shapes], 0.0
     target = (target / norm).reshape(network.shape(network.dense_axes))
-    cores = level(network, _fit(network, target, metric, torch.Generator().manual_seed(seed)))
+    with own_precision(target):
+        cores = level(network, _fit(network, target, metric, torch.Generator().manual_seed(seed)))
     return [core * norm ** (1 / len(cores)) for core in cores], Objective(network, target).error(cores)
 
 
 def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generator: torch.Generator) -> list[Tensor]:
     """Return the cores of least error, in the metric of the inputs if there is one."""
+    few = TERMS if is_large_sum(network, target) else ONE_BOND if len(network.bonds) == 1 else SWEEPS
+    count = min(SWEEPS, few)
     if metric is None:
-        return race(Objective(network, target), starts(network, target, generator), SWEEPS)
+        best = matrix_fit(network, target, generator)
+        return balance(best) if best else race(Objective(network, target), starts(network, target, generator), count)
     inputs, channels = network.inputs, network.dense_shape[1]
     shape = network.shape(inputs)
     if len(metric) > channels:
@@ -97,7 +106,7 @@ def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generato
     (home, *others) = [k for k, core in enumerate(network.cores) if not set(core).isdisjoint(inputs)]
     if others:
         objective = Objective(network, target, metric.reshape(*shape, *shape), inputs)
-        return race(objective, starts(network, target, generator), SWEEPS)
+        return race(objective, starts(network, target, generator), count)
     # One core has all input axes. With M = L L^T, fit the core times L to the kernel times L.
     factor = torch.linalg.cholesky(metric)
     twins = tuple(f"{axis}'" for axis in inputs)

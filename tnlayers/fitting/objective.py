@@ -3,31 +3,34 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from tnlayers.backend.views import permutation
+from tnlayers.backend.views import inverse, permutation
+from tnlayers.fitting.equations import Operand, conjugate_gradients, connected, each, pulled, solve
 from tnlayers.ops.contraction import contract, reconstruct
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
 _log = logging.getLogger("tnlayers")
 
-PULL = 1e-12
-"""Weight of a core's current value in its least-squares problem, relative to the mean eigenvalue."""
-
 DIRECT = 1024
 """Up to this many unknowns per independent problem the normal matrix is formed: at most 8 MiB."""
 
-STEPS = 20
-"""Conjugate-gradient steps per core and sweep, from the core's current value."""
+STEPS, NEAR = 20, 2
+"""Conjugate-gradient steps per core and sweep, from the core's current value; and with a preconditioner."""
+
+ROUGH = 2**15
+"""From this many kernel entries on, sweeps multiply the kernel in float32 at first. Below, calls cost more."""
+
+SMALL = 1e-3
+"""Errors below this are measured by the difference of the kernels, and need the kernel in float64."""
 
 REPORT = 10.0
 """Minimum seconds between two log lines."""
-
-Operand = tuple[Tensor, Axes]
 
 
 def length(tensor: Tensor) -> float:
@@ -60,6 +63,10 @@ class Objective:
         self.metric_axes = [self.coupled + self._primed(self.coupled)] * len(self.metric)
         self.weighted = self._weigh(target)
         self.scale = self._norm(target)
+        self.squares: dict[Axes, tuple[Tensor, list[Operand]]] = {}
+        # float32 rounds the right sides only. Gram matrices, solutions and cores are in float64 throughout.
+        self.rough = target.numel() >= ROUGH and torch.get_float32_matmul_precision() == "highest"
+        self.single = self.weighted.float() if self.rough else None
         self.reported = time.monotonic()
         # Update first the core that shrinks the kernel most. Its product with the kernel is reused for all others.
         volumes = [math.prod(network.shape(self._left(k))) for k in range(len(network.cores))]
@@ -70,38 +77,53 @@ class Objective:
         """Return the relative error: the norm of the difference over that of the kernel."""
         return self._norm(reconstruct(self.network, cores).reshape(self.target.shape) - self.target) / self.scale
 
-    def sweep(self, cores: Sequence[Tensor]) -> list[Tensor]:
-        """Set every core in turn to its best value, and return the cores."""
-        found, operands = list(cores), {-1: self.weighted}
+    def sweep(self, cores: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+        """Set every core in turn to its best value. Return the cores and their error."""
+        kernel = self.single if self.rough and self.single is not None else self.weighted
+        found, operands = list(cores), {-1: kernel}
         axes = dict(enumerate(self.network.cores)) | {-1: self.network.dense_axes}
-        for k in sorted(range(len(found)), key=lambda k: k != self.first):
-            operands |= {j: core for j, core in enumerate(found) if j in axes}
-            found[k] = self.best(found, k, [(operands[j], axes[j]) for j in axes if j != k])
+        fit = 0.0
+        order = sorted(range(len(found)), key=lambda k: k != self.first)
+        for k in order:
+            operands |= {j: core.to(kernel.dtype) for j, core in enumerate(found) if j in axes and j != k}
+            found[k], fit = self.best(found, k, [(operands[j], axes[j]) for j in axes if j != k], k == order[-1])
             if k == self.first and self.kept:
-                operands[-1] = contract([self.weighted, found[k]], [axes[-1], axes.pop(k)], self.kept)
+                operands[-1] = contract([kernel, found[k].to(kernel.dtype)], [axes[-1], axes.pop(k)], self.kept)
                 axes[-1] = self.kept
-        return balance(found)
+        found = balance(found)
+        square = 1 - fit / self.scale**2
+        if square > SMALL**2:
+            return found, math.sqrt(square)
+        self.finish()
+        return found, self.error(found)
 
-    def best(self, cores: Sequence[Tensor], k: int, seen: Sequence[Operand]) -> Tensor:
-        """Return the value of core ``k`` that minimises the error. ``seen``: the kernel and the other cores."""
+    def finish(self) -> None:
+        """Multiply the kernel in float64 from now on."""
+        self.rough, self.single = False, None
+
+    def best(self, cores: Sequence[Tensor], k: int, seen: Sequence[Operand], last: bool) -> tuple[Tensor, float]:
+        """Return the value of core ``k`` that minimises the error, and by how much the fit lowers the squared norm.
+
+        ``seen``: the kernel and the other cores. ``last``: whether the second result is wanted; else it is 0.
+        """
         network, own = self.network, self.network.cores[k]
         if len(network.cores) == 1:
-            return self.target.permute(permutation(network.dense_axes, own)).contiguous()
+            return self.target.permute(permutation(network.dense_axes, own)).contiguous(), self.scale**2
         others = [(core, axes) for j, (core, axes) in enumerate(zip(cores, network.cores, strict=True)) if j != k]
         elsewhere = {axis for _, axes in others for axis in axes}
-        pairs = [*others, *((core, self._primed(axes)) for core, axes in others)]
+        pairs = [operand for each in others for operand in self._squared(*each)]
         pairs += zip(self.metric, self.metric_axes, strict=True)
         joint = [axis for axis in own if axis in self.twins]
         # A dense axis that another core has too splits the problem into one per index.
         apart = tuple(axis for axis in own if axis in elsewhere and axis not in joint)
         free = tuple(axis for axis in own if axis not in elsewhere and axis not in joint)
         # If the other cores form disconnected parts, the normal matrix is the Kronecker product of the parts' matrices.
-        parts = [pairs] if apart else _connected(pairs, self.twins)
+        parts = [pairs] if apart else connected(pairs, self.twins)
         blocks = [tuple(axis for axis in joint if any(axis in axes for _, axes in part)) for part in parts]
         wanted = apart + tuple(axis for block in blocks for axis in block) + free
         sizes = [math.prod(network.shape(block)) for block in blocks]
         shape = [math.prod(network.shape(apart)), *sizes, math.prod(network.shape(free))]
-        right = _contract(seen, wanted).reshape(shape)
+        right = _contract(seen, wanted).to(cores[k].dtype).reshape(shape)
         present = cores[k].permute(permutation(own, wanted)).reshape(shape)
         if max(sizes) > DIRECT:
 
@@ -109,14 +131,61 @@ class Objective:
                 operands = [*pairs, (value.reshape(network.shape(wanted)), wanted)]
                 return _contract(operands, self._primed(wanted)).reshape(shape)
 
-            solution = _conjugate_gradients(normal, right, present)
+            near = None if apart else self._near(others, wanted, free)
+            solution, rest = conjugate_gradients(normal, right, present, NEAR if near else STEPS, near)
         else:
             grams = [
                 _contract(part, apart + block + self._primed(block)).reshape(shape[0], size, size)
                 for part, block, size in zip(parts, blocks, sizes, strict=True)
             ]
-            solution = present + _solve(grams, right, present)
-        return solution.reshape(network.shape(wanted)).permute(permutation(wanted, own))
+            solution = solve(grams, right, present)
+            rest = right - each(grams, solution, torch.matmul) if last else right
+        fit = float((solution * (right + rest)).sum()) if last else 0.0
+        return solution.reshape(network.shape(wanted)).permute(permutation(wanted, own)), fit
+
+    def _squared(self, core: Tensor, axes: Axes) -> list[Operand]:
+        """Return a core and its twin, contracted if the result is no larger than both; kept as long as the core."""
+        known, found = self.squares.get(axes, (None, []))
+        if known is not core:
+            elsewhere = Counter(axis for other in self.network.cores for axis in other)
+            twin, names = self._primed(axes), {twin: axis for axis, twin in self.twins.items()}
+            out = tuple(axis for axis in axes if elsewhere[axis] > 1 or axis in self.twins)
+            out += tuple(axis for axis in self._primed(out) if axis not in out)
+            size = math.prod(self.network.sizes[names.get(axis, axis)] for axis in out)
+            found = [(core, axes), (core, twin)]
+            if size <= 2 * core.numel():
+                found = [(_contract(found, out), out)]
+            self.squares[axes] = core, found
+        return found
+
+    def _near(self, others: Sequence[Operand], wanted: Axes, free: Axes) -> Callable[[Tensor], Tensor] | None:
+        """Return the inverse of the normal matrix's blocks that have one index of the bonds of all cores."""
+        network, cores = self.network, map(set, self.network.cores)
+        common = set.intersection(*cores)
+        alone = tuple(axis for axis in wanted if axis in common and axis in network.bonds)
+        if not alone:
+            return None
+        twins = {axis: twin for axis, twin in self.twins.items() if axis not in alone}
+        pairs = [*others, *((core, tuple(twins.get(axis, axis) for axis in axes)) for core, axes in others)]
+        parts = connected([*pairs, *zip(self.metric, self.metric_axes, strict=True)], twins, alone)
+        joint = [axis for axis in wanted if axis not in alone and axis not in free]
+        blocks = [tuple(axis for axis in joint if any(axis in axes for _, axes in part)) for part in parts]
+        count, sizes = math.prod(network.shape(alone)), [math.prod(network.shape(block)) for block in blocks]
+        if max(sizes) > DIRECT:
+            return None
+        grams = [
+            _contract(part, alone + block + self._primed(block)).reshape(count, size, size)
+            for part, block, size in zip(parts, blocks, sizes, strict=True)
+        ]
+        inverses = [torch.linalg.inv(pulled(gram)) for gram in grams]
+        order = permutation(wanted, alone + tuple(axis for block in blocks for axis in block) + free)
+
+        def near(value: Tensor) -> Tensor:
+            moved = value.reshape(network.shape(wanted)).permute(order)
+            solved = each(inverses, moved.reshape(count, *sizes, -1), torch.matmul).reshape(moved.shape)
+            return solved.permute(inverse(order)).reshape(value.shape)
+
+        return near
 
     def report(self, sweep: int, error: float) -> None:
         """Log the error, at most every ``REPORT`` seconds."""
@@ -144,56 +213,6 @@ class Objective:
 
 def _contract(operands: Sequence[Operand], out: Axes) -> Tensor:
     return contract([tensor for tensor, _ in operands], [axes for _, axes in operands], out)
-
-
-def _connected(operands: Sequence[Operand], twins: Mapping[str, str]) -> list[list[Operand]]:
-    """Group operands such that no two groups share an axis, nor an axis and its twin."""
-    names = {twin: axis for axis, twin in twins.items()}
-    parts: list[tuple[set[str], list[int]]] = []
-    for number, (_, axes) in enumerate(operands):
-        union, members = {names.get(axis, axis) for axis in axes}, [number]
-        for part in [part for part in parts if part[0] & union]:
-            parts.remove(part)
-            union, members = union | part[0], part[1] + members
-        parts.append((union, members))
-    return [[operands[number] for number in members] for _, members in parts]
-
-
-def _solve(grams: Sequence[Tensor], right: Tensor, present: Tensor) -> Tensor:
-    """Return solution minus ``present``, with the Kronecker product of ``grams`` as normal matrix."""
-    step = right - _each(grams, present, torch.matmul)
-    pulled = []
-    for gram in grams:
-        # If a bond is larger than its maximum rank, the equations are singular. A pull towards the present value, too
-        # weak to matter elsewhere, selects one solution, and the error still falls with every step.
-        # The mean is over all problems, because one alone may be zero: a zero block of the kernel.
-        pull = (PULL * gram.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(gram.dtype).tiny)
-        pulled.append(gram + pull * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device))
-    return _each(pulled, step, torch.linalg.solve)
-
-
-def _each(matrices: Sequence[Tensor], value: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Apply one matrix to each dimension of a value except the first (a batch) and the last."""
-    for dim, matrix in enumerate(matrices, start=1):
-        moved = value.movedim(dim, 1)
-        value = apply(matrix, moved.reshape(*moved.shape[:2], -1)).reshape(moved.shape).movedim(1, dim)
-    return value
-
-
-def _conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, start: Tensor) -> Tensor:
-    """Improve ``start`` as solution of ``normal(value) = right`` in up to ``STEPS`` steps. Each lowers the error."""
-    value, residual = start, right - normal(start)
-    direction, square = residual, residual.square().sum()
-    first = square
-    for _ in range(STEPS):
-        if square <= 1e-24 * first or not square:
-            break
-        image = normal(direction)
-        length = square / (direction * image).sum()
-        value, residual = value + length * direction, residual - length * image
-        square, before = residual.square().sum(), square
-        direction = residual + (square / before) * direction
-    return value
 
 
 def balance(cores: Sequence[Tensor]) -> list[Tensor]:

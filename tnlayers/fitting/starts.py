@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from tnlayers.backend.views import rearranged
+from tnlayers.fitting.matrices import PADDING
 from tnlayers.ops.contraction import reconstruct
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
@@ -26,9 +27,9 @@ RANDOM = 3
 """Number of random starts of networks with cycles or hyperedges, whose fits end in local minima."""
 SIDE = 1536
 """Maximum side of a Gram matrix (18 MiB). Above, singular vectors come from a random projection."""
-HOOI, LARGE = 10, 2**20  # iterations of tensorly's partial_tucker; kernel entries above which its SVDs take minutes
-PADDING = 1e-3
-"""Scale of the random entries where a rank exceeds that of a decomposition, relative to the core's other entries."""
+HOOI, LARGE = 4, 2**20  # iterations of tensorly's partial_tucker; kernel entries above which its SVDs take minutes
+LARGE_SUM = 2**15
+"""Kernel entries from which on sums of networks have one random start."""
 
 Links = Mapping[frozenset[int], str]
 """The bond between each pair of joined cores."""
@@ -64,7 +65,14 @@ def starts(network: TensorNetwork, target: Tensor, generator: Generator) -> list
         found = [start.ring(order[k:] + order[:k], links) for k in range(count)]
     elif _sums(network):
         found = [start.terms()]
-    return [*found, *(start.random() for _ in range(RANDOM))]
+    # Random starts of large sums of networks end above the other.
+    few = found and is_large_sum(network, target)
+    return [*found, *(start.random() for _ in range(1 if few else RANDOM))]
+
+
+def is_large_sum(network: TensorNetwork, target: Tensor) -> bool:
+    """Return whether the network is a sum of networks of several bonds, and the kernel is large."""
+    return target.numel() >= LARGE_SUM and len(network.bonds) > 1 and _sums(network)
 
 
 def _leading(matrix: Tensor, count: int, generator: Generator) -> Tensor:

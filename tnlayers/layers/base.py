@@ -145,8 +145,10 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         """Solve for the variances, and draw the cores and the bias anew."""
         self.init = Init.of(self.init)
         variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
-        self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
         self.variance = variance
+        if all(core.is_meta for core in self.cores):
+            return  # there is nothing to draw
+        self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
@@ -231,6 +233,16 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             TypeError: ``dense`` has another type.
             ValueError: ``decompose`` for a weight without values (meta device), or ``moments`` without ``decompose``.
         """
+        if moments is not None and not validate.boolean("decompose", decompose):
+            raise ValueError("moments is given, but decompose is False and nothing is fitted; moments must be None")
+        layer = cls._unfitted(dense, rank=rank, decompose=decompose, **kwargs)
+        if decompose:
+            layer.set_weight_(dense.weight, moments=moments)  # type: ignore[arg-type]
+        return layer
+
+    @classmethod
+    def _unfitted(cls, dense: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
+        """Return ``from_dense``'s layer before the fit: without values in its cores, or drawn."""
         name = cls.dense_name
         if type(dense) is not cls.dense_type:
             raise TypeError(
@@ -241,14 +253,12 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             raise ValueError(
                 f"decompose is True, but {name} is on the meta device and has no values; pass decompose=False"
             )
-        if moments is not None and not decompose:
-            raise ValueError("moments is given, but decompose is False and nothing is fitted; moments must be None")
         # The cores of a fit need not be drawn first.
         device = "meta" if decompose else weight.device
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
         if decompose:
             core_memory.check(cls.__name__, layer.network, rank, weight)
-            layer.to_empty(device=weight.device).set_weight_(weight, moments=moments)
+            layer.to_empty(device=weight.device)
         layer.cores.requires_grad_(weight.requires_grad)
         copy_state(dense, layer)
         return layer

@@ -7,6 +7,7 @@ keep the size for an ordinary kernel. The first step then changes the last core,
 """
 
 import math
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,9 @@ from tnlayers.init.draw import draw
 from tnlayers.init.variance import Init, Variance
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
+
+_drawing = threading.Lock()
+"""Held while the global generator has another seed: layers may be fitted side by side."""
 
 
 @torch.no_grad()
@@ -59,7 +63,7 @@ def learnable(
     if size > 0:
         cores = [core * size ** (-1 / len(cores)) for core in cores]
     else:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with _drawing, torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(0)
             like = [torch.empty(core.shape, dtype=core.dtype) for core in cores]
             cores = draw(network, geometry, variance, init, like)

@@ -1,7 +1,9 @@
 """Construction of a model's new layers, before any is put in place: choice of ranks, fits of kernels."""
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +13,12 @@ from tnlayers.fitting.input_moments import follow, pairs, second_moments
 from tnlayers.fitting.metric import damped
 from tnlayers.layers.core_memory import refuse
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
+from tnlayers.tensorize.progress import Progress
 from tnlayers.tensorize.rank_budget import Candidate, by_energy, spread
+from tnlayers.tensorize.side_by_side import side_by_side
 from tnlayers.tensorize.sites import LayerSite, Swap, check_finite
 
+T = TypeVar("T")
 logger = logging.getLogger("tnlayers")
 
 
@@ -68,8 +73,8 @@ def make_layers(swap: Swap) -> None:
     Raises:
         TypeError, ValueError: the layer's message, with its name.
     """
-    fitted: dict[nn.Module, nn.Module] = {}
     chosen, dry_run = swap.chosen, swap.dry_run
+    to_fit: list[LayerSite] = []
     for site in chosen:
         if site.reason:
             continue
@@ -94,23 +99,59 @@ def make_layers(swap: Swap) -> None:
             raise ValueError(f"{site.names[0]} is on the meta device and has no kernel to fit; say decompose=False")
         site.reason = ("to be " if dry_run else "") + ("fitted" if fit else "drawn")
         site.new = draft
-        if not dry_run:
-            plain, moments = site.plain, None
-            if fit and swap.batches:
-                plain, moments = _calibrated(swap, site, fitted)
-            try:
-                site.new = cls.from_dense(plain, decompose=fit, moments=moments, **arguments)
-            except ValueError as error:
-                raise ValueError(f"{site.names[0]}: {error}") from None
-            if fit:
-                fitted[site.module] = site.new
-                site.error = _error(site.new.weight, site.module.weight)
-            site.reason += ", to its inputs" if moments is not None else ""
-        logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
+        if dry_run:
+            logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
+        elif fit:
+            to_fit.append(site)
+        else:
+            site.new = _named(site, partial(cls.from_dense, site.plain, decompose=False, **arguments))
+            logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
+    with Progress("fitting", len(to_fit), swap.progress) as progress:
+        _fit(swap, to_fit, progress)
     refused = [site for site in chosen if site.reason.startswith("refused: ")]
     if refused and len(refused) == len(chosen):
         name, reason = refused[0].names[0], refused[0].reason.removeprefix("refused: ")
         raise ValueError(f"{name}: {reason}; no layer can be swapped")
+
+
+def _fit(swap: Swap, sites: list[LayerSite], progress: Progress) -> None:
+    """Fit layers: with calibration one after the other, else side by side."""
+
+    def done(site: LayerSite) -> None:
+        progress.step(site.names[0])
+        logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
+
+    if swap.batches:
+        fitted: dict[nn.Module, nn.Module] = {}
+        for site in sites:
+            plain, moments = _calibrated(swap, site, fitted)
+            cls, arguments = site.layer
+            site.new = _named(site, partial(cls.from_dense, plain, moments=moments, **arguments))
+            fitted[site.module] = site.new
+            site.error = _error(site.new.weight, site.module.weight)
+            site.reason += ", to its inputs" if moments is not None else ""
+            done(site)
+        return
+    for site in sites:  # here, because making a layer may warn
+        cls, arguments = site.layer
+        site.new = _named(site, partial(cls._unfitted, site.plain, **arguments))
+
+    def work(site: LayerSite) -> None:
+        with torch.no_grad():
+            _named(site, partial(site.new.set_weight_, site.module.weight.detach()))
+            site.error = _error(site.new.weight, site.module.weight)
+
+    # On other devices than CPUs, the operations of several threads would wait for each other.
+    workers = swap.workers if all(site.module.weight.device.type == "cpu" for site in sites) else 1
+    side_by_side(work, sites, workers, lambda site: site.module.weight.numel(), done, progress.show)
+
+
+def _named(site: LayerSite, make: Callable[[], T]) -> T:
+    """Call ``make``, with the layer's name in its error."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f"{site.names[0]}: {error}") from None
 
 
 def _calibrated(swap: Swap, site: LayerSite, stand_ins: dict[nn.Module, nn.Module]) -> tuple[nn.Module, Tensor | None]:

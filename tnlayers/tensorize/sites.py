@@ -92,6 +92,8 @@ class Swap:
         config: configuration of the swap.
         batches: calibration inputs.
         dry_run: whether the model stays unchanged.
+        progress: whether a bar is shown; None: on a terminal, for long work.
+        workers: maximum number of fits side by side.
         sites: every layer of a kind that can be swapped, in the order of the model.
         chosen: sites to swap, unless their rank or layer is refused; in the order of their calls, if known.
     """
@@ -100,6 +102,8 @@ class Swap:
     config: TensorizeConfig
     batches: list[Any] = field(default_factory=list)
     dry_run: bool = False
+    progress: bool | None = None
+    workers: int = 1
     sites: list[LayerSite] = field(default_factory=list)
     chosen: list[LayerSite] = field(default_factory=list)
 

@@ -43,14 +43,16 @@ def tensorize_(
     example_input: Any = None,
     calibration: Iterable[Any] | None = None,
     dry_run: bool = False,
+    progress: bool | None = None,
+    workers: int | None = None,
 ) -> TensorizeReport:
     """Replace convolutions, transposed convolutions and linear layers of a model by tensor layers, in place.
 
     A new layer keeps the bias (the same parameter), device, dtype, ``requires_grad``, training flag, hooks and
     attributes. A module at several places stays one module. A layer stays plain if anything else than modules also
     holds it (lists, hooks, closures and so on), or if its weight shares memory with another parameter. All new layers
-    are made before the first is put in place, so an error leaves the model unchanged. Progress is logged to
-    ``tnlayers``.
+    are made before the first is put in place, so an error leaves the model unchanged. Without calibration, layers are
+    fitted side by side; the result does not depend on ``workers``. Every new layer is logged to ``tnlayers``.
 
     Args:
         model: any module that is not itself such a layer. Compile it or wrap it for data parallelism afterwards, or
@@ -68,6 +70,9 @@ def tensorize_(
             twice, and some float64 matrices with a row and a column per patch entry; with an energy or a budget, one
             with a row and a column per channel for every layer.
         dry_run: only report. Nothing is fitted, so there are no errors of fits.
+        progress: show a bar on stderr. None: if stderr is a terminal and fits take longer than two seconds.
+        workers: maximum number of layers fitted side by side on a CPU, each in one of torch's threads, whose number is
+            restored afterwards, and with the memory of a fit. None: ``torch.get_num_threads()``.
 
     Returns:
         TensorizeReport: every such layer, replaced or not, and why.
@@ -91,9 +96,11 @@ def tensorize_(
     """
     config = _config(config)
     validate.boolean("dry_run", dry_run)
+    validate.boolean("progress", bool(progress) if progress is None else progress)
+    workers = torch.get_num_threads() if workers is None else validate.integer("workers", workers)
     if example_input is None and config.budget and "flops" in config.budget:
         raise ValueError(f"budget is {config.budget}, but example_input is None; FLOPs depend on the input's size")
-    swap = Swap(model, config, [] if calibration is None else _batches(calibration), dry_run)
+    swap = Swap(model, config, [] if calibration is None else _batches(calibration), dry_run, progress, workers)
     _find_sites(swap, example_input)
     with torch.inference_mode(False), torch.no_grad():
         choose_ranks(swap)
