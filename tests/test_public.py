@@ -25,7 +25,7 @@ NAMES = """
     BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTLinear
     CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPLinear EinsumConv1d
     EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumLinear FORMATS
-    Format Frozen Comparison Geometry HTConv1d HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d
+    AutotuneReport Format Frozen Comparison Geometry HTConv1d HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d
     HTConvTranspose3d HTLinear Init MeasuredRates Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d
     TRConvTranspose2d TRConvTranspose3d TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d TTConvTranspose2d
     TTConvTranspose3d TTLinear TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose
@@ -99,9 +99,9 @@ def test_functions_say_what_they_take_return_and_raise(name):
 
 
 CLASSES = """
-    Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose
-    TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear TensorNetwork
-    TensorizeConfig TensorizeReport Variance
+    AutotuneReport Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
+    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear
+    TensorNetwork TensorizeConfig TensorizeReport Variance
 """
 
 

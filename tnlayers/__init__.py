@@ -8,6 +8,7 @@ from tnlayers._version import __version__ as __version__
 from tnlayers.checkpoint.save_load import load_tensorized, save_tensorized
 from tnlayers.execution.autotuning import autotune
 from tnlayers.execution.freezing import Frozen, freeze_, thaw_
+from tnlayers.execution.tuning_report import AutotuneReport
 from tnlayers.formats import FORMATS, Format, register
 from tnlayers.init.variance import Init, Variance, solve
 from tnlayers.interop.plain_torch import unfold
@@ -38,7 +39,8 @@ from tnlayers.training.learning_rates import param_groups
 from tnlayers.training.penalty import frobenius_penalty, squared_norm
 
 __all__ = [
-    "FORMATS", "Comparison", "Format", "Frozen", "Geometry", "Init", "MeasuredRates", "Signal", "Summary",
+    "FORMATS", "AutotuneReport", "Comparison", "Format", "Frozen", "Geometry", "Init", "MeasuredRates", "Signal",
+    "Summary",
     "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
     "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorLayer", "TensorLinear", "TensorNetwork",
     "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",

@@ -133,7 +133,7 @@ def test_a_broken_or_foreign_file_changes_nothing_but_a_warning(folder, case):
     rate_tables._own.cache_clear()
     rate_tables._table_of.cache_clear()
     layer.strategy = "auto"  # forgets the plans
-    tnlayers.planning.choose.plan.cache_clear()
+    tnlayers.planning.choose._plan.cache_clear()
     tnlayers.planning.choose._known.cache_clear()
     with pytest.warns(UserWarning, match="is not used: ") as told:
         assert torch.equal(layer(x), expected)

@@ -1,6 +1,7 @@
 """What kind of device this machine has, and its name."""
 
 import platform
+import re
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def kind_of(device: str) -> str:
         return device
     instructions = torch.backends.cpu.get_cpu_capability().lower()
     return f"cpu {platform.machine().lower() or 'default' if instructions == 'default' else instructions}"
+
+
+def file_words(*words: str) -> str:
+    """Return words as a part of a file's name.
+
+    Example:
+        >>> file_words("cpu avx512", "Some(R) CPU @ 2.0GHz", "float32")
+        'cpu-avx512-some-r-cpu-2-0ghz-float32'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
 
 def name_of(device: str) -> str:

@@ -5,19 +5,18 @@ the first plan is made. A forward writes nothing.
 """
 
 import os
-import re
 import warnings
 from functools import cache, lru_cache
 from pathlib import Path
 
 from tnlayers.backend.derived import derive, properties_of
-from tnlayers.backend.devices import kind_of, name_of
+from tnlayers.backend.devices import file_words, kind_of, name_of
 from tnlayers.backend.rate_files import DERIVED, RateTable, parsed, written
 from tnlayers.backend.rates import Rates
 from tnlayers.backend.whole_files import replacing
 
 VARIABLE = "TNLAYERS_CACHE"
-"""Environment variable that names another folder for the user's tables."""
+"""Environment variable that names another folder for the user's tables and tuned orders."""
 
 _SHIPPED = Path(__file__).with_name("rates")
 _X86 = "cpu avx512", "cpu avx2"
@@ -56,8 +55,7 @@ def write(table: RateTable, path: Path) -> None:
 
 
 def _file_name(kind: str, device: str, dtype: str) -> str:
-    words = f"{kind} {name_of(device)} {dtype}".lower()
-    return f"rates-{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.csv"
+    return f"rates-{file_words(kind, name_of(device), dtype)}.csv"
 
 
 @cache

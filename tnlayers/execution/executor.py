@@ -15,9 +15,10 @@ from tnlayers.backend.views import FIRST, LAST
 from tnlayers.execution.run import apply_steps, pad, prepare_weights, run
 from tnlayers.ops.contraction import to_kernel
 from tnlayers.ops.input_step import MATMUL
-from tnlayers.planning.choose import candidates, parse, plan
+from tnlayers.planning.choose import candidates, parse, plan, tuned_choice
 from tnlayers.planning.plan import Plan
 from tnlayers.planning.setting import MEMORY, STRATEGIES, Setting
+from tnlayers.planning.tuned import Choice
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
@@ -100,6 +101,16 @@ class LayerExecutor:
         if output_padding is not None:
             geometry = replace(geometry, output_padding=output_padding)
         return plan(self.network, geometry, setting, strategy or self.strategy, self.memory)
+
+    def tuned(self, setting: Setting) -> Choice | None:
+        """Return what ``tnlayers.autotune`` kept for a setting; None too if the strategy is not 'auto'."""
+        auto = self.strategy == STRATEGIES[0]
+        return tuned_choice(self.network, self.geometry, setting, self.memory) if auto else None
+
+    @property
+    def latest(self) -> Plan | None:
+        """The plan of the latest eager call."""
+        return next(reversed(self._plans.values()), None)
 
     def forget(self) -> None:
         """Drop the cached weights."""

@@ -77,8 +77,8 @@ class ExecutableModule(nn.Module):
         """Return a table of the plan for an input shape: steps, FLOPs, bytes, shares of the time, and the runner-up.
 
         In training mode the plan is for a forward and backward, in eval mode for inference. The last line names the
-        rate table that times were estimated with, and says whether it was measured. The text is a string, which
-        notebooks show as a table.
+        rate table that times were estimated with, and says whether it was measured; and when the order was tuned, if
+        ``tnlayers.autotune`` kept it. The text is a string, which notebooks show as a table.
 
         Example:
             >>> import tnlayers
@@ -96,7 +96,9 @@ class ExecutableModule(nn.Module):
         chosen = self._executor.plan(setting)
         others = (plan for plan in self._executor.candidates(setting) if plan.steps != chosen.steps)
         table = table_of(setting.device, str(setting.dtype).removeprefix("torch."))
-        return chosen.explain(next(others, None), str(table))
+        choice = self._executor.tuned(setting)
+        tuned = choice.date if choice and choice.order == chosen.order else ""
+        return chosen.explain(next(others, None), str(table), tuned)
 
     def _setting(self, input_shape: Sequence[int]) -> Setting:
         batch, _, *size = self._batched(_counts(input_shape))

@@ -13,6 +13,7 @@ from tnlayers.backend.devices import name_of
 from tnlayers.backend.rate_files import DERIVED
 from tnlayers.backend.rate_tables import VARIABLE, cache_folder, own_file, shipped, table_of
 from tnlayers.measuring.measure import DTYPES
+from tnlayers.planning.tuned import all_kept, file_of
 
 
 def devices() -> list[str]:
@@ -31,6 +32,7 @@ def info() -> str:
         *((device, _described(device, capability, threads)) for device in devices()),
         ("cache", f"{_short(cache_folder())} ({VARIABLE} names another)"),
         *_tables(),
+        *_tuned(),
     ]
     return text_tables.text(lines)
 
@@ -56,3 +58,9 @@ def _tables() -> Iterator[tuple[str, str]]:
             else:
                 source = f"own, {own_file(device, table.dtype).name}"
             yield f"rates {device} {dtype}", f"{table} ({source})"
+
+
+def _tuned() -> Iterator[tuple[str, str]]:
+    for device in devices():
+        number = len(all_kept(device))
+        yield f"tuned {device}", f"{number} {'setting' if number == 1 else 'settings'} ({file_of(device).name})"

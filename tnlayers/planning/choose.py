@@ -19,6 +19,7 @@ from tnlayers.planning.plan import Plan, Recompute, build_plan
 from tnlayers.planning.search import Search
 from tnlayers.planning.search_space import space_of
 from tnlayers.planning.setting import STRATEGIES, Setting
+from tnlayers.planning.tuned import Choice, kept, refuse
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
@@ -34,7 +35,6 @@ KNOWN, NEAR = 24, 1.25
 """Per corner (see ``plan``): maximum number of steps in all paths kept, maximum time of one relative to the best."""
 
 
-@lru_cache(maxsize=4096)
 def plan(
     network: TensorNetwork,
     geometry: Geometry,
@@ -44,6 +44,7 @@ def plan(
 ) -> Plan:
     """Return the plan of least estimated time, in doubt the dense kernel; ``candidates`` describes the arguments.
 
+    For 'auto', an order that ``tnlayers.autotune`` kept for exactly this setting comes first, see ``tuned_choice``.
     The search runs only for batch and sizes that are powers of two. For other settings, it runs for the two corners
     around them. Their best paths are then priced again in the setting itself, which takes less than a millisecond.
 
@@ -53,11 +54,39 @@ def plan(
         >>> found.order, [step.op for step in found.steps]
         ('0 > 2*3 > 1', ['matmul', 'conv', 'matmul'])
     """
-    pricing = _search(network, geometry, setting, strategy, memory).pricing
+    choice = tuned_choice(network, geometry, setting, memory) if strategy == "auto" else None
+    tuned = _plan(network, geometry, setting, strategy, memory, choice.order) if choice else None
+    return tuned or _estimated(network, geometry, setting, strategy, memory)
+
+
+def tuned_choice(network: TensorNetwork, geometry: Geometry, setting: Setting, memory: str) -> Choice | None:
+    """Return what ``tnlayers.autotune`` kept for a setting, or None. An order of other cores gives a warning."""
+    choice = kept(network, geometry, setting, memory)
+    if choice is not None:
+        try:
+            parse(choice.order, network, geometry)
+        except ValueError as error:
+            refuse(network, geometry, setting, memory, str(error))
+            return None
+    return choice
+
+
+def _estimated(network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str) -> Plan:
+    found = _plan(network, geometry, setting, strategy, memory, strategy)
+    assert found is not None
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    network: TensorNetwork, geometry: Geometry, setting: Setting, strategy: str, memory: str, named: str
+) -> Plan | None:
+    """Return the best plan of those ``named``, under the limits of ``strategy``; None if none is within them."""
+    pricing = _search(network, geometry, setting, named, memory).pricing
     corners = _corners(network, geometry, setting)
-    known = {steps: None for corner in corners for steps in _known(network, geometry, corner, strategy, memory)}
+    known = {steps: None for corner in corners for steps in _known(network, geometry, corner, named, memory)}
     paths = sorted(filter(None, map(pricing.price, known)), key=lambda path: path.seconds)
-    return build_plan(pricing, *next(_choices(pricing, paths, strategy, memory)))
+    return next((build_plan(pricing, *choice) for choice in _choices(pricing, paths, strategy, memory)), None)
 
 
 def _corners(network: TensorNetwork, geometry: Geometry, setting: Setting) -> Iterator[Setting]:

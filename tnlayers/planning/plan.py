@@ -112,8 +112,11 @@ class Plan:
         """Floating-point operations of the contractions of cores."""
         return sum(weight.contraction.flops for weight in self.weights)
 
-    def explain(self, other: "Plan | None" = None, rates: str = "") -> Shown:
-        """Describe each step by shapes, FLOPs, bytes and estimated share of the time; the runner-up; the rate table."""
+    def explain(self, other: "Plan | None" = None, rates: str = "", tuned: str = "") -> Shown:
+        """Describe each step by shapes, FLOPs, bytes and estimated share of the time; the runner-up; the rate table.
+
+        With ``tuned``, the date when the order was timed, the last line says so.
+        """
         batch, channels = self.setting.batch, self.geometry.in_channels
         how = {"train": "training", "infer": "inference", "cached": "inference with cached weights"}[self.setting.mode]
         shape = (batch, channels, *self.setting.size)
@@ -125,10 +128,10 @@ class Plan:
             ratio = other.seconds / (self.seconds or 1.0)
             kinds = ", ".join(step.kind for step in other.steps)
             below = [f"runner-up: {other.strategy}, {other.order} ({kinds}), {ratio:.2f} times the estimated time"]
-            if ratio < 1:
+            if ratio < 1 and not tuned:
                 below[0] += ", too near to be trusted"
         if rates:
-            below.append(f"rates: {rates}")
+            below.append(f"rates: {rates}{f'; order tuned {tuned}' if tuned else ''}")
         rows = [("step", "FLOPs", "bytes", "time"), *self._rows()]
         lines = [f"  {step:<52} {flops:>14} {size:>12} {time:>5}".rstrip() for step, flops, size, time in rows]
         return Shown("\n".join([head, *lines, *below]), page(rows, head, range(1, 4), below))
