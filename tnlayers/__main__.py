@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     rates.add_argument("--dry-run", action="store_true", help="measure and print, and write nothing")
     commands.add_parser(
         "info",
-        help="print versions, devices, threads and rate tables",
-        description="Print what a report of a bug needs: versions, devices, threads and rate tables.",
+        help="print versions, devices, threads, rate tables and tuned settings",
+        description="Print what a report of a bug needs: versions, devices, threads, rate tables and tuned settings.",
     )
     return parser
 

@@ -10,7 +10,7 @@ cent. Each compressed network runs twice: with the planner's estimates, and afte
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +100,7 @@ def measure(command: Command, precision: str) -> list[Row]:
                 continue
             configs[f"{conv} {keep}"] = config
     times: dict[str, list[float]] = defaultdict(list)
-    orders: dict[str, dict[str, str]] = {}
+    orders: dict[str, Mapping[str, str]] = {}
     for _ in range(command.repeats):
         models = {name: config.network(3, 10).to(command.device) for name, config in configs.items()}
         for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""What a report of a bug needs to know of a machine: versions, devices, threads and rate tables."""
+"""What a report of a bug needs to know of a machine: versions, devices, threads, rate tables, tuned settings."""
 
 import os
 import platform
