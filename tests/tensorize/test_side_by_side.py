@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tnlayers import TensorizeConfig, TRConv2d, tensorize_
+from tnlayers.backend import progress as bars
 from tnlayers.layers.base import TensorLayer
-from tnlayers.tensorize import progress as bars
 from tnlayers.tensorize.side_by_side import one_thread, side_by_side
 
 

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tnlayers.backend.progress import Progress
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import follow, pairs, second_moments
 from tnlayers.fitting.metric import damped
 from tnlayers.layers.core_memory import refuse
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
-from tnlayers.tensorize.progress import Progress
 from tnlayers.tensorize.rank_budget import Candidate, by_energy, spread
 from tnlayers.tensorize.side_by_side import side_by_side
 from tnlayers.tensorize.sites import LayerSite, Swap, check_finite
