@@ -20,8 +20,8 @@ from tnlayers.ops.contraction import contract
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
-SWEEPS = 250  # maximum from the best start
-ONE_BOND = 150  # the same with one bond, as in CP, which needs fewer
+SWEEPS, LARGE = 400, 2**18  # maximum from the best start; entries of a kernel above which the next two hold
+LARGE_SWEEPS, LARGE_ONE_BOND = 250, 150  # the same for large kernels, and with one bond, as in CP
 TERMS = 30  # the same of large sums of networks, as in BTT, whose start is near and whose sweeps take long
 POLISH = 50  # maximum in the metric of whole patches
 
@@ -90,8 +90,11 @@ def decompose(
 
 def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generator: torch.Generator) -> list[Tensor]:
     """Return the cores of least error, in the metric of the inputs if there is one."""
-    few = TERMS if is_large_sum(network, target) else ONE_BOND if len(network.bonds) == 1 else SWEEPS
-    count = min(SWEEPS, few)
+    count = SWEEPS
+    if target.numel() > LARGE:
+        count = LARGE_ONE_BOND if len(network.bonds) == 1 else LARGE_SWEEPS
+    if is_large_sum(network, target):
+        count = min(count, TERMS)
     if metric is None:
         best = matrix_fit(network, target, generator)
         return balance(best) if best else race(Objective(network, target), starts(network, target, generator), count)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tnlayers.fitting.objective import Objective, balance
 
-TOLERANCE, WINDOW = 5e-5, 20
+TOLERANCE, WINDOW = 2e-5, 20
 """Sweeps end when the relative decrease of the error per sweep, averaged over ``WINDOW``, is below ``TOLERANCE``."""
 MOMENTUM, GROWTH, LOSS = 0.5, 1.05, 0.5
 """Initial extrapolation between sweeps, its factor after a success, and its factor after a failure."""
