@@ -180,7 +180,7 @@ def test_a_directory_that_may_not_be_written_is_told(tmp_path, monkeypatch):
     def refuse(path, *_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr("tnlayers.checkpoint.file.open", refuse, raising=False)  # root may write everywhere
+    monkeypatch.setattr("tnlayers.backend.whole_files.open", refuse, raising=False)  # root may write everywhere
     with pytest.raises(
         SystemExit, match=r"^error: results is .*a\.csv, but .*a\.csv cannot be written: Permission denied$"
     ):
