@@ -123,6 +123,23 @@ def test_what_takes_too_long_by_the_table_is_not_drawn(tiny):
     assert not [sample for family in ("conv", "point", "group conv") for sample in sampler.samples(family)]
 
 
+def test_what_takes_longer_than_by_the_table_is_drawn_in_smaller_sizes(tiny):
+    """A float16 convolution may take a hundred times as long as in float32, whose table stands in."""
+    sampler = Sampler("cpu", torch.float32, table_of("cpu", "float32").rates, longest=0.02)
+    sampler._layer = lambda family: (Geometry(8, 8, (3, 3), padding=1), 2, (8, 8))
+    small, *_ = sampler.samples("conv")
+    sampler._layer = lambda family: (Geometry(8, 8, (3, 3), padding=1), 8, (16, 16))
+    large, *_ = sampler.samples("conv")
+    assert (small.kind, large.kind, large.flops) == ("conv first", "conv first", 16 * small.flops)
+    sampler.learn(small, 0.001)  # too short to say anything of FLOPs
+    assert {sample.kind for sample in sampler.samples("conv")} == {"conv first", "conv last"}
+    sampler.learn(large, 0.04)
+    sampler.learn(large, 0.08)  # a slower one is the noise of the machine
+    assert {sample.kind for sample in sampler.samples("conv")} == {"conv last"}
+    sampler._layer = lambda family: (Geometry(8, 8, (3, 3), padding=1), 8, (8, 16))
+    assert {sample.kind for sample in sampler.samples("conv")} == {"conv first", "conv last"}
+
+
 def test_a_sample_counts_what_the_planner_counts(tiny):
     """FLOPs with channels rounded up, and the bytes of input, output and weight."""
     counting = dict.fromkeys(KINDS, Rate(1e-9, 0.0, 0.0))  # a table without kinds of forms

@@ -188,6 +188,7 @@ def _timed(
             except RuntimeError as error:  # no such operation in this dtype, or no memory left
                 failed.setdefault(sample.kind, str(error).partition("\n")[0])
                 continue
+            sampler.learn(sample, max(forward, both / 3))
             infer[sample.kind].append((sample.flops, sample.bytes, forward))
             train[sample.kind].append((sample.flops, sample.bytes, both))
         if shown:

@@ -112,13 +112,14 @@ class Sampler:
         device: device type.
         dtype: dtype of inputs. Cores have it too, but float32 where it is a half precision, as under autocast.
         rates: a table with the device's lanes, which says what takes too long to be measured.
-        longest: maximum seconds of a forward by that table.
+        longest: maximum seconds of a forward, by that table and by what ``learn`` was told.
     """
 
     def __init__(self, device: str, dtype: torch.dtype, rates: Rates, longest: float) -> None:
         self.device, self.dtype, self.rates, self.longest = device, dtype, rates, longest
         self.held = dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32
         self.draw = random.Random(0)
+        self._pace: dict[str, float] = {}
         # Values come from one buffer: to draw them anew would take longer than the operations.
         values = torch.randn(VALUES, generator=torch.Generator().manual_seed(0)) / 8
         self._values = {each: values.to(device, each) for each in {dtype, self.held}}
@@ -128,6 +129,15 @@ class Sampler:
     def tensor(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """Return a tensor of a shape. Its memory is shared with others."""
         return self._values[dtype or self.dtype][: math.prod(shape)].view(*shape)
+
+    def learn(self, sample: Sample, seconds: float) -> None:
+        """Draw fewer operations as long as this one, which took so many seconds: tables of other dtypes may stand in.
+
+        The least seconds per FLOP decide. Of short operations, they say nothing.
+        """
+        if seconds > self.longest / 4 and sample.flops:
+            pace = seconds / sample.flops
+            self._pace[sample.kind] = min(pace, self._pace.get(sample.kind, pace))
 
     def samples(self, family: str) -> Iterator[Sample]:
         """Yield the samples of one draw of a family."""
@@ -199,7 +209,7 @@ class Sampler:
                 rate = infer.get(option.kind) or infer[BASES[option.kind]]
                 if option.moved or option.tail or own != (option.kind in BASES):
                     continue
-                if rate.seconds(flops, read) > self.longest:
+                if max(rate.seconds(flops, read), flops * self._pace.get(option.kind, 0.0)) > self.longest:
                     continue
                 step = build_plan(pricing, Path((option,), 0.0)).steps[0]
                 weight = step.prepare_weight(self.tensor(step.weight_shape))
