@@ -257,6 +257,20 @@ def test_wrong_arguments_are_refused(arguments, error, message):
         tnlayers.measure_rates(**arguments)
 
 
+def test_a_dtype_that_the_device_does_not_have_is_refused(monkeypatch):
+    """As Apple's GPUs have no float64: torch says it with a TypeError."""
+    zeros = torch.zeros
+
+    def without_doubles(*size, dtype=None, **options):
+        if dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return zeros(*size, dtype=dtype, **options)
+
+    monkeypatch.setattr(torch, "zeros", without_doubles)
+    with pytest.raises(ValueError, match=r"^dtype is torch\.float64, which device 'cpu' does not have"):
+        tnlayers.measure_rates("cpu", torch.float64)
+
+
 # ------------------------------------------------------------------ the command line
 
 
