@@ -23,7 +23,7 @@ TINY = {
 }
 
 
-def tiny(kind, family="tr", mode="infer", rank=2):
+def tiny(kind, family="tucker", mode="infer", rank=2):
     shape, kernel = TINY[kind]
     return LayerCase(family, shape, rank, 3, mode, kind, kernel)
 
