@@ -1,7 +1,7 @@
 """The families of layers that the benchmarks compare, and the layers that are timed."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,25 +33,114 @@ SPLIT = ("tt", "tr", "btt")  # split into three factors where the rank is an int
 ALL_FAMILIES = FAMILIES | {name: (conv, {}) for name, conv in CONVOLUTIONS.items() if name not in (DENSE, *FAMILIES)}
 """FAMILIES, and every other format that needs no network from the user."""
 WIDTHS = (64, 128, 256, 512)
+IMAGE, LINEAR, TRANSPOSED = "image", "linear", "transposed"
+
+
+class LayerKind(NamedTuple):
+    """A kind of layer that is timed.
+
+    Attributes:
+        name: end of the layers' names, here and in torch.
+        ndim: number of spatial axes.
+        shapes: input and output channels, size of the input along each axis, stride, kernel size.
+        batches: numbers of images, sounds, volumes or rows.
+        ranks, families: what is timed by default.
+    """
+
+    name: str
+    ndim: int
+    shapes: tuple[tuple[int, int, int, int, int], ...]
+    batches: tuple[int, ...]
+    ranks: tuple[float, ...] = (0.1,)
+    families: tuple[str, ...] = (*FAMILIES,)
+
+
+KINDS = {
+    IMAGE: LayerKind(
+        "Conv2d",
+        2,
+        shapes=(
+            (64, 64, 32, 1, 3), (64, 128, 32, 2, 3), (128, 128, 16, 1, 3), (256, 256, 14, 1, 3), (512, 512, 7, 1, 3),
+            (64, 64, 56, 1, 3),
+        ),
+        batches=(1, 32),
+        ranks=(8, 10, 16, 0.05, 0.1, 0.25),
+    ),
+    LINEAR: LayerKind(
+        "Linear",
+        0,
+        shapes=((256, 256, 1, 1, 1), (1024, 1024, 1, 1, 1), (1024, 4096, 1, 1, 1), (4096, 4096, 1, 1, 1)),
+        batches=(1, 32, 512, 4096),
+        families=(*FAMILIES, "blocktt"),
+    ),
+    TRANSPOSED: LayerKind(
+        "ConvTranspose2d",
+        2,
+        shapes=((256, 128, 8, 2, 4), (128, 64, 16, 2, 4), (64, 32, 32, 2, 4)),
+        batches=(1, 32),
+    ),
+    "audio": LayerKind(
+        "Conv1d",
+        1,
+        shapes=((64, 64, 8000, 5, 10), (256, 256, 1600, 5, 10), (256, 256, 400, 1, 3), (512, 512, 800, 2, 3)),
+        batches=(1, 8),
+    ),
+    "volume": LayerKind(
+        "Conv3d",
+        3,
+        shapes=((16, 16, 32, 1, 3), (32, 32, 24, 1, 3), (64, 64, 12, 1, 3)),
+        batches=(1, 4),
+    ),
+}  # fmt: skip
+"""What ``measure/speed.py`` times: images as in a ResNet; linear layers as in a transformer; layers that double the
+size of an image; sounds; medical volumes."""
 
 
 @dataclass(frozen=True)
 class LayerCase:
-    """A layer of a family, and its pass that is timed."""
+    """A layer of a family, and its pass that is timed.
+
+    Attributes:
+        family: key of ALL_FAMILIES.
+        shape: input and output channels, size along each axis, stride.
+        rank, batch, mode: rank or keep ratio; number of inputs; 'train', 'infer' or 'frozen'.
+        kind, kernel: key of KINDS, and kernel size.
+    """
 
     family: str
     shape: tuple[int, int, int, int]
     rank: float
     batch: int
     mode: str
+    kind: str = IMAGE
+    kernel: int = 3
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Size of the input along each spatial axis."""
+        return (self.shape[2],) * KINDS[self.kind].ndim
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of a layer beside the channels, here and in torch."""
+        if self.kind == LINEAR:
+            return {"bias": False}
+        padding = (self.kernel - 1) // 2
+        return {"kernel_size": self.kernel, "stride": self.shape[3], "padding": padding, "bias": False}
 
     def layer(self, **kwargs: Any) -> Any:
         """Return the layer of tnlayers."""
-        kind, options = FAMILIES[self.family]
-        inputs, outputs, _, stride = self.shape
+        conv, options = ALL_FAMILIES[self.family]
+        make = getattr(tnlayers, conv.__name__.removesuffix("Conv2d") + KINDS[self.kind].name)
+        inputs, outputs, *_ = self.shape
         if isinstance(self.rank, int) and self.family in SPLIT:
             options = options | {"in_shape": factorize(inputs, 3), "out_shape": factorize(outputs, 3)}
-        return kind(inputs, outputs, 3, stride=stride, padding=1, bias=False, rank=self.rank, **options, **kwargs)
+        return make(inputs, outputs, rank=self.rank, **self.arguments, **options, **kwargs)
+
+    def dense(self) -> nn.Module:
+        """Return the layer of torch."""
+        made: nn.Module = getattr(nn, KINDS[self.kind].name)(*self.shape[:2], **self.arguments)
+        return made
 
     def step(self, module: nn.Module, x: Tensor) -> Step:
         """Return a function that runs one pass through a module."""

@@ -5,14 +5,18 @@ milliseconds. `train` is forward and backward. `infer` is a forward in eval mode
 same, with the cached weights of `tnlayers.freeze_` in our layers; peers run as in `infer`. Layers have no bias, as in
 a ResNet.
 
+`--kinds` names other kinds of layer than images; their rows go to speed_kinds.csv. A row of a file without the columns
+`kind` and `kernel` is of images, with a kernel of 3 x 3.
+
 The peers are tednet and tensorly-torch; `pip install .[peers]` installs them. The cell of a peer is empty if it is not
 installed or does not support the row.
 """
 
 import argparse
 import gc
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import islice, product
 from typing import Any
@@ -21,7 +25,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from benchmarks.common.families import FAMILIES, LayerCase
+from benchmarks.common.families import ALL_FAMILIES, IMAGE, KINDS, LayerCase
 from benchmarks.common.peers import peers
 from benchmarks.common.provenance import csv_file, write_csv
 from benchmarks.common.rows import RESULTS, read_csv
@@ -33,15 +37,12 @@ from tnlayers.planning.search import Search
 from tnlayers.planning.search_space import space_of
 from tnlayers.planning.setting import Setting
 
-SHAPES = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 14, 1), (512, 512, 7, 1), (64, 64, 56, 1))
-RANKS = (8, 10, 16, 0.05, 0.1, 0.25)
-BATCHES = (1, 32)
 PASSES = {"train": "train", "infer": "infer", "frozen": "cached"}  # values: the planner's names
 CANDIDATES = 4  # number of orders that the oracle times
 HOPELESS = 4  # a column slower than this times the fastest is not timed in rounds; it keeps its warm-up time
 PATIENCE = 0.5  # seconds; a column whose first call takes longer has no second warm-up call
 ROOM = 4e9  # bytes; plans that need more are not run
-OUT = RESULTS / "speed.csv"
+OUT, OUT_KINDS = RESULTS / "speed.csv", RESULTS / "speed_kinds.csv"
 
 
 def oracle(row: LayerCase, layer: Any, setting: Setting) -> Iterator[Any]:
@@ -64,11 +65,11 @@ def least_flops(layer: Any, setting: Setting) -> int:
 def measure(row: LayerCase, budget: float, compiled: bool) -> dict[str, Any]:
     """Return all columns of a row."""
     inputs, outputs, size, stride = row.shape
-    x = torch.randn(row.batch, inputs, size, size, requires_grad=row.mode == "train")
+    x = torch.randn(row.batch, inputs, *row.input_size, requires_grad=row.mode == "train")
     layer = row.layer()
-    setting = Setting(row.batch, (size, size), mode=PASSES[row.mode])
+    setting = Setting(row.batch, row.input_size, mode=PASSES[row.mode])
     plan = layer._executor.plan(setting)
-    dense = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    dense = row.dense()
     modules: dict[str, nn.Module] = {"dense": dense, "dense_again": deepcopy(dense)}
     modules |= {"auto": layer, "auto_again": row.layer()}
     for name in ("reconstruct", "factorized"):
@@ -109,7 +110,8 @@ def measure(row: LayerCase, budget: float, compiled: bool) -> dict[str, Any]:
         return round(min(found), 4) if found else ""
 
     result: dict[str, Any] = {
-        "family": row.family, "in_channels": inputs, "out_channels": outputs, "size": size, "stride": stride,
+        "family": row.family, "kind": row.kind, "kernel": row.kernel, "in_channels": inputs, "out_channels": outputs,
+        "size": size, "stride": stride,
         "rank": row.rank, "keep_ratio": round(layer.keep_ratio, 4), "batch": row.batch, "mode": row.mode,
     }  # fmt: skip
     result |= {name: round(medians[name], 4) for name in twins}
@@ -119,11 +121,13 @@ def measure(row: LayerCase, budget: float, compiled: bool) -> dict[str, Any]:
     result |= {"oracle": least("oracle"), "tednet": least("tednet"), "tltorch": least("tltorch")}
     if compiled:
         result |= {f"compiled_{name}": least(f"compiled {name}") for name in ("dense", "auto", "tednet", "tltorch")}
-    places = (-(-size // stride)) ** 2
+    # A transposed convolution multiplies every tap at each position of its input.
+    positions = row.input_size if layer.geometry.transposed else layer.geometry.output_size(row.input_size)
+    weights = math.prod(layer.geometry.kernel_size) * inputs * outputs
     memory = [peak(module, x.detach()) if row.mode == "train" else "" for module in (dense, layer, low)]
     return result | {
         "order": plan.order, "parts": plan.chunks, "flops": plan.flops, "least_flops": least_flops(layer, setting),
-        "dense_flops": 2 * dense.weight.numel() * row.batch * places, "dense_peak": memory[0], "auto_peak": memory[1],
+        "dense_flops": 2 * weights * row.batch * math.prod(positions), "dense_peak": memory[0], "auto_peak": memory[1],
         "low_peak": memory[2],
         "rounds": len(times["dense"]),
     }  # fmt: skip
@@ -170,31 +174,49 @@ def peak(module: nn.Module, x: Tensor) -> int:
     return held + highest
 
 
+def cases(kind: str, arguments: argparse.Namespace) -> Iterator[LayerCase]:
+    """Yield the rows of a kind that the arguments choose."""
+    default = KINDS[kind]
+    shapes = default.shapes if arguments.shapes is None else [default.shapes[number] for number in arguments.shapes]
+    grid = product(
+        arguments.families or default.families, shapes, arguments.ranks or default.ranks,
+        arguments.batches or default.batches, arguments.modes,
+    )  # fmt: skip
+    for family, (*shape, kernel), rank, batch, mode in grid:
+        yield LayerCase(family, tuple(shape), rank, batch, mode, kind, kernel)
+
+
+def kept(rows: list[dict[str, str]], kinds: Sequence[str], modes: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of other kinds or modes. Rows without the columns of the kind get them."""
+    found = [{"family": row["family"], "kind": IMAGE, "kernel": "3"} | row for row in rows]
+    return [row for row in found if row["mode"] not in modes or row["kind"] not in kinds]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of timing per row; at least 5 rounds")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[IMAGE], help="kinds of layer; default: image")
+    parser.add_argument("--families", nargs="+", choices=ALL_FAMILIES, help="default: those of the kind")
     parser.add_argument(
-        "--ranks", nargs="+", type=lambda text: float(text) if "." in text else int(text), default=RANKS
+        "--ranks",
+        nargs="+",
+        type=lambda text: float(text) if "." in text else int(text),
+        help="default: those of the kind",
     )
-    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--batches", nargs="+", type=int, help="default: those of the kind")
     parser.add_argument("--modes", nargs="+", choices=PASSES, default=PASSES)
-    parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help="indices of the shapes")
-    parser.add_argument("--update", action="store_true", help="keep the file's rows of other modes")
+    parser.add_argument("--shapes", nargs="+", type=int, help="indices of the kind's shapes; default: all")
+    parser.add_argument("--update", action="store_true", help="keep the file's rows of other modes and kinds")
     parser.add_argument("--compile", action="store_true", help="add columns with torch.compile; takes a minute per row")
-    parser.add_argument("--out", type=csv_file, default=OUT)
+    parser.add_argument("--out", type=csv_file, help=f"default: {OUT.name}; with other kinds {OUT_KINDS.name}")
     arguments = parser.parse_args()
+    out = arguments.out or (OUT if arguments.kinds == [IMAGE] else OUT_KINDS)
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     torch.manual_seed(0)
-    chosen = [SHAPES[number] for number in arguments.shapes]
-    rows = read_csv(arguments.out) if arguments.update else []
-    rows = [row for row in rows if row["mode"] not in arguments.modes]
-    for family, shape, rank, batch, mode in track(
-        list(product(arguments.families, chosen, arguments.ranks, arguments.batches, arguments.modes))
-    ):
-        row = LayerCase(family, shape, rank, batch, mode)
+    rows = kept(read_csv(out), arguments.kinds, arguments.modes) if arguments.update else []
+    for row in track([case for kind in arguments.kinds for case in cases(kind, arguments)]):
         try:
             row.layer(device="meta")
         except ValueError as error:  # a keep ratio too small for the format, or a rank too large for the shape
@@ -202,7 +224,7 @@ def main() -> None:
             continue
         rows.append(measure(row, arguments.budget, arguments.compile))
         gc.collect()
-        write_csv(arguments.out, rows)
+        write_csv(out, rows)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 from pandas import DataFrame, Series
 
-from benchmarks.common.rows import Rows
+from benchmarks.common.rows import Row, Rows
 from benchmarks.report.markdown import markdown, mean_and_worst, numbers, source
 
+IMAGE = "image"
+MANY = 512  # inputs of a linear layer in one call, from which on its rows stand apart
 OWN = ("auto_again", "oracle", "reconstruct", "factorized")
 MEASURED = (
     "dense", "dense_again", "auto", "low", *OWN, "tednet", "tltorch", "dense_peak", "auto_peak", "low_peak",
@@ -32,6 +34,7 @@ def speed(rows: Rows) -> str:
         ),
         "its time / auto": lambda runs: over(runs, "auto", ours="low", mode="train", batch="32"),
     }
+    rows = images(rows)
     frame = numbers(rows, *MEASURED)
     table = [
         [family, *(mean_and_worst(ratios(runs)) for ratios in columns.values())]
@@ -46,6 +49,41 @@ def speed(rows: Rows) -> str:
     )
 
 
+def speed_kinds(rows: Rows) -> str:
+    """Return ratios of time by kind of layer and family: the geometric mean over rows, and the worst row."""
+    columns: dict[str, Callable[[DataFrame], Series]] = {
+        "/ dense, training": lambda runs: over(runs, "dense", mode="train"),
+        "/ dense, inference": lambda runs: over(runs, "dense", mode="infer"),
+        "/ dense, inference, frozen": lambda runs: over(runs, "dense", mode="frozen"),
+        "/ best own plan": lambda runs: over(runs, *OWN),
+        "/ tednet": lambda runs: over(runs, "tednet"),
+        "/ tensorly-torch": lambda runs: over(runs, "tltorch"),
+    }
+    frame = numbers([row | {"kind": _kind(row)} for row in rows], *MEASURED)
+    table = [
+        [kind, family, f"{len(runs)}", *(mean_and_worst(ratios(runs)) for ratios in columns.values())]
+        for (kind, family), runs in frame.groupby(["kind", "family"], sort=False)
+    ]
+    noise = frame["dense_again"] / frame["dense"]
+    return (
+        f"{markdown(['kind', 'family', 'rows', *columns], table)}\n\n"
+        f"{len(rows)} rows. The same dense layer against itself: {min(noise):.2f} to {max(noise):.2f}. {source(rows)}"
+    )
+
+
+def _kind(row: Row) -> str:
+    """Return the kind of a row. One without that column is of images."""
+    kind = row.get("kind", IMAGE)
+    if kind != "linear":
+        return kind
+    return f"linear, {'below' if int(row['batch']) < MANY else 'from'} {MANY} inputs"
+
+
+def images(rows: Rows) -> Rows:
+    """Return the rows of images."""
+    return [row for row in rows if row.get("kind", IMAGE) == IMAGE]
+
+
 def over(frame: DataFrame, *others: str, ours: str = "auto", **only: str) -> Series:
     """Return our time over the fastest of the others, for the rows that have both and match ``only``."""
     for column, value in only.items():
@@ -55,7 +93,7 @@ def over(frame: DataFrame, *others: str, ours: str = "auto", **only: str) -> Ser
 
 def promises(rows: Rows) -> str:
     """Return the planner's limits, the number of rows within each, and the worst row."""
-    frame = numbers(rows, *MEASURED)
+    frame = numbers(images(rows), *MEASURED)
     light = frame[frame["family"].isin(["cp", "tucker", "tt-chain", "tr"])]
     inner = light[light["family"] != "tr"]
     # Drop rows in which even the contraction with the fewest FLOPs exceeds the limit.

@@ -4,7 +4,7 @@ import itertools
 import multiprocessing
 import re
 import warnings
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tnlayers.backend.derived import DOUBT
 from tnlayers.backend.devices import name_of
 from tnlayers.backend.rate_files import DERIVED, MEASURED, parsed, written
 from tnlayers.backend.rate_tables import cache_folder, own_file, shipped, table_of, write
-from tnlayers.backend.rates import KINDS, Rate
+from tnlayers.backend.rates import BASES, KINDS, Rate, floor
 
 
 @pytest.fixture
@@ -46,6 +46,33 @@ def test_shipped_tables_are_files_that_say_where_they_were_measured():
         assert re.fullmatch(r"2026-\d\d-\d\d", table.date)
         assert tuple(table.rates.train) == tuple(table.rates.infer) == KINDS
     assert shipped()["cpu avx512", "float32"].rates.infer["conv last"] == Rate(69.4 * 1e-6, 5.65 * 1e-12, 45.6 * 1e-12)
+
+
+def with_forms(kinds=BASES, modes=("train", "infer")):
+    """The user's table with rows for some kinds of forms, a hundred times as slow as their base."""
+    rates = mine().rates
+    for mode in modes:
+        table = rates.of(mode)
+        more = {kind: Rate(*(100 * number for number in astuple(table[BASES[kind]]))) for kind in kinds}
+        rates = replace(rates, **{mode: {**table, **more}})
+    return mine(rates=rates)
+
+
+def test_kinds_of_forms_are_optional_and_read_back():
+    assert not {*BASES} & {*KINDS}
+    assert {*BASES.values()} <= {*KINDS}
+    for kinds in (BASES, ("matmul rows group",), ()):
+        again = parsed(written(with_forms(kinds)))
+        assert {*again.rates.train} == {*again.rates.infer} == {*KINDS, *kinds}
+        assert written(again) == written(with_forms(kinds))
+    with pytest.raises(ValueError, match="lacks 'conv 3d last' in 'train', and has it in the other mode"):
+        parsed(written(with_forms(["conv 3d last"], ["infer"])))
+
+
+def test_the_bound_for_a_layer_is_that_of_the_kinds_it_can_have():
+    table = dict.fromkeys(KINDS, Rate(2.0, 2.0, 2.0)) | {"conv 3d first": Rate(1.0, 3.0, 1.0)}
+    assert floor(table) == floor(table, ("", "1d")) == Rate(2.0, 2.0, 2.0)
+    assert floor(table, ("3d",)) == Rate(1.0, 2.0, 1.0)
 
 
 def test_a_written_table_is_read_back(folder):

@@ -3,9 +3,11 @@
 import random
 import re
 import sys
+from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tnlayers
 from tnlayers.__main__ import main
@@ -13,12 +15,14 @@ from tnlayers.backend import rate_tables
 from tnlayers.backend.devices import kind_of, name_of
 from tnlayers.backend.rate_files import MEASURED, parsed
 from tnlayers.backend.rate_tables import own_file, shipped, table_of
-from tnlayers.backend.rates import CONTRACT, KINDS, MOVE, WEIGHTS, Rate, Rates
+from tnlayers.backend.rates import BASES, CONTRACT, KINDS, MOVE, WEIGHTS, Rate, Rates
 from tnlayers.measuring import fit as fitting
 from tnlayers.measuring import measure, samples, timing, whole_plans
 from tnlayers.measuring.fit import fit, non_negative
 from tnlayers.measuring.samples import FAMILIES, Sampler
+from tnlayers.ops import input_step
 from tnlayers.planning.plan import Plan
+from tnlayers.spec.geometry import Geometry
 
 
 @pytest.fixture
@@ -29,6 +33,9 @@ def tiny(no_plans, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "VALUES", 1 << 18)
     monkeypatch.setattr(samples, "CHANNELS", (1, 3, 8, 16, 36))
     monkeypatch.setattr(samples, "WIDTHS", (64,))
+    monkeypatch.setattr(samples, "FEATURES", (32, 64))
+    monkeypatch.setattr(samples, "LENGTHS", (16, 64))
+    monkeypatch.setattr(samples, "EDGES", (4, 8))
     monkeypatch.setattr(fitting, "_ROUNDS", 2)
     monkeypatch.setattr(timing, "_OTHER", 1)
     monkeypatch.setattr(timing, "_REPEATS", (1, 1))
@@ -79,7 +86,36 @@ def test_samples_are_of_every_kind_and_run(tiny, dtype):
                 if sample.kind != WEIGHTS:  # some only multiply entries
                     assert (sample.flops > 0) is (sample.kind not in (CONTRACT, MOVE))
                 assert (sample.bytes > 0) is (sample.kind != CONTRACT)
-    assert {*found} == {*KINDS}
+    assert {*found} == {*KINDS, *BASES}
+
+
+def test_the_share_of_samples_is_balanced_over_the_kinds():
+    """Of the real sizes, without running them. The samples of a kind are at least a fifth of an equal share."""
+    sampler = Sampler("meta", torch.float32, shipped()["cpu avx512", "float32"].rates, longest=0.02)
+    sampler.device = "cpu"  # plan as there
+    found = Counter(sample.kind for family in FAMILIES * 4 for sample in sampler.samples(family))
+    assert {*found} == {*KINDS, *BASES}
+    assert min(found.values()) > found.total() / len(found) / 5
+
+
+def test_samples_of_a_form_compute_what_torchs_own_function_does(tiny):
+    sampler = Sampler("cpu", torch.float64, table_of("cpu", "float32").rates, longest=1)
+    functions = {"rows": F.linear, "1d": F.conv1d, "3d": F.conv3d, "transposed": F.conv_transpose2d}
+    for form, function in functions.items():
+        geometry, batch, size = sampler._layer("rows" if form == "rows" else f"{form} conv")
+        sampler._layer = lambda family, drawn=(geometry, batch, size): drawn
+        (sample, *_) = sampler.samples(f"{form} conv" if size else "rows")
+        del sampler._layer
+        inputs, outputs = geometry.in_channels, geometry.out_channels
+        x, shape = sampler.tensor((batch, inputs, *size)), (outputs, inputs, *geometry.kernel_size)
+        weight, options = sampler.tensor(shape), {}
+        if form != "rows":
+            options = {"stride": geometry.each("stride"), "padding": geometry.each("padding")}
+        if form == "transposed":
+            weight = weight.transpose(0, 1)
+        expected = function(x, weight, **options)
+        assert expected.shape == (batch, outputs, *geometry.output_size(size))
+        torch.testing.assert_close(sample.forward(), expected)
 
 
 def test_what_takes_too_long_by_the_table_is_not_drawn(tiny):
@@ -87,17 +123,43 @@ def test_what_takes_too_long_by_the_table_is_not_drawn(tiny):
     assert not [sample for family in ("conv", "point", "group conv") for sample in sampler.samples(family)]
 
 
+def test_what_takes_longer_than_by_the_table_is_drawn_in_smaller_sizes(tiny):
+    """A float16 convolution may take a hundred times as long as in float32, whose table stands in."""
+    sampler = Sampler("cpu", torch.float32, table_of("cpu", "float32").rates, longest=0.02)
+    sampler._layer = lambda family: (Geometry(8, 8, (3, 3), padding=1), 2, (8, 8))
+    small, *_ = sampler.samples("conv")
+    sampler._layer = lambda family: (Geometry(8, 8, (3, 3), padding=1), 8, (16, 16))
+    large, *_ = sampler.samples("conv")
+    assert (small.kind, large.kind, large.flops) == ("conv first", "conv first", 16 * small.flops)
+    sampler.learn(small, 0.001)  # too short to say anything of FLOPs
+    assert {sample.kind for sample in sampler.samples("conv")} == {"conv first", "conv last"}
+    sampler.learn(large, 0.04)
+    sampler.learn(large, 0.08)  # a slower one is the noise of the machine
+    assert {sample.kind for sample in sampler.samples("conv")} == {"conv last"}
+    sampler._layer = lambda family: (Geometry(8, 8, (3, 3), padding=1), 8, (8, 16))
+    assert {sample.kind for sample in sampler.samples("conv")} == {"conv first", "conv last"}
+
+
 def test_a_sample_counts_what_the_planner_counts(tiny):
     """FLOPs with channels rounded up, and the bytes of input, output and weight."""
-    counting = dict.fromkeys(KINDS, Rate(1e-9, 0.0, 0.0))
+    counting = dict.fromkeys(KINDS, Rate(1e-9, 0.0, 0.0))  # a table without kinds of forms
     sampler = Sampler("cpu", torch.float32, Rates.counting(counting, {"first": 16, "last": 8, "single": 1}), longest=1)
-    sampler._sizes = lambda family: ((3, 3), 7, 1, (5, 12), 4)
+    sampler._layer = lambda family: (Geometry(5, 12, (3, 3), padding=1), 4, (7, 7))
     found = {sample.kind: sample for sample in sampler.samples("conv")}
     assert {*found} == {"conv first", "conv last"}
     for kind, inputs, outputs in (("conv first", 16, 16), ("conv last", 8, 16)):
         assert found[kind].flops == 2 * 4 * inputs * outputs * 9 * 49
         assert found[kind].bytes == 4 * (4 * 49 * (5 + 12) + 5 * 12 * 9)
         assert found[kind].forward().shape == (4, 12, 7, 7)
+    sampler._layer = lambda family: (Geometry(6, 4, (4, 2), (2, 1), groups=2, transposed=True), 4, (7, 7))
+    found = {sample.kind: sample for sample in sampler.samples("transposed group conv")}
+    assert {*found} == {"group transposed first", "group transposed last"}
+    for kind, inputs, outputs in (("group transposed first", 16, 16), ("group transposed last", 8, 8)):
+        assert found[kind].flops == 2 * 4 * 2 * inputs * outputs * 8 * 49  # at every position of the input
+        assert found[kind].bytes == 4 * (4 * 49 * 6 + 4 * 16 * 8 * 4 + 6 * 2 * 8)
+    sampler._layer = lambda family: (Geometry(6, 4, ()), 5, ())
+    (rows,) = {(sample.kind, sample.flops, sample.bytes) for sample in sampler.samples("rows")}
+    assert rows == ("matmul rows last last", 2 * 5 * 6 * 4, 4 * (5 * 6 + 5 * 4 + 6 * 4))
 
 
 def test_measuring_writes_a_table_that_later_processes_use(tiny, capsys):
@@ -107,7 +169,8 @@ def test_measuring_writes_a_table_that_later_processes_use(tiny, capsys):
     table = found.table
     assert (table.device, table.machine, table.dtype) == (kind_of("cpu"), name_of("cpu"), "float32")
     assert (table.origin, table.threads, table.torch) == (MEASURED, threads, torch.__version__)
-    assert {kind for _, kind in found.errors} == {*table.rates.train} == {*table.rates.infer} == {*KINDS}
+    assert {kind for _, kind in found.errors} == {*table.rates.train} == {*table.rates.infer} == {*KINDS, *BASES}
+    assert not found.skipped
     assert found.path == own_file("cpu", "float32")
     assert [*tiny.iterdir()] == [found.path]
     assert table_of("cpu", "float32") in shipped().values()  # this process had read the cache before
@@ -117,12 +180,31 @@ def test_measuring_writes_a_table_that_later_processes_use(tiny, capsys):
     assert table_of("cpu", "float32") not in shipped().values()
     text = str(found).splitlines()
     assert text[0] == f"rates: {table}"
-    assert len(text) == 2 + 2 * len(KINDS) + 1
+    assert len(text) == 2 + 2 * len([*KINDS, *BASES]) + 1
     assert re.fullmatch(
         r"whole plans of 2 layers that were not fitted: estimate over time [\d.]+ in the median, [\d.]+ to [\d.]+",
         text[-1],
     )
     assert capsys.readouterr() == ("", "")  # stderr is no terminal
+
+
+def test_what_a_dtype_does_not_support_is_skipped_and_named(tiny, monkeypatch):
+    def missing(*_):
+        raise RuntimeError("\"slow_conv3d\" not implemented for 'Half'\nmore")
+
+    monkeypatch.setattr(input_step, "_CONV", {**input_step._CONV, 3: missing})
+    monkeypatch.setattr("tnlayers.ops.input_step.reorder", missing)
+    monkeypatch.setattr(samples, "reorder", missing)
+    found = tnlayers.measure_rates("cpu", torch.float16, seconds=0.01)
+    skipped = {kind for kind in BASES if " 3d " in kind} | {MOVE}
+    assert {*found.skipped} == skipped
+    assert {*found.skipped.values()} == {"\"slow_conv3d\" not implemented for 'Half'"}
+    rates = parsed(found.path.read_text()).rates
+    assert {*KINDS, *BASES} - {*rates.train} == skipped - {MOVE}
+    assert rates.infer[MOVE] == table_of("cpu", "float16").rates.infer[MOVE]  # a table must have it
+    assert "not measured: conv 3d last, as torch says: \"slow_conv3d\" not implemented for 'Half'" in str(found)
+    (note,) = [note for note in found.table.notes if note.startswith("not measured: ")]
+    assert {*note.removeprefix("not measured: ").split(", ")} == skipped
 
 
 def test_progress_is_one_line_on_a_terminal(tiny, capsys, monkeypatch):
@@ -173,6 +255,20 @@ def test_estimates_of_whole_plans_are_compared_with_their_times(tiny):
 def test_wrong_arguments_are_refused(arguments, error, message):
     with pytest.raises(error, match=f"^{message}"):
         tnlayers.measure_rates(**arguments)
+
+
+def test_a_dtype_that_the_device_does_not_have_is_refused(monkeypatch):
+    """As Apple's GPUs have no float64: torch says it with a TypeError."""
+    zeros = torch.zeros
+
+    def without_doubles(*size, dtype=None, **options):
+        if dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return zeros(*size, dtype=dtype, **options)
+
+    monkeypatch.setattr(torch, "zeros", without_doubles)
+    with pytest.raises(ValueError, match=r"^dtype is torch\.float64, which device 'cpu' does not have"):
+        tnlayers.measure_rates("cpu", torch.float64)
 
 
 # ------------------------------------------------------------------ the command line

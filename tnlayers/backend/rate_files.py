@@ -1,5 +1,7 @@
 """Rate tables as files: a header of ``# key: value`` lines, a row for each mode and kind, and a last line.
 
+Every kind of ``KINDS`` has a row in both modes. Those of ``BASES`` may be missing, in both modes.
+
 The units of the rows are microseconds per call, per million FLOPs, and per megabyte.
 """
 
@@ -8,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from tnlayers.backend.rates import KINDS, Rate, Rates, lanes
+from tnlayers.backend.rates import BASES, KINDS, Rate, Rates, lanes
 
 FORMAT = 1
 """Version of the file format."""
@@ -120,7 +122,7 @@ def _rows(lines: list[str]) -> Mapping[str, Mapping[str, Rate]]:
     for line in lines:
         mode, _, rest = line.partition(",")
         kind, *numbers = rest.split(",")
-        if mode not in _MODES or kind not in KINDS or len(numbers) != len(_UNITS):
+        if mode not in _MODES or kind not in (*KINDS, *BASES) or len(numbers) != len(_UNITS):
             raise ValueError(f"it has the line {line[:60]!r}")
         if kind in found[mode]:
             raise ValueError(f"it has two rows for {kind!r} in {mode!r}")
@@ -131,6 +133,8 @@ def _rows(lines: list[str]) -> Mapping[str, Mapping[str, Rate]]:
     for mode, table in found.items():
         if missing := [kind for kind in KINDS if kind not in table]:
             raise ValueError(f"it lacks {missing[0]!r} in {mode!r}")
+        if alone := [kind for other in found.values() for kind in other if kind not in table]:
+            raise ValueError(f"it lacks {alone[0]!r} in {mode!r}, and has it in the other mode")
     return {mode: MappingProxyType(table) for mode, table in found.items()}
 
 

@@ -5,7 +5,7 @@ matter, so one table serves all machines of a kind. ``rate_tables`` picks the ta
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -29,7 +29,36 @@ KINDS = (
     "conv single", "point single", "matmul first first", "matmul first last", "matmul last first", "matmul last last",
     "matmul group", WEIGHTS, CONTRACT, MOVE,
 )  # fmt: skip
-"""Every kind of operation, as ``Rates`` describes them."""
+"""Every kind of operation that a table must have, as ``Rates`` describes them."""
+
+FORMS = ROWS, ONE, THREE, TRANSPOSED = "rows", "1d", "3d", "transposed"
+"""Forms of operations that differ from those on images: without positions, with 1 or 3 spatial axes, transposed."""
+
+FORM_OF = MappingProxyType({0: ROWS, 1: ONE, 2: "", 3: THREE})
+"""Form of what is not transposed, by the number of spatial axes."""
+
+
+def in_form(kind: str, form: str) -> str:
+    """Return the name of a kind in a form, which ``BASES`` need not have.
+
+    Example:
+        >>> in_form("conv last", THREE), in_form("matmul group", ROWS), in_form("move", "")
+        ('conv 3d last', 'matmul rows group', 'move')
+    """
+    return kind.replace(" ", f" {form} ", 1) if form else kind
+
+
+BASES = MappingProxyType({
+    in_form(base, form): base
+    for form, bases in (
+        (ROWS, ("matmul last last", "matmul group")),
+        (ONE, ("conv first", "group first", "depth first", "conv single")),
+        (THREE, KINDS[:10]),
+        (TRANSPOSED, (*KINDS[:2], *KINDS[4:9])),
+    )
+    for base in bases
+})  # fmt: skip
+"""The kinds that a table may have besides, such as 'conv 3d last', and the kind whose rates hold where it has not."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +83,15 @@ class Rate:
             return math.inf
 
 
-def floor(table: Mapping[str, Rate]) -> Rate:
-    """Return the minimum of each number over all kinds of input step."""
-    meetings = [rate for kind, rate in table.items() if kind not in (WEIGHTS, CONTRACT, MOVE)]
+def floor(table: Mapping[str, Rate], forms: Sequence[str] = ()) -> Rate:
+    """Return the minimum of each number over the kinds of input step: of images, and of some forms."""
+    others = (
+        WEIGHTS,
+        CONTRACT,
+        MOVE,
+        *(kind for kind, base in BASES.items() if kind not in [in_form(base, form) for form in forms]),
+    )
+    meetings = [rate for kind, rate in table.items() if kind not in others]
     return Rate(*(min(getattr(rate, number) for rate in meetings) for number in ("call", "flop", "byte")))
 
 
@@ -75,7 +110,9 @@ class Rates:
             convolution of one tap), 'group', 'depth' (groups of one channel), each 'first' or 'last' by the channels'
             memory layout; 'conv single' and 'point single', of one small image; 'matmul' over the channels, from one
             layout to another; 'matmul group', the same in groups, channels last; 'weights', a step in a contraction of
-            cores; 'contract', the rest of each contraction; 'move', a copy into another order.
+            cores; 'contract', the rest of each contraction; 'move', a copy into another order. A table may also have
+            kinds of ``BASES``: 'rows', the matrix products of linear layers; '1d' and '3d' convolutions; 'transposed'
+            ones, of any number of axes. Where it has none, the kind of images stands for it.
     """
 
     lanes: Mapping[str, int]

@@ -17,7 +17,7 @@ import torch
 from tnlayers.backend.devices import kind_of, name_of
 from tnlayers.backend.rate_files import MEASURED, RateTable
 from tnlayers.backend.rate_tables import own_file, table_of, write
-from tnlayers.backend.rates import KINDS, SINGLE, Rate
+from tnlayers.backend.rates import BASES, KINDS, ROWS, SINGLE, Rate, in_form
 from tnlayers.backend.whole_files import check_writable
 from tnlayers.measuring.fit import fit
 from tnlayers.measuring.samples import FAMILIES, Sampler
@@ -44,19 +44,23 @@ class MeasuredRates:
         errors: median relative error of the fit and number of samples, by mode ('train', 'infer') and kind.
         ratios: estimated over measured seconds of whole plans, of layers that were not fitted.
         path: the file that holds the table; None if it was not written.
+        skipped: kinds that the device does not compute in this dtype, with torch's reason. The table has no row of its
+            own for them, or that of the table that was there.
     """
 
     table: RateTable
     errors: Mapping[tuple[str, str], tuple[float, int]]
     ratios: tuple[float, ...]
     path: Path | None
+    skipped: Mapping[str, str]
 
     def __str__(self) -> str:
         lines = [f"rates: {self.table}", "microseconds per call, per million FLOPs, per megabyte; error of the fit"]
         for (mode, kind), (error, number) in self.errors.items():
             rate = self.table.rates.of(mode)[kind]
             numbers = f"{1e6 * rate.call:9.3g} {1e12 * rate.flop:9.3g} {1e12 * rate.byte:9.3g}"
-            lines.append(f"{mode:6} {kind:19} {numbers}  {error:5.0%} in the median of {number} samples")
+            lines.append(f"{mode:6} {kind:24} {numbers}  {error:5.0%} in the median of {number} samples")
+        lines += [f"not measured: {kind}, as torch says: {reason}" for kind, reason in self.skipped.items()]
         low, high = min(self.ratios), max(self.ratios)
         lines.append(
             f"whole plans of {len(self.ratios)} layers that were not fitted: estimate over time "
@@ -76,9 +80,10 @@ def measure_rates(
 ) -> MeasuredRates:
     """Measure the speed of operations on this machine's device, and keep it for the planner of later processes.
 
-    Random operations of every kind are timed, forward, and forward with backward. Seconds per call, per FLOP and per
-    byte are fitted to them. The device should do nothing else meanwhile. Processes that start later plan with the
-    table; this one may have plans already, and keeps the rates that it has.
+    Random operations of every kind are timed, forward, and forward with backward: convolutions with 1 to 3 spatial
+    axes, transposed and grouped ones, matrix products of linear layers and over positions, contractions of cores, and
+    copies. Seconds per call, per FLOP and per byte are fitted to them. The device should do nothing else meanwhile.
+    Processes that start later plan with the table; this one may have plans already, and keeps the rates that it has.
 
     Args:
         device: 'cpu', 'cuda', 'mps' or another device type of torch. Of several GPUs, the current one.
@@ -106,11 +111,11 @@ def measure_rates(
     if target is not None:
         check_writable(target)  # before the work
     before = table_of(device, name)
-    infer, train, clock = _timed(device, dtype, before, _SHARE * seconds, progress)
+    infer, train, skipped, clock = _timed(device, dtype, before, _SHARE * seconds, progress)
     rates: dict[str, Mapping[str, Rate]] = {}
     errors: dict[tuple[str, str], tuple[float, int]] = {}
     for mode, rows in (("train", train), ("infer", infer)):
-        rates[mode], found = _fitted(rows)
+        rates[mode], found = _fitted(rows, before.rates.of(mode))
         errors |= {(mode, kind): each for kind, each in found.items()}
     shares = sorted(error for error, _ in errors.values())
     table = RateTable(
@@ -124,12 +129,15 @@ def measure_rates(
         datetime.now(UTC).strftime("%Y-%m-%d"),
         sum(map(len, infer.values())),
         f"{shares[0]:.0%} to {shares[-1]:.0%}",
-        ("lanes, large, fault and doubt are those of the table that was there.",),
+        (
+            "lanes, large, fault and doubt are those of the table that was there.",
+            *([f"not measured: {', '.join(skipped)}"] if skipped else []),
+        ),
     )
     off = tuple(ratios(table.rates, device, dtype, clock))
     if target is not None:
         write(table, target)
-    return MeasuredRates(table, MappingProxyType(errors), off, target)
+    return MeasuredRates(table, MappingProxyType(errors), off, target, MappingProxyType(skipped))
 
 
 def _check(device: str, dtype: torch.dtype, seconds: float) -> None:
@@ -144,6 +152,10 @@ def _check(device: str, dtype: torch.dtype, seconds: float) -> None:
         raise ValueError(f"device is {device!r}, and torch finds no such device here") from None
     if dtype not in (accepted := [getattr(torch, name) for name in DTYPES]):
         raise ValueError(f"dtype is {dtype!r}; accepted: {', '.join(map(str, accepted))}")
+    try:
+        torch.zeros(1, device=device, dtype=dtype)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"dtype is {dtype!r}, which device {device!r} does not have") from None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"seconds is {seconds!r}; it must be a number above 0")
     if not 0 < seconds < float("inf"):
@@ -152,18 +164,31 @@ def _check(device: str, dtype: torch.dtype, seconds: float) -> None:
 
 def _timed(
     device: str, dtype: torch.dtype, before: RateTable, seconds: float, progress: bool
-) -> tuple[_Rows, _Rows, Clock]:
-    """Return rows of FLOPs, bytes and seconds by kind, of forwards, and of forwards with backwards; and the clock."""
+) -> tuple[_Rows, _Rows, dict[str, str], Clock]:
+    """Time operations.
+
+    Returns:
+        Rows of FLOPs, bytes and seconds by kind, of forwards, and of forwards with backwards; the kinds that never ran,
+        with the reason; and the clock.
+    """
     start, shown = time.perf_counter(), progress and sys.stderr.isatty()
     sampler, clock = Sampler(device, dtype, before.rates, _LONGEST), Clock(device, _BUDGET)
     infer: _Rows = defaultdict(list)
     train: _Rows = defaultdict(list)
-    needed = [kind for kind in KINDS if device == "cpu" or not kind.endswith(SINGLE)]
+    failed: dict[str, str] = {}
+    needed = [kind for kind in (*KINDS, *BASES) if device == "cpu" or not kind.endswith(SINGLE)]
     for family in cycle(FAMILIES):
-        if time.perf_counter() - start > seconds and all(len(infer[kind]) >= FEWEST for kind in needed):
+        if time.perf_counter() - start > seconds and all(
+            len(infer[kind]) >= FEWEST or kind in failed for kind in needed
+        ):
             break
         for sample in sampler.samples(family):
-            forward, both = clock.passes(sample.forward, sample.both)
+            try:
+                forward, both = clock.passes(sample.forward, sample.both)
+            except RuntimeError as error:  # no such operation in this dtype, or no memory left
+                failed.setdefault(sample.kind, str(error).partition("\n")[0])
+                continue
+            sampler.learn(sample, max(forward, both / 3))
             infer[sample.kind].append((sample.flops, sample.bytes, forward))
             train[sample.kind].append((sample.flops, sample.bytes, both))
         if shown:
@@ -171,21 +196,29 @@ def _timed(
             print(f"\r{passed:.0f} of {seconds:.0f} s, {number} operations", end="", file=sys.stderr, flush=True)
     if shown:
         print(file=sys.stderr)
-    return infer, train, clock
+    return infer, train, {kind: why for kind, why in failed.items() if not infer[kind]}, clock
 
 
 def _fitted(
-    rows: Mapping[str, Sequence[tuple[float, float, float]]],
+    rows: Mapping[str, Sequence[tuple[float, float, float]]], before: Mapping[str, Rate]
 ) -> tuple[Mapping[str, Rate], dict[str, tuple[float, int]]]:
-    """Return the rate of each kind, and the error of its fit with the number of samples."""
+    """Return the rate of each kind, and the error of its fit with the number of samples.
+
+    A kind without samples keeps the rate that was there; if it is one of ``BASES``, it has none.
+    """
     rates: dict[str, Rate] = {}
     errors = {}
-    for kind in KINDS:
+    for kind in (*KINDS, *BASES):
         # Only CPUs have another convolution for one small image.
-        source = kind if rows.get(kind) else kind.replace(SINGLE, "first")
-        numbers, error = fit(rows[source])
-        rates[kind], errors[kind] = Rate(*numbers), (error, len(rows[source]))
+        source = kind if rows.get(kind) or kind in BASES else kind.replace(SINGLE, "first")
+        if rows.get(source):
+            numbers, error = fit(rows[source])
+            rates[kind], errors[kind] = Rate(*numbers), (error, len(rows[source]))
+        elif kind in KINDS:
+            rates[kind] = before[kind]
     # With few channels per group, memory traffic hides the cost of a FLOP.
-    group, plain = rates["matmul group"], rates["matmul last last"]
-    rates["matmul group"] = replace(group, flop=max(group.flop, plain.flop))
+    for form in ("", ROWS):
+        group, plain = in_form("matmul group", form), in_form("matmul last last", form)
+        if group in rates and plain in rates:
+            rates[group] = replace(rates[group], flop=max(rates[group].flop, rates[plain].flop))
     return MappingProxyType(rates), errors

@@ -32,20 +32,29 @@ class Clock:
         self.other = torch.zeros(_OTHER, device=device)
         self.wait: Callable[[], object] = (lambda: None) if device == "cpu" else getattr(torch, device).synchronize
 
-    def seconds(self, function: Callable[[], object]) -> float:
-        """Return the median time of a call in seconds, without that of the first."""
+    def seconds(self, function: Callable[[], object], repeats: tuple[int, int] | None = None) -> float:
+        """Return the median time of a call in seconds, without that of the first.
+
+        If the first takes longer than the budget, its time is returned.
+        """
         times: list[float] = []
-        self._once(function)
+        if (first := self._once(function)) > self.budget:
+            return first
         start = time.perf_counter()
-        while len(times) < _REPEATS[0] or (len(times) < _REPEATS[1] and time.perf_counter() - start < self.budget):
+        least, most = repeats or _REPEATS
+        while len(times) < least or (len(times) < most and time.perf_counter() - start < self.budget):
             times.append(self._once(function))
         return statistics.median(times)
 
     def passes(self, forward: Callable[[], Tensor], both: Callable[[Tensor], object]) -> tuple[float, float]:
-        """Return the seconds of a forward, and of a forward and backward."""
+        """Return the seconds of a forward, and of a forward and backward, with the minimum number of repeats.
+
+        To overwrite the caches takes longer than most operations, and more operations fit better than more repeats.
+        """
+        few = _REPEATS[0], _REPEATS[0]
         with torch.no_grad():
             gradient = torch.ones_like(forward())
-            return self.seconds(forward), self.seconds(lambda: both(gradient))
+            return self.seconds(forward, few), self.seconds(lambda: both(gradient), few)
 
     def _once(self, function: Callable[[], object]) -> float:
         self.other.add_(1)

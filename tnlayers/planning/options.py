@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 
-from tnlayers.backend.rates import CONTRACT, MOVE, SINGLE, WEIGHTS, Rates, floor
+from tnlayers.backend.rates import CONTRACT, FORM_OF, MOVE, SINGLE, TRANSPOSED, WEIGHTS, Rates, floor, in_form
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.ops.input_step import CONV, MATMUL
 from tnlayers.planning.path import FREE, Cost, Path, PathStep, PathSteps, StepSizes
@@ -131,7 +131,8 @@ class Pricing:
         self.length, self.sizes = cache(self._length), cache(self._sizes)
         self.kinds, self.ways = cache(self._kinds), cache(self._ways)
         self.least, self.ahead = cache(self._least), cache(self._ahead)
-        self.floor = floor(self.mode)
+        self.form = FORM_OF[geometry.ndim]
+        self.floor = floor(self.mode, (self.form, TRANSPOSED) if geometry.transposed else (self.form,))
 
     def _least(self, absorbed: CoreMask, tensor: CoreMask) -> float:
         """Return a lower bound of the seconds of a step's options: no reorder and no recomputation."""
@@ -203,6 +204,7 @@ class Pricing:
         channels, x, _, _, flops = self.sizes(absorbed, tensor)
         folded, groups, summed, new = channels
         pointwise = not self.space.roles(absorbed, tensor).kernel & ~self.trivial
+        form = TRANSPOSED if self.space.geometry.transposed and not pointwise else self.form
         tiny = self.setting.device == "cpu" and self.setting.batch * folded == groups == 1 and x <= _SINGLE
         found = []
         if self.places:
@@ -211,17 +213,22 @@ class Pricing:
             for laid in (FIRST, LAST) if len(self.places) > 1 and folded == 1 and not tiny else (FIRST,):
                 lanes = self.rates.lanes[SINGLE if tiny else laid]
                 work = flops if deep else flops // (summed * new) * _up(summed, lanes) * _up(new, lanes)
-                found.append((CONV, laid, laid, f"{family} {SINGLE if tiny else laid}", work))
+                found.append((CONV, laid, laid, self._row(f"{family} {SINGLE if tiny else laid}", form), work))
         if pointwise:
             columns = self.length(absorbed)
             padded = flops // max(1, columns) * _up(columns, COLUMNS)
             if self.places:
                 found.append((MATMUL, FIRST, FIRST, "matmul first first", padded))
-            found.append((MATMUL, LAST, LAST, "matmul last last" if groups == 1 else "matmul group", flops))
+            kind = "matmul last last" if groups == 1 else "matmul group"
+            found.append((MATMUL, LAST, LAST, self._row(kind, self.form), flops))
             if self.places and folded == groups == 1:
                 found.append((MATMUL, FIRST, LAST, "matmul first last", padded))
                 found.append((MATMUL, LAST, FIRST, "matmul last first", padded))
         return found
+
+    def _row(self, kind: str, form: str) -> str:
+        """Return the row of the rate table for a kind in a form: the kind's own if the table has none for the form."""
+        return own if (own := in_form(kind, form)) in self.mode else kind
 
     def _ways(self, absorbed: CoreMask, tensor: CoreMask) -> dict[tuple[str, str, str], tuple[str, Cost]]:
         """Map each operation for a step (op, source and target layout) to its row of the rate table and its cost."""

@@ -61,15 +61,19 @@ def test_check_tells_a_stale_readme(tmp_path, monkeypatch, capsys):
     assert tables.main(["--check"]) == 0
 
 
-def test_tables_of_speed(tmp_path):
-    """The ratios of two rows, one of them over a limit, computed here by hand."""
-    row = {
+def speed_row():
+    return {
         "family": "cp", "in_channels": "64", "out_channels": "64", "size": "32", "stride": "1", "rank": "0.1",
         "keep_ratio": "0.1", "batch": "32", "mode": "train", "dense": "10", "dense_again": "11", "auto": "5",
         "auto_again": "5", "reconstruct": "", "factorized": "6", "low": "7", "oracle": "4", "tednet": "20",
         "tltorch": "4", "flops": "100", "least_flops": "90", "dense_flops": "1000", "dense_peak": "100",
         "auto_peak": "50", "low_peak": "25", "machine": "m", "torch": "t", "tnlayers": "v", "commit": "c", "date": "d",
     }  # fmt: skip
+
+
+def test_tables_of_speed(tmp_path):
+    """The ratios of two rows, one of them over a limit, computed here by hand."""
+    row = speed_row()
     rows = [row, row | {"family": "btt", "auto": "20", "tednet": "", "tltorch": "", "oracle": "20", "factorized": ""}]
     table = speed_tables.speed(rows)
     assert "| cp | 0.50 (0.50) |" in table
@@ -85,3 +89,28 @@ def test_tables_of_speed(tmp_path):
     assert "0.10 (wanted 0.6" in promises
     compiled = [row | {f"compiled_{name}": "" for name in ("dense", "auto", "tednet")} | {"compiled_tltorch": "3"}]
     assert "| cp | train | 10.0 |  | 5.0 |  | 20.0 |  | 4.0 | 3.0 |" in speed_tables.compiled(compiled)
+
+
+def test_the_table_of_kinds_of_layers():
+    """The ratios of made-up rows, computed here by hand. Older rows, without a kind, are of images."""
+    row, other = speed_row(), speed_row() | {"kind": "linear", "batch": "512", "tednet": "", "dense": "20"}
+    rows = [
+        other,
+        other | {"auto": "20", "mode": "infer"},
+        other | {"auto": "10", "mode": "frozen"},
+        other | {"batch": "32", "auto": "40"},
+        row | {"kind": "audio", "auto": "2", "tltorch": ""},
+        row | {"kind": "audio", "auto": "8", "tltorch": ""},
+        row,
+    ]
+    table = speed_tables.speed_kinds(rows).splitlines()
+    assert table[2:6] == [
+        "| linear, from 512 inputs | cp | 3 | 0.25 (0.25) | 1.00 (1.00) | 0.50 (0.50) | 2.50 (5.00) |  | 2.50 (5.00) |",
+        "| linear, below 512 inputs | cp | 1 | 2.00 (2.00) |  |  | 10.00 (10.00) |  | 10.00 (10.00) |",
+        "| audio | cp | 2 | 0.40 (0.80) |  |  | 1.00 (2.00) | 0.20 (0.40) |  |",
+        "| image | cp | 1 | 0.50 (0.50) |  |  | 1.25 (1.25) | 0.25 (0.25) | 1.25 (1.25) |",
+    ]
+    assert table[7].startswith("7 rows. The same dense layer against itself: 0.55 to 1.10. m; torch t;")
+    # The tables of images leave out what is of another kind.
+    for formatter in (speed_tables.speed, speed_tables.promises):
+        assert formatter([*rows, row]) == formatter([row, row])
