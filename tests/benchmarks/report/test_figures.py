@@ -286,8 +286,6 @@ def test_columns_of_a_table_have_different_titles():
     """A figure names its column, so a title must not be there twice."""
     report = tables.Report(RESULTS)
     for name in tables.FORMATTERS:
-        if name == "speed_kinds" and not (RESULTS / "speed_kinds.csv").exists():
-            continue  # it is measured on a quiet machine, and no page has it before
         for header, *_ in split_tables(report.table(name)):
             titles = [slug(title) for title in header]
             assert len(set(titles)) == len(titles), name
