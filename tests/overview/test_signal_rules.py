@@ -482,6 +482,21 @@ def test_a_loss_that_is_a_module_keeps_its_state():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_new_batch_norms_in_eval_mode_are_the_cause():
+    torch.manual_seed(0)
+    model, x, loss = models.resnet56().eval(), torch.randn(8, 3, 32, 32), digits
+    (problem,) = signal(model, x, loss).problems
+    assert problem.startswith("bn1: it and 54 more batch norms ran in eval mode before any batch in training mode")
+    assert signal(model.train(), x, loss).problems == ()
+    with torch.no_grad():
+        for _ in range(30):
+            model(x)
+    assert signal(model.eval(), x, loss).problems == ()
+
+
+@pytest.mark.filterwarnings(
+    r"ignore:.*torch\.jit\.(trace|script):FutureWarning", r"ignore:.*torch\.jit:DeprecationWarning"
+)
 def test_scripts_are_refused():
     layer, x = nn.Linear(3, 3), torch.ones(2, 3)
     traced = torch.jit.trace(layer, x)

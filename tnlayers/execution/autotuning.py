@@ -42,7 +42,8 @@ def autotune(
 
     With ``cache=True`` the orders are kept in the user's cache. They count for exactly their setting: network,
     geometry, batch and sizes, layout, mode, dtype, memory, device, number of threads, and the versions of torch
-    (without the last number) and tnlayers. A later call with ``cache=True`` takes them without timing. Layers with
+    (without the last number) and tnlayers. A later call with ``cache=True`` takes them without timing, if
+    at least as many candidates were timed. Layers with
     strategy 'auto' plan with them, here and in processes that start later, without any call.
 
     Args:

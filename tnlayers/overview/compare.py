@@ -24,7 +24,7 @@ BEST = {"time": ("train_ms", "infer_ms"), "params": ("params",) * 2, "error": ("
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One format for the layer. What is unknown is None; all numbers are if the format cannot hold the layer.
+    """One format for the layer. Unknown values are None. So are all numbers if the format cannot hold the layer.
 
     Attributes:
         name: format and options, or 'dense'.

@@ -86,15 +86,32 @@ class _Rules:
         yield from self._gain()
         yield from self._dead()
         depth = [*self._depth()]
-        yield from depth or self._drift()
+        fresh = [k for k, call in enumerate(self.calls) if _normalises_nothing(call.module)]
+        if depth and fresh:
+            yield self._fresh(fresh)
+        else:
+            yield from depth or self._drift()
         yield from self._half(OUTPUT)
         if no_loss or self.trace.loss is None:
             return
         lost = [*self._not_finite_gradient()]
         yield from lost
         if not lost:
-            yield from self._gradient([k for k, _ in zero])
+            gradient = [*self._gradient([k for k, _ in zero])]
+            if not fresh:
+                yield from gradient
+            elif gradient and not depth:
+                yield self._fresh(fresh)
             yield from self._half(GRADIENT_OUTPUT)
+
+    def _fresh(self, calls: list[int]) -> Found:
+        """Name new batch norms in eval mode as the cause of a signal or gradient that vanishes or explodes."""
+        first, count = calls[0], len(calls)
+        words = f"it and {count - 1} more batch norms" if count > 1 else "this batch norm"
+        return first, (
+            f"{self.names[first]}: {words} ran in eval mode before any batch in training mode, so that they normalise "
+            "nothing, and the signal or its gradient vanishes or explodes; run a new model in training mode"
+        )
 
     def _loss(self) -> Iterator[Found]:
         value = self.trace.loss
@@ -261,6 +278,14 @@ class _Rules:
                 words += f". {where} {_kernel_words(self.off[call.module]).removeprefix('its ')}"
                 break
         return f"{self.names[k]}: {words}"
+
+
+def _normalises_nothing(module: nn.Module) -> bool:
+    """Return whether a batch norm in eval mode has statistics that no batch has changed."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.training:
+        return False
+    mean, var = module.running_mean, module.running_var
+    return mean is not None and var is not None and not bool(mean.any()) and bool((var == 1).all())
 
 
 def _kernel_words(ratio: float) -> str:
