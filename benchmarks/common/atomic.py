@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tnlayers.backend.whole_files import replacing
+from tnlayers.backend.whole_files import check_writable, replacing
 
 UNFINISHED = f".{'[0-9a-f]' * 16}.tmp"  # pattern of the temporary names of `replacing`
 
@@ -32,10 +32,15 @@ def about_writing(path: Path) -> Iterator[None]:
 def _replacing(path: Path) -> Iterator[Path]:
     with about_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            path.stat()  # finds too long names and link cycles now; a rename reports them late or never
+        _find_early(path)
         with replacing(path) as made:
             yield made
+
+
+def _find_early(path: Path) -> None:
+    """Raise for too long names and link cycles, which a rename reports late or never."""
+    with suppress(FileNotFoundError):
+        path.stat()
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
@@ -60,13 +65,10 @@ def check(path: Path, argument: str) -> None:
     Raises:
         WriteError: see `write`.
     """
-
-    class UnwrittenError(Exception):
-        pass
-
     try:
-        with suppress(UnwrittenError), _replacing(path):
-            raise UnwrittenError
+        with about_writing(path):
+            _find_early(path)
+            check_writable(path)
     except WriteError as error:
         raise WriteError(f"{argument} is {path}, but {error}") from error
 

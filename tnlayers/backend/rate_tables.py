@@ -13,7 +13,7 @@ from tnlayers.backend.derived import derive, properties_of
 from tnlayers.backend.devices import file_words, kind_of, name_of
 from tnlayers.backend.rate_files import DERIVED, RateTable, parsed, written
 from tnlayers.backend.rates import Rates
-from tnlayers.backend.whole_files import replacing
+from tnlayers.backend.whole_files import write_text
 
 VARIABLE = "TNLAYERS_CACHE"
 """Environment variable that names another folder for the user's tables and tuned orders."""
@@ -49,9 +49,7 @@ def own_file(device: str, dtype: str) -> Path:
 
 def write(table: RateTable, path: Path) -> None:
     """Write a table: the file is whole, or stays as it was. Missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as made:
-        made.write_text(written(table), encoding="utf-8", newline="\n")
+    write_text(path, written(table))
 
 
 def _file_name(kind: str, device: str, dtype: str) -> str:

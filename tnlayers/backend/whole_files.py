@@ -30,6 +30,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8: it is whole, or stays as it was. Missing folders are made.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as made:
+        made.write_text(text, encoding="utf-8", newline="\n")
+
+
 def check_writable(path: Path) -> None:
     """Check that a file can be written, and make the folders that it lacks.
 

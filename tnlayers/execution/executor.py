@@ -17,16 +17,13 @@ from tnlayers.ops.contraction import to_kernel
 from tnlayers.ops.input_step import MATMUL
 from tnlayers.planning.choose import candidates, parse, plan, tuned_choice
 from tnlayers.planning.plan import Plan
-from tnlayers.planning.setting import MEMORY, STRATEGIES, Setting
+from tnlayers.planning.setting import MEMORY, STRATEGIES, Setting, typical
 from tnlayers.planning.tuned import Choice
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
 _KEPT = 256
 """Maximum number of cached plans per layer. Beyond it, the least recently used plan is dropped."""
-
-_NOMINAL = 32, 32
-"""Batch size, and size of each spatial axis, that compiled plans assume before any eager call."""
 
 
 class _Kept(NamedTuple):
@@ -212,8 +209,7 @@ class LayerExecutor:
         whole = whole and not torch.compiler.is_exporting()
         extra = "_whole" * whole + ("" if output_padding is None else "_" + "_".join(map(str, output_padding)))
         name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}{extra}"
-        typical = tuple(max(_NOMINAL[1], span) for span in self.geometry.spans)
-        batch, size = self._latest or (_NOMINAL[0], typical)
+        batch, size = self._latest or typical(self.geometry)
         setting = Setting(batch, size, mode=mode, device=device, dtype=getattr(torch, dtype.removeprefix("torch.")))
         setattr(self, name, self.plan(setting, output_padding, "reconstruct" if whole else None))
         return name

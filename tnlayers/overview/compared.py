@@ -21,7 +21,7 @@ from tnlayers.layers.conv_transpose import TensorConvTranspose
 from tnlayers.layers.linear import TensorLinear
 from tnlayers.layers.registry import KINDS, layer_class
 from tnlayers.planning.choose import parse
-from tnlayers.planning.setting import MEMORY, Setting
+from tnlayers.planning.setting import MEMORY, Setting, typical
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import KERNEL_AXES
@@ -29,8 +29,6 @@ from tnlayers.spec.rank import DEFAULT_KEEP, BondsError
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.sites import LayerSite, unwrapped
 
-TYPICAL = 32
-"""Batch size, and size of each spatial axis, without ``input_shape``. Compiled plans assume the same."""
 _ENTRY = "format", "options", "rank", "in_shape", "out_shape", "strategy", "memory"
 
 
@@ -147,8 +145,8 @@ def _shape(geometry: Geometry, given: Any) -> tuple[int, ...]:
     """Check the shape of an input; of None, return the typical one."""
     ndim, channels = geometry.ndim, geometry.in_channels
     if given is None:
-        size = geometry.input_size or tuple(max(TYPICAL, span) for span in geometry.spans)
-        given = TYPICAL, channels, *size
+        batch, size = typical(geometry)
+        given = batch, channels, *(geometry.input_size or size)
     inner = ", ".join((str(channels), *KERNEL_AXES[len(KERNEL_AXES) - ndim :]))
     accepted = f"(N, {inner}), or ({inner}) unbatched" if ndim else f"(*, {channels})"
     if not isinstance(given, Sequence) or isinstance(given, str):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tnlayers.backend.views import FIRST, LAST
+from tnlayers.spec.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,20 @@ class Setting:
     def __post_init__(self) -> None:
         if not self.size:
             object.__setattr__(self, "layout", LAST)
+
+
+TYPICAL = 32
+"""Batch size, and least size of each spatial axis, of an input that is not known."""
+
+
+def typical(geometry: Geometry) -> tuple[int, tuple[int, ...]]:
+    """Return the batch and spatial size of an input that is not known. The kernel fits into it.
+
+    Example:
+        >>> typical(Geometry(16, 32, (3, 40)))
+        (32, (32, 40))
+    """
+    return TYPICAL, tuple(max(TYPICAL, span) for span in geometry.spans)
 
 
 STRATEGIES = ("auto", "reconstruct", "factorized")

@@ -20,7 +20,7 @@ import torch
 from tnlayers._version import __version__
 from tnlayers.backend.devices import file_words, kind_of, name_of
 from tnlayers.backend.rate_tables import cache_folder
-from tnlayers.backend.whole_files import replacing
+from tnlayers.backend.whole_files import write_text
 from tnlayers.planning.setting import Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -117,9 +117,7 @@ def keep(device: str, choices: Mapping[str, Choice]) -> None:
     merged = {name: choice for name, choice in others.items() if name not in choices} | dict(choices)
     latest = {name: asdict(choice) for name, choice in [*merged.items()][-MOST:]}
     text = json.dumps({"format": FORMAT, **_header(device), "choices": latest}, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as made:
-        made.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_text(path, text + "\n")
     known.update(choices)
 
 
