@@ -30,10 +30,12 @@ from tnlayers.overview.signal import Signal, signal
 from tnlayers.overview.summary import Summary, summary
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
+from tnlayers.tensorize.back import densify_, unfold_
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.optimizer import remap_optimizer_
+from tnlayers.tensorize.parametrize import parametrize_
 from tnlayers.tensorize.report import TensorizeReport
-from tnlayers.tensorize.swap import densify_, tensorize_, unfold_
+from tnlayers.tensorize.swap import tensorize_
 from tnlayers.training.calibrate import calibrate_, scale_residual_
 from tnlayers.training.learning_rates import param_groups
 from tnlayers.training.penalty import frobenius_penalty, squared_norm
@@ -44,7 +46,7 @@ __all__ = [
     "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
     "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorLayer", "TensorLinear", "TensorNetwork",
     "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",
-    "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates", "param_groups",
+    "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates", "param_groups", "parametrize_",
     "register", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm",
     "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
 ]  # fmt: skip

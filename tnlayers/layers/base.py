@@ -152,8 +152,8 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
-    def _kernel(self) -> Tensor:
-        cores = [whole(core) for core in self.cores]
+    def _kernel(self, given: Sequence[Tensor] | None = None) -> Tensor:
+        cores = [whole(core) for core in (self.cores if given is None else given)]
         check_cores(cores)
         if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
             self.network.check_shapes(core.shape for core in cores)

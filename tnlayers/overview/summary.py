@@ -14,8 +14,9 @@ from tnlayers.backend.observe import input_of, run_on_copy
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
 from tnlayers.overview.forward import prepare, refuse_scripts, untouched
+from tnlayers.tensorize.finding import layers, unwrapped
 from tnlayers.tensorize.flops import dense_flops
-from tnlayers.tensorize.sites import LayerSite, layers, unwrapped
+from tnlayers.tensorize.sites import LayerSite
 
 ELSEWHERE = "(elsewhere)"
 """Name of the row for everything outside of the layers."""

@@ -38,7 +38,7 @@ _Link = tuple[Any, str]
 @cache
 def own_attributes() -> frozenset[str]:
     """Return the attributes of new layers, ours and torch's. A user has added all others."""
-    layers = (kind(1, 1, *([] if kind is nn.Linear else [1]), device="meta") for kind in KINDS)
+    layers = (kind(1, 1, *([1] if base.dense_name == "conv" else []), device="meta") for kind, base in KINDS.items())
     return frozenset(
         name for layer in (*layers, by_format.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer)
     )

@@ -29,9 +29,9 @@ def choose_ranks(swap: Swap) -> None:
         return
     undecided = [site for site in chosen if site.settings["rank"] is None and _possible(site)]
     for site in undecided:
-        if site.settings["decompose"] and site.module.weight.is_meta:
+        if site.settings["decompose"] and site.weight.is_meta:
             raise ValueError(f"{site.names[0]} is on the meta device and has no kernel to look at; say decompose=False")
-        if site.settings["decompose"] and not torch.isfinite(site.module.weight).all():
+        if site.settings["decompose"] and not torch.isfinite(site.weight).all():
             raise ValueError(f"{site.names[0]}: weight holds NaN or infinity; only finite kernels can be fitted")
     if config.energy is not None:
         _by_energy(undecided, config.energy)
@@ -45,7 +45,7 @@ def _by_energy(undecided: list[LayerSite], energy: float) -> None:
             raise ValueError(f"energy is {energy}, but an override says decompose=False for {site.names[0]}")
         if not site.kernel.any():
             continue  # a zero kernel has no energy, and gets the default rank
-        rank, dense = by_energy(site.make(1), _weighted(site), energy), site.module.weight.numel()
+        rank, dense = by_energy(site.make(1), _weighted(site), energy), site.weight.numel()
         site.settings["rank"] = rank
         if site.make(rank).network.num_params >= dense:
             site.reason = f"the energy {energy:g} needs no fewer than its {dense:,} parameters"
@@ -54,7 +54,8 @@ def _by_energy(undecided: list[LayerSite], energy: float) -> None:
 def _by_budget(undecided: list[LayerSite], what: str, share: float) -> None:
     if what == "flops":
         for site in undecided:
-            site.reason = "" if site.shapes else "the example input does not reach it"
+            unknown = "the example input does not reach it" if site.called else "its module's FLOPs are not known"
+            site.reason = "" if site.shapes else unknown
         undecided = [site for site in undecided if not site.reason]
     if not undecided:
         reached = " that the example input reaches" if what == "flops" else ""
@@ -82,7 +83,7 @@ def make_layers(swap: Swap) -> None:
         fit = site.settings["decompose"]
         try:
             draft = site.make(arguments["rank"])
-            refuse(cls.__name__, draft.network, arguments["rank"], site.module.weight)
+            refuse(cls.__name__, draft.network, arguments["rank"], site.weight)
         except TypeError as error:
             raise TypeError(f"{site.names[0]}: {error}") from None
         except ValueError as error:
@@ -95,9 +96,9 @@ def make_layers(swap: Swap) -> None:
             count, dense = draft.network.num_params, draft.network.dense_params
             site.reason = f"refused: its smallest network has {count:,} parameters, no fewer than its {dense:,}"
             continue
-        if fit and site.module.weight.is_meta and not dry_run:
+        if fit and site.weight.is_meta and not dry_run:
             raise ValueError(f"{site.names[0]} is on the meta device and has no kernel to fit; say decompose=False")
-        site.reason = ("to be " if dry_run else "") + ("fitted" if fit else "drawn")
+        site.reason = ("to be " if dry_run else "") + ("fitted" if fit else "drawn") + site.manner
         site.new = draft
         if dry_run:
             logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
@@ -127,8 +128,9 @@ def _fit(swap: Swap, sites: list[LayerSite], progress: Progress) -> None:
             plain, moments = _calibrated(swap, site, fitted)
             cls, arguments = site.layer
             site.new = _named(site, partial(cls.from_dense, plain, moments=moments, **arguments))
-            fitted[site.module] = site.new
-            site.error = _error(site.new.weight, site.module.weight)
+            if site.called:
+                fitted[site.module] = site.new
+            site.error = _error(site.new.weight, site.weight)
             site.reason += ", to its inputs" if moments is not None else ""
             done(site)
         return
@@ -138,12 +140,12 @@ def _fit(swap: Swap, sites: list[LayerSite], progress: Progress) -> None:
 
     def work(site: LayerSite) -> None:
         with torch.no_grad():
-            _named(site, partial(site.new.set_weight_, site.module.weight.detach()))
-            site.error = _error(site.new.weight, site.module.weight)
+            _named(site, partial(site.new.set_weight_, site.weight.detach()))
+            site.error = _error(site.new.weight, site.weight)
 
     # On other devices than CPUs, the operations of several threads would wait for each other.
-    workers = swap.workers if all(site.module.weight.device.type == "cpu" for site in sites) else 1
-    side_by_side(work, sites, workers, lambda site: site.module.weight.numel(), done, progress.show)
+    workers = swap.workers if all(site.weight.device.type == "cpu" for site in sites) else 1
+    side_by_side(work, sites, workers, lambda site: site.weight.numel(), done, progress.show)
 
 
 def _named(site: LayerSite, make: Callable[[], T]) -> T:
@@ -157,6 +159,8 @@ def _named(site: LayerSite, make: Callable[[], T]) -> T:
 def _calibrated(swap: Swap, site: LayerSite, stand_ins: dict[nn.Module, nn.Module]) -> tuple[nn.Module, Tensor | None]:
     """Return the plain layer to fit to, and the second moments of its inputs, or None if these are all zero."""
     plain: Any = site.plain
+    if not site.called:
+        return plain, None
     found = second_moments(pairs(swap.model, site.module, stand_ins, swap.batches), site.geometry)
     if found is None or not found[0].any():
         return plain, None
@@ -171,9 +175,9 @@ def _candidate(site: LayerSite, what: str) -> Candidate:
     # Of a zero kernel, as of a drawn one, only the size is known.
     kernel = _weighted(site) if site.settings["decompose"] and site.kernel.any() else None
     if what == "params":
-        return Candidate(site.make, lambda layer: layer.network.num_params, site.module.weight.numel(), kernel)
+        return Candidate(site.make, lambda layer: layer.network.num_params, site.weight.numel(), kernel)
     dense = dense_flops(site.geometry, site.shapes)
-    device = site.module.weight.device.type
+    device = site.weight.device.type
     return Candidate(site.make, lambda layer: fewest_flops(layer, site.shapes, device), dense, kernel)
 
 

@@ -1,0 +1,120 @@
+"""Whether a layer or weight of a model can be swapped, or why not."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+
+from tnlayers.backend.name_patterns import matches
+from tnlayers.layers.base import DTYPES, TensorLayer
+from tnlayers.tensorize.config import TensorizeConfig
+from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite
+from tnlayers.tensorize.swappable import Fold, fold_of, network_of
+from tnlayers.tensorize.weight_sites import WeightSite
+
+_TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_executor")
+_FOLDS = "parametrized='fold' swaps it"
+
+
+def left_alone(site: LayerSite, config: TensorizeConfig) -> str:
+    """Return why a layer is not swapped, or an empty string. Set its settings."""
+    module = site.module
+    if isinstance(module, TensorLayer):
+        return "a tensor layer already"
+    if isinstance(site, WeightSite) and network_of(module, site.parameter):
+        return "a tensor network already"
+    if site.adapter:
+        return f"part of PEFT's {site.adapter}, which is left alone (merge or unload the adapters to swap it)"
+    for pattern in config.exclude:
+        if matches(pattern, site.names):
+            return f"excluded by {pattern!r}"
+    if not any(matches(pattern, site.names) for pattern in config.include):
+        return "not in include"
+    settings = config.of(site.names)
+    if settings is None:
+        return "left alone by an override"
+    site.settings = settings
+    if isinstance(site, WeightSite):
+        refusal = weight_refusal(site)
+        return f"refused: {refusal}" if refusal else _policy(site, config)
+    if (group := site.how.group) not in config.kinds:
+        return f"not in kinds (kinds={(*config.kinds, group)} swaps it)"
+    refusal = next(_refusals(site, config), None)
+    return f"refused: {refusal}" if refusal else _policy(site, config)
+
+
+def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
+    """Yield reasons against a swap, such as losses. Later ones are not evaluated after the first."""
+    module, exact = site.module, site.how.type
+    advice = f"; {_FOLDS}" if not site.fold and fold_of(module) else ""
+    if is_parametrized(module) and not site.fold:
+        yield f"parametrized ({', '.join(module.parametrizations)}{advice})"
+    weight = module._parameters.get("weight")
+    if isinstance(weight, nn.UninitializedParameter):
+        yield "it has no shape before the first forward (lazy)"
+    if (own := type_before_parametrizations(module)) is not exact and not config.subclasses:
+        yield f"{own.__name__} is a subclass of {exact.__name__} (subclasses=True swaps it)"
+    if weight is None and not site.fold:
+        yield f"its weight is computed (pruning, weight_norm or spectral_norm{advice})"
+        return
+    owned = site.fold.owned if site.fold else frozenset()
+    known = site.how.plain(module)._parameters.keys()
+    if more := [*(module._parameters.keys() - known - owned), *module._buffers, *(module._modules.keys() - owned)]:
+        yield f"it also holds {', '.join(more)}"
+    if "forward" in vars(module):
+        yield "its forward was replaced"
+    if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in site.places):
+        yield "it is compiled by itself; compile the model instead"
+    names = vars(module).keys() - vars(site.plain).keys() - ({"weight"} if site.fold else set())
+    if taken := [name for name in names if hasattr(TensorLayer, name) or name in _TAKEN]:
+        yield f"its attributes {', '.join(taken)} are a tensor layer's own"
+    if any(_others(getattr(module, name), site.fold) for name in STATE_HOOKS):
+        yield "it has hooks on its state_dict"
+    for parameter in site.leaving:
+        yield from _weight_refusals(parameter)
+    if site.held:
+        yield site.held
+    if site.tied:
+        yield f"another module has the same weight: {site.tied}"
+
+
+def _others(hooks: Any, fold: Fold | None) -> Any:
+    return fold.without(hooks) if fold else hooks
+
+
+def weight_refusal(site: WeightSite) -> str:
+    """Return the reason against a network in place of a parameter, or an empty string."""
+    return next(_weight_site_refusals(site), "")
+
+
+def _weight_site_refusals(site: WeightSite) -> Iterator[str]:
+    weight = site.module._parameters.get(site.parameter)
+    if is_parametrized(site.module, site.parameter):
+        yield "parametrized already"
+    if isinstance(weight, nn.UninitializedParameter):
+        yield "it has no shape before the first forward (lazy)"
+    yield from _weight_refusals(weight)
+    if site.held:
+        yield site.held
+    if site.tied:
+        yield f"another module has the same weight: {site.tied}"
+
+
+def _weight_refusals(weight: Any) -> Iterator[str]:
+    if hasattr(weight, "device_mesh"):
+        yield "its weight is sharded"
+    if weight.dtype not in DTYPES:
+        yield f"its weight is of {weight.dtype}"
+    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+        yield "its weight has hooks"
+
+
+def _policy(site: LayerSite, config: TensorizeConfig) -> str:
+    """Return why a layer should not be swapped, or an empty string."""
+    groups = getattr(site.plain, "groups", 1)
+    if groups > 1 and groups == site.plain.in_channels and not config.depthwise:
+        return "depthwise (depthwise=True swaps it)"
+    if site.weight.numel() < config.min_params:
+        return f"{site.weight.numel():,} parameters, below min_params"
+    return ""
