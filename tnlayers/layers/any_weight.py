@@ -62,9 +62,7 @@ class Layout:
                 "o, i or g (with a number if there are several), d, h or w"
             )
         if missing := {"o", "i"} - {name[0] for name in names}:
-            raise ValueError(
-                f"axes is {self.axes!r}; it must have an output o and an input i, and lacks {min(missing)}"
-            )
+            raise ValueError(f"axes is {self.axes!r}; it must have an output o and an input i, lacks {min(missing)}")
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -146,8 +144,8 @@ def weight_class(format: str) -> type[TensorWeight]:
         TypeError, ValueError: there is no such format.
 
     Example:
-        >>> weight_class("tr")(Geometry(6, 8, ()), rank=2).network
-        TensorNetwork.parse('r0:2 i1:3 r1:2, r1:2 i2:2 r2:2, r2:2 o1:4 r3:2, r3:2 o2:2 r0:2')
+        >>> print(weight_class("tucker")(Geometry(6, 8, ()), rank=2).network)
+        i ri, ri ro, ro o
     """
     form: type[Format] = FORMATS[validate.choice("format", format, FORMATS)]
     return new_class(f"{form.__name__}Weight", (TensorWeight,), {"format": form})

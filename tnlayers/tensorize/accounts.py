@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tnlayers.layers.base import TensorLayer
 from tnlayers.tensorize.finding import plain_name
 from tnlayers.tensorize.report import LayerReport
 from tnlayers.tensorize.sites import LayerSite
@@ -76,21 +75,17 @@ def other_rows(model: nn.Module, sites: Sequence[LayerSite]) -> tuple[LayerRepor
 
 
 _NAMED: Any = GROUPS["embedding"] + GROUPS["recurrent"]
+_ASK = "parametrize=True makes it a network"
+_REASONS: Sequence[tuple[Any, str]] = (
+    ((nn.LayerNorm, nn.RMSNorm), "a norm, which only scales"),
+    (nn.MultiheadAttention, f"an attention projection held as a parameter ({_ASK})"),
+)
 
 
 def _reason(module: nn.Module, adapter: str) -> str:
     if adapter:
         return f"part of PEFT's {adapter}, which is left alone (merge or unload the adapters to swap it)"
-    for name, kinds in GROUPS.items():
-        if isinstance(module, kinds) and name not in groups():
-            article = "an" if name[0] in "aeiou" else "a"
-            return f"{article} {name} layer, for which there is no tensor layer"
-        if isinstance(module, kinds):
-            return "a subclass with parameters of its own"
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return "a norm, which only scales"
-    if isinstance(module, TensorLayer):
-        return "a tensor layer already"
-    if isinstance(module, nn.MultiheadAttention):
-        return "an attention projection held as a parameter (parametrize=True makes it a network)"
-    return "no layer of its own covers it (parametrize=True makes it a network)"
+    group = next((name for name, kinds in GROUPS.items() if isinstance(module, kinds)), "")
+    if group and group not in groups():
+        return f"{'an' if group[0] in 'aeiou' else 'a'} {group} layer, for which there is no tensor layer"
+    return next((reason for kinds, reason in _REASONS if isinstance(module, kinds)), f"no layer covers it ({_ASK})")

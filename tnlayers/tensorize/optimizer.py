@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from tnlayers.tensorize.report import TensorizeReport
@@ -70,7 +70,7 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
     return count
 
 
-def holders(parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
+def holders(parameters: Sequence[Tensor]) -> list[Optimizer]:
     """Return the optimizers that hold one of these parameters."""
     wanted = set(map(id, parameters))
     kinds = _kinds(Optimizer)

@@ -52,7 +52,8 @@ def parametrize_(
             weight of a convolution (also of a subclass) that convolution, else "o i" for two axes, "g o i" for three,
             such as experts, and "o i1 i2" for ``nn.Bilinear``.
         decompose: fit the cores to the parameter's values, or else draw them.
-        in_shape, out_shape: factors of all inputs of one map, and of all outputs of all maps.
+        in_shape: factors of all inputs of one map; None: the format's own.
+        out_shape: factors of all outputs of all maps; None: the format's own.
         init: initialisation of drawn cores.
         **options: the format's own.
 
@@ -70,7 +71,7 @@ def parametrize_(
         >>> attention = nn.MultiheadAttention(16, 2)
         >>> report = parametrize_(attention, "in_proj_weight", "tucker", rank=0.25, decompose=False)
         >>> print(attention.parametrizations.in_proj_weight[0].layer.network, report["in_proj_weight"].params)
-        i ri, ri ro, ro o (768, 144)
+        i ri, ri ro, ro o (768, 182)
         >>> x = torch.randn(3, 1, 16)
         >>> attention(x, x, x)[0].shape
         torch.Size([3, 1, 16])

@@ -19,34 +19,35 @@ _FOLDS = "parametrized='fold' swaps it"
 
 def left_alone(site: LayerSite, config: TensorizeConfig) -> str:
     """Return why a layer is not swapped, or an empty string. Set its settings."""
-    module = site.module
+    return next(_reasons(site, config), "")
+
+
+def _reasons(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
+    module, settings = site.module, config.of(site.names)
+    site.settings = settings or {}
     if isinstance(module, TensorLayer):
-        return "a tensor layer already"
+        yield "a tensor layer already"
     if isinstance(site, WeightSite) and network_of(module, site.parameter):
-        return "a tensor network already"
+        yield "a tensor network already"
     if site.adapter:
-        return f"part of PEFT's {site.adapter}, which is left alone (merge or unload the adapters to swap it)"
-    for pattern in config.exclude:
-        if matches(pattern, site.names):
-            return f"excluded by {pattern!r}"
+        yield f"part of PEFT's {site.adapter}, which is left alone (merge or unload the adapters to swap it)"
+    yield from (f"excluded by {pattern!r}" for pattern in config.exclude if matches(pattern, site.names))
     if not any(matches(pattern, site.names) for pattern in config.include):
-        return "not in include"
-    settings = config.of(site.names)
+        yield "not in include"
     if settings is None:
-        return "left alone by an override"
-    site.settings = settings
+        yield "left alone by an override"
     if isinstance(site, WeightSite):
-        refusal = weight_refusal(site)
-        return f"refused: {refusal}" if refusal else _policy(site, config)
-    if (group := site.how.group) not in config.kinds:
-        return f"not in kinds (kinds={(*config.kinds, group)} swaps it)"
-    refusal = next(_refusals(site, config), None)
-    return f"refused: {refusal}" if refusal else _policy(site, config)
+        yield from (f"refused: {refusal}" for refusal in _weight_site_refusals(site))
+    else:
+        if (group := site.how.group) not in config.kinds:
+            yield f"not in kinds (kinds={(*config.kinds, group)} swaps it)"
+        yield from (f"refused: {refusal}" for refusal in _refusals(site, config))
+    yield from _policy(site, config)
 
 
 def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
     """Yield reasons against a swap, such as losses. Later ones are not evaluated after the first."""
-    module, exact = site.module, site.how.type
+    module, exact = site.module, site.how.cls
     advice = f"; {_FOLDS}" if not site.fold and fold_of(module) else ""
     if is_parametrized(module) and not site.fold:
         yield f"parametrized ({', '.join(module.parametrizations)}{advice})"
@@ -110,11 +111,10 @@ def _weight_refusals(weight: Any) -> Iterator[str]:
         yield "its weight has hooks"
 
 
-def _policy(site: LayerSite, config: TensorizeConfig) -> str:
-    """Return why a layer should not be swapped, or an empty string."""
-    groups = getattr(site.plain, "groups", 1)
-    if groups > 1 and groups == site.plain.in_channels and not config.depthwise:
-        return "depthwise (depthwise=True swaps it)"
+def _policy(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
+    """Yield why a layer should not be swapped."""
+    plain = site.plain
+    if getattr(plain, "groups", 1) > 1 and plain.groups == plain.in_channels and not config.depthwise:
+        yield "depthwise (depthwise=True swaps it)"
     if site.weight.numel() < config.min_params:
-        return f"{site.weight.numel():,} parameters, below min_params"
-    return ""
+        yield f"{site.weight.numel():,} parameters, below min_params"

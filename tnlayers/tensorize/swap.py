@@ -154,7 +154,7 @@ def _found(model: nn.Module, config: TensorizeConfig) -> list[LayerSite]:
         return ALONE.format(f"{name}.from_{cls.dense_name}({arguments})")
 
     own, inside = networks(model), adapters(model)
-    types = (*(each.type for each in swappable()), TensorLayer)
+    types = (*(each.cls for each in swappable()), TensorLayer)
     what = "" if own or config.parametrize else "convolution or linear layer"
     taken = {site.module for site in own if site.parameter == "weight"}
     layers = find(model, types, what, alone, lambda layer: layer not in taken and _covered(layer, config))
@@ -169,7 +169,7 @@ def _covered(layer: nn.Module, config: TensorizeConfig) -> bool:
     """Return whether a layer is swapped as a whole, if at all: not so subclasses whose weight can be a network."""
     if isinstance(layer, TensorLayer) or not config.parametrize or config.subclasses:
         return True
-    return type_before_parametrizations(layer) is how_to_swap(layer).type
+    return type_before_parametrizations(layer) is how_to_swap(layer).cls
 
 
 def _batches(calibration: Any) -> list[Any]:

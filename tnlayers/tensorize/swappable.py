@@ -5,6 +5,7 @@ A type of torch is swappable if ``KINDS`` has a layer for it. ``_FOREIGN`` has t
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,12 +31,12 @@ class Swappable(NamedTuple):
     """A type of modules that can be swapped.
 
     Attributes:
-        type: the type; of a subclass, only on request.
+        cls: the type; of a subclass, only on request.
         kind: the torch layer with the same function.
         plain: returns a layer of that kind with a module's arguments and parameters.
     """
 
-    type: type[nn.Module]
+    cls: type[nn.Module]
     kind: type[nn.Module]
     plain: Callable[[Any], Any]
 
@@ -49,7 +50,7 @@ def swappable() -> tuple[Swappable, ...]:
     """Return every type that can be swapped now: torch's, and those of packages that are imported.
 
     Example:
-        >>> [each.type.__name__ for each in swappable() if each.group == "linear"][:1]
+        >>> [each.cls.__name__ for each in swappable() if each.group == "linear"][:1]
         ['Linear']
     """
     foreign = (getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN)
@@ -68,7 +69,7 @@ def how_to_swap(module: nn.Module) -> Swappable:
     Raises:
         StopIteration: there is none.
     """
-    return next(each for each in swappable() if isinstance(module, each.type))
+    return next(each for each in swappable() if isinstance(module, each.cls))
 
 
 def _twin(kind: Any) -> Callable[[Any], Any]:
@@ -84,7 +85,8 @@ def _twin(kind: Any) -> Callable[[Any], Any]:
 
 def _from_conv1d(module: Any) -> Any:
     """Return the linear layer of a transformers ``Conv1D``, which keeps the transposed weight."""
-    twin = nn.Linear(*module.weight.shape, device="meta")
+    inputs, outputs = module.weight.shape
+    twin = nn.Linear(inputs, outputs, device="meta")
     twin.weight = nn.Parameter(module.weight.detach().T, requires_grad=module.weight.requires_grad)
     twin.bias = module.bias
     return twin
@@ -148,7 +150,7 @@ def fold_of(module: nn.Module) -> Fold | None:
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm) and hook.name == "weight":
             names = ["weight_g", "weight_v"]
-            return Fold((*names,), frozenset(names), (hook,), lambda: hook.compute_weight(module))
+            return Fold((*names,), frozenset(names), (hook,), partial(hook.compute_weight, module))
     return None
 
 
@@ -160,7 +162,7 @@ def network_of(module: nn.Module, name: str) -> NetworkWeight | None:
     """Return the network that a parameter of a module was made of, if it is one."""
     if not parametrize.is_parametrized(module, name):
         return None
-    steps: Any = module.parametrizations[name]  # type: ignore[index, union-attr]
+    steps: Any = module.parametrizations[name]  # type: ignore[index]
     return steps[0] if len(steps) == 1 and isinstance(steps[0], NetworkWeight) else None
 
 

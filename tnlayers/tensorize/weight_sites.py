@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tnlayers.backend.input_checks import check_module
 from tnlayers.layers.any_weight import Layout, NetworkWeight, PlainWeight, weight_class
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
@@ -17,7 +18,7 @@ from tnlayers.tensorize.report import Replaced, replaced
 from tnlayers.tensorize.sites import LayerSite
 from tnlayers.tensorize.swappable import GROUPS, network_of
 
-_LEFT = TensorLayer, *GROUPS["embedding"], *GROUPS["recurrent"], nn.LayerNorm, nn.RMSNorm
+_LEFT: Any = TensorLayer, *GROUPS["embedding"], *GROUPS["recurrent"], nn.LayerNorm, nn.RMSNorm
 """Types whose parameters stay: tables and recurrent layers need layers of their own, and norms only scale."""
 AXES: dict[type[nn.Module], dict[str, str]] = {nn.Bilinear: {"weight": "o i1 i2"}}
 """Axes of torch's parameters that ``default_axes`` would take for others."""
@@ -144,6 +145,7 @@ def weights(model: nn.Module, covered: Iterable[nn.Module]) -> list[WeightSite]:
 
 def networks(model: nn.Module) -> list[WeightSite]:
     """Find the weights of modules that are networks."""
+    check_module("model", model)
 
     def names(module: nn.Module) -> Iterator[str]:
         if parametrize.is_parametrized(module):
@@ -164,7 +166,7 @@ def _found(model: nn.Module, names: Callable[[nn.Module], Iterator[str]]) -> lis
 
 def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
     if parametrize.is_parametrized(module):
-        yield from module.parametrizations.modules()  # type: ignore[operator, union-attr]
+        yield from module.parametrizations.modules()  # type: ignore[union-attr]
 
 
 def is_matrix(parameter: Tensor) -> bool:
