@@ -126,7 +126,9 @@ class Fold(NamedTuple):
         return nn.Parameter(weight, any(own[name].requires_grad for name in self.parameters))
 
     def without(self, hooks: Any) -> Any:
-        """Return a dictionary of hooks without those of the computation; the same one if it has none."""
+        """Return a module's hooks, in a dictionary, without those of the computation; the same one if it has none."""
+        if not hooks:
+            return hooks
         left = [(key, hook) for key, hook in hooks.items() if not any(hook is each for each in self.hooks)]
         return hooks if len(left) == len(hooks) else type(hooks)(left)
 
