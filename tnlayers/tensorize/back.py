@@ -100,7 +100,8 @@ def _back(
     check_patterns(config, [site.names for site in sites])
     chosen = [site for site in sites if any(matches(pattern, site.names) for pattern in config.include)]
     for site in sites:
-        site.reason = reason if site in chosen else "not in include"
+        done = reason if site.called else "plain again"  # a weight has no layers to unfold to
+        site.reason = done if site in chosen else "not in include"
     for site in chosen:
         if site.called and any(getattr(site.module, name) for name in STATE_HOOKS):
             raise ValueError(f"{site.names[0]} has hooks on its state_dict, which would be lost; remove them first")

@@ -102,8 +102,9 @@ def _site(module: Any, name: Any) -> WeightSite:
         every = [each for each, value in module.named_parameters() if value.dim() > 1]
         near = get_close_matches(name, every, n=3, cutoff=0.4) or every[:3]
         raise ValueError(f"name is {name!r}, which is no parameter of the {type(module).__name__}; near: {near}")
-    if isinstance(owner, TensorLayer):
-        raise ValueError(f"name is {name!r}, a parameter of a {type(owner).__name__}, which is a tensor layer already")
+    for layer in module.modules():
+        if isinstance(layer, TensorLayer) and owner in layer.modules():
+            raise ValueError(f"name is {name!r}, a parameter of a {type(layer).__name__}, a tensor layer already")
     site = WeightSite(owner, (name,), [], parameter=leaf)
     parameter = owner._parameters.get(leaf)
     if parameter is not None and not isinstance(parameter, nn.UninitializedParameter) and not is_matrix(parameter):

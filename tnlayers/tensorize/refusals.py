@@ -74,10 +74,7 @@ def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
         yield "it has hooks on its state_dict"
     for parameter in site.leaving:
         yield from _weight_refusals(parameter)
-    if site.held:
-        yield site.held
-    if site.tied:
-        yield f"another module has the same weight: {site.tied}"
+    yield from _ties(site)
 
 
 def _others(hooks: Any, fold: Fold | None) -> Any:
@@ -96,6 +93,12 @@ def _weight_site_refusals(site: WeightSite) -> Iterator[str]:
     if isinstance(weight, nn.UninitializedParameter):
         yield "it has no shape before the first forward (lazy)"
     yield from _weight_refusals(weight)
+    if more := [name for name, each in site.module._parameters.items() if each is weight and name != site.parameter]:
+        yield f"it is the module's {', '.join(more)} too"
+    yield from _ties(site)
+
+
+def _ties(site: LayerSite) -> Iterator[str]:
     if site.held:
         yield site.held
     if site.tied:
