@@ -55,7 +55,7 @@ def parametrize_(
         in_shape: factors of all inputs of one map; None: the format's own.
         out_shape: factors of all outputs of all maps; None: the format's own.
         init: initialisation of drawn cores.
-        **options: the format's own.
+        options: the format's own arguments, by name.
 
     Returns:
         TensorizeReport: with one row. ``remap_optimizer_`` takes it.
