@@ -17,8 +17,7 @@ from torch.nn.utils import parametrizations, parametrize
 import tnlayers
 from tnlayers import TensorizeConfig, densify_, parametrize_, remap_optimizer_, tensorize_
 from tnlayers.layers.any_weight import Layout, weight_class
-from tnlayers.layers.registry import KINDS
-from tnlayers.tensorize.swappable import GROUPS, groups
+from tnlayers.tensorize.swappable import BASES, GROUPS, groups
 
 NAMES = [name for name in tnlayers.FORMATS if name != "einsum"]
 
@@ -360,7 +359,7 @@ def test_adapters_of_peft_are_left_and_named():
 
 
 def test_kinds_are_chosen_from_those_that_have_layers():
-    assert {kind for name in groups() for kind in GROUPS[name] if kind in KINDS} == {*KINDS}
+    assert {kind for name in groups() for kind in GROUPS[name] if kind in BASES} == {*BASES}
     model = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Linear(4, 4))
     report = tensorize_(model, TensorizeConfig("cp", decompose=False, rank=1, kinds=["linear"]))
     assert report.swapped == ("1",)

@@ -100,16 +100,16 @@ def _back(
     check_patterns(config, [site.names for site in sites])
     chosen = [site for site in sites if any(matches(pattern, site.names) for pattern in config.include)]
     for site in sites:
-        done = reason if site.called else "plain again"  # a weight has no layers to unfold to
+        done = reason if site.whole else "plain again"  # a weight has no layers to unfold to
         site.reason = done if site in chosen else "not in include"
     for site in chosen:
-        if site.called and any(getattr(site.module, name) for name in STATE_HOOKS):
+        if site.whole and any(getattr(site.module, name) for name in STATE_HOOKS):
             raise ValueError(f"{site.names[0]} has hooks on its state_dict, which would be lost; remove them first")
-    read = {} if example is None else reads(model, [site.module for site in chosen if site.called], example)
+    read = {} if example is None else reads(model, [site.module for site in chosen if site.whole], example)
     with torch.no_grad():
         for site in chosen:
-            site.new = convert(site.module) if site.called else site.plain
-        sequences = [site for site in chosen if site.called and not isinstance(site.new, site.module.dense_type)]
+            site.new = convert(site.module) if site.whole else site.plain
+        sequences = [site for site in chosen if site.whole and not isinstance(site.new, site.module.dense_type)]
         unseen = Read(kind=bool(sequences) and example is None and mentions(model, "weight"))
         for site in sequences:
             _make_readable(site, read.get(site.module, unseen))

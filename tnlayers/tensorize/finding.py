@@ -66,12 +66,12 @@ def note_holders(
     model: nn.Module, sites: Sequence[LayerSite], leaving: Callable[[LayerSite], Sequence[Tensor]]
 ) -> None:
     """Note what else holds a layer, or parameters that leave the model with it."""
-    for called in (True, False):
-        chosen = [site for site in sites if site.called == called]
+    for whole in (True, False):
+        chosen = [site for site in sites if site.whole == whole]
         gone: dict[nn.Module, list[Tensor]] = {}
         for site in chosen:
             gone.setdefault(site.module, []).extend(leaving(site))
-        holders, tied = (held(model, gone, not called), ties(model, gone)) if chosen else ({}, {})
+        holders, tied = (held(model, gone, not whole), ties(model, gone)) if chosen else ({}, {})
         for site in chosen:
             site.held, site.tied = holders.get(site.module, ""), tied.get(site.module, "")
 

@@ -128,7 +128,7 @@ def _fit(swap: Swap, sites: list[LayerSite], progress: Progress) -> None:
             plain, moments = _calibrated(swap, site, fitted)
             cls, arguments = site.layer
             site.new = _named(site, partial(cls.from_dense, plain, moments=moments, **arguments))
-            if site.called:
+            if site.whole:
                 fitted[site.module] = site.new
             site.error = _error(site.new.weight, site.weight)
             site.reason += ", to its inputs" if moments is not None else ""

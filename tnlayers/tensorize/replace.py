@@ -14,7 +14,7 @@ from tnlayers.tensorize.sites import LayerSite, Swap
 
 def keep_bias(site: LayerSite) -> None:
     """Give the new layer, if there is one, the old layer's bias parameter."""
-    if site.new is None or not site.called:
+    if site.new is None or not site.whole:
         return
     last = site.new[-1] if isinstance(site.new, nn.Sequential) else site.new
     # Before a final shuffle, the bias is a new one with permuted entries; a parametrized bias is computed.

@@ -12,12 +12,12 @@ from tnlayers.backend.observe import observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS, layer_class
+from tnlayers.layers.registry import layer_class
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.held_outside import HOOKS, own_attributes
 from tnlayers.tensorize.report import Replaced, replaced
-from tnlayers.tensorize.swappable import Fold, Swappable, how_to_swap
+from tnlayers.tensorize.swappable import BASES, DEFAULT_GROUPS, Fold, Swappable, how_to_swap
 
 STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
@@ -40,8 +40,13 @@ class LayerSite:
     fold: Fold | None = None
     adapter: str = ""
 
-    called: ClassVar[bool] = True
-    """Whether the site's module computes with this weight alone, so that its inputs are the weight's."""
+    whole: ClassVar[bool] = True
+    """Whether the module itself is replaced."""
+
+    @property
+    def called(self) -> bool:
+        """Whether the module multiplies its inputs by this weight, so that they count in a fit and in FLOPs."""
+        return self.whole and self.how.group in DEFAULT_GROUPS
 
     @property
     def manner(self) -> str:
@@ -63,8 +68,10 @@ class LayerSite:
         """The module's checked arguments."""
         if isinstance(self.module, TensorLayer):
             return self.module.geometry
+        if self.how.group not in DEFAULT_GROUPS:
+            return self.make(1).geometry
         plain = self.how.plain(self.module)
-        own = KINDS[self.kind]._arguments(plain)
+        own = BASES[self.kind]._arguments(plain)
         del own["bias"]
         if self.kind is nn.Linear:
             return Geometry(own["in_features"], own["out_features"], ())

@@ -1,6 +1,6 @@
 """What a swap can replace: types of modules, and how each is seen as a plain torch layer.
 
-A type of torch is swappable if ``KINDS`` has a layer for it. ``_FOREIGN`` has types of other packages.
+A type of torch is swappable if ``BASES`` has a layer for it. ``_FOREIGN`` has types of other packages.
 """
 
 import sys
@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tnlayers.layers.any_weight import NetworkWeight
+from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
 
 GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
@@ -22,8 +23,11 @@ GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "embedding": (nn.Embedding, nn.EmbeddingBag),
     "recurrent": (nn.LSTM, nn.GRU, nn.RNN),
 }
-"""torch's layers by the names in ``TensorizeConfig.kinds``. Those in ``KINDS`` can be swapped."""
+"""torch's layers by the names in ``TensorizeConfig.kinds``. Those in ``BASES`` can be swapped."""
 DEFAULT_GROUPS = "conv", "linear"
+"""Layers that multiply their inputs by a kernel. The others are swapped on request only."""
+BASES: Mapping[type[nn.Module], type[TensorLayer]] = KINDS
+"""Base class of the tensor layers that replace a torch layer. A new kind of layer is an entry here."""
 _ADAPTER = "peft.tuners.tuners_utils", "BaseTunerLayer"
 
 
@@ -54,13 +58,13 @@ def swappable() -> tuple[Swappable, ...]:
         ['Linear']
     """
     foreign = (getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN)
-    found = [Swappable(kind, kind, _twin(kind)) for kind in KINDS]
+    found = [Swappable(kind, kind, _twin(kind)) for kind in BASES]
     return (*found, *(Swappable(t, *each) for t, each in zip(foreign, _FOREIGN.values(), strict=True) if t is not None))
 
 
 def groups() -> list[str]:
     """Return the names in ``GROUPS`` for which there are tensor layers."""
-    return [name for name, kinds in GROUPS.items() if any(kind in KINDS for kind in kinds)]
+    return [name for name, kinds in GROUPS.items() if any(kind in BASES for kind in kinds)]
 
 
 def how_to_swap(module: nn.Module) -> Swappable:
@@ -74,7 +78,7 @@ def how_to_swap(module: nn.Module) -> Swappable:
 
 def _twin(kind: Any) -> Callable[[Any], Any]:
     def plain(module: Any) -> Any:
-        twin = kind(**KINDS[kind]._arguments(module), device="meta")
+        twin = kind(**BASES[kind]._arguments(module), device="meta")
         for name in [*twin._parameters]:
             if name in module._parameters:
                 setattr(twin, name, module._parameters[name])

@@ -11,12 +11,11 @@ from torch.nn.utils import parametrize
 from tnlayers.backend.input_checks import check_module
 from tnlayers.layers.any_weight import Layout, NetworkWeight, PlainWeight, weight_class
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.finding import plain_name
 from tnlayers.tensorize.report import Replaced, replaced
 from tnlayers.tensorize.sites import LayerSite
-from tnlayers.tensorize.swappable import GROUPS, network_of
+from tnlayers.tensorize.swappable import DEFAULT_GROUPS, GROUPS, network_of
 
 _LEFT: Any = TensorLayer, *GROUPS["embedding"], *GROUPS["recurrent"], nn.LayerNorm, nn.RMSNorm
 """Types whose parameters stay: tables and recurrent layers need layers of their own, and norms only scale."""
@@ -44,7 +43,7 @@ class WeightSite(LayerSite):
     parameter: str = ""
     axes: str | None = None
 
-    called = False
+    whole = False
 
     @property
     def value(self) -> Tensor:
@@ -62,7 +61,8 @@ class WeightSite(LayerSite):
 
     def _convolution(self) -> Geometry | None:
         """Return the geometry of a subclass of torch's layers that reads its own weight."""
-        if self.parameter != "weight" or not isinstance(self.module, tuple(KINDS)):
+        known = tuple(kind for group in DEFAULT_GROUPS for kind in GROUPS[group])
+        if self.parameter != "weight" or not isinstance(self.module, known):
             return None
         geometry = LayerSite(self.module, (), []).geometry
         return geometry if geometry.weight_shape == tuple(self.value.shape) else None
