@@ -42,9 +42,12 @@ def held_once(parameters: Iterable[Iterable[Tensor]]) -> list[int]:
 def other_rows(model: nn.Module, sites: Sequence[LayerSite]) -> tuple[LayerReport, ...]:
     """Return a row for each module whose parameters no site covers, and one for all vectors."""
     names = {id(each): site.names[0] for site in sites for each in site.parameters}
+    covered = {inner for site in sites if site.whole for inner in site.module.modules()}
     inside, vectors = adapters(model), 0
     rows = []
     for path, module in model.named_modules():
+        if module in covered:
+            continue
         own = {name: each for name, each in module._parameters.items() if each is not None}
         own = {name: each for name, each in own.items() if not isinstance(each, nn.UninitializedParameter)}
         new = {name: each for name, each in own.items() if id(each) not in names}
