@@ -219,6 +219,12 @@ def test_unfolding_makes_plain_parameters():
     tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False))
     report = tnlayers.unfold_(model)
     assert (report["0.up"].reason, report["1"].reason) == ("plain again", "unfolded")
+    tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False))
+    parametrize_(model, "0.up", "cp", rank=2, decompose=False)
+    report = densify_(model, include=["0.up"])
+    assert report["1"].reason == "not in include"
+    model = nn.Sequential(tnlayers.CPLinear(8, 8, rank=2), nn.Linear(8, 8))
+    assert densify_(model)["1"].reason == "a plain layer"
     assert "up" in model[0]._parameters
 
 
@@ -282,7 +288,7 @@ def test_budgets_and_calibration_count_weights_too():
     assert report["linear1"].reason == "fitted, to its inputs"
     config = TensorizeConfig("tucker", budget={"flops": 0.5}, parametrize=True)
     report = tensorize_(model, config, example_input=batches[0], dry_run=True)
-    assert report["self_attn.in_proj_weight"].reason == "its module's FLOPs are not known"
+    assert report["self_attn.in_proj_weight"].reason == "it has no FLOPs of its own"
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from tnlayers.tensorize.finding import plain_name
 from tnlayers.tensorize.report import LayerReport
 from tnlayers.tensorize.sites import LayerSite
-from tnlayers.tensorize.swappable import GROUPS, adapters, groups
+from tnlayers.tensorize.swappable import GROUPS, adapters, groups, swappable
 from tnlayers.tensorize.weight_sites import is_matrix
 
 VECTORS = "(vectors)"
@@ -91,4 +91,6 @@ def _reason(module: nn.Module, adapter: str) -> str:
     group = next((name for name, kinds in GROUPS.items() if isinstance(module, kinds)), "")
     if group and group not in groups():
         return f"{'an' if group[0] in 'aeiou' else 'a'} {group} layer, for which there is no tensor layer"
+    if isinstance(module, tuple(each.cls for each in swappable())):
+        return "a plain layer"  # in the report of a way back
     return next((reason for kinds, reason in _REASONS if isinstance(module, kinds)), f"no layer covers it ({_ASK})")

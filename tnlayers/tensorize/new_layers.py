@@ -54,7 +54,7 @@ def _by_energy(undecided: list[LayerSite], energy: float) -> None:
 def _by_budget(undecided: list[LayerSite], what: str, share: float) -> None:
     if what == "flops":
         for site in undecided:
-            unknown = "the example input does not reach it" if site.called else "its module's FLOPs are not known"
+            unknown = "the example input does not reach it" if site.called else "it has no FLOPs of its own"
             site.reason = "" if site.shapes else unknown
         undecided = [site for site in undecided if not site.reason]
     if not undecided:
