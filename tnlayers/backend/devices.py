@@ -50,9 +50,9 @@ def name_of(device: str) -> str:
 
 def amd_family() -> int:
     """Return the family number of an AMD processor; 0 for others and where the system does not say."""
-    facts = facts()
-    family = facts.get("cpu family", "")
-    return int(family) if facts.get("vendor_id") == "AuthenticAMD" and family.isdigit() else 0
+    found = facts()
+    family = found.get("cpu family", "")
+    return int(family) if found.get("vendor_id") == "AuthenticAMD" and family.isdigit() else 0
 
 
 def _processor() -> str:
