@@ -142,13 +142,14 @@ def _forget(config: Any) -> None:
 def _register() -> tuple[Any, Any]:
     """Register our configuration and quantizer with transformers, and return both classes."""
     try:
-        auto = importlib.import_module("transformers.quantizers.auto")
+        importlib.import_module("transformers")
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
         raise ModuleNotFoundError(
             "transformers is not installed; pip install 'tnlayers[transformers]'", name=error.name
         ) from None
+    auto = importlib.import_module("transformers.quantizers.auto")
     bases = (_Config, auto.QuantizationConfigMixin), (_Quantizer, auto.HfQuantizer)
     # Their module is this one, whose __getattr__ finds them again when a model is unpickled.
     made = [type(name, base, {"__module__": __name__}) for name, base in zip((_CONFIG, _QUANTIZER), bases, strict=True)]
@@ -216,11 +217,12 @@ class _Quantizer:
                 with about_layer(path):
                     old = modules[path]
                     new = made[old] if old in made else made.setdefault(old, _made(group["layer"], old))
-                guards += [re.escape(f"{path}.{key}") for key in old.state_dict().keys() - new.state_dict().keys()]
+                lacking = old.state_dict().keys() - new.state_dict().keys()
+                guards += [f"^{re.escape(f'{each}.{key}')}$" for each in (name, path) for key in lacking]
                 parent, _, leaf = path.rpartition(".")
                 modules[parent]._modules[leaf] = new
         ignored = model._keys_to_ignore_on_load_unexpected or ()
-        model._keys_to_ignore_on_load_unexpected = {*ignored, *(f"^{guard}$" for guard in guards)}
+        model._keys_to_ignore_on_load_unexpected = {*ignored, *guards}
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         """Check that all cores were loaded. Take back what says that the weights are quantized: they are not."""
@@ -266,6 +268,7 @@ def _made(description: Any, old: Any) -> TensorLayer:
     for name, value in vars(old).items():
         if not hasattr(layer, name):
             setattr(layer, name, value)
+    layer._is_hf_initialized = True  # type: ignore[assignment]  # so that no parent of it draws its weight
     return layer.train(old.training)
 
 
