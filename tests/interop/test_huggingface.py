@@ -14,7 +14,7 @@ from torch import nn
 
 import tnlayers
 from tnlayers import TensorizeConfig, TensorLayer, densify_, register_with_transformers, tensorize_
-from tnlayers.interop import huggingface
+from tnlayers.interop import huggingface, transformers_quantizer
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 TOKENS = {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -131,12 +131,15 @@ def assert_same(again, model, inputs):
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) and mine[name].dtype == theirs[name].dtype for name in mine)
     assert torch.equal(outputs(again, inputs), outputs(model, inputs))
-    layers = {name: layer for name, layer in again.named_modules() if isinstance(layer, TensorLayer)}
+    layers, twins = (
+        {name: each for name, each in each.named_modules(remove_duplicate=False) if isinstance(each, TensorLayer)}
+        for each in (again, model)
+    )
+    assert layers.keys() == twins.keys()
     for name, layer in layers.items():
-        twin = model.get_submodule(name)
+        twin = twins[name]
         assert (type(layer), layer.rank, layer.init, layer.training) == (type(twin), twin.rank, twin.init, False)
         assert layer.variance == twin.variance
-    assert layers.keys() == {name for name, layer in model.named_modules() if isinstance(layer, TensorLayer)}
 
 
 def described(folder):
@@ -217,8 +220,8 @@ def test_without_this_library_loading_raises(tmp_path, monkeypatch, caplog):
     """Weights are never random: transformers names the method that it does not know, and every layer."""
     swapped()[0].save_pretrained(tmp_path)
     auto = importlib.import_module("transformers.quantizers.auto")
-    monkeypatch.delitem(auto.AUTO_QUANTIZER_MAPPING, huggingface.METHOD)
-    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, huggingface.METHOD)
+    monkeypatch.delitem(auto.AUTO_QUANTIZER_MAPPING, transformers_quantizer.METHOD)
+    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, transformers_quantizer.METHOD)
     for cls in (transformers().AutoModel, transformers().BertForSequenceClassification):
         caplog.clear()
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -305,20 +308,53 @@ def test_layers_that_came_about_otherwise(tmp_path):
         model.save_pretrained(tmp_path)
     del model.own
     model.classifier = tnlayers.TTLinear(16, 4, rank=2)
-    with pytest.raises(ValueError, match="layer 'classifier': the file has .*out_features=4.*out_features=2"):
+    with pytest.raises(ValueError, match=r"layer 'classifier': the file has .*out_features=4.*out_features=2"):
         model.save_pretrained(tmp_path)
+
+
+def test_ties(tmp_path):
+    """Those of tensor layers are kept, and those that a plain layer had are not made again."""
+    torch.manual_seed(0)
+    model, inputs = gpt2()
+    model.config.tie_word_embeddings = True
+    tensorize_(model.eval(), TensorizeConfig("tt", rank=2, include=["lm_head"], decompose=False))
+    model.save_pretrained(tmp_path)
+    assert_same(loaded(model, tmp_path), model, inputs)
+    model, inputs = swapped()
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.key.cores[0] = attention.query.cores[0]
+    attention.value = attention.key
+    model.save_pretrained(tmp_path)
+    again = loaded(model, tmp_path)
+    assert_same(again, model, inputs)
+    attention = again.bert.encoder.layer[0].attention.self
+    assert attention.key.cores[0] is attention.query.cores[0] is attention.value.cores[0]
+    assert attention.value.bias is attention.key.bias
+    assert attention.key.cores[1] is not attention.query.cores[1]
+    base = transformers().AutoModel.from_pretrained(tmp_path).encoder.layer[0].attention.self
+    assert base.key.cores[0] is base.query.cores[0]
+
+
+def test_offloaded_layers_are_refused(tmp_path):
+    pytest.importorskip("accelerate")
+    model, _ = swapped()
+    model.save_pretrained(tmp_path)
+    places = {"bert.embeddings": "cpu", "bert.encoder": "disk", "bert.pooler": "cpu", "classifier": "cpu"}
+    with pytest.raises(ValueError, match=r"layer 'bert.encoder.*': device_map offloads it"):
+        type(model).from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "off")
 
 
 def test_files_that_do_not_fit(tmp_path):
     model, _ = swapped()
     model.save_pretrained(tmp_path)
     cls, found = type(model), json.loads((tmp_path / "config.json").read_text())
-    with pytest.raises(ValueError, match="layer 'classifier': the file has .*out_features=2.*out_features=5"):
+    with pytest.raises(ValueError, match=r"layer 'classifier': the file has .*out_features=2.*out_features=5"):
         cls.from_pretrained(tmp_path, num_labels=5)
     for change, message in (
         ({"version": 2}, "version 2; this library reads up to 1"),
         ({"layers": {}}, r"layers is \{\}; it must be a list"),
         ({"layers": [{"names": []}]}, "layers has no 'layer'"),
+        ({"tied": []}, r"tied is \[\]; it must be a mapping"),
     ):
         text = json.dumps(found | {"quantization_config": found["quantization_config"] | change})
         (tmp_path / "config.json").write_text(text)
@@ -346,7 +382,7 @@ def test_register():
     register_with_transformers()
     with pytest.raises(TypeError, match="model is of type int"):
         register_with_transformers(3)
-    with pytest.raises(ValueError, match="model is Linear; it must be, or hold, a transformers.PreTrainedModel"):
+    with pytest.raises(ValueError, match="model is Linear; it must be, or hold, a transformers"):
         register_with_transformers(nn.Linear(2, 2))
     model, _ = swapped()
     with pytest.raises(ValueError, match=r"tnlayers.densify_\(model\)"):
@@ -360,7 +396,7 @@ def test_register():
 
 
 def test_transformers_is_not_installed(monkeypatch):
-    monkeypatch.setattr(huggingface, "_register", huggingface._register.__wrapped__)
+    monkeypatch.setattr(huggingface, "registered", huggingface.registered.__wrapped__)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'tnlayers\[transformers\]'"):
         register_with_transformers()
@@ -384,3 +420,77 @@ def test_trainer(tmp_path):
     assert cores
     assert all(not torch.equal(before[name], model.state_dict()[name]) for name in cores)
     assert_same(loaded(model, tmp_path / "run" / "checkpoint-2"), model.eval(), inputs)
+    arguments.max_steps = 3
+    transformers().Trainer(model, arguments, train_dataset=data).train(resume_from_checkpoint=True)
+    assert all(not torch.equal(before[name], model.state_dict()[name]) for name in cores)
+
+
+def test_accelerate(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    model, inputs = swapped()
+    before = copy.deepcopy(model.state_dict())
+    accelerator = accelerate.Accelerator(cpu=True)
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    for _ in range(2):
+        loss = prepared(**inputs, labels=torch.tensor([0, 1])).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.isfinite(loss)
+    assert all(not torch.equal(before[name], value) for name, value in model.state_dict().items() if ".cores." in name)
+    plain = accelerator.unwrap_model(prepared)
+    plain.save_pretrained(tmp_path, state_dict=accelerator.get_state_dict(prepared))
+    assert_same(loaded(plain, tmp_path), plain, inputs)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type", "ignore:`is_gradient_checkpointing` is deprecated")
+def test_lora(tmp_path):
+    """The line of the how-to. Adapters train, are saved, loaded, and merged into plain layers."""
+    peft = pytest.importorskip("peft")
+
+    def registered(config):
+        config._register_custom_module({tnlayers.TensorLinear: peft.tuners.lora.Linear})
+        return config
+
+    def adapters(model):
+        return {name: value for name, value in model.state_dict().items() if "lora_" in name}
+
+    model, inputs = swapped()
+    model.save_pretrained(tmp_path / "base")
+    config = registered(peft.LoraConfig(r=2, target_modules=["query", "value", "classifier"]))
+    adapted = peft.get_peft_model(model, config)
+    before = copy.deepcopy(adapters(adapted))
+    cores = [core.clone() for core in model.bert.pooler.dense.cores]
+    optimizer = torch.optim.SGD([each for each in adapted.parameters() if each.requires_grad], lr=1.0)
+    for _ in range(2):  # B starts at zero, so A moves in the second step
+        optimizer.zero_grad()
+        adapted(**inputs, labels=torch.tensor([0, 1])).loss.backward()
+        optimizer.step()
+    assert len(before) == 6
+    assert all(not torch.equal(before[name], value) for name, value in adapters(adapted).items())
+    assert all(map(torch.equal, cores, model.bert.pooler.dense.cores))
+    adapted.save_pretrained(tmp_path / "lora")
+    base = loaded(swapped()[0], tmp_path / "base")
+    config = registered(peft.PeftConfig.from_pretrained(tmp_path / "lora"))
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "lora", config=config)
+    expected = outputs(adapted.eval(), inputs)
+    assert torch.equal(outputs(again.eval(), inputs), expected)
+    with pytest.raises(RuntimeError, match="cannot change a tensor layer"):
+        again.merge_and_unload()
+    densify_(again)
+    torch.testing.assert_close(outputs(again.merge_and_unload(), inputs), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type", "ignore:`is_gradient_checkpointing` is deprecated")
+def test_transformers_own_adapters(tmp_path, monkeypatch):
+    """``add_adapter`` of transformers: ``save_pretrained`` then writes the adapters alone, as of a plain model."""
+    peft = pytest.importorskip("peft")
+    model, _ = swapped()
+    # transformers 5.24 wants a PEFT that came out after it.
+    monkeypatch.setattr(importlib.import_module("transformers.integrations.peft"), "MIN_PEFT_VERSION", "0")
+    config = peft.LoraConfig(r=2, target_modules=["query"])
+    config._register_custom_module({tnlayers.TensorLinear: peft.tuners.lora.Linear})
+    model.add_adapter(config)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "model.safetensors").exists()
