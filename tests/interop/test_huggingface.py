@@ -31,7 +31,14 @@ def gpt2():
     config = transformers().GPT2Config(
         n_embd=16, n_layer=1, n_head=2, n_positions=8, tie_word_embeddings=False, **TOKENS
     )
-    return transformers().GPT2LMHeadModel(config), {"input_ids": IDS}
+    model = transformers().GPT2LMHeadModel(config)
+    for parent in [*model.modules()]:
+        for name, layer in parent.named_children():
+            if type(layer).__name__ == "Conv1D":  # an nn.Linear whose weight is transposed
+                linear = nn.Linear(*layer.weight.shape)
+                linear.weight.data, linear.bias.data = layer.weight.data.T.contiguous(), layer.bias.data
+                setattr(parent, name, linear)
+    return model, {"input_ids": IDS}
 
 
 def bert():

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.description import about_layer, build, check_replaces, describe, exactly
+from tnlayers.layers.registry import KINDS
 
 METHOD = "tnlayers"
 """The method by which transformers knows our quantizer."""
@@ -175,14 +176,20 @@ def _made(description: Any, old: Any) -> TensorLayer:
     dtype = str(next(old.parameters()).dtype).removeprefix("torch.")
     with torch.device("cpu"):  # transformers makes the meta device the default
         layer = build(exactly("layer", description, description) | {"dtype": dtype}, device="meta")
-    check_replaces(description, old, dtype=False)
-    if layer.bias is not None:
-        layer.bias = old.bias
+    _check_replaces(description, old)
+    if layer.bias is not None and (bias := getattr(old, "bias", None)) is not None:
+        layer.bias = bias
     for name, value in vars(old).items():
         if not hasattr(layer, name):
             setattr(layer, name, value)
     layer._is_hf_initialized = True  # type: ignore[assignment]  # so that no parent of it draws its weight
     return layer.train(old.training)
+
+
+def _check_replaces(description: Mapping[str, Any], old: nn.Module) -> None:
+    """Check a plain layer of torch. Of others, such as transformers' Conv1D, the file's tensors have the sizes."""
+    if isinstance(old, (*KINDS, TensorLayer)):
+        check_replaces(description, old, dtype=False)
 
 
 def _guards(model: Any, groups: Any) -> dict[str, Tensor]:
@@ -199,7 +206,7 @@ def _guards(model: Any, groups: Any) -> dict[str, Tensor]:
             with about_layer(name):
                 if name not in plain:
                     raise ValueError(f"{type(model).__name__} makes no such module, so it could not be loaded")
-                check_replaces(group["layer"], plain[name], dtype=False)
+                _check_replaces(group["layer"], plain[name])
             for key, value in plain[name].state_dict().items():
                 if key not in own[name].state_dict():
                     guards[f"{name}.{key}"] = torch.empty([0] * value.ndim, dtype=value.dtype)
