@@ -324,7 +324,7 @@ def test_ties(tmp_path):
     torch.manual_seed(0)
     model, inputs = gpt2()
     model.config.tie_word_embeddings = True
-    tensorize_(model.eval(), TensorizeConfig("tt", rank=2, include=["lm_head"], decompose=False))
+    tensorize_(model.eval(), TensorizeConfig("tt", rank=2, decompose=False))
     model.save_pretrained(tmp_path)
     assert_same(loaded(model, tmp_path), model, inputs)
     model, inputs = swapped()
@@ -349,6 +349,16 @@ def test_offloaded_layers_are_refused(tmp_path):
     places = {"bert.embeddings": "cpu", "bert.encoder": "disk", "bert.pooler": "cpu", "classifier": "cpu"}
     with pytest.raises(ValueError, match=r"layer 'bert.encoder.*': device_map offloads it"):
         type(model).from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "off")
+
+
+def test_modules_that_the_class_does_not_make(tmp_path):
+    """GPT-2's Conv1D has a transposed weight, and reads a square one of an nn.Linear without a word."""
+    torch.manual_seed(0)
+    model, _ = gpt2()
+    tensorize_(model, TensorizeConfig("tt", rank=2, exclude=["*attn.c_proj"], decompose=False))
+    with pytest.raises(ValueError, match=r"module 'transformer.h.0.attn.c_proj' is a Linear, .* makes a Conv1D"):
+        model.save_pretrained(tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_files_that_do_not_fit(tmp_path):

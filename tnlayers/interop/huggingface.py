@@ -26,7 +26,7 @@ def register_with_transformers(model: nn.Module | None = None) -> None:
         ValueError: ``model`` holds no transformers model, or one that is quantized by another method.
 
     Example:
-        >>> import tempfile, transformers  # pip install 'tnlayers[transformers]'
+        >>> import tempfile, torch, transformers  # pip install 'tnlayers[transformers]'
         >>> from tnlayers import register_with_transformers, tensorize_
         >>> register_with_transformers()
         >>> sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 32}

@@ -13,7 +13,7 @@ transformers is optional and takes seconds to import, so it is imported only whe
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -123,8 +123,8 @@ class _Quantizer:
                     new = made[old] if old in made else made.setdefault(old, _made(group["layer"], old))
                 lacking = old.state_dict().keys() - new.state_dict().keys()
                 guards += [f"^{re.escape(f'{each}.{key}')}$" for each in (name, path) for key in lacking]
-                parent, _, leaf = path.rpartition(".")
-                modules[parent]._modules[leaf] = new
+                above, leaf = path.rpartition(".")[::2]
+                modules[above]._modules[leaf] = new
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         model._keys_to_ignore_on_load_unexpected = {*ignored, *guards}
         own = dict(model.named_parameters(remove_duplicate=False))
@@ -182,7 +182,7 @@ def _made(description: Any, old: Any) -> TensorLayer:
     for name, value in vars(old).items():
         if not hasattr(layer, name):
             setattr(layer, name, value)
-    layer._is_hf_initialized = True  # type: ignore[assignment]  # so that no parent of it draws its weight
+    layer._is_hf_initialized = True  # so that no parent of it draws its weight
     return layer.train(old.training)
 
 
@@ -192,24 +192,35 @@ def _check_replaces(description: Mapping[str, Any], old: nn.Module) -> None:
         check_replaces(description, old, dtype=False)
 
 
-def _guards(model: Any, groups: Any) -> dict[str, Tensor]:
+def _guards(model: Any, groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Return empty tensors by the names of the plain parameters that tensor layers have not.
 
     Raises:
-        ValueError: the class of the model does not make a layer that could be replaced when the model is loaded.
+        ValueError: the class of the model makes other modules than the model has, so that it could not be loaded.
     """
     with torch.random.fork_rng([]), torch.device("meta"):
         plain = _named(type(model)(model.config))
-    guards, own = {}, _named(model)
+    guards, own, first = {}, _named(model), dict[nn.Module, nn.Module]()
+    made_by = type(model).__name__
     for group in groups:
         for name in group["names"]:
             with about_layer(name):
                 if name not in plain:
-                    raise ValueError(f"{type(model).__name__} makes no such module, so it could not be loaded")
+                    raise ValueError(f"{made_by} makes no such module, so it could not be loaded")
+                if first.setdefault(plain[name], own[name]) is not own[name]:
+                    raise ValueError(f"{made_by} makes one module at several places, and only one could be loaded")
                 _check_replaces(group["layer"], plain[name])
             for key, value in plain[name].state_dict().items():
                 if key not in own[name].state_dict():
                     guards[f"{name}.{key}"] = torch.empty([0] * value.ndim, dtype=value.dtype)
+    for name, theirs in plain.items():
+        ours = own.get(name)
+        related = isinstance(ours, (TensorLayer, type(theirs))) or isinstance(theirs, type(ours))
+        if not related and "weight" in ours._parameters and "weight" in theirs._parameters:  # type: ignore[union-attr]
+            raise ValueError(
+                f"module {name!r} is a {type(ours).__name__}, but {made_by} makes a {type(theirs).__name__}, which "
+                "would read its weight in its own way; put such a module there, or swap it"
+            )
     return guards
 
 
