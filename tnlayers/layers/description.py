@@ -170,6 +170,31 @@ def _sentences() -> Iterator[None]:
         raise ValueError(f"description cannot be built: {type(error).__name__}: {error}") from None
 
 
+def check_replaces(description: Mapping[str, Any], old: Any, *, dtype: bool = True) -> None:
+    """Raise ValueError if the layer of a description cannot replace a module.
+
+    Args:
+        description: result of ``describe``, as JSON holds it.
+        old: the module, plain or a tensor layer.
+        dtype: whether the dtypes must be equal too.
+    """
+    ours = isinstance(old, TensorLayer)
+    kind = old.dense_type if ours else next((kind for kind in KINDS if isinstance(old, kind)), None)
+    there = f"a {type(old).__name__}"
+    theirs = _said(description["kind"], description["arguments"], description["dtype"] if dtype else None)
+    if kind is not None:
+        weight = (old.cores[0] if ours else old.weight) if dtype else None
+        own = json.loads(json.dumps(KINDS[kind]._arguments(old)))
+        there = _said(kind.__name__, own, None if weight is None else str(weight.dtype).removeprefix("torch."))
+    if there != theirs:
+        raise ValueError(f"the file has {theirs}, but the model has {there}")
+
+
+def _said(kind: str, arguments: Mapping[str, Any], dtype: str | None) -> str:
+    given = dict(sorted(arguments.items())) | ({} if dtype is None else {"dtype": dtype})
+    return f"{kind}({', '.join(f'{name}={value}' for name, value in given.items())})"
+
+
 def _arguments(base: type[TensorLayer]) -> list[str]:
     """Return the names of torch's own arguments: the positional ones."""
     found = signature(base).parameters.values()
@@ -228,3 +253,12 @@ def _own_members(cls: type[TensorLayer], base: type[TensorLayer]) -> list[str]:
 def _tensors(layer: nn.Module) -> set[tuple[str, Any, Any]]:
     found = layer.state_dict().items()
     return {(name, getattr(value, "shape", None), getattr(value, "dtype", None)) for name, value in found}
+
+
+@contextmanager
+def about_layer(name: str) -> Iterator[None]:
+    """Add the layer's name to every error about its description."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"layer {name!r}: {error}") from None
