@@ -14,7 +14,7 @@ from tnlayers import validate
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import DTYPES, TensorLayer
-from tnlayers.layers.registry import KIND_NAMES, KINDS, layer_class
+from tnlayers.layers.registry import EVERY_KIND, KIND_NAMES, layer_class
 from tnlayers.spec.network import TensorNetwork
 
 _KEYS = (
@@ -60,7 +60,7 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
     if FORMATS.get(form.name) is not form:
         raise ValueError(f"{name} has the format {form.__name__}; to be named, register it with tnlayers.register")
     made = layer_class(form, kind := type(layer).dense_type)
-    if type(layer) is not made and (own := _own_members(type(layer), KINDS[kind])):
+    if type(layer) is not made and (own := _own_members(type(layer), EVERY_KIND[kind])):
         raise TypeError(
             f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
         )
@@ -141,7 +141,7 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
         kind = KIND_NAMES[validate.choice("kind", given.pop("kind"), KIND_NAMES)]
         options = exactly("options", given.pop("options"), [field.name for field in fields(form)])
         options = {name: _tuples(value) for name, value in options.items()}
-        arguments = exactly("arguments", given.pop("arguments"), _arguments(KINDS[kind]))
+        arguments = exactly("arguments", given.pop("arguments"), _arguments(EVERY_KIND[kind]))
         for name, value in arguments.items():
             if max(_numbers(value), default=0) > _LARGEST:
                 raise ValueError(f"{name} is {value}; at most {_LARGEST:,} is accepted")

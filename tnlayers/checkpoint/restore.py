@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tnlayers.checkpoint.description import build, describe
 from tnlayers.checkpoint.file import Content, about_layer, join
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS
+from tnlayers.layers.registry import EVERY_KIND
 from tnlayers.tensorize.held_outside import held
 
 _PARALLEL = DataParallel, DistributedDataParallel
@@ -75,12 +75,12 @@ def _place(
 def _compare(old: Any, description: Mapping[str, Any]) -> None:
     """Raise if the layer of a description cannot replace a module."""
     ours = isinstance(old, TensorLayer)
-    kind = old.dense_type if ours else next((kind for kind in KINDS if isinstance(old, kind)), None)
+    kind = old.dense_type if ours else next((kind for kind in EVERY_KIND if isinstance(old, kind)), None)
     there = f"a {type(old).__name__}"
     theirs = _said(description["kind"], description["arguments"], description["dtype"])
     if kind is not None:
         weight = old.cores[0] if ours else old.weight
-        own = json.loads(json.dumps(KINDS[kind]._arguments(old)))
+        own = json.loads(json.dumps(EVERY_KIND[kind]._arguments(old)))
         there = _said(kind.__name__, own, str(weight.dtype).removeprefix("torch."))
     if there != theirs:
         raise ValueError(f"the file has {theirs}, but the model has {there}")
@@ -100,7 +100,7 @@ def fill(made: Mapping[nn.Module, TensorLayer]) -> None:
         weights = list(old.cores) if isinstance(old, TensorLayer) else [old.weight]
         new.to_empty(device=weights[0].device).train(old.training)
         new.cores.requires_grad_(any(weight.requires_grad for weight in weights))
-        new.bias = old.bias
+        new.bias = getattr(old, "bias", None)
 
 
 def modules_of(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
