@@ -110,8 +110,8 @@ def check_indices(name: str, value: Tensor) -> None:
         >>> check_indices("input", torch.ones(1))
         Traceback (most recent call last):
             ...
-        RuntimeError: input has dtype torch.float32; indices have torch.int64 or torch.int32: convert it with input.long()
+        RuntimeError: input has dtype torch.float32; it must be torch.int64 or torch.int32: convert it with input.long()
     """
     if value.dtype not in (torch.int64, torch.int32):
-        accepted = "indices have torch.int64 or torch.int32"
+        accepted = "it must be torch.int64 or torch.int32"
         raise RuntimeError(f"{name} has dtype {value.dtype}; {accepted}: convert it with {name}.long()")

@@ -73,7 +73,8 @@ class LookupExecutor(LayerExecutor):
             found = self._new(Setting(max(1, count), (), mode=mode, device=kind, dtype=dtype))
         self._plans[key] = found
         if mode == "cached":
-            return found.rows(x, self._kept(found, cores, None), open_sizes=count == 0)
+            cached: Tensor = found.rows(x, self._kept(found, cores, None), open_sizes=count == 0)
+            return cached
         return self._rows(found, x, cores, grad, open_sizes=count == 0 or traced())
 
     def _rows(self, found: LookupPlan, x: Tensor, cores: Sequence[Tensor], grad: bool, open_sizes: bool) -> Tensor:

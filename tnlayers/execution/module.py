@@ -29,6 +29,11 @@ class ExecutableModule(nn.Module):
     network: TensorNetwork = fixed("network", lambda layer: layer._executor.network)
 
     @property
+    def dense_params(self) -> int:
+        """Number of entries of the dense kernel."""
+        return self.network.dense_params
+
+    @property
     def geometry(self) -> Geometry:
         """The validated arguments of the convolution or linear map. Setting it drops the cached plans."""
         return self._executor.geometry

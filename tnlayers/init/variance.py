@@ -99,7 +99,7 @@ class Init:
     (``benchmarks/measure/depth.py``). The rule of Pan et al. alone is right on average. But the mean logarithm of a
     fluctuating gain is below the logarithm of its mean, and after rectifiers signals are neither white nor centred. The
     default split mostly needs fewer training steps with batch normalisation (``benchmarks/measure/convergence.py``).
-    ``init="paper"`` is the rule of Pan et al. alone; ``init="unit"`` gives the kernel's entries the standard deviation 1.
+    ``init="paper"`` is the rule of Pan et al. alone. ``init="unit"`` gives the kernel's entries the std 1.
     """
 
     mode: str = "fan_in"
@@ -171,8 +171,8 @@ PRESETS = {
     "paper": Init(distribution="normal", split="equal", exact=False),
     "unit": Init(exact="white", std=1.0),
 }
-"""Complete initialisations by name. 'paper': the rule of Pan et al. 2022 alone. 'unit': entries of standard deviation 1,
-as those of torch's embeddings."""
+"""Complete initialisations by name. 'paper': the rule of Pan et al. 2022 alone. 'unit': standard deviation 1, that of
+torch's embeddings."""
 
 
 @dataclass(frozen=True)

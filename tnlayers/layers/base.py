@@ -166,7 +166,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
     @property
     def keep_ratio(self) -> float:
         """Ratio of the cores' parameters to the dense kernel's, both without bias."""
-        return self.network.num_params / self.network.dense_params
+        return self.network.num_params / self.dense_params
 
     @torch.no_grad()
     def set_weight_(self, weight: Tensor, *, moments: Tensor | None = None) -> float:

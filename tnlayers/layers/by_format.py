@@ -1,7 +1,8 @@
 """The layers of every format: a class for each kind of torch layer that a format can replace.
 
 Arguments, shapes and errors are those of ``TensorConv``, ``TensorConvTranspose``, ``TensorLinear``, ``TensorEmbedding``
-and ``TensorEmbeddingBag``. Options are those of the format's class in ``tnlayers.formats``. A class without a docstring gets one made from both.
+and ``TensorEmbeddingBag``. Options are those of the format's class in ``tnlayers.formats``. A class without a docstring
+gets one made from both.
 """
 
 from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
@@ -158,6 +159,30 @@ class EinsumLinear(TensorLinear, format="einsum"):
         >>> import torch
         >>> EinsumLinear(16, 32, network="i1 a, i2 a b, b o", rank=4)(torch.randn(2, 16)).shape
         torch.Size([2, 32])
+    """
+
+
+class EinsumEmbedding(TensorEmbedding, format="einsum"):
+    """A user-written embedding.
+
+    See ``EinsumConv2d`` for the notation. Input axes are the factors of the vocabulary.
+
+    Example:
+        >>> import torch
+        >>> EinsumEmbedding(16, 32, network="i1 a, i2 a b, b o", rank=4)(torch.tensor([[0, 15, 3]])).shape
+        torch.Size([1, 3, 32])
+    """
+
+
+class EinsumEmbeddingBag(TensorEmbeddingBag, format="einsum"):
+    """A user-written bag of embeddings.
+
+    See ``EinsumConv2d`` for the notation. Input axes are the factors of the vocabulary.
+
+    Example:
+        >>> import torch
+        >>> EinsumEmbeddingBag(16, 32, network="i1 a, i2 a b, b o", rank=4)(torch.tensor([[0, 15, 3]])).shape
+        torch.Size([1, 32])
     """
 
 

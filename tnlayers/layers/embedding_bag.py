@@ -11,7 +11,7 @@ from tnlayers import validate
 from tnlayers.backend.input_checks import check_indices
 from tnlayers.execution.attributes import from_constructor
 from tnlayers.init.variance import Init
-from tnlayers.layers.embedding import TensorTable
+from tnlayers.layers.table import TensorTable
 from tnlayers.spec.rank import Rank
 
 MODES = ("sum", "mean", "max")
@@ -95,9 +95,7 @@ class TensorEmbeddingBag(TensorTable):
         names = "num_embeddings", "embedding_dim", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse"
         return {name: getattr(layer, name) for name in (*names, "include_last_offset", "padding_idx")}
 
-    def forward(
-        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Return a sum, mean or maximum of rows for each bag; zeros for an empty bag.
 
         Args:

@@ -10,9 +10,10 @@ from tnlayers.formats import FORMATS, Format
 from tnlayers.layers.base import LAYERS, TensorLayer
 from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.layers.conv_transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
-from tnlayers.layers.embedding import TensorEmbedding, TensorTable
+from tnlayers.layers.embedding import TensorEmbedding
 from tnlayers.layers.embedding_bag import TensorEmbeddingBag
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.layers.table import TensorTable
 
 _CONV = TensorConv1d, TensorConv2d, TensorConv3d
 _TRANSPOSE = TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d

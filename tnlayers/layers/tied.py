@@ -14,7 +14,7 @@ from tnlayers.backend.sharding import place
 from tnlayers.execution.executor import LayerExecutor
 from tnlayers.execution.module import ExecutableModule
 from tnlayers.init.draw import uniform
-from tnlayers.layers.embedding import TensorTable
+from tnlayers.layers.table import TensorTable
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
@@ -117,10 +117,10 @@ class TiedLinear(ExecutableModule):
             return F.linear(input, self.weight, self.bias)
         x = input.reshape(self._batched(input.shape))
         y = self._executor(x, self._listed(), None, self.training)[:, : self.out_features]
-        padding, row = self.embedding.padding_idx, getattr(self.embedding, "padding_row", None)
-        if row is not None:
-            index = torch.arange(self.out_features, device=y.device)
-            y = torch.where(index == padding, F.linear(x, row.unsqueeze(0)), y)
+        if self.embedding.padding_idx is not None:
+            row: Tensor = self.embedding.padding_row
+            here = torch.arange(self.out_features, device=y.device) == int(self.embedding.padding_idx)
+            y = torch.where(here, F.linear(x, row.unsqueeze(0)), y)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*input.shape[:-1], self.out_features)

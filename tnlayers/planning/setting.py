@@ -7,7 +7,6 @@ import torch
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.spec.geometry import Geometry
 
-
 INDEX = "index"
 """Layout of the input of a lookup: indices in place of one-hot channels."""
 
