@@ -34,6 +34,9 @@ NAMES = """
     TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
     frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register remap_optimizer_
     save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+    BTTEmbedding BTTEmbeddingBag BlockTTEmbedding BlockTTEmbeddingBag CPEmbedding CPEmbeddingBag EinsumEmbedding
+    EinsumEmbeddingBag HTEmbedding HTEmbeddingBag TREmbedding TREmbeddingBag TTEmbedding TTEmbeddingBag
+    TensorEmbedding TensorEmbeddingBag TiedLinear TuckerEmbedding TuckerEmbeddingBag
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """
@@ -68,7 +71,8 @@ def test_layers_show_their_arguments(layer):
     """In help(): those of torch's layer, ours, and the format's, each described."""
     own = [*inspect.signature(layer).parameters]
     described = inspect.getdoc(layer).partition("Args:")[2].partition("\n\n")[0]
-    for argument in (*inspect.signature(layer.dense_type).parameters, "rank", "init", "strategy", "memory"):
+    dense = [name for name in inspect.signature(layer.dense_type).parameters if not name.startswith("_")]
+    for argument in (*dense, "rank", "init", "strategy", "memory"):
         assert argument in own
         assert argument in described
     for option in inspect.signature(layer.format_type).parameters:
@@ -100,8 +104,8 @@ def test_functions_say_what_they_take_return_and_raise(name):
 
 CLASSES = """
     AutotuneReport Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
-    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear
-    TensorNetwork TensorizeConfig TensorizeReport Variance
+    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorEmbedding
+    TensorEmbeddingBag TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport TiedLinear Variance
 """
 
 
