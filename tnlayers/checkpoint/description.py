@@ -146,7 +146,10 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
             if max(_numbers(value), default=0) > _LARGEST:
                 raise ValueError(f"{name} is {value}; at most {_LARGEST:,} is accepted")
         given["dtype"] = _DTYPES[validate.choice("dtype", given["dtype"], _DTYPES)]
-        given["init"] = Init(**exactly("init", given["init"], [field.name for field in fields(Init)]))
+        init = (
+            {"std": None} | given["init"] if isinstance(given["init"], dict) else given["init"]
+        )  # older files lack it
+        given["init"] = Init(**exactly("init", init, [field.name for field in fields(Init)]))
         if not isinstance(given["rank"], dict):
             raise TypeError(f"rank is {given['rank']!r}; it must map every bond to its size")
         kernel = _sizes("kernel_size", arguments.get("kernel_size", []))
