@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tnlayers.backend.input_checks import check_cores
-from tnlayers.backend.torch_state import sizes, traced
+from tnlayers.backend.torch_state import plain_autograd, sizes, traced
 from tnlayers.execution.executor import LayerExecutor
 from tnlayers.ops.contraction import order
 from tnlayers.planning import lookup
@@ -81,7 +81,7 @@ class LookupExecutor(LayerExecutor):
         def rows(x: Tensor, *cores: Tensor) -> Tensor:
             return found.rows(x, found.matrices(cores), open_sizes)
 
-        if grad and self.memory == "low":
+        if grad and self.memory == "low" and (plain_autograd() or torch.compiler.is_compiling()):
             # Only the indices are saved; the backward runs the lookup again.
             return checkpoint(rows, x, *cores, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
         return rows(x, *cores)
