@@ -24,7 +24,10 @@ from tnlayers.layers.conv_transpose import (
     TensorConvTranspose2d,
     TensorConvTranspose3d,
 )
+from tnlayers.layers.embedding import TensorEmbedding
+from tnlayers.layers.embedding_bag import TensorEmbeddingBag
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.layers.tied import TiedLinear
 from tnlayers.measuring.measure import MeasuredRates, measure_rates
 from tnlayers.overview.compare import Comparison, compare
 from tnlayers.overview.signal import Signal, signal
@@ -43,8 +46,9 @@ __all__ = [
     "FORMATS", "AutotuneReport", "Comparison", "Format", "Frozen", "Geometry", "Init", "MeasuredRates", "Signal",
     "Summary",
     "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
-    "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorLayer", "TensorLinear", "TensorNetwork",
-    "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",
+    "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorEmbedding", "TensorEmbeddingBag", "TensorLayer",
+    "TensorLinear", "TensorNetwork", "TensorizeConfig", "TensorizeReport", "TiedLinear", "Variance", "autotune",
+    "calibrate_", "compare", "densify_", "freeze_",
     "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates", "param_groups",
     "register", "register_with_transformers", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal",
     "solve", "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
