@@ -11,6 +11,7 @@ from tnlayers.execution.freezing import Frozen, freeze_, thaw_
 from tnlayers.execution.tuning_report import AutotuneReport
 from tnlayers.formats import FORMATS, Format, register
 from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.interop.huggingface import register_with_transformers
 from tnlayers.interop.plain_torch import unfold
 from tnlayers.interop.tensorly_torch import from_tltorch, initialize_, to_tltorch
 from tnlayers.layers.base import LAYERS as _LAYERS
@@ -23,7 +24,10 @@ from tnlayers.layers.conv_transpose import (
     TensorConvTranspose2d,
     TensorConvTranspose3d,
 )
+from tnlayers.layers.embedding import TensorEmbedding
+from tnlayers.layers.embedding_bag import TensorEmbeddingBag
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.layers.tied import TiedLinear
 from tnlayers.measuring.measure import MeasuredRates, measure_rates
 from tnlayers.overview.compare import Comparison, compare
 from tnlayers.overview.signal import Signal, signal
@@ -44,10 +48,12 @@ __all__ = [
     "FORMATS", "AutotuneReport", "Comparison", "Format", "Frozen", "Geometry", "Init", "MeasuredRates", "Signal",
     "Summary",
     "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
-    "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorLayer", "TensorLinear", "TensorNetwork",
-    "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",
+    "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorEmbedding", "TensorEmbeddingBag", "TensorLayer",
+    "TensorLinear", "TensorNetwork", "TensorizeConfig", "TensorizeReport", "TiedLinear", "Variance", "autotune",
+    "calibrate_", "compare", "densify_", "freeze_",
     "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates", "param_groups",
-    "parametrize_", "register", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve",
-    "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
+    "parametrize_", "register", "register_with_transformers", "remap_optimizer_", "save_tensorized",
+    "scale_residual_", "signal", "solve", "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold",
+    "unfold_",
 ]  # fmt: skip
 __all__ += [_layer.__name__ for _layer in _LAYERS.values()]

@@ -15,7 +15,6 @@ from tnlayers.backend.sharding import place, whole
 from tnlayers.backend.torch_state import own_precision
 from tnlayers.backend.views import exchange
 from tnlayers.execution.attributes import from_constructor
-from tnlayers.execution.executor import LayerExecutor
 from tnlayers.execution.module import ExecutableModule
 from tnlayers.fitting.decompose import decompose
 from tnlayers.fitting.objective import length
@@ -112,7 +111,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
         core_memory.check(type(self).__name__, network, rank, torch.empty(0, device=device, dtype=dtype))
-        self._executor = LayerExecutor(network, geometry, strategy, memory)
+        self._executor = self.executor_type(network, geometry, strategy, memory)
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in self.network.core_shapes
         )
@@ -167,7 +166,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
     @property
     def keep_ratio(self) -> float:
         """Ratio of the cores' parameters to the dense kernel's, both without bias."""
-        return self.network.num_params / self.network.dense_params
+        return self.network.num_params / self.dense_params
 
     @torch.no_grad()
     def set_weight_(self, weight: Tensor, *, moments: Tensor | None = None) -> float:
@@ -294,7 +293,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
 @torch.no_grad()
 def copy_state(source: Any, target: Any) -> None:
     """Copy bias and training flag, which do not depend on the form of the kernel."""
-    if source.bias is not None:
+    if getattr(source, "bias", None) is not None:
         target.bias.copy_(place(whole(source.bias), target.bias))
         target.bias.requires_grad_(source.bias.requires_grad)
     target.train(source.training)

@@ -4,6 +4,7 @@ import warnings
 
 from torch import nn
 
+from tnlayers.interop.huggingface import follow
 from tnlayers.layers.base import TensorLayer
 from tnlayers.tensorize.accounts import entries, held_once, other_rows
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
@@ -43,7 +44,9 @@ def put_in_place(swap: Swap) -> TensorizeReport:
     old_order = [*map(id, model.parameters())]
     replaced = [] if dry_run else [each for site in swapped for each in site.put()]
     order = old_order, [*map(id, model.parameters())]
-    after = after if dry_run else entries(model.parameters())
+    if not dry_run:
+        after = entries(model.parameters())
+        follow(model)
     return TensorizeReport(layers, (before, after), dry_run, others, replaced, order)
 
 
