@@ -10,6 +10,7 @@ from torch import nn
 from tnlayers.backend.name_patterns import matches
 from tnlayers.interop.plain_torch import unfold
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.table import TensorTable
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders
 from tnlayers.tensorize.replace import keep_bias, put_in_place
@@ -77,7 +78,12 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
         >>> print(model[0][1])
         Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)
     """
-    return _back(model, include, unfold, "unfolded", "tnlayers.unfold(layer)", example_input)
+    return _back(model, include, _unfolded, "unfolded", "tnlayers.unfold(layer)", example_input)
+
+
+def _unfolded(layer: Any) -> nn.Module:
+    plain: nn.Module = layer.to_dense() if isinstance(layer, TensorTable) else unfold(layer)
+    return plain
 
 
 def _back(

@@ -13,6 +13,7 @@ from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import layer_class
+from tnlayers.layers.table import TensorTable
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.held_outside import HOOKS, own_attributes
@@ -87,6 +88,8 @@ class LayerSite:
     def kernel(self) -> Tensor:
         """The kernel in the order of the network's axes: ``(out, in, *taps)``."""
         weight = self.weight.detach()
+        if issubclass(BASES[self.kind], TensorTable):  # rows are inputs, and padded rows are zero
+            return nn.functional.pad(weight, (0, 0, 0, self.geometry.in_channels - len(weight))).T
         return exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
 
     @property

@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from tnlayers.layers.any_weight import NetworkWeight
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS
+from tnlayers.layers.registry import EVERY_KIND
 
 GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -26,7 +26,7 @@ GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
 """torch's layers by the names in ``TensorizeConfig.kinds``. Those in ``BASES`` can be swapped."""
 DEFAULT_GROUPS = "conv", "linear"
 """Layers that multiply their inputs by a kernel. The others are swapped on request only."""
-BASES: Mapping[type[nn.Module], type[TensorLayer]] = KINDS
+BASES: Mapping[type[nn.Module], type[TensorLayer]] = EVERY_KIND
 """Base class of the tensor layers that replace a torch layer. A new kind of layer is an entry here."""
 _ADAPTER = "peft.tuners.tuners_utils", "BaseTunerLayer"
 
