@@ -36,8 +36,8 @@ NAMES = """
     TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d TuckerConvTranspose3d
     TuckerEmbedding TuckerEmbeddingBag TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
     frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups parametrize_
-    register register_with_transformers remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary
-    tensorize_ thaw_ to_tltorch unfold unfold_
+    register register_with_transformers remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm
+    summary tensorize_ thaw_ to_tltorch unfold unfold_
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """

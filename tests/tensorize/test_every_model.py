@@ -115,6 +115,7 @@ def output(model, inputs):
     return next(found[name] for name in names if name in found)
 
 
+@pytest.mark.filterwarnings("ignore:save_pretrained does not describe networks of single weights")
 @pytest.mark.parametrize("decompose", [False, True], ids=["drawn", "fitted"])
 @pytest.mark.parametrize("make", MODELS)
 def test_every_parameter_is_accounted_for_and_back(make, decompose, monkeypatch):

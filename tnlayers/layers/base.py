@@ -151,8 +151,10 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
-    def _kernel(self, given: Sequence[Tensor] | None = None) -> Tensor:
-        cores = [whole(core) for core in (self.cores if given is None else given)]
+    def _kernel(self) -> Tensor:
+        return self._contracted([whole(core) for core in self.cores])
+
+    def _contracted(self, cores: Sequence[Tensor]) -> Tensor:
         check_cores(cores)
         if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
             self.network.check_shapes(core.shape for core in cores)
@@ -279,8 +281,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             core.copy_(place(value, core))
 
     def __repr__(self) -> str:
-        # One line, as torch's layers: format and rank describe the cores.
-        return f"{type(self).__name__}({self.extra_repr()})"
+        return f"{type(self).__name__}({self.extra_repr()})"  # one line, as torch's layers
 
     def extra_repr(self) -> str:
         """Return format with options, rank (one number if all bonds are equal), and keep ratio."""

@@ -46,7 +46,8 @@ class TensorizeConfig:
         depthwise: also swap convolutions with one channel per group. They have few parameters and stay plain by
             default; 1x1 convolutions and linear layers, which mostly have many, are swapped.
         subclasses: also swap subclasses of torch's layers, which lose their own forward.
-        kinds: which layers: 'conv' (convolutions and transposed ones), 'linear'.
+        kinds: which layers: 'conv' (convolutions and transposed ones), 'linear', 'embedding' (also bags). Embeddings
+            whose weight is tied to an output layer stay plain, as that layer does.
         parametrize: also make networks of weights that no layer covers, as ``parametrize_`` does: parameters with two
             axes or more, such as the joint projection of ``nn.MultiheadAttention``, experts held as one parameter, and
             the weights of subclasses of torch's layers. They save parameters, not time. Patterns cover them by their

@@ -88,7 +88,7 @@ class LayerSite:
     def kernel(self) -> Tensor:
         """The kernel in the order of the network's axes: ``(out, in, *taps)``."""
         weight = self.weight.detach()
-        if issubclass(BASES[self.kind], TensorTable):  # rows are inputs, and padded rows are zero
+        if self.whole and issubclass(BASES[self.kind], TensorTable):  # rows are inputs, and padded rows are zero
             return nn.functional.pad(weight, (0, 0, 0, self.geometry.in_channels - len(weight))).T
         return exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
 
