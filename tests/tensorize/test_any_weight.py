@@ -219,9 +219,9 @@ def test_unfolding_makes_plain_parameters():
     tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False))
     report = tnlayers.unfold_(model)
     assert (report["0.up"].reason, report["1"].reason) == ("plain again", "unfolded")
+    assert "up" in model[0]._parameters
     model = nn.Sequential(tnlayers.CPLinear(8, 8, rank=2), nn.Linear(8, 8))
     assert densify_(model)["1"].reason == "a plain layer"
-    assert "up" in model[0]._parameters
 
 
 def tied():
