@@ -9,13 +9,13 @@ from torch import nn
 
 from tnlayers.backend.name_patterns import matches
 from tnlayers.interop.plain_torch import unfold
-from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.table import TensorTable
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders
 from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, Swap
+from tnlayers.tensorize.swappable import NETWORKS
 from tnlayers.tensorize.weight_readers import Read, mentions, reads
 from tnlayers.tensorize.weight_sites import networks
 
@@ -97,7 +97,7 @@ def _back(
     own = networks(model)
     layers = find(
         model,
-        (TensorLayer,),
+        NETWORKS,
         "" if own else "tensor layer",
         lambda layer: ALONE.format(alone.format(layer.dense_name)),
     )

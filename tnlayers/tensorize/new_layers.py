@@ -27,6 +27,10 @@ def choose_ranks(swap: Swap) -> None:
     config, chosen = swap.config, swap.chosen
     if config.energy is None and config.budget is None:
         return
+    for site in chosen:
+        if site.settings["rank"] is None and not site.measured:
+            site.reason = "refused: no energy or budget chooses its ranks; give a rank by overrides"
+    chosen = [site for site in chosen if not site.reason]
     undecided = [site for site in chosen if site.settings["rank"] is None and _possible(site)]
     for site in undecided:
         if site.settings["decompose"] and site.weight.is_meta:
@@ -79,21 +83,22 @@ def make_layers(swap: Swap) -> None:
     for site in chosen:
         if site.reason:
             continue
-        cls, arguments = site.layer
-        fit = site.settings["decompose"]
+        rank, fit = site.settings["rank"], site.settings["decompose"]
         try:
-            draft = site.make(arguments["rank"])
-            refuse(cls.__name__, draft.network, arguments["rank"], site.weight)
+            draft = site.make(rank)
+            for part in site.parts(draft):
+                refuse(type(part).__name__, part.network, rank, site.weight)
         except TypeError as error:
             raise TypeError(f"{site.names[0]}: {error}") from None
         except ValueError as error:
             site.reason = f"refused: {error}"
             continue
-        if len(draft.network.cores) == 1 and not draft.rank:
+        if any(len(part.network.cores) == 1 and not part.rank for part in site.parts(draft)):
             site.reason = "refused: its network would be one dense core"
             continue
-        if arguments["rank"] is None and draft.keep_ratio >= 1:  # this size was not requested
-            count, dense = draft.network.num_params, draft.network.dense_params
+        count = sum(part.network.num_params for part in site.parts(draft))
+        dense = sum(part.network.dense_params for part in site.parts(draft))
+        if rank is None and count >= dense:  # this size was not requested
             site.reason = f"refused: its smallest network has {count:,} parameters, no fewer than its {dense:,}"
             continue
         if fit and site.weight.is_meta and not dry_run:
@@ -105,7 +110,7 @@ def make_layers(swap: Swap) -> None:
         elif fit:
             to_fit.append(site)
         else:
-            site.new = _named(site, partial(cls.from_dense, site.plain, decompose=False, **arguments))
+            site.new = _named(site, site.drawn)
             logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
     with Progress("fitting", len(to_fit), swap.progress) as progress:
         _fit(swap, to_fit, progress)
@@ -126,22 +131,20 @@ def _fit(swap: Swap, sites: list[LayerSite], progress: Progress) -> None:
         fitted: dict[nn.Module, nn.Module] = {}
         for site in sites:
             plain, moments = _calibrated(swap, site, fitted)
-            cls, arguments = site.layer
-            site.new = _named(site, partial(cls.from_dense, plain, moments=moments, **arguments))
+            site.new = _named(site, partial(site.fitted, plain, moments))
             if site.whole:
                 fitted[site.module] = site.new
-            site.error = _error(site.new.weight, site.weight)
+            site.error = site.distance()
             site.reason += ", to its inputs" if moments is not None else ""
             done(site)
         return
     for site in sites:  # here, because making a layer may warn
-        cls, arguments = site.layer
-        site.new = _named(site, partial(cls._unfitted, site.plain, **arguments))
+        site.new = _named(site, site.unfitted)
 
     def work(site: LayerSite) -> None:
         with torch.no_grad():
-            _named(site, partial(site.new.set_weight_, site.weight.detach()))
-            site.error = _error(site.new.weight, site.weight)
+            _named(site, site.fit)
+            site.error = site.distance()
 
     # On other devices than CPUs, the operations of several threads would wait for each other.
     workers = swap.workers if all(site.weight.device.type == "cpu" for site in sites) else 1
@@ -197,9 +200,3 @@ def _possible(site: LayerSite) -> bool:
     except ValueError as error:
         site.reason = f"refused: {error}"
     return not site.reason
-
-
-def _error(new: Tensor, old: Tensor) -> float:
-    fine = torch.float32 if old.device.type == "mps" else torch.float64
-    old = old.to(fine)
-    return float((new.to(fine) - old).norm() / old.norm().clamp_min(torch.finfo(fine).tiny))

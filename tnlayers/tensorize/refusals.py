@@ -10,7 +10,7 @@ from tnlayers.backend.name_patterns import matches
 from tnlayers.layers.base import DTYPES, TensorLayer
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite
-from tnlayers.tensorize.swappable import Fold, fold_of, network_of
+from tnlayers.tensorize.swappable import NETWORKS, Fold, fold_of, network_of
 from tnlayers.tensorize.weight_sites import WeightSite
 
 _TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_executor")
@@ -25,7 +25,7 @@ def left_alone(site: LayerSite, config: TensorizeConfig) -> str:
 def _reasons(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
     module, settings = site.module, config.of(site.names)
     site.settings = settings or {}
-    if isinstance(module, TensorLayer):
+    if isinstance(module, NETWORKS):
         yield "a tensor layer already"
     if isinstance(site, WeightSite) and network_of(module, site.parameter):
         yield "a tensor network already"
@@ -51,16 +51,15 @@ def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
     advice = f"; {_FOLDS}" if not site.fold and fold_of(module) else ""
     if is_parametrized(module) and not site.fold:
         yield f"parametrized ({', '.join(module.parametrizations)}{advice})"
-    weight = module._parameters.get("weight")
-    if isinstance(weight, nn.UninitializedParameter):
+    if any(isinstance(each, nn.UninitializedParameter) for each in module._parameters.values()):
         yield "it has no shape before the first forward (lazy)"
     if (own := type_before_parametrizations(module)) is not exact and not config.subclasses:
         yield f"{own.__name__} is a subclass of {exact.__name__} (subclasses=True swaps it)"
-    if weight is None and not site.fold:
+    known = site.how.plain(module)._parameters.keys()
+    if not site.fold and any(module._parameters.get(name) is None for name in known if name.startswith("weight")):
         yield f"its weight is computed (pruning, weight_norm or spectral_norm{advice})"
         return
     owned = site.fold.owned if site.fold else frozenset()
-    known = site.how.plain(module)._parameters.keys()
     if more := [*(module._parameters.keys() - known - owned), *module._buffers, *(module._modules.keys() - owned)]:
         yield f"it also holds {', '.join(more)}"
     if "forward" in vars(module):

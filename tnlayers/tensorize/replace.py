@@ -14,6 +14,7 @@ from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.optimizer import holders
 from tnlayers.tensorize.report import LayerReport, TensorizeReport
 from tnlayers.tensorize.sites import LayerSite, Swap
+from tnlayers.tensorize.swappable import NETWORKS
 
 
 def keep_bias(site: LayerSite) -> None:
@@ -66,7 +67,7 @@ def _warn_of_weights(model: nn.Module, swapped: Sequence[LayerSite]) -> None:
 
 
 def _row(site: LayerSite, held: int) -> LayerReport:
-    new, tensor = site.new, site.new if isinstance(site.new, TensorLayer) else None
+    new, tensor = site.new, site.new if isinstance(site.new, NETWORKS) else None
     flops = None
     if site.shapes:
         device = next(site.module.parameters()).device.type
@@ -79,7 +80,7 @@ def _row(site: LayerSite, held: int) -> LayerReport:
         swapped=new is not None,
         reason=site.reason,
         format=None if tensor is None else tensor.format.name,
-        rank=None if tensor is None else dict(tensor.rank),
+        rank=None if tensor is None else site.ranks(),
         params=site.counts(),
         held=held,
         flops=flops,

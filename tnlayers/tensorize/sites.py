@@ -1,6 +1,6 @@
 """Layers of a model: their places and names, and whether they can be swapped or why not."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -111,6 +111,42 @@ class LayerSite:
         layer = cls(**own, **arguments | {"rank": rank}, device="meta", dtype=self.weight.dtype)
         return layer.train(self.module.training)
 
+    measured: ClassVar[bool] = True
+    """Whether an energy or a budget can choose its rank."""
+
+    def ranks(self) -> dict[str, int]:
+        """Return the sizes of the new layer's bonds."""
+        return dict(self.new.rank)
+
+    def parts(self, draft: Any) -> Sequence[TensorLayer]:
+        """Return the layers that hold the weights of a draft: the draft itself."""
+        return [draft]
+
+    def drawn(self) -> Any:
+        """Make the new layer with drawn cores."""
+        cls, arguments = self.layer
+        return cls.from_dense(self.plain, decompose=False, **arguments)
+
+    def fitted(self, plain: Any, moments: Tensor | None) -> Any:
+        """Make the new layer with cores fitted to a plain layer."""
+        cls, arguments = self.layer
+        return cls.from_dense(plain, moments=moments, **arguments)
+
+    def unfitted(self) -> Any:
+        """Make the new layer without values in its cores. This may warn."""
+        cls, arguments = self.layer
+        return cls._unfitted(self.plain, **arguments)
+
+    def fit(self) -> None:
+        """Fit the cores of the new layer."""
+        self.new.set_weight_(self.weight.detach())
+
+    def distance(self) -> float:
+        """Return the relative error of the new layer's weight."""
+        fine = torch.float32 if self.weight.device.type == "mps" else torch.float64
+        old, new = self.weight.detach().to(fine), self.new.weight.detach().to(fine)
+        return float((new - old).norm() / old.norm().clamp_min(torch.finfo(fine).tiny))
+
     @property
     def layer(self) -> tuple[type[TensorLayer], dict[str, Any]]:
         """Class of the tensor layer, and its keyword arguments beside torch's."""
@@ -164,7 +200,7 @@ class LayerSite:
 def count(module: nn.Module, bias: bool = True) -> int:
     """Return the number of a module's parameters, with or without biases. Lazy ones have none."""
     sized = ((name, p) for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter))
-    return sum(p.numel() for name, p in sized if bias or not name.endswith("bias"))
+    return sum(p.numel() for name, p in sized if bias or "bias" not in name.rpartition(".")[2])
 
 
 @dataclass

@@ -9,7 +9,6 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tnlayers import validate
 from tnlayers.backend.observe import observe
-from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import layer_class
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders, unwrapped
@@ -18,7 +17,7 @@ from tnlayers.tensorize.refusals import left_alone
 from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.sites import LayerSite, Swap, note_moments, note_shape, watch
-from tnlayers.tensorize.swappable import adapters, fold_of, how_to_swap, swappable
+from tnlayers.tensorize.swappable import NETWORKS, adapters, fold_of, how_to_swap, swappable
 from tnlayers.tensorize.weight_sites import networks, weights
 
 
@@ -142,7 +141,7 @@ def _found(model: nn.Module, config: TensorizeConfig) -> list[LayerSite]:
     """Find layers, and weights that are networks or, on request, could be."""
 
     def alone(layer: Any) -> str:
-        if isinstance(layer, TensorLayer):
+        if isinstance(layer, NETWORKS):
             return "a tensor layer already"
         if type(layer) is not (kind := how_to_swap(layer).kind):
             return ALONE.format("nn.Sequential(layer)") + ", and swap that"
@@ -154,7 +153,7 @@ def _found(model: nn.Module, config: TensorizeConfig) -> list[LayerSite]:
         return ALONE.format(f"{name}.from_{cls.dense_name}({arguments})")
 
     own, inside = networks(model), adapters(model)
-    types = (*(each.cls for each in swappable()), TensorLayer)
+    types = (*(each.cls for each in swappable()), *NETWORKS)
     what = "" if own or config.parametrize else "convolution or linear layer"
     taken = {site.module for site in own if site.parameter == "weight"}
     layers = find(model, types, what, alone, lambda layer: layer not in taken and _covered(layer, config))
@@ -167,7 +166,7 @@ def _found(model: nn.Module, config: TensorizeConfig) -> list[LayerSite]:
 
 def _covered(layer: nn.Module, config: TensorizeConfig) -> bool:
     """Return whether a layer is swapped as a whole, if at all: not so subclasses whose weight can be a network."""
-    if isinstance(layer, TensorLayer) or not config.parametrize or config.subclasses:
+    if isinstance(layer, NETWORKS) or not config.parametrize or config.subclasses:
         return True
     return type_before_parametrizations(layer) is how_to_swap(layer).cls
 

@@ -26,6 +26,8 @@ GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
 """torch's layers by the names in ``TensorizeConfig.kinds``. Those in ``BASES`` can be swapped."""
 DEFAULT_GROUPS = "conv", "linear"
 """Layers that multiply their inputs by a kernel. The others are swapped on request only."""
+NETWORKS: Any = (TensorLayer,)
+"""Types of layers whose weights are networks."""
 BASES: Mapping[type[nn.Module], type[TensorLayer]] = EVERY_KIND
 """Base class of the tensor layers that replace a torch layer. A new kind of layer is an entry here."""
 _ADAPTER = "peft.tuners.tuners_utils", "BaseTunerLayer"
