@@ -47,7 +47,7 @@ __all__ = [
     "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorLayer", "TensorLinear", "TensorNetwork",
     "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "decompose",
     "densify_", "freeze_", "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates",
-    "param_groups", "register", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm",
-    "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
+    "param_groups", "register", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve",
+    "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
 ]  # fmt: skip
 __all__ += [_layer.__name__ for _layer in _LAYERS.values()]
