@@ -215,8 +215,10 @@ def _changes(pattern: str, value: Any) -> dict[str, Any]:
 
 def _rank(name: str, value: Any) -> Rank | str | None:
     """Convert a rank to Python's own numbers, as JSON and YAML need them."""
-    if value is None or isinstance(value, str):
-        return None if value is None else validate.choice(name, value, RULES)
+    if value is None:
+        return None
+    if isinstance(value, str) and value in RULES:
+        return value
     if isinstance(value, Mapping):
         return {bond: validate.integer(f"{name}[{bond!r}]", size) for bond, size in _mapping(name, value).items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

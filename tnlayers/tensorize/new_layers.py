@@ -37,30 +37,31 @@ def choose_ranks(swap: Swap) -> None:
             raise ValueError(f"{site.names[0]}: weight holds NaN or infinity; only finite kernels can be fitted")
     for site in named:
         rule = site.settings["rank"]
-        _by_kernel(site, f"rank is {rule!r}", partial(by_rule, rule=rule), lambda site: site.kernel)
+        _by_kernel(site, "rank", repr(rule), partial(by_rule, rule=rule), lambda site: site.kernel)
     if config.energy is not None:
         for site in undecided:
-            _by_kernel(site, f"energy is {config.energy:g}", partial(by_energy, energy=config.energy), _weighted)
+            _by_kernel(site, "energy", f"{config.energy:g}", partial(by_energy, energy=config.energy), _weighted)
     for what, share in (config.budget or {}).items():
         _by_budget(undecided, what, share)
 
 
 def _by_kernel(
     site: LayerSite,
-    asked: str,
+    name: str,
+    value: str,
     choose: Callable[[TensorNetwork, list[str], Tensor], dict[str, int]],
     kernel: Callable[[LayerSite], Tensor],
 ) -> None:
     """Choose the rank of a layer by its kernel, or note why it stays plain."""
     if not site.settings["decompose"]:
-        raise ValueError(f"{asked}, but an override says decompose=False for {site.names[0]}")
+        raise ValueError(f"{name} is {value}, but an override says decompose=False for {site.names[0]}")
     if not site.kernel.any():
         site.settings["rank"] = None  # a zero kernel tells nothing, and gets the default rank
         return
     draft, dense = site.make(1), site.module.weight.numel()
     site.settings["rank"] = rank = choose(draft.network, [*draft.rank], kernel(site))
     if site.make(rank).network.num_params >= dense:
-        site.reason = f"{asked}, which needs no fewer than its {dense:,} parameters"
+        site.reason = f"the {name} {value} needs no fewer than its {dense:,} parameters"
 
 
 def _by_budget(undecided: list[LayerSite], what: str, share: float) -> None:
