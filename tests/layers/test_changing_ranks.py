@@ -91,6 +91,17 @@ def test_a_layer_that_is_small_enough_stays_as_it_is():
     assert all(a is b for a, b in zip(cores, layer.cores, strict=True))
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_directions_that_are_zero_go_first(kind):
+    """By rounding or by a fit: what grow_ adds, truncate_ takes away, and nothing else."""
+    layer = made(kind, rank=2)
+    kernel, before = layer.weight.detach(), float(loss(layer).detach())
+    layer.grow_(rank=3)
+    assert float(loss(layer).detach()) == pytest.approx(before, rel=1e-10)
+    assert layer.truncate_(rank=2) < 1e-10
+    torch.testing.assert_close(layer.weight.detach(), kernel, rtol=0, atol=1e-9)
+
+
 def test_zero_and_small_kernels_can_still_learn():
     for scale in (0.0, 1e-30):
         layer = made(tnlayers.TuckerConv2d)

@@ -77,7 +77,7 @@ class ChangesRanks(ExecutableModule):
                 or ``optimizer`` holds no core. The layer is then unchanged.
 
         Warns:
-            UserWarning: an optimizer holds the cores and is not given.
+            UserWarning: an optimizer holds the cores, and none is given.
 
         Example:
             >>> import tnlayers
@@ -108,7 +108,7 @@ class ChangesRanks(ExecutableModule):
                 The layer is then unchanged.
 
         Warns:
-            UserWarning: an optimizer holds the cores and is not given.
+            UserWarning: an optimizer holds the cores, and none is given.
             LargerThanDense: the cores have more parameters than the dense kernel.
 
         Example:
@@ -208,13 +208,12 @@ class ChangesRanks(ExecutableModule):
                     f"{old.dtype} cannot hold the new cores, whose largest entry is {value.abs().max():.3g}"
                 )
             new.append(nn.Parameter(place(cast, old), requires_grad=old.requires_grad))
-        for other in holders([*self.cores]):
-            if other is not optimizer:
-                warnings.warn(
-                    f"{type(other).__name__} holds the old cores, so it will not train the new ones; give it as "
-                    "optimizer, or make a new one",
-                    stacklevel=core_memory.outside(),
-                )
+        for other in holders([*self.cores]) if optimizer is None else ():  # this looks at all objects
+            warnings.warn(
+                f"{type(other).__name__} holds the old cores, so it will not train the new ones; give it as "
+                "optimizer, or make a new one",
+                stacklevel=core_memory.outside(),
+            )
         executor = self._executor.anew(network=network)
         for k, parameter in enumerate(new):
             if optimizer is not None:
