@@ -80,9 +80,9 @@ class LayerExecutor:
         return self.frozen and self.memory != "low"
 
     def anew(self, **changes: Any) -> Self:
-        """Return an executor with another geometry, strategy or memory, and the same ``frozen``."""
-        settings = {name: getattr(self, name) for name in ("geometry", "strategy", "memory")} | changes
-        executor = type(self)(self.network, **settings)
+        """Return an executor with another network, geometry, strategy or memory, and the same ``frozen``."""
+        settings = {name: getattr(self, name) for name in ("network", "geometry", "strategy", "memory")} | changes
+        executor = type(self)(**settings)
         executor.frozen = self.frozen
         return executor
 

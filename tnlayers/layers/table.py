@@ -199,13 +199,15 @@ class TensorTable(TensorLayer):
 
     @classmethod
     def from_embedding(
-        cls, embedding: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any
+        cls, embedding: nn.Module, *, rank: Rank | str | None = None, decompose: bool = True, **kwargs: Any
     ) -> Self:
         """Return a tensor layer for a torch embedding: ``from_dense`` by another name."""
         return cls.from_dense(embedding, rank=rank, decompose=decompose, **kwargs)
 
     @classmethod
-    def _unfitted(cls, dense: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
+    def _unfitted(
+        cls, dense: nn.Module, *, rank: Rank | str | None = None, decompose: bool = True, **kwargs: Any
+    ) -> Self:
         layer = super()._unfitted(dense, rank=rank, decompose=decompose, **kwargs)
         if layer.padding_idx is not None and not layer.padding_row.is_meta:
             with torch.no_grad():
