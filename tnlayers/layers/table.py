@@ -197,6 +197,13 @@ class TensorTable(TensorLayer):
         target = weight.detach().to("cpu", torch.float64)
         return length(self._kernel().to("cpu", torch.float64) - target) / (length(target) or 1.0)
 
+    def _truncate(self, *arguments: Any) -> float:
+        """Change the ranks; the error is that of the rows that indices reach."""
+        before = self._kernel().detach().to("cpu", torch.float64)
+        if super()._truncate(*arguments) == 0:
+            return 0.0
+        return length(self._kernel().to("cpu", torch.float64) - before) / (length(before) or 1.0)
+
     @classmethod
     def from_embedding(
         cls, embedding: nn.Module, *, rank: Rank | str | None = None, decompose: bool = True, **kwargs: Any
