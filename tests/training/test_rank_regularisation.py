@@ -12,7 +12,6 @@ import tnlayers
 from cases import CASES
 from tnlayers.execution.rank_dropout import draw_factors, scaled
 from tnlayers.ops.contraction import reconstruct
-from tnlayers.training.bonds import term_squares
 from tnlayers.training.rank_regularisation import rank_dropout_, rank_lasso
 
 ONE_OF_EACH = [case for case in CASES if case.kind in ("Conv2d", "Linear", "ConvTranspose1d")]
