@@ -34,6 +34,7 @@ NAMES = """
     TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
     frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register remap_optimizer_
     save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+    PruneReport load_dense_ prune_ranks_ rank_dropout_ rank_lasso
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """

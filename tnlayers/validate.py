@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Iterable, Sequence
-from numbers import Real
 from typing import Any
 
 
@@ -86,7 +85,7 @@ def fraction(name: str, value: Any) -> float:
             ...
         ValueError: p is 1; it must be a number of at least 0 and below 1
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")

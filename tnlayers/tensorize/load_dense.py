@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers import validate
@@ -131,7 +131,7 @@ def _check(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         hint = "; it has cores, so it is a state of tensor layers: use model.load_state_dict" if ours else ""
         raise ValueError(f"state_dict {' and '.join(parts)}; it must have the names of the dense model's state{hint}")
     for name, value in wanted.items():
-        if isinstance(value, UninitializedTensorMixin):
+        if isinstance(value, nn.UninitializedParameter | UninitializedBuffer):
             raise ValueError(f"model has no shape yet for {name} (lazy); run it once first")
         if not isinstance(value, Tensor | TensorLayer):
             continue  # extra state, which the module itself checks

@@ -76,7 +76,8 @@ def _gram(network: TensorNetwork, cores: Sequence[Tensor], bond: str, end: int) 
 def _root(gram: Tensor) -> Tensor:
     """Return a square root of a positive semi-definite matrix, as a matrix times its transpose."""
     values, vectors = torch.linalg.eigh(gram)
-    return vectors * values.clamp(min=0).sqrt()
+    root: Tensor = vectors * values.clamp(min=0).sqrt()
+    return root
 
 
 def influence(
