@@ -9,6 +9,8 @@ from tnlayers.checkpoint.save_load import load_tensorized, save_tensorized
 from tnlayers.execution.autotuning import autotune
 from tnlayers.execution.freezing import Frozen, freeze_, thaw_
 from tnlayers.execution.tuning_report import AutotuneReport
+from tnlayers.fitting.decompose import decompose
+from tnlayers.fitting.decomposition import Decomposition
 from tnlayers.formats import FORMATS, Format, register
 from tnlayers.init.variance import Init, Variance, solve
 from tnlayers.interop.plain_torch import unfold
@@ -43,12 +45,12 @@ from tnlayers.training.prune_report import PruneReport
 from tnlayers.training.rank_regularisation import rank_dropout_, rank_lasso
 
 __all__ = [
-    "FORMATS", "AutotuneReport", "Comparison", "Format", "Frozen", "Geometry", "Init", "MeasuredRates", "PruneReport",
-    "Signal", "Summary",
+    "FORMATS", "AutotuneReport", "Comparison", "Decomposition", "Format", "Frozen", "Geometry", "Init",
+    "MeasuredRates", "PruneReport", "Signal", "Summary",
     "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
     "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorLayer", "TensorLinear", "TensorNetwork",
-    "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",
-    "frobenius_penalty", "from_tltorch", "initialize_", "load_dense_", "load_tensorized", "measure_rates",
+    "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "decompose", "densify_",
+    "freeze_", "frobenius_penalty", "from_tltorch", "initialize_", "load_dense_", "load_tensorized", "measure_rates",
     "param_groups", "prune_ranks_", "rank_dropout_", "rank_lasso", "register", "remap_optimizer_", "save_tensorized",
     "scale_residual_", "signal", "solve", "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold",
     "unfold_",

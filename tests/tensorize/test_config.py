@@ -13,8 +13,8 @@ import tnlayers
 from networks import networks
 from tnlayers import Init, TensorizeConfig, tensorize_
 from tnlayers.backend.name_patterns import matches
+from tnlayers.fitting.cuts import cuts, estimate
 from tnlayers.ops.contraction import reconstruct
-from tnlayers.tensorize.rank_budget import cuts, estimate
 
 FULL = TensorizeConfig(
     "tt",

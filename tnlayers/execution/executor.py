@@ -82,9 +82,9 @@ class LayerExecutor:
         return self.frozen and self.memory != "low"
 
     def anew(self, **changes: Any) -> "LayerExecutor":
-        """Return an executor with another geometry, strategy or memory, and the same ``frozen`` and dropout."""
-        settings = {name: getattr(self, name) for name in ("geometry", "strategy", "memory")} | changes
-        executor = LayerExecutor(self.network, **settings)
+        """Return an executor with another network, geometry, strategy or memory; ``frozen`` and dropout stay."""
+        settings = {name: getattr(self, name) for name in ("network", "geometry", "strategy", "memory")} | changes
+        executor = LayerExecutor(**settings)
         executor.frozen, executor.rank_dropout = self.frozen, self.rank_dropout
         return executor
 

@@ -1,7 +1,7 @@
 """Base of every layer: it holds the cores, and calls format, solver and executor once each."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields
 from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
@@ -16,14 +16,15 @@ from tnlayers.backend.torch_state import own_precision
 from tnlayers.backend.views import exchange
 from tnlayers.execution.attributes import from_constructor
 from tnlayers.execution.executor import LayerExecutor
-from tnlayers.execution.module import ExecutableModule
 from tnlayers.fitting.decompose import decompose
+from tnlayers.fitting.metric import check
 from tnlayers.fitting.objective import length
 from tnlayers.formats import FORMATS, Format
 from tnlayers.formats.base import checked_shape
 from tnlayers.init.draw import draw, uniform
-from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.init.variance import Init
 from tnlayers.layers import core_memory
+from tnlayers.layers.changing_ranks import ChangesRanks
 from tnlayers.layers.computed_weight import ComputesWeight
 from tnlayers.layers.documentation import add_arguments, show_options
 from tnlayers.layers.zero_kernels import learnable
@@ -36,7 +37,7 @@ LAYERS: MutableMapping[tuple[type[Format], type[Any]], type["TensorLayer"]] = We
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class TensorLayer(ComputesWeight, ExecutableModule):
+class TensorLayer(ComputesWeight, ChangesRanks):
     """A linear map whose weight is a tensor network.
 
     A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
@@ -61,7 +62,6 @@ class TensorLayer(ComputesWeight, ExecutableModule):
     dense_type: ClassVar[type[Any]]
     """The torch layer with the same arguments."""
     bias: nn.Parameter | None
-    variance: Variance
     format: Format = from_constructor("format")
     rank: Mapping[str, int] = from_constructor("rank")
 
@@ -128,24 +128,14 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             raise TypeError(
                 f"{cls.__name__} has no format; use a subclass, or write one with format= in its class statement"
             )
-        own = {field.name: field.default is MISSING for field in fields(cls.format_type)}
-        for name, value in options.items():
-            if name not in own:
-                accepted = (
-                    f"beside torch's and rank, in_shape, out_shape, init, strategy, memory: {', '.join(own) or 'none'}"
-                )
-                raise TypeError(f"{name} is {value!r}, but {cls.__name__} has no such argument; accepted {accepted}")
-        for name, required in own.items():
-            if required and name not in options:
-                raise TypeError(f"{name} is missing; {cls.__name__} needs it as a keyword argument")
-        return cls.format_type(**options)
+        others = "torch's and rank, in_shape, out_shape, init, strategy, memory"
+        return cls.format_type.of(options, cls.__name__, others)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Solve for the variances, and draw the cores and the bias anew."""
         self.init = Init.of(self.init)
-        variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
-        self.variance = variance
+        self.variance = variance = self.variance_of(self.network)
         if all(core.is_meta for core in self.cores):
             return  # there is nothing to draw
         self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
@@ -190,11 +180,9 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         """
         if self.cores[0].is_meta:
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
-        if isinstance(weight, Tensor):
-            if tuple(weight.shape) != self.geometry.weight_shape:
-                raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
-            weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
-        cores, _ = decompose(self.network, weight, moments=moments)
+        check("weight", weight, self.geometry.weight_shape, f"; it must be {self.geometry.weight_shape}")
+        weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
+        cores: Sequence[Tensor] = decompose(weight, self.network, moments=moments).cores
         target = weight.detach().to("cpu", torch.float64)
         norm = length(target)
         cores = learnable(self.network, self.geometry, self.variance, self.init, cores, norm)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from tnlayers.backend.progress import Progress
 from tnlayers.backend.views import exchange
+from tnlayers.fitting.cuts import by_energy
 from tnlayers.fitting.input_moments import follow, pairs, second_moments
 from tnlayers.fitting.metric import damped
 from tnlayers.layers.core_memory import refuse
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
-from tnlayers.tensorize.rank_budget import Candidate, by_energy, spread
+from tnlayers.tensorize.rank_budget import Candidate, spread
 from tnlayers.tensorize.side_by_side import side_by_side
 from tnlayers.tensorize.sites import LayerSite, Swap, check_finite
 
@@ -45,7 +46,8 @@ def _by_energy(undecided: list[LayerSite], energy: float) -> None:
             raise ValueError(f"energy is {energy}, but an override says decompose=False for {site.names[0]}")
         if not site.kernel.any():
             continue  # a zero kernel has no energy, and gets the default rank
-        rank, dense = by_energy(site.make(1), _weighted(site), energy), site.module.weight.numel()
+        draft, dense = site.make(1), site.module.weight.numel()
+        rank = by_energy(draft.network, [*draft.rank], _weighted(site), energy)
         site.settings["rank"] = rank
         if site.make(rank).network.num_params >= dense:
             site.reason = f"the energy {energy:g} needs no fewer than its {dense:,} parameters"
