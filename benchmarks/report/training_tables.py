@@ -33,9 +33,13 @@ def rank_schedule(rows: Rows) -> str:
         counts = sorted({int(run["parameters"]) for run in runs})
         table.append([dataset, model, arm, mean_and_error([100 * float(run["accuracy"]) for run in runs], " %")])
         table[-1] += [" to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))]
-        table[-1] += [mean_and_error([float(run["train_loss"]) for run in runs], "", 3), runs[0]["epochs"], str(len(runs))]
-    header = ["images", "network", "convolutions", "test accuracy", "parameters at the end", "training loss", "epochs"]
-    return f"{markdown([*header, 'seeds'], table)}\n\n{source(rows)}"
+        table[-1] += [
+            mean_and_error([float(run["train_loss"]) for run in runs], "", 3),
+            runs[0]["epochs"],
+            str(len(runs)),
+        ]
+    header = ["images", "network", "convolutions", "test accuracy", "parameters at the end", "training loss"]
+    return f"{markdown([*header, 'epochs', 'seeds'], table)}\n\n{source(rows)}"
 
 
 PUBLISHED = {

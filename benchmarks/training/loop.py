@@ -208,7 +208,7 @@ class Loop:
         """Lower the ranks as the schedule says, by the loss on the epoch's first images."""
 
         def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return self._loss(batch[0], self._logits(batch[0], model), batch[1])
+            return F.cross_entropy(self._logits(batch[0], model), batch[1])
 
         steps = min(BATCHES, self.steps)
         batches = Batches(self.batch_size, 0, steps, self.config.seed, epoch, False, self.part)

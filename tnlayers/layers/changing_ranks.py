@@ -209,7 +209,8 @@ class ChangesRanks(ExecutableModule):
                 )
             new.append(nn.Parameter(place(cast, old), requires_grad=old.requires_grad))
         for other in holders([*self.cores]):
-            if other is not optimizer:
+            # A wrapper, such as accelerate's, has the groups of the optimizer inside, and follows it.
+            if optimizer is None or other.param_groups is not optimizer.param_groups:
                 warnings.warn(
                     f"{type(other).__name__} holds the old cores, so it will not train the new ones; give it as "
                     "optimizer, or make a new one",

@@ -38,6 +38,7 @@ def stop(run, step):
 FOUR_STEPS = {
     "plain": {},
     "average": {"conv": "tr", "rank": 0.2, "amp": True, "ema": 0.9, "channels_last": True},
+    "schedule": {"conv": "tucker", "rank": 0.5, "rank_schedule": 0.3},
     "adamw": {"optimizer": "adamw", "schedule": "one-cycle", "cutmix": 0.5, "clip": 1.0, "label_smoothing": 0.1},
 }
 """Options of a run of four steps an epoch."""
