@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tnlayers import validate
+from tnlayers.fitting.metric import check
 from tnlayers.fitting.vbmf import vbmf_rank
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
@@ -113,21 +114,22 @@ def by_energy(network: TensorNetwork, free: Sequence[str], kernel: Tensor, energ
     return {bond: reached.sizes[bond] for bond in free}
 
 
-def chosen(network: TensorNetwork, free: Sequence[str], kernel: Tensor, rule: Any) -> dict[str, int]:
+def by_rule(network: TensorNetwork, free: Sequence[str], kernel: Tensor, rule: Any) -> dict[str, int]:
     """Return the sizes of free bonds by a rule that is named: ``"vbmf"``.
 
     The product of a cut's bonds is the rank that variational Bayes finds in the unfolding of the kernel there, or the
     largest one of its matrices. It is at least one.
 
     Raises:
-        ValueError: the rule is unknown.
+        ValueError: the rule is unknown, or the kernel has no values (meta device), NaN or infinity.
 
     Example:
         >>> network = TensorNetwork.parse("i:4 r:1, r o:3")
-        >>> chosen(network, ["r"], torch.ones(3, 4), "vbmf")
+        >>> by_rule(network, ["r"], torch.ones(3, 4), "vbmf")
         {'r': 1}
     """
     validate.choice("rank", rule, RULES)
+    check("weight", kernel, tuple(kernel.shape), "")
     smallest = network.resize(dict.fromkeys(free, 1))
     reached = _raised(smallest, free, _unfolded(network, kernel, _vbmf))
     return {bond: reached.sizes[bond] for bond in free}

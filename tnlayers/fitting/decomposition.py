@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tnlayers import validate
-from tnlayers.fitting.cuts import chosen
+from tnlayers.fitting.cuts import by_rule
 from tnlayers.formats import FORMATS, Einsum, Format
 from tnlayers.formats.base import Shape, checked_shape
 from tnlayers.ops.contraction import reconstruct
@@ -81,7 +81,7 @@ def network_of(
     outputs, inputs, kernel = _shapes(tensor, known, in_shape, out_shape)
     network, sizes = known.build(inputs, outputs, kernel, 1 if isinstance(rank, str) else rank)
     if isinstance(rank, str):
-        return network.resize(chosen(network, [*sizes], tensor, rank))
+        return network.resize(by_rule(network, [*sizes], tensor, rank))
     return network
 
 

@@ -16,6 +16,7 @@ from tnlayers.backend.torch_state import own_precision
 from tnlayers.backend.views import exchange
 from tnlayers.execution.attributes import from_constructor
 from tnlayers.execution.executor import LayerExecutor
+from tnlayers.fitting.cuts import by_rule
 from tnlayers.fitting.decompose import decompose
 from tnlayers.fitting.metric import check
 from tnlayers.fitting.objective import length
@@ -152,7 +153,11 @@ class TensorLayer(ComputesWeight, ChangesRanks):
         else:
             with own_precision(cores[0]):
                 kernel = self._executor.contraction(cores).reshape(self.network.dense_shape)
-        return exchange(kernel, self.geometry.groups).contiguous() if self.geometry.transposed else kernel
+        return self._ordered(kernel).contiguous() if self.geometry.transposed else kernel
+
+    def _ordered(self, kernel: Tensor) -> Tensor:
+        """Convert between the network's order of axes and the weight's, which differ if transposed."""
+        return exchange(kernel, self.geometry.groups) if self.geometry.transposed else kernel
 
     @property
     def keep_ratio(self) -> float:
@@ -181,8 +186,7 @@ class TensorLayer(ComputesWeight, ChangesRanks):
         if self.cores[0].is_meta:
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
         check("weight", weight, self.geometry.weight_shape, f"; it must be {self.geometry.weight_shape}")
-        weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
-        cores: Sequence[Tensor] = decompose(weight, self.network, moments=moments).cores
+        cores: Sequence[Tensor] = decompose(self._ordered(weight), self.network, moments=moments).cores
         target = weight.detach().to("cpu", torch.float64)
         norm = length(target)
         cores = learnable(self.network, self.geometry, self.variance, self.init, cores, norm)
@@ -203,7 +207,7 @@ class TensorLayer(ComputesWeight, ChangesRanks):
         cls,
         dense: nn.Module,
         *,
-        rank: Rank | None = None,
+        rank: Rank | str | None = None,
         decompose: bool = True,
         moments: Tensor | None = None,
         **kwargs: Any,
@@ -212,7 +216,7 @@ class TensorLayer(ComputesWeight, ChangesRanks):
 
         Args:
             dense: a layer of ``dense_type``; subclasses are refused, since they may do more.
-            rank: as for the class.
+            rank: as for the class; or ``"vbmf"``, the ranks that variational Bayes finds in the weight's unfoldings.
             decompose: fit the cores to the layer's weight, or else draw them.
             moments: of the inputs, as in ``set_weight_``; only with ``decompose``.
             **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
@@ -229,7 +233,9 @@ class TensorLayer(ComputesWeight, ChangesRanks):
         return layer
 
     @classmethod
-    def _unfitted(cls, dense: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
+    def _unfitted(
+        cls, dense: nn.Module, *, rank: Rank | str | None = None, decompose: bool = True, **kwargs: Any
+    ) -> Self:
         """Return ``from_dense``'s layer before the fit: without values in its cores, or drawn."""
         name = cls.dense_name
         if type(dense) is not cls.dense_type:
@@ -241,6 +247,9 @@ class TensorLayer(ComputesWeight, ChangesRanks):
             raise ValueError(
                 f"decompose is True, but {name} is on the meta device and has no values; pass decompose=False"
             )
+        if isinstance(rank, str):
+            draft = cls(**cls._arguments(dense), device="meta", rank=1, **kwargs)
+            rank = by_rule(draft.network, [*draft.rank], draft._ordered(weight), rank)
         # The cores of a fit need not be drawn first.
         device = "meta" if decompose else weight.device
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from tnlayers.backend.optimizers import check_exchange, exchange_parameter, holders
 from tnlayers.backend.sharding import place, whole
 from tnlayers.execution.module import ExecutableModule
-from tnlayers.fitting.cuts import chosen
+from tnlayers.fitting.cuts import by_rule
 from tnlayers.fitting.resizing import Resized, grow, padded, truncate
 from tnlayers.init.variance import Init, Variance, solve
 from tnlayers.layers import core_memory
@@ -137,7 +137,7 @@ class ChangesRanks(ExecutableModule):
         norm = math.sqrt(max(0.0, float(squared(network, cores))))
         sizes = None
         if isinstance(rank, str):
-            found = chosen(network, free, reconstruct(network, cores), rank)
+            found = by_rule(network, free, reconstruct(network, cores), rank)
             sizes = {bond: min(size, network.sizes[bond]) for bond, size in found.items()}
         elif rank is not None:
             sizes = resize(network, free, rank, larger=False)
