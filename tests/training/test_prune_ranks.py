@@ -14,7 +14,7 @@ import tnlayers
 from cases import CASES
 from tnlayers.execution.rank_dropout import scaled
 from tnlayers.ops.contraction import contract, reconstruct
-from tnlayers.training.bonds import balancing, homes, influence, term_squares
+from tnlayers.training.bonds import balancing, homes, influence, largest_useful, term_squares
 from tnlayers.training.prune_ranks import _choose, _Pruned, prune_ranks_
 
 SOME = [case for case in CASES if case.kind in ("Conv2d", "Linear") and case.make(device="meta").rank]
@@ -85,6 +85,18 @@ def test_the_choice_is_within_the_budget_and_takes_no_more_than_it_must(one, oth
         for bond, costs in each.left.items()
     )
     assert limit - largest < count <= limit or count == full <= limit
+
+
+def test_a_bond_beyond_what_its_neighbours_allow_is_cut_for_nothing():
+    torch.manual_seed(0)
+    each = _Pruned(tnlayers.TTLinear(8, 8, layout="chain", in_shape=(8,), out_shape=(8,), rank=5), None)
+    assert largest_useful(each.network, "r1") == 8
+    each.add([torch.randn_like(value) for value in each.values])
+    each.finish(1)
+    for bond, costs in each.left.items():
+        costs.extend([1.0] * 7)
+        each.network = each.network.resize({bond: 12})
+    assert each.step() == (0.0, "r1")
 
 
 def problem(*layers):

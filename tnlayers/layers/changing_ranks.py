@@ -123,7 +123,12 @@ class ChangesRanks(ExecutableModule):
             self._grow(rank, optimizer)
 
     def _truncate(
-        self, rank: Rank | str | None, energy: float | None, error: float | None, optimizer: Optimizer | None
+        self,
+        rank: Rank | str | None,
+        energy: float | None,
+        error: float | None,
+        optimizer: Optimizer | None,
+        warn: bool = True,
     ) -> float:
         given = {
             name: value for name, value in (("rank", rank), ("energy", energy), ("error", error)) if value is not None
@@ -157,7 +162,7 @@ class ChangesRanks(ExecutableModule):
         new = learnable(changed.network, self.geometry, variance, self.init, changed.cores, norm)
         same = changed.legs and all(a is b for a, b in zip(new, changed.cores, strict=True))
         move: Move | None = (lambda k, value, squares: changed.moved(k, value, squares=squares)) if same else None
-        self._replace_cores(changed.network, variance, new, optimizer, move)
+        self._replace_cores(changed.network, variance, new, optimizer, move, warn)
         return changed.error
 
     def _grow(self, rank: Rank, optimizer: Optimizer | None) -> None:
@@ -198,24 +203,19 @@ class ChangesRanks(ExecutableModule):
         values: Sequence[Tensor],
         optimizer: Optimizer | None,
         move: Move | None,
+        warn: bool = True,
     ) -> None:
         """Put new parameters in the place of the cores, here and in the optimizer."""
         new = []
         for old, value in zip(self.cores, values, strict=True):
-            cast = value.to(old.device, old.dtype)
+            cast = value.to(old.device, old.dtype).contiguous()
             if not torch.isfinite(cast).all():
                 raise ValueError(
                     f"{old.dtype} cannot hold the new cores, whose largest entry is {value.abs().max():.3g}"
                 )
             new.append(nn.Parameter(place(cast, old), requires_grad=old.requires_grad))
-        for other in holders([*self.cores]):
-            # A wrapper, such as accelerate's, has the groups of the optimizer inside, and follows it.
-            if optimizer is None or other.param_groups is not optimizer.param_groups:
-                warnings.warn(
-                    f"{type(other).__name__} holds the old cores, so it will not train the new ones; give it as "
-                    "optimizer, or make a new one",
-                    stacklevel=core_memory.outside(),
-                )
+        if warn:
+            warn_of_holders([*self.cores], optimizer)
         executor = self._executor.anew(network=network)
         for k, parameter in enumerate(new):
             if optimizer is not None:
@@ -223,6 +223,16 @@ class ChangesRanks(ExecutableModule):
             self.cores[k] = parameter
         self._executor, self.variance = executor, variance
         self.__dict__["rank"] = {bond: network.sizes[bond] for bond in self.rank}
+
+
+def warn_of_holders(cores: Sequence[Tensor], optimizer: Optimizer | None) -> None:
+    """Warn of every other optimizer that holds one of these cores, which are about to be replaced."""
+    for other in holders(cores, optimizer):
+        warnings.warn(
+            f"{type(other).__name__} holds the old cores, so it will not train the new ones; give it as optimizer, or "
+            "make a new one",
+            stacklevel=core_memory.outside(),
+        )
 
 
 def _of(move: Move | None, k: int) -> Callable[[Tensor, bool], Tensor] | None:

@@ -4,6 +4,7 @@ If a bond is held at entry j, the network contracts to a term :math:`W_j` of the
 matrix X inserted at a bond between two cores gives :math:`W(X)`, which is linear in X, with :math:`W(I) = W`.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,6 +30,20 @@ def term_squares(network: TensorNetwork, cores: Sequence[Tensor], bond: str) -> 
 def homes(network: TensorNetwork, bond: str) -> list[int]:
     """Return the numbers of the cores that have a bond."""
     return [k for k, core in enumerate(network.cores) if bond in core]
+
+
+def largest_useful(network: TensorNetwork, bond: str) -> float:
+    """Return the size of a bond beyond which it adds nothing, at the present sizes of the others.
+
+    Example:
+        >>> largest_useful(TensorNetwork.parse("i:9 a:8, a b:3, b o:9"), "a")
+        3
+    """
+    axes = [{*network.cores[k]} - {bond} for k in homes(network, bond)]
+    if len(axes) != 2:
+        return math.inf
+    common = axes[0] & axes[1]  # which only indexes matrices of this rank
+    return min(math.prod(network.shape(side - common)) for side in axes)
 
 
 def balancing(network: TensorNetwork, cores: Sequence[Tensor], bond: str) -> tuple[Tensor, Tensor]:

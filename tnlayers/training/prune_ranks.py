@@ -11,7 +11,8 @@ with the mean over the batches. :math:`\langle g, W_j \rangle` follows from the 
 no dense kernel and no dense gradient is formed. A bond of any size needs one backward per batch, as all others.
 
 The terms of a bond are removed from the smallest on, as truncation does. The next one is always taken from the bond,
-of all layers, where the sum of the removed :math:`c_j` grows least per parameter that is saved.
+of all layers, where the sum of the removed :math:`c_j` grows least per parameter that is saved. A bond that is larger
+than the axes around it allow is cut for nothing.
 
 Reference:
     LeCun, Denker, Solla, "Optimal Brain Damage", NIPS 1989, and Theis, Korshunova, Tejani, Huszar, "Faster gaze
@@ -31,7 +32,8 @@ from tnlayers.backend.observe import evaluating
 from tnlayers.backend.optimizers import check_exchange
 from tnlayers.backend.sharding import whole
 from tnlayers.layers.base import TensorLayer
-from tnlayers.training.bonds import balancing, homes, influence
+from tnlayers.layers.changing_ranks import warn_of_holders
+from tnlayers.training.bonds import balancing, homes, influence, largest_useful
 from tnlayers.training.prune_report import PrunedLayer, PruneReport
 from tnlayers.training.rank_regularisation import tensor_layers
 
@@ -75,7 +77,8 @@ class _Pruned:
         for bond, costs in self.left.items():
             if len(costs) > 1:
                 saved = self.network.num_params - self.network.resize({bond: len(costs) - 1}).num_params
-                found.append((costs[-1] / saved, bond))
+                cost = costs[-1] if len(costs) <= largest_useful(self.network, bond) else 0.0
+                found.append((cost / saved, bond))
         return min(found, default=None)
 
     def take(self, bond: str) -> float:
@@ -152,6 +155,9 @@ def prune_ranks_(
         check_exchange(optimizer, [core for layer in layers.values() for core in layer.cores])
     _measure(model, pruned, batches, loss)
     _choose(pruned, limit)
+    changed = [each for each in pruned.values() if each.network != each.layer.network]
+    if changed:  # one search through all objects, not one per layer
+        warn_of_holders([core for each in changed for core in each.layer.cores], optimizer)
     return PruneReport(tuple(_truncated(name, each) for name, each in pruned.items()))
 
 
@@ -238,8 +244,9 @@ def _choose(pruned: Mapping[str, _Pruned], limit: int) -> None:
             steps[name] = step
 
 
+@torch.no_grad()
 def _truncated(name: str, each: _Pruned) -> PrunedLayer:
     layer, before, count = each.layer, dict(each.layer.rank), each.layer.network.num_params
     after = {bond: len(costs) for bond, costs in each.left.items()}
-    error = layer.truncate_(rank=after, optimizer=each.optimizer) if after != before else 0.0
+    error = layer._truncate(after, None, None, each.optimizer, warn=False) if after != before else 0.0
     return PrunedLayer(name, before, after, (count, layer.network.num_params), each.sensitivity, error)
