@@ -99,12 +99,9 @@ def decompose(
         >>> found.error < 1e-4, [tuple(core.shape) for core in found.cores], found.to_tensor().shape
         (True, [(5, 2), (6, 2), (4, 2)], torch.Size([6, 5, 4]))
     """
-    if not isinstance(network, TensorNetwork):
-        check("tensor", tensor, tuple(getattr(tensor, "shape", ())), "")
+    check("tensor", tensor, tuple(getattr(tensor, "shape", ())), "")
     network = network_of(tensor, network, rank, in_shape, out_shape, options)
     dense = network.shape(network.dense_axes)
-    shape = dense if isinstance(tensor, Tensor) and tensor.shape == dense else network.dense_shape
-    check("tensor", tensor, shape, f"; network '{network}' contracts to {network.dense_shape}")
     # Compute in float64, on the CPU if the device has no float64.
     device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
     metric = None if moments is None else as_metric(network, moments, device)

@@ -76,6 +76,10 @@ def network_of(
         for name, value in given.items():
             if value is not None:
                 raise ValueError(f"{name} is {value!r}, but network is a TensorNetwork, which has all sizes")
+        if tuple(tensor.shape) not in (form.dense_shape, form.shape(form.dense_axes)):
+            raise ValueError(
+                f"tensor has shape {tuple(tensor.shape)}; network '{form}' contracts to {form.dense_shape}"
+            )
         return form
     known = _format(form, options)
     outputs, inputs, kernel = _shapes(tensor, known, in_shape, out_shape)
