@@ -75,7 +75,7 @@ def test_ranks_fall_to_the_schedules_end_and_a_resumed_run_ends_with_the_same_nu
     assert numbers(resumed) == numbers(whole)
     weights = resumed.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in whole.model.state_dict().items())
-    with pytest.raises(ConfigError, match=r"rank_schedule is 0\.3, but the network starts with 0\.195 of the dense param"):
+    with pytest.raises(ConfigError, match=r"rank_schedule is 0\.3, but the network starts with 0\.195 of the"):
         Run(replace(config, rank=0.2, overwrite=True))
 
 
