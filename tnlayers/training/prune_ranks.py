@@ -81,7 +81,7 @@ class _Pruned:
                 found.append((cost / saved, bond))
         return min(found, default=None)
 
-    def take(self, bond: str) -> float:
+    def take(self, bond: str) -> int:
         """Remove a term, and return the number of parameters."""
         self.left[bond].pop()
         self.network = self.network.resize({bond: len(self.left[bond])})
