@@ -123,7 +123,9 @@ def test_an_error_is_kept_with_smaller_bonds(name, limit):
     layer = getattr(tnlayers, f"{tnlayers.FORMATS[name].__name__}Linear")(12, 12, rank=4, dtype=torch.float64)
     with torch.no_grad():
         for bond in layer.rank:
-            dim = layer.network.cores[(k := next(k for k, c in enumerate(layer.network.cores) if bond in c))].index(bond)
+            dim = layer.network.cores[(k := next(k for k, c in enumerate(layer.network.cores) if bond in c))].index(
+                bond
+            )
             shape = [-1 if axis == dim else 1 for axis in range(layer.cores[k].ndim)]
             layer.cores[k].mul_(8.0 ** -torch.arange(4).reshape(shape))
     kernel, before = layer.weight.detach(), dict(layer.rank)

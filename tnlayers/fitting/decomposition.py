@@ -118,9 +118,10 @@ def _shapes(
     if len(shape) < 2:
         raise ValueError(f"tensor has shape {shape}; it must have at least two axes, (out, in, *kernel)")
     rest = math.prod(shape[1:])
-    factors = tuple(in_shape) if isinstance(in_shape, Sequence) else shape[1:2]
     # Of many axes, or with factors of them all, those behind the first are factors of the input.
-    whole = factors == shape[1:] or math.prod(factors) == rest != shape[1] or len(shape) - 2 > len(KERNEL_AXES)
+    whole = len(shape) - 2 > len(KERNEL_AXES)
+    if isinstance(in_shape, Sequence):
+        whole |= tuple(in_shape) == shape[1:] or math.prod(in_shape) == rest != shape[1]
     inner, kernel = (rest, ()) if whole else (shape[1], shape[2:])
     split = known.split(inner, shape[0], 1)
     inputs = shape[1:] if whole else split[0]

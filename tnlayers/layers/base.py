@@ -136,7 +136,7 @@ class TensorLayer(ComputesWeight, ChangesRanks):
     def reset_parameters(self) -> None:
         """Solve for the variances, and draw the cores and the bias anew."""
         self.init = Init.of(self.init)
-        self.variance = variance = self.variance_of(self.network)
+        self.variance = variance = self._variance_of(self.network)
         if all(core.is_meta for core in self.cores):
             return  # there is nothing to draw
         self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))

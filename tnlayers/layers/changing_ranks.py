@@ -36,7 +36,7 @@ class ChangesRanks(ExecutableModule):
     init: Init
     variance: Variance
 
-    def variance_of(self, network: TensorNetwork) -> Variance:
+    def _variance_of(self, network: TensorNetwork) -> Variance:
         """Return the solver's result for a network of this layer."""
         return solve(network, replace(self.geometry, input_size=self.init.input_size), self.init)
 
@@ -158,7 +158,7 @@ class ChangesRanks(ExecutableModule):
             changed = truncate(network, cores, free, sizes=sizes, energy=energy, error=error)
         if changed.network == network:
             return 0.0
-        variance = self.variance_of(changed.network)
+        variance = self._variance_of(changed.network)
         new = learnable(changed.network, self.geometry, variance, self.init, changed.cores, norm)
         same = changed.legs and all(a is b for a, b in zip(new, changed.cores, strict=True))
         move: Move | None = (lambda k, value, squares: changed.moved(k, value, squares=squares)) if same else None
@@ -174,7 +174,7 @@ class ChangesRanks(ExecutableModule):
         new = grow(self.network, network, [whole(core) for core in self.cores])
         shapes = network.core_shapes
         self._replace_cores(
-            network, self.variance_of(network), new, optimizer, lambda k, value, squares: padded(value, shapes[k])
+            network, self._variance_of(network), new, optimizer, lambda k, value, squares: padded(value, shapes[k])
         )
 
     def _changeable(self, optimizer: Optimizer | None) -> list[Tensor]:
