@@ -102,7 +102,7 @@ def test_functions_say_what_they_take_return_and_raise(name):
 CLASSES = """
     AutotuneReport Comparison Decomposition Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
     TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear
-    TensorNetwork TensorizeConfig TensorizeReport Variance
+    TensorNetwork TensorizeConfig TensorizeReport Variance PruneReport
 """
 
 

@@ -34,7 +34,7 @@ class PruneReport(Mapping[str, PrunedLayer]):
         layers: one entry per layer, in the model's order.
 
     Example:
-        See ``tnlayers.prune_ranks_``.
+        See ``prune_ranks_``.
     """
 
     layers: tuple[PrunedLayer, ...]
