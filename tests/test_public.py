@@ -25,13 +25,15 @@ NAMES = """
     BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTLinear
     CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPLinear EinsumConv1d
     EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumLinear FORMATS
-    AutotuneReport Format Frozen Comparison Decomposition Geometry HTConv1d HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d
+    AutotuneReport Format Frozen Comparison Decomposition Geometry HTConv1d
+    HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d
     HTConvTranspose3d HTLinear Init MeasuredRates Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d
     TRConvTranspose2d TRConvTranspose3d TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d TTConvTranspose2d
     TTConvTranspose3d TTLinear TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose
     TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear TensorNetwork
     TensorizeConfig TensorizeReport TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d
-    TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare decompose densify_ freeze_
+    TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare decompose
+    densify_ freeze_
     frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register remap_optimizer_
     save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
     PruneReport load_dense_ prune_ranks_ rank_dropout_ rank_lasso
@@ -100,9 +102,9 @@ def test_functions_say_what_they_take_return_and_raise(name):
 
 
 CLASSES = """
-    AutotuneReport Comparison Decomposition Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
-    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear
-    TensorNetwork TensorizeConfig TensorizeReport Variance PruneReport
+    AutotuneReport Comparison Decomposition Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d
+    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer
+    TensorLinear TensorNetwork TensorizeConfig TensorizeReport Variance PruneReport
 """
 
 

@@ -84,18 +84,14 @@ def _moved(
     return moved
 
 
-def holders(parameters: Sequence[Tensor], known: Optimizer | None = None) -> list[Optimizer]:
-    """Return the optimizers that hold one of these parameters.
-
-    A known one is left out, and so is a wrapper of it, such as accelerate's: it has the groups of the optimizer inside.
-    """
+def holders(parameters: Sequence[Tensor]) -> list[Optimizer]:
+    """Return the optimizers that hold one of these parameters."""
     wanted = set(map(id, parameters))
     kinds = _kinds(Optimizer)
-    groups = None if known is None else known.param_groups
 
     def found() -> list[Optimizer]:
         alive = (each for each in gc.get_objects() if type(each) in kinds)  # millions: faster than issubclass
-        return [each for each in alive if _holds(each, wanted) and each.param_groups is not groups]
+        return [optimizer for optimizer in alive if _holds(optimizer, wanted)]
 
     if not found():
         return []

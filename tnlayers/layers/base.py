@@ -186,7 +186,8 @@ class TensorLayer(ComputesWeight, ChangesRanks):
         if self.cores[0].is_meta:
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
         check("weight", weight, self.geometry.weight_shape, f"; it must be {self.geometry.weight_shape}")
-        cores: Sequence[Tensor] = decompose(self._ordered(weight), self.network, moments=moments).cores
+        weight = self._ordered(weight)
+        cores: Sequence[Tensor] = decompose(weight, self.network, moments=moments).cores
         target = weight.detach().to("cpu", torch.float64)
         norm = length(target)
         cores = learnable(self.network, self.geometry, self.variance, self.init, cores, norm)

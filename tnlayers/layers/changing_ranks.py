@@ -77,7 +77,7 @@ class ChangesRanks(ExecutableModule):
                 or ``optimizer`` holds no core. The layer is then unchanged.
 
         Warns:
-            UserWarning: an optimizer holds the cores and is not given.
+            UserWarning: an optimizer holds the cores, and none is given.
 
         Example:
             >>> import tnlayers
@@ -108,7 +108,7 @@ class ChangesRanks(ExecutableModule):
                 The layer is then unchanged.
 
         Warns:
-            UserWarning: an optimizer holds the cores and is not given.
+            UserWarning: an optimizer holds the cores, and none is given.
             LargerThanDense: the cores have more parameters than the dense kernel.
 
         Example:
@@ -123,12 +123,7 @@ class ChangesRanks(ExecutableModule):
             self._grow(rank, optimizer)
 
     def _truncate(
-        self,
-        rank: Rank | str | None,
-        energy: float | None,
-        error: float | None,
-        optimizer: Optimizer | None,
-        warn: bool = True,
+        self, rank: Rank | str | None, energy: float | None, error: float | None, optimizer: Optimizer | None
     ) -> float:
         given = {
             name: value for name, value in (("rank", rank), ("energy", energy), ("error", error)) if value is not None
@@ -162,7 +157,7 @@ class ChangesRanks(ExecutableModule):
         new = learnable(changed.network, self.geometry, variance, self.init, changed.cores, norm)
         same = changed.legs and all(a is b for a, b in zip(new, changed.cores, strict=True))
         move: Move | None = (lambda k, value, squares: changed.moved(k, value, squares=squares)) if same else None
-        self._replace_cores(changed.network, variance, new, optimizer, move, warn)
+        self._replace_cores(changed.network, variance, new, optimizer, move)
         return changed.error
 
     def _grow(self, rank: Rank, optimizer: Optimizer | None) -> None:
@@ -203,7 +198,6 @@ class ChangesRanks(ExecutableModule):
         values: Sequence[Tensor],
         optimizer: Optimizer | None,
         move: Move | None,
-        warn: bool = True,
     ) -> None:
         """Put new parameters in the place of the cores, here and in the optimizer."""
         new = []
@@ -214,8 +208,12 @@ class ChangesRanks(ExecutableModule):
                     f"{old.dtype} cannot hold the new cores, whose largest entry is {value.abs().max():.3g}"
                 )
             new.append(nn.Parameter(place(cast, old), requires_grad=old.requires_grad))
-        if warn:
-            warn_of_holders([*self.cores], optimizer)
+        for other in holders([*self.cores]) if optimizer is None else ():  # this looks at all objects
+            warnings.warn(
+                f"{type(other).__name__} holds the old cores, so it will not train the new ones; give it as "
+                "optimizer, or make a new one",
+                stacklevel=core_memory.outside(),
+            )
         executor = self._executor.anew(network=network)
         for k, parameter in enumerate(new):
             if optimizer is not None:
@@ -223,16 +221,6 @@ class ChangesRanks(ExecutableModule):
             self.cores[k] = parameter
         self._executor, self.variance = executor, variance
         self.__dict__["rank"] = {bond: network.sizes[bond] for bond in self.rank}
-
-
-def warn_of_holders(cores: Sequence[Tensor], optimizer: Optimizer | None) -> None:
-    """Warn of every other optimizer that holds one of these cores, which are about to be replaced."""
-    for other in holders(cores, optimizer):
-        warnings.warn(
-            f"{type(other).__name__} holds the old cores, so it will not train the new ones; give it as optimizer, or "
-            "make a new one",
-            stacklevel=core_memory.outside(),
-        )
 
 
 def _of(move: Move | None, k: int) -> Callable[[Tensor, bool], Tensor] | None:

@@ -32,7 +32,6 @@ from tnlayers.backend.observe import evaluating
 from tnlayers.backend.optimizers import check_exchange
 from tnlayers.backend.sharding import whole
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.changing_ranks import warn_of_holders
 from tnlayers.training.bonds import balancing, homes, influence, largest_useful
 from tnlayers.training.prune_report import PrunedLayer, PruneReport
 from tnlayers.training.rank_regularisation import tensor_layers
@@ -155,9 +154,6 @@ def prune_ranks_(
         check_exchange(optimizer, [core for layer in layers.values() for core in layer.cores])
     _measure(model, pruned, batches, loss)
     _choose(pruned, limit)
-    changed = [each for each in pruned.values() if each.network != each.layer.network]
-    if changed:  # one search through all objects, not one per layer
-        warn_of_holders([core for each in changed for core in each.layer.cores], optimizer)
     return PruneReport(tuple(_truncated(name, each) for name, each in pruned.items()))
 
 
@@ -244,9 +240,8 @@ def _choose(pruned: Mapping[str, _Pruned], limit: int) -> None:
             steps[name] = step
 
 
-@torch.no_grad()
 def _truncated(name: str, each: _Pruned) -> PrunedLayer:
     layer, before, count = each.layer, dict(each.layer.rank), each.layer.network.num_params
     after = {bond: len(costs) for bond, costs in each.left.items()}
-    error = layer._truncate(after, None, None, each.optimizer, warn=False) if after != before else 0.0
+    error = layer.truncate_(after, optimizer=each.optimizer) if after != before else 0.0
     return PrunedLayer(name, before, after, (count, layer.network.num_params), each.sensitivity, error)
