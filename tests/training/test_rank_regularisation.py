@@ -69,6 +69,25 @@ def test_a_forward_in_training_is_that_of_the_thinned_kernel(case):
     torch.testing.assert_close(layer.train()(x), full, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["Embedding", "EmbeddingBag"])
+def test_lookups_in_training_are_those_of_the_thinned_table(kind):
+    layer = getattr(tnlayers, f"TR{kind}")(12, 8, rank=3, dtype=torch.float64)
+    x = torch.tensor([[0, 3, 11], [5, 5, 7]])
+    full = layer(x)
+    rank_dropout_(layer, 0.5)
+    torch.manual_seed(7)
+    found = layer(x)
+    torch.manual_seed(7)
+    factors = [(bond, draw_factors(size, 0.5, layer.cores[0])) for bond, size in layer.rank.items()]
+    thin = copy.deepcopy(layer).eval()
+    with torch.no_grad():
+        for core, value in zip(thin.cores, scaled(layer.network, list(layer.cores), factors), strict=True):
+            core.copy_(value)
+    torch.testing.assert_close(found, thin(x), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(found, full)
+    torch.testing.assert_close(layer.eval()(x), full, rtol=0, atol=0)
+
+
 def test_dropout_stays_in_copies_and_with_other_plans():
     layer = tnlayers.TRConv2d(4, 4, 3, rank=3)
     layer.rank_dropout = 0.3

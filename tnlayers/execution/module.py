@@ -191,12 +191,17 @@ class ExecutableModule(nn.Module):
         if bias is not None and sizes(bias) != (executor.geometry.out_channels,):
             check_bias(bias, executor.geometry.out_channels)
         if self.training and executor.rank_dropout:
-            cores = thinned(executor.network, self.rank, cores, executor.rank_dropout)
+            cores = self._thinned(cores)
         dtype = cores[0].dtype  # all cores have this dtype, see build
         if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
             check_dtypes(x, dtype, bias)
         y = executor(x, cores, bias, self.training, output_padding)
         return y if batched or len(shape) == executor.dim else self._unbatched(y, shape)
+
+    def _thinned(self, cores: list[Tensor]) -> list[Tensor]:
+        """Return the cores that a forward uses: in training without the bond entries that dropout drops."""
+        p = self._executor.rank_dropout
+        return thinned(self._executor.network, self.rank, cores, p) if p and self.training else cores
 
     def _nested(self, input: Tensor) -> Tensor:
         """Raise TypeError for a nested tensor."""

@@ -141,7 +141,7 @@ class TensorTable(TensorLayer):
         index = input.reshape(-1).long()
         if self.padded_embeddings > self.num_embeddings:  # an index of a padded row is out of range too
             index = torch.where(index < self.num_embeddings, index, self.padded_embeddings)
-        cores = self._listed()
+        cores = self._thinned(self._listed())
         if torch.compiler.is_compiling():
             rows = self._executor(index, cores, None, self.training)
         else:
