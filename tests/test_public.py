@@ -25,19 +25,20 @@ NAMES = """
     BTTEmbedding BTTEmbeddingBag BTTLinear BlockTTConv1d BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d
     BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTEmbedding BlockTTEmbeddingBag BlockTTLinear CPConv1d
     CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPEmbedding CPEmbeddingBag CPLinear
-    Comparison EinsumConv1d EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d
+    Comparison Decomposition EinsumConv1d EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d
     EinsumConvTranspose3d EinsumEmbedding EinsumEmbeddingBag EinsumLinear FORMATS Format Frozen Geometry HTConv1d
     HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d HTConvTranspose3d HTEmbedding HTEmbeddingBag HTLinear Init
-    MeasuredRates Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d TRConvTranspose2d TRConvTranspose3d
-    TREmbedding TREmbeddingBag TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d TTConvTranspose2d
-    TTConvTranspose3d TTEmbedding TTEmbeddingBag TTLinear TensorConv TensorConv1d TensorConv2d TensorConv3d
-    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorEmbedding
-    TensorEmbeddingBag TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport TiedLinear
-    TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d TuckerConvTranspose3d
-    TuckerEmbedding TuckerEmbeddingBag TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
-    frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups parametrize_
-    register register_with_transformers remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm
-    summary tensorize_ thaw_ to_tltorch unfold unfold_
+    MeasuredRates PruneReport Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d TRConvTranspose2d
+    TRConvTranspose3d TREmbedding TREmbeddingBag TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d
+    TTConvTranspose2d TTConvTranspose3d TTEmbedding TTEmbeddingBag TTLinear TensorConv TensorConv1d TensorConv2d
+    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d
+    TensorEmbedding TensorEmbeddingBag TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport
+    TiedLinear TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d
+    TuckerConvTranspose3d TuckerEmbedding TuckerEmbeddingBag TuckerLinear Variance autotune calibrate_ compare
+    decompose densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_dense_ load_tensorized measure_rates
+    param_groups parametrize_ prune_ranks_ rank_dropout_ rank_lasso register register_with_transformers
+    remap_optimizer_
+    save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """
@@ -107,6 +108,9 @@ CLASSES = """
     AutotuneReport Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
     TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorEmbedding
     TensorEmbeddingBag TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport TiedLinear Variance
+    AutotuneReport Comparison Decomposition Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d
+    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer
+    TensorLinear TensorNetwork TensorizeConfig TensorizeReport Variance PruneReport
 """
 
 

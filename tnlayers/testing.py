@@ -270,3 +270,28 @@ def counting(make: Make) -> None:
                     layer(x)
             assert layer.flops(x.shape) == counter.get_total_flops(), f"{strategy}: {layer.explain(x.shape)}"
             assert layer.explain(x.shape).startswith(("reconstruct", "factorized"))
+
+
+@promise
+def changing_ranks(make: Make) -> None:
+    """Check that larger ranks keep the kernel and learn, and that smaller ranks have the error that is returned."""
+    layer = make(dtype=torch.float64)
+    rank = dict(layer.rank)
+    if not rank:
+        return  # no bond can change
+    kernel = layer.weight.detach()
+    layer.grow_({bond: size + 1 for bond, size in rank.items()})
+    found = layer.weight
+    torch.testing.assert_close(found.detach(), kernel, rtol=0, atol=1e-10 * float(kernel.abs().max()))
+    gradients = torch.autograd.grad(found.square().sum(), [*layer.cores])
+    for bond, size in rank.items():
+        learn = [
+            gradient.select(axes.index(bond), size).any()
+            for gradient, axes in zip(gradients, layer.network.cores, strict=True)
+            if bond in axes
+        ]
+        assert any(learn), f"the new index of {bond} gets no gradient"
+    error = layer.truncate_({bond: max(1, size - 1) for bond, size in rank.items()})
+    change = float((layer.weight.detach() - kernel).norm() / kernel.norm())
+    assert abs(change - error) < 1e-6, f"the error is {change}, not {error}"
+    assert_same_function(layer, example_input(layer))

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tnlayers.checkpoint.description import build, describe
 from torch import nn
 
 import tnlayers
 from cases import TABLE_CASES, TABLES, TableCase
 from tnlayers import Init, testing
 from tnlayers.formats.base import factorize_up
+from tnlayers.layers.description import build, describe
 from tnlayers.layers.registry import TABLES as REGISTERED
 from tnlayers.layers.registry import layer_class
 

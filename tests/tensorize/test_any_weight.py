@@ -149,6 +149,16 @@ def test_fits_and_assignments_fit_again():
     assert torch.equal(module.in_proj_weight, again.in_proj_weight)
 
 
+def test_a_rule_chooses_the_rank():
+    torch.manual_seed(0)
+    module = nn.Bilinear(16, 16, 64)
+    low = torch.randn(64, 3) @ torch.randn(3, 256)
+    module.weight.data = (low + 0.01 * torch.randn(64, 256)).reshape(64, 16, 16)
+    report = parametrize_(module, "weight", "tucker", rank="vbmf")
+    assert report["weight"].rank == {"ri": 3, "ro": 3}
+    assert report["weight"].error < 0.05
+
+
 def test_attention_runs_fused_and_plain():
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)

@@ -3,11 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from itertools import zip_longest
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from tnlayers import validate
 from tnlayers.spec.network import TensorNetwork
@@ -71,6 +71,29 @@ class Format(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__name__.lower()
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], owner: str, others: str) -> Self:
+        """Return the format with the options that a user gave to ``owner``.
+
+        Raises:
+            TypeError: an option is unknown or missing; ``others`` names what ``owner`` accepts beside the options.
+
+        Example:
+            >>> FORMATS["tt"].of({"layouts": "chain"}, "TTLinear", "rank")
+            Traceback (most recent call last):
+                ...
+            TypeError: layouts is 'chain', but TTLinear has no such argument; accepted beside rank: layout
+        """
+        own = {field.name: field.default is MISSING for field in fields(cls)}
+        for name, value in options.items():
+            if name not in own:
+                accepted = f"beside {others}: {', '.join(own) or 'none'}"
+                raise TypeError(f"{name} is {value!r}, but {owner} has no such argument; accepted {accepted}")
+        for name, required in own.items():
+            if required and name not in options:
+                raise TypeError(f"{name} is missing; {owner} needs it as a keyword argument")
+        return cls(**options)
 
     @abstractmethod
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:

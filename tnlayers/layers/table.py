@@ -141,7 +141,7 @@ class TensorTable(TensorLayer):
         index = input.reshape(-1).long()
         if self.padded_embeddings > self.num_embeddings:  # an index of a padded row is out of range too
             index = torch.where(index < self.num_embeddings, index, self.padded_embeddings)
-        cores = self._listed()
+        cores = self._thinned(self._listed())
         if torch.compiler.is_compiling():
             rows = self._executor(index, cores, None, self.training)
         else:
@@ -197,15 +197,24 @@ class TensorTable(TensorLayer):
         target = weight.detach().to("cpu", torch.float64)
         return length(self._kernel().to("cpu", torch.float64) - target) / (length(target) or 1.0)
 
+    def _truncate(self, *arguments: Any) -> float:
+        """Change the ranks; the error is that of the rows that indices reach."""
+        before = self._kernel().detach().to("cpu", torch.float64)
+        if super()._truncate(*arguments) == 0:
+            return 0.0
+        return length(self._kernel().to("cpu", torch.float64) - before) / (length(before) or 1.0)
+
     @classmethod
     def from_embedding(
-        cls, embedding: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any
+        cls, embedding: nn.Module, *, rank: Rank | str | None = None, decompose: bool = True, **kwargs: Any
     ) -> Self:
         """Return a tensor layer for a torch embedding: ``from_dense`` by another name."""
         return cls.from_dense(embedding, rank=rank, decompose=decompose, **kwargs)
 
     @classmethod
-    def _unfitted(cls, dense: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
+    def _unfitted(
+        cls, dense: nn.Module, *, rank: Rank | str | None = None, decompose: bool = True, **kwargs: Any
+    ) -> Self:
         layer = super()._unfitted(dense, rank=rank, decompose=decompose, **kwargs)
         if layer.padding_idx is not None and not layer.padding_row.is_meta:
             with torch.no_grad():

@@ -13,7 +13,7 @@ from tnlayers.layers.base import TensorLayer
 from tnlayers.spec.rank import Rank
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.finding import note_holders
-from tnlayers.tensorize.new_layers import make_layers
+from tnlayers.tensorize.new_layers import choose_ranks, make_layers
 from tnlayers.tensorize.refusals import weight_refusal
 from tnlayers.tensorize.replace import put_in_place
 from tnlayers.tensorize.report import TensorizeReport
@@ -86,6 +86,9 @@ def parametrize_(
     if refusal := weight_refusal(site):
         raise ValueError(f"{name} cannot become a network: {refusal}")
     with torch.inference_mode(False), torch.no_grad():
+        choose_ranks(swap)
+        if site.reason:
+            raise ValueError(f"{name} cannot become a network: {site.reason}")
         make_layers(swap)
     return put_in_place(swap)
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from tnlayers.backend.optimizers import holders
 from tnlayers.interop.huggingface import follow
 from tnlayers.interop.transformers_quantizer import pretrained
 from tnlayers.layers.base import TensorLayer
 from tnlayers.tensorize.accounts import entries, held_once, other_rows
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
-from tnlayers.tensorize.optimizer import holders
 from tnlayers.tensorize.report import LayerReport, TensorizeReport
 from tnlayers.tensorize.sites import LayerSite, Swap
 from tnlayers.tensorize.swappable import NETWORKS
