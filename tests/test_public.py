@@ -37,8 +37,8 @@ NAMES = """
     TuckerConvTranspose3d TuckerEmbedding TuckerEmbeddingBag TuckerLinear Variance autotune calibrate_ compare
     decompose densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_dense_ load_tensorized measure_rates
     param_groups parametrize_ prune_ranks_ rank_dropout_ rank_lasso register register_with_transformers
-    remap_optimizer_
-    save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+    remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch
+    unfold unfold_
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """

@@ -58,8 +58,7 @@ __all__ = [
     "TensorNetwork", "TensorizeConfig", "TensorizeReport", "TiedLinear", "Variance", "autotune", "calibrate_",
     "compare", "decompose", "densify_", "freeze_", "frobenius_penalty", "from_tltorch", "initialize_",
     "load_dense_", "load_tensorized", "measure_rates", "param_groups", "parametrize_", "prune_ranks_",
-    "rank_dropout_",
-    "rank_lasso", "register", "register_with_transformers", "remap_optimizer_", "save_tensorized",
+    "rank_dropout_", "rank_lasso", "register", "register_with_transformers", "remap_optimizer_", "save_tensorized",
     "scale_residual_", "signal", "solve", "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold",
     "unfold_",
 ]  # fmt: skip
