@@ -13,7 +13,6 @@ from tnlayers.formats import FORMATS, Format, register
 from tnlayers.init.variance import Init, Variance, solve
 from tnlayers.interop.plain_torch import unfold
 from tnlayers.interop.tensorly_torch import from_tltorch, initialize_, to_tltorch
-from tnlayers.layers.base import LAYERS as _LAYERS
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.by_format import *  # noqa: F403  (the layers of every format)
 from tnlayers.layers.conv import TensorConv, TensorConv1d, TensorConv2d, TensorConv3d
@@ -23,7 +22,11 @@ from tnlayers.layers.conv_transpose import (
     TensorConvTranspose2d,
     TensorConvTranspose3d,
 )
+from tnlayers.layers.has_format import LAYERS as _LAYERS
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.layers.recurrent import TensorGRU, TensorLSTM, TensorRNN
+from tnlayers.layers.recurrent_base import TensorRecurrent
+from tnlayers.layers.recurrent_by_format import *  # noqa: F403
 from tnlayers.measuring.measure import MeasuredRates, measure_rates
 from tnlayers.overview.compare import Comparison, compare
 from tnlayers.overview.signal import Signal, signal
@@ -42,7 +45,8 @@ __all__ = [
     "FORMATS", "AutotuneReport", "Comparison", "Format", "Frozen", "Geometry", "Init", "MeasuredRates", "Signal",
     "Summary",
     "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
-    "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorLayer", "TensorLinear", "TensorNetwork",
+    "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorGRU", "TensorLSTM", "TensorLayer", "TensorLinear",
+    "TensorNetwork", "TensorRNN", "TensorRecurrent",
     "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",
     "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates", "param_groups",
     "register", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm",

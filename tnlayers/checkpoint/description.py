@@ -23,6 +23,9 @@ _KEYS = (
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
+_NEW = {"std": None}
+"""Fields of ``Init`` that older files lack, and that are left out where they have this value."""
+
 # Descriptions are untrusted input. Within these limits, nothing in this library takes much time or memory.
 _LONGEST = 2**14  # maximum number of characters of a description
 
@@ -73,7 +76,7 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
         "rank": dict(layer.rank),
         "in_shape": list(layer.network.shape(layer.network.inputs)),
         "out_shape": list(layer.network.shape(layer.network.outputs)),
-        "init": _as_json("init", asdict(layer.init)),
+        "init": _as_json("init", dict(item for item in asdict(layer.init).items() if item not in _NEW.items())),
         "strategy": layer.strategy,
         "memory": layer.memory,
     }
@@ -146,7 +149,8 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
             if max(_numbers(value), default=0) > _LARGEST:
                 raise ValueError(f"{name} is {value}; at most {_LARGEST:,} is accepted")
         given["dtype"] = _DTYPES[validate.choice("dtype", given["dtype"], _DTYPES)]
-        given["init"] = Init(**exactly("init", given["init"], [field.name for field in fields(Init)]))
+        init = _NEW | given["init"] if isinstance(given["init"], dict) else given["init"]
+        given["init"] = Init(**exactly("init", init, [field.name for field in fields(Init)]))
         if not isinstance(given["rank"], dict):
             raise TypeError(f"rank is {given['rank']!r}; it must map every bond to its size")
         kernel = _sizes("kernel_size", arguments.get("kernel_size", []))

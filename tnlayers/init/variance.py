@@ -46,6 +46,7 @@ overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from torch.nn.init import calculate_gain
 
@@ -86,6 +87,7 @@ class Init:
         typical: make the mean logarithm of the gain zero over smooth rectified inputs, instead of the logarithm of the
             mean, which is larger. Estimated from random inputs at each draw.
         input_size: spatial size of the layer's input. If given, taps at the border are counted exactly.
+        std: standard deviation of the kernel's entries. If given, mode and nonlinearity do not count.
 
     Raises:
         TypeError, ValueError: an argument is not as above. The message names it.
@@ -109,6 +111,7 @@ class Init:
     exact: bool | str = True
     typical: bool = False
     input_size: tuple[int, ...] | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         validate.choice("mode", self.mode, FAN_MODES)
@@ -126,6 +129,12 @@ class Init:
         if self.input_size is not None:
             length = len(self.input_size) if isinstance(self.input_size, Sequence) else 1
             object.__setattr__(self, "input_size", validate.integers("input_size", self.input_size, length))
+        if self.std is not None:
+            if isinstance(self.std, bool) or not isinstance(self.std, Real):
+                raise TypeError(f"std is {self.std!r}; it must be a positive number or None")
+            if not 0 < self.std < math.inf:
+                raise ValueError(f"std is {self.std!r}; it must be a positive number or None")
+            object.__setattr__(self, "std", float(self.std))
 
     @classmethod
     def of(cls, value: "str | Init") -> "Init":
@@ -165,7 +174,7 @@ class Variance:
         std: standard deviation of each core's entries, in the network's order.
         fan_in, fan_out: fans of the geometry.
         fan: fan selected by the mode.
-        gain: gain of the nonlinearity.
+        gain: gain of the nonlinearity; with ``Init.std``, the gain that follows from it.
         weight_std: expected standard deviation of the dense kernel's entries, gain / sqrt(fan).
 
     Example:
@@ -215,7 +224,8 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
     if fan_in == 0:
         raise ValueError(f"input_size is {geometry.input_size}; there every tap of the kernel falls on padding")
     fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[init.mode]
-    log_target = 2 * math.log(init.gain) - math.log(fan)
+    gain = init.gain if init.std is None else init.std * math.sqrt(fan)
+    log_target = 2 * math.log(gain) - math.log(fan)
     log_bonds = sum(math.log(size) for size in network.shape(network.bonds))
     shares = _log_shares(network, init.split)
     log_scale = (log_target - log_bonds - sum(shares.values())) / len(network.cores)
@@ -224,7 +234,7 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
         fan_in=fan_in,
         fan_out=fan_out,
         fan=fan,
-        gain=init.gain,
+        gain=gain,
         weight_std=math.exp(log_target / 2),
     )
 
