@@ -14,6 +14,8 @@ from tnlayers import validate
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import DTYPES, TensorLayer
+from tnlayers.layers.recurrent import RECURRENT, recurrent_class
+from tnlayers.layers.recurrent_base import TensorRecurrent
 from tnlayers.layers.registry import KIND_NAMES, KINDS, layer_class
 from tnlayers.spec.network import TensorNetwork
 
@@ -93,6 +95,63 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
     return description
 
 
+def describe_recurrent(layer: TensorRecurrent) -> dict[str, Any]:
+    """Return the description of a recurrent layer beside those of its weights' layers.
+
+    Args:
+        layer: a recurrent layer of a registered format.
+
+    Returns:
+        dict[str, Any]: format, options, kind and torch's arguments.
+
+    Raises:
+        TypeError, ValueError: as ``describe``.
+
+    Example:
+        >>> import tnlayers
+        >>> found = describe_recurrent(tnlayers.CPGRU(8, 12, rank=4))
+        >>> found["format"], found["kind"], found["arguments"]["hidden_size"]
+        ('cp', 'GRU', 12)
+    """
+    name, form, kind = type(layer).__name__, type(layer.format), type(layer).dense_type
+    if FORMATS.get(form.name) is not form:
+        raise ValueError(f"{name} has the format {form.__name__}; to be named, register it with tnlayers.register")
+    made = recurrent_class(form, kind)
+    if type(layer) is not made and (own := _own_members(type(layer), RECURRENT[kind])):
+        raise TypeError(
+            f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
+        )
+    return {
+        "format": form.name,
+        "options": {field.name: _as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
+        "kind": kind.__name__,
+        "arguments": _as_json("arguments", layer._arguments(layer)),
+    }
+
+
+def outline_recurrent(description: Any) -> tuple[type[TensorRecurrent], dict[str, Any], dict[str, Any]]:
+    """Return class, options and torch's arguments of a description of ``describe_recurrent``, which may be untrusted.
+
+    Raises:
+        TypeError, ValueError: as for ``build``. The values of torch's arguments are not checked.
+    """
+    with _sentences():
+        _check_length(description)
+        given = exactly("description", description, ("format", "options", "kind", "arguments"))
+        form = FORMATS[validate.choice("format", given["format"], FORMATS)]
+        kinds = {kind.__name__: kind for kind in RECURRENT}
+        kind = kinds[validate.choice("kind", given["kind"], kinds)]
+        options = exactly("options", given["options"], [field.name for field in fields(form)])
+        arguments = exactly("arguments", given["arguments"], RECURRENT[kind].own)
+        return recurrent_class(form, kind), {name: _tuples(value) for name, value in options.items()}, arguments
+
+
+def _check_length(description: Any) -> None:
+    length = len(json.dumps(description, allow_nan=False))
+    if length > _LONGEST:
+        raise ValueError(f"description has {length:,} characters; at most {_LONGEST:,} are accepted")
+
+
 def outline(description: Any) -> TensorNetwork:
     """Return the network of a description after all checks that are possible without making the layer.
 
@@ -136,9 +195,7 @@ def build(description: Any, *, device: Any) -> TensorLayer:
 def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], TensorNetwork]:
     """Return a description's class, constructor arguments except the device, and network."""
     with _sentences():
-        length = len(json.dumps(description, allow_nan=False))
-        if length > _LONGEST:
-            raise ValueError(f"description has {length:,} characters; at most {_LONGEST:,} are accepted")
+        _check_length(description)
         given = exactly("description", description, _KEYS)
         form = FORMATS[validate.choice("format", given.pop("format"), FORMATS)]
         kind = KIND_NAMES[validate.choice("kind", given.pop("kind"), KIND_NAMES)]
@@ -222,7 +279,7 @@ def _as_json(name: str, value: Any) -> Any:
     raise ValueError(f"{name} is {value!r}, which JSON cannot hold: it has finite numbers, text, lists and mappings")
 
 
-def _own_members(cls: type[TensorLayer], base: type[TensorLayer]) -> list[str]:
+def _own_members(cls: type[nn.Module], base: type[nn.Module]) -> list[str]:
     """Return the names that a class, or one between it and its base, defines beyond its format."""
     between = cls.__mro__[: cls.__mro__.index(base)]
     names = [(name, value) for each in between for name, value in vars(each).items() if name != "format_type"]

@@ -180,7 +180,7 @@ class LayerExecutor:
         cast = None if cores[0].dtype == torch.float64 else autocast_dtype(cores[0].device.type)
         cached = self.caches(cores, training)
         weights = self._kept(plan, cores, cast) if cached else prepare_weights(plan, cores)
-        return lambda x, bias=None: apply_steps(plan, x, weights, bias)
+        return lambda x, bias: apply_steps(plan, x, weights, bias)
 
     def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
         """Return the weights of a plan in autocast's dtype, from the cache unless a change of a core is detected."""

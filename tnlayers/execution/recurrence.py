@@ -1,4 +1,4 @@
-"""Forward of recurrent layers: torch's fused kernels on contracted weights, or time step by time step through the cores.
+"""Forward of recurrent layers: torch's fused kernels on contracted weights, or time steps through the cores.
 
 Both work on any mixture of tensor layers and ``nn.Linear`` as the weights. The steps work on packed sequences; a padded
 batch is one in which all sequences have the same length.
@@ -44,7 +44,7 @@ def fused(
         tuple[Tensor, States]: the output in the form of ``x``, and the last states.
     """
     r, given = recurrence, list(states) if len(states) > 1 else states[0]
-    kernel = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh}[r.cell]
+    kernel: Any = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh}[r.cell]
     if r.cell == "RNN" and r.nonlinearity == "relu":
         kernel = torch.rnn_relu
     weights = _in_one_buffer(weights) if x.is_cuda else weights
@@ -67,7 +67,7 @@ def parameters(recurrence: Recurrence, matrices: Mapping[str, Tensor], biases: M
 def _in_one_buffer(weights: Sequence[Tensor]) -> list[Tensor]:
     """Return copies in one buffer, matrices before vectors. cuDNN would copy them too, and warn at each call."""
     order = sorted(range(len(weights)), key=lambda k: weights[k].ndim == 1)
-    flat = torch.cat([weights[k].reshape(-1) for k in order]).split([weights[k].numel() for k in order])
+    flat = torch.split(torch.cat([weights[k].reshape(-1) for k in order]), [weights[k].numel() for k in order])
     found = dict(zip(order, flat, strict=True))
     return [found[k].view(weight.shape) for k, weight in enumerate(weights)]
 
@@ -134,10 +134,8 @@ def ways(
     each = rates.of(calls.mode)[MOVE].seconds(0, size) * _POINTWISE[recurrence.cell]
     walk = sum(sum(way.parts) for way in steps) + each * calls.length * sum(1 for _ in recurrence.stack())
     wanted = {part.strategy for part in parts.values() if isinstance(part, ExecutableModule)}
-    if wanted <= {STRATEGIES[0]}:
-        chosen = walk * (1 + rates.doubt) < kernel
-    else:
-        chosen = not wanted <= {"auto", "reconstruct"}
+    forced = not wanted <= {*STRATEGIES[:2]}
+    chosen = forced or (wanted != {STRATEGIES[1]} and walk * (1 + rates.doubt) < kernel)
     return chosen, (dense, kernel), (steps, walk)
 
 
@@ -163,7 +161,8 @@ def _map(part: nn.Module, way: Way, training: bool) -> Map:
     """Return a weight as a function of input and bias, for many calls."""
     if isinstance(part, ExecutableModule):
         return part._executor.repeated(way.plan, part._listed(), training)
-    return lambda x, bias: F.linear(x, part.weight, bias)
+    weight: Any = part.weight
+    return lambda x, bias: F.linear(x, weight, bias)
 
 
 def stepwise(
@@ -179,22 +178,24 @@ def stepwise(
     """Run all layers time step by time step.
 
     Args:
-        recurrence, states, training: as for ``fused``.
+        recurrence: the layer's arguments.
         x: packed data: all vectors of the first step, then of the second, and so on.
         sizes: number of sequences in each step; it does not grow.
+        states: h, and c of an LSTM.
         parts: tensor layers or ``nn.Linear`` without bias, by the weights' names.
         biases: by torch's names.
         chosen: the way of each weight.
+        training: whether dropout is active.
 
     Returns:
         tuple[Tensor, States]: the output, packed, and the last states.
     """
     how = {way.weight.name: way for way in chosen}
     last: list[States] = []
+    outputs: list[Tensor] = []
     for number, (layer, reverse) in enumerate(recurrence.stack()):
-        if not reverse:
-            x, outputs = (torch.cat(outputs, -1) if layer else x), []
-            x = F.dropout(x, recurrence.dropout, training) if layer else x
+        if layer and not reverse:
+            x, outputs = F.dropout(torch.cat(outputs, -1), recurrence.dropout, training), []
         first, hidden, *more = recurrence.direction(layer, reverse)
         b_ih, b_hh = (biases.get(f"bias_{weight.name}") for weight in (first, hidden))
         entered = parts[first.name](x)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tnlayers import validate
 from tnlayers.backend.sharding import place, whole
-from tnlayers.execution.attributes import fixed
+from tnlayers.execution.attributes import fixed, from_constructor
 from tnlayers.formats.base import Format, checked_shape
 from tnlayers.init.draw import uniform
 from tnlayers.init.gates import equal_gates
@@ -22,13 +22,15 @@ from tnlayers.layers.computed_weight import refusal
 from tnlayers.layers.has_format import HasFormat
 from tnlayers.layers.recurrent_forward import RunsRecurrence
 from tnlayers.layers.registry import layer_class
-from tnlayers.spec.recurrence import KINDS, Recurrence
+from tnlayers.spec.recurrence import KINDS, Recurrence, Weight
 
 LIKE_TORCH = "torch"
-"""Name of the default start: the standard deviation of torch's, 1 / sqrt(3 hidden_size), in each gate of each weight."""
+"""Name of the default start: each gate of each weight has torch's standard deviation, 1 / sqrt(3 hidden_size)."""
 
 
 def settable_field(name: str) -> Any:
+    """Return a property for an argument of torch's that no weight depends on."""
+
     def write(layer: Any, value: Any) -> None:
         layer.__dict__["recurrence"] = replace(layer.recurrence, **{name: value})
 
@@ -36,20 +38,23 @@ def settable_field(name: str) -> Any:
 
 
 def fixed_field(name: str) -> Any:
+    """Return a property for an argument of torch's that the weights' shapes depend on."""
     return fixed(name, lambda layer: getattr(layer.recurrence, name))
 
 
 class TensorRecurrent(HasFormat, RunsRecurrence):
     """Base of recurrent layers whose weights are tensor networks. Its subclasses have examples.
 
-    The weight ``weight_ih_l0`` of torch's layer is held by the layer ``ih_l0``, a ``TensorLinear`` of the format, and so
-    on; its rows are gate after gate. The biases are parameters with torch's names.
+    The weight ``weight_ih_l0`` of torch's layer is held by the layer ``ih_l0``, a ``TensorLinear`` of the format, and
+    so on; its rows are gate after gate. The biases are parameters with torch's names.
 
     Attributes:
         recurrence: the checked arguments of torch's layer.
         parts: the layers that hold the weights, by name.
+        format: the format, with its options.
     """
 
+    format: Format = from_constructor("format")
     network_arguments = "rank, in_shape, hidden_shape, plain, init, strategy, memory"
     dense_name = "recurrent"
     cell: ClassVar[str]
@@ -84,14 +89,19 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         self.__dict__["recurrence"] = recurrence
         if recurrence.dropout and recurrence.num_layers == 1:
             warnings.warn(
-                f"dropout is {recurrence.dropout} and num_layers is 1; dropout acts between layers, so it has no effect",
+                f"dropout is {recurrence.dropout}, but num_layers is 1; it acts between layers, so it has no effect",
                 stacklevel=core_memory._outside(),
             )
         if isinstance(plain, str) or not isinstance(plain, Collection):
             raise TypeError(f"plain is {plain!r}; it must be a collection of {', '.join(map(repr, KINDS))}")
         for kind in plain:
             validate.choice("plain", kind, KINDS)
-        ranks, shapes = _ranks(rank, recurrence), _shapes(form, recurrence, in_shape, hidden_shape)
+        self.__dict__["format"] = form
+        ranks, first, hidden = _ranks(rank, recurrence), None, None
+        if in_shape is not None:
+            first = checked_shape("in_shape", in_shape, "input_size", recurrence.input_size)
+        if hidden_shape is not None:
+            hidden = checked_shape("hidden_shape", hidden_shape, "hidden_size", recurrence.hidden_size)
         start = Init(std=1 / math.sqrt(3 * self.hidden_size), exact="white") if init == LIKE_TORCH else Init.of(init)
         where = {"device": device, "dtype": dtype}
         linear: Any = layer_class(type(form), nn.Linear)
@@ -100,8 +110,8 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
             if weight.kind in plain:
                 self.add_module(weight.name, nn.Linear(*sizes, bias=False, **where))
                 continue
-            split = shapes[weight.name]
-            own = {"rank": ranks[weight.name], "in_shape": split[0], "out_shape": split[1], "init": start}
+            columns, rows = _split(form, recurrence, weight, first, hidden)
+            own = {"rank": ranks[weight.name], "in_shape": columns, "out_shape": rows, "init": start}
             self.add_module(weight.name, linear(*sizes, bias=False, **where, **own, **others, **options))
         for name in recurrence.biases():
             entries = torch.empty(recurrence.gates * recurrence.hidden_size, **where)
@@ -194,16 +204,18 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
                 f"decompose is True, but {cls.dense_name} is on the meta device and has no values; pass decompose=False"
             )
         device = "meta" if decompose else like.device  # the cores of a fit need not be drawn first
-        layer = cls(**cls._arguments(dense), device=device, dtype=like.dtype, rank=rank, **kwargs)
+        make: Any = cls
+        layer: Self = make(**cls._arguments(dense), device=device, dtype=like.dtype, rank=rank, **kwargs)
         if decompose:
-            for part in layer._tensor_parts():
-                core_memory.check(type(part).__name__, part.network, part.rank, like)
+            for held in layer._tensor_parts():
+                core_memory.check(type(held).__name__, held.network, held.rank, like)
             layer.to_empty(device=like.device)
+        part: Any
         for name, part in layer.parts.items():
             source = getattr(dense, f"weight_{name}")
             part.requires_grad_(source.requires_grad)
             if not isinstance(part, TensorLayer):
-                part.weight.data.copy_(source.detach())  # type: ignore[union-attr, operator]
+                part.weight.data.copy_(source.detach())
             elif decompose:
                 part.set_weight_(source)
         _copy_biases(dense, layer)
@@ -215,6 +227,7 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         quiet = arguments | {"dropout": 0.0}  # torch warns again of a dropout without effect
         dense = self.dense_type(**quiet, device="meta", dtype=like.dtype).to_empty(device=like.device)
         dense.dropout = arguments["dropout"]
+        part: Any
         for name, part in self.parts.items():
             target = getattr(dense, f"weight_{name}")
             weight = part._kernel() if isinstance(part, TensorLayer) else part.weight
@@ -227,9 +240,8 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         """Return torch's fields, without defaults as there. The weights' layers follow in lines of their own."""
         shown = [f"{self.input_size}, {self.hidden_size}"]
         defaults = Recurrence(self.cell, self.input_size, self.hidden_size)
-        for name in self.own[2:]:
-            if (value := getattr(self, name)) != getattr(defaults, name):
-                shown.append(f"{name}={value!r}")
+        own = {name: getattr(self, name) for name in self.own[2:]}
+        shown += [f"{name}={value!r}" for name, value in own.items() if value != getattr(defaults, name)]
         return ", ".join(shown)
 
 
@@ -247,25 +259,18 @@ def _ranks(rank: Any, recurrence: Recurrence) -> dict[str, Any]:
 _Factors = tuple[int, ...]
 
 
-def _shapes(
-    form: Format, recurrence: Recurrence, in_shape: Any, hidden_shape: Any
-) -> dict[str, tuple[_Factors, _Factors]]:
-    """Return the factors of columns and rows of each weight. The gates multiply the first factor of the rows."""
-    r, found = recurrence, {}
-    first = None if in_shape is None else checked_shape("in_shape", in_shape, "input_size", r.input_size)
-    hidden = None
-    if hidden_shape is not None:
-        hidden = checked_shape("hidden_shape", hidden_shape, "hidden_size", r.hidden_size)
-    for weight in r.weights():
-        columns, rows = form.split(weight.inputs, weight.outputs, weight.gates)
-        if weight.kind == "ih" and not weight.layer:
-            columns = first or columns
-        elif hidden and weight.inputs % r.hidden_size == 0 and (weight.kind == "hr" or not r.proj_size):
-            columns = weight.inputs // r.hidden_size * hidden[0], *hidden[1:]
-        if hidden and weight.kind != "hr":
-            rows = weight.gates * hidden[0], *hidden[1:]
-        found[weight.name] = columns, rows
-    return found
+def _split(
+    form: Format, recurrence: Recurrence, weight: Weight, first: _Factors | None, hidden: _Factors | None
+) -> tuple[_Factors, _Factors]:
+    """Return the factors of a weight's columns and rows. The gates multiply the first factor of the rows."""
+    columns, rows = form.split(weight.inputs, weight.outputs, weight.gates)
+    if weight.kind == "ih" and not weight.layer:
+        columns = first or columns
+    elif hidden and (weight.kind == "hr" or not recurrence.proj_size):
+        columns = weight.inputs // recurrence.hidden_size * hidden[0], *hidden[1:]
+    if hidden and weight.kind != "hr":
+        rows = weight.gates * hidden[0], *hidden[1:]
+    return columns, rows
 
 
 def _divides(part: TensorLayer, gates: int) -> bool:

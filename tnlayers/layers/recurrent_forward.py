@@ -66,7 +66,7 @@ class RunsRecurrence(nn.Module):
 
     @property
     def memory(self) -> str:
-        """'auto' or 'low', which saves only input and states for the backward; 'mixed' if the weights' layers differ."""
+        """'auto' or 'low', which saves only input and states for the backward; 'mixed' if the weights differ."""
         return self._common("memory")
 
     @memory.setter
@@ -99,9 +99,12 @@ class RunsRecurrence(nn.Module):
             RuntimeError, ValueError: a shape or dtype is wrong; the types are those of torch's layers.
         """
         r, packed = self.recurrence, isinstance(input, PackedSequence)
+        x: Any
+        sizes: Any
+        y: Any
         x, sizes, order, back = input if packed else (input, None, None, None)
         check_tensor(type(self).__name__, x)
-        batched = packed or x.dim() == 3  # noqa: PLR2004
+        batched = packed or x.dim() == 3
         self._check(x, packed)
         x = x if batched else x.unsqueeze(0 if r.batch_first else 1)
         batch = int(sizes[0]) if packed else x.shape[0 if r.batch_first else 1]
@@ -117,7 +120,7 @@ class RunsRecurrence(nn.Module):
 
     def _check(self, x: Tensor, packed: bool) -> None:
         name, size, like = type(self).__name__, self.recurrence.input_size, self._like()
-        if packed and x.dim() != 2:  # noqa: PLR2004
+        if packed and x.dim() != 2:
             raise RuntimeError(f"input is packed with data of shape {tuple(x.shape)}; {name} takes (total, {size})")
         if x.dim() not in (2, 3):
             raise ValueError(
@@ -131,7 +134,7 @@ class RunsRecurrence(nn.Module):
                 check_dtypes(x, like.dtype, None)
             except RuntimeError as error:
                 raise ValueError(str(error)) from None
-        if x.shape[1 if x.dim() == 3 and self.recurrence.batch_first else 0] == 0:  # noqa: PLR2004
+        if x.shape[1 if x.dim() == 3 and self.recurrence.batch_first else 0] == 0:
             raise RuntimeError(f"input has shape {tuple(x.shape)}; {name} takes at least one time step")
 
     def _states(self, hx: Any, batch: int, batched: bool, x: Tensor) -> States:
@@ -186,9 +189,7 @@ class RunsRecurrence(nn.Module):
             return None
         length = x.shape[0] if sizes is None else len(sizes)
         total = x.shape[0] * x.shape[1] if sizes is None else len(x)
-        grad = torch.is_grad_enabled() and any(
-            each.requires_grad for each in (x, *states, *self.parameters())
-        )
+        grad = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *states, *self.parameters()))
         calls = self._calls(int(length), int(total), grad, x)
         key = calls, wanted, tuple(type(part) for part in self.parts.values())
         if key not in self._ways:
@@ -209,7 +210,7 @@ class RunsRecurrence(nn.Module):
         shape = [validate.integer(f"input_shape[{k}]", size) for k, size in enumerate(input_shape)]
         like = self._like()
         self._check(torch.empty(shape, device="meta", dtype=like.dtype), packed=False)
-        batched = len(shape) == 3  # noqa: PLR2004
+        batched = len(shape) == 3
         length = shape[1 if self.recurrence.batch_first and batched else 0]
         total = length * (shape[0 if self.recurrence.batch_first else 1] if batched else 1)
         calls = self._calls(length, total, self.training, like)
@@ -218,7 +219,7 @@ class RunsRecurrence(nn.Module):
     def flops(self, input_shape: Sequence[int]) -> int:
         """Return the FLOPs of one forward on a padded input of this shape: two per multiply-add.
 
-        Biases and elementwise operations do not count. In training mode the forward records gradients, in eval mode not.
+        Biases and elementwise operations do not count. In training mode the forward records gradients.
         """
         _, (stepping, (dense, _), (steps, _)) = self._ways_of(input_shape)
         return sum(way.flops for way in (steps if stepping else dense))
@@ -259,4 +260,8 @@ def _matrix(part: nn.Module, training: bool) -> Tensor:
     if not isinstance(part, TensorLayer):
         return part.weight  # type: ignore[return-value]
     executor, cores = part._executor, part._listed()
-    return executor.cached("dense", cores, lambda: [part._kernel()])[0] if executor.caches(cores, training) else part._kernel()
+    return (
+        executor.cached("dense", cores, lambda: [part._kernel()])[0]
+        if executor.caches(cores, training)
+        else part._kernel()
+    )

@@ -83,7 +83,9 @@ class Recurrence:
         object.__setattr__(self, "dropout", float(self.dropout))
         object.__setattr__(self, "proj_size", validate.integer("proj_size", self.proj_size, minimum=0))
         if self.proj_size >= self.hidden_size:
-            raise ValueError(f"proj_size is {self.proj_size}; it must be below hidden_size, which is {self.hidden_size}")
+            raise ValueError(
+                f"proj_size is {self.proj_size}; it must be below hidden_size, which is {self.hidden_size}"
+            )
         if self.proj_size and self.cell != "LSTM":
             raise ValueError(f"proj_size is {self.proj_size}; only an LSTM has a projection")
         validate.choice("nonlinearity", self.nonlinearity, NONLINEARITIES)
