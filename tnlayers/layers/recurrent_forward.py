@@ -260,8 +260,6 @@ def _matrix(part: nn.Module, training: bool) -> Tensor:
     if not isinstance(part, TensorLayer):
         return part.weight  # type: ignore[return-value]
     executor, cores = part._executor, part._listed()
-    return (
-        executor.cached("dense", cores, lambda: [part._kernel()])[0]
-        if executor.caches(cores, training)
-        else part._kernel()
-    )
+    if executor.caches(cores, training):
+        return executor.cached("dense", cores, lambda: [part._kernel()])[0]
+    return part._kernel()
