@@ -71,7 +71,7 @@ def _recurrent(model: nn.Module, modules: Mapping[str, tuple[str, nn.Module]], c
             _refuse_hooks(old)
             if not isinstance(old, cls):
                 made[old] = cls.from_dense(old, plain=KINDS_OF_WEIGHTS, **options)
-    _refuse_held(model, {old: list(old.parameters()) for old in made}, first)
+    _refuse_held(model, {old: [] for old in made}, first)  # torch's layer holds its own parameters in a list
     return _place(model, modules, made)
 
 

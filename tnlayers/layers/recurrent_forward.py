@@ -54,7 +54,8 @@ class RunsRecurrence(nn.Module):
         """'auto', 'reconstruct' or 'factorized'; 'mixed' if the weights' layers differ. Setting it sets all of them.
 
         'reconstruct' runs torch's fused kernel on contracted weights; any layer with another strategy makes the forward
-        go in time steps, each weight by its own plan; with 'auto' everywhere the faster by estimate is taken.
+        go in time steps, each weight by its own plan; with 'auto' everywhere the faster by estimate is taken. Compiled,
+        traced and exported forwards always run the fused kernel.
         """
         return self._common("strategy")
 
@@ -176,16 +177,12 @@ class RunsRecurrence(nn.Module):
             y = y.transpose(0, 1) if r.batch_first else y
         return y, states
 
-    # torch.compile runs this method as it is, as it does nn.LSTM: unrolled steps would take minutes to compile.
-    _run._torchdynamo_disable = True  # type: ignore[attr-defined]
-
     def _chosen(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Way, ...] | None:
         """Return the weights' ways in time steps; None for the fused kernel."""
+        if torch.compiler.is_compiling() or traced():
+            return None  # unrolled steps would take minutes to compile
         wanted = tuple(part.strategy for part in self._tensor_parts())
-        if {*wanted} <= {"reconstruct"}:
-            return None
-        auto = {*wanted} <= {"auto", "reconstruct"}
-        if auto and (traced() or torch.compiler.is_compiling() or autocast_dtype(x.device.type) is not None):
+        if {*wanted} <= {"reconstruct"} or ({*wanted} == {"auto"} and autocast_dtype(x.device.type) is not None):
             return None
         length = x.shape[0] if sizes is None else len(sizes)
         total = x.shape[0] * x.shape[1] if sizes is None else len(x)
