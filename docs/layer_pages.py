@@ -4,7 +4,18 @@ from pathlib import Path
 
 import tnlayers
 
-KINDS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")
+KINDS = (
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Linear",
+    "LSTM",
+    "GRU",
+    "RNN",
+)
 
 
 def write(folder: Path) -> None:

@@ -34,6 +34,9 @@ NAMES = """
     TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
     frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register remap_optimizer_
     save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+    BTTGRU BTTLSTM BTTRNN BlockTTGRU BlockTTLSTM BlockTTRNN CPGRU CPLSTM CPRNN EinsumGRU EinsumLSTM EinsumRNN HTGRU
+    HTLSTM HTRNN TRGRU TRLSTM TRRNN TTGRU TTLSTM TTRNN TensorGRU TensorLSTM TensorRNN TensorRecurrent TuckerGRU
+    TuckerLSTM TuckerRNN
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """
@@ -51,7 +54,8 @@ def test_public_names(module, names):
     new = {*module.__all__} - {*names.split()}
     assert {*names.split()} <= {*module.__all__}
     # What a format that is new brings with it, without a row here.
-    assert all(issubclass(getattr(module, name), (tnlayers.Format, tnlayers.TensorLayer)) for name in new)
+    kinds = tnlayers.Format, tnlayers.TensorLayer, tnlayers.TensorRecurrent
+    assert all(issubclass(getattr(module, name), kinds) for name in new)
     assert all(getattr(module, name).__doc__ for name in module.__all__ if not name.isupper() and name != "Axes")
 
 
@@ -100,8 +104,8 @@ def test_functions_say_what_they_take_return_and_raise(name):
 
 CLASSES = """
     AutotuneReport Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
-    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear
-    TensorNetwork TensorizeConfig TensorizeReport Variance
+    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorGRU TensorLSTM
+    TensorLayer TensorLinear TensorNetwork TensorRNN TensorRecurrent TensorizeConfig TensorizeReport Variance
 """
 
 

@@ -43,7 +43,9 @@ def fixed_field(name: str) -> Any:
 
 
 class TensorRecurrent(HasFormat, RunsRecurrence):
-    """Base of recurrent layers whose weights are tensor networks. Its subclasses have examples.
+    """Base of recurrent layers whose weights are tensor networks.
+
+    ``TensorLSTM``, ``TensorGRU`` and ``TensorRNN`` have examples.
 
     The weight ``weight_ih_l0`` of torch's layer is held by the layer ``ih_l0``, a ``TensorLinear`` of the format, and
     so on; its rows are gate after gate. The biases are parameters with torch's names.

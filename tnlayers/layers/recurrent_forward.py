@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from tnlayers import validate
 from tnlayers.backend.input_checks import check_dtypes, check_tensor
 from tnlayers.backend.rate_tables import table_of
-from tnlayers.backend.torch_state import autocast_dtype, traced
+from tnlayers.backend.torch_state import autocast_dtype, constant_to_compilers, traced
 from tnlayers.execution.recurrence import Calls, States, Way, fused, lengths, parameters, stepwise, ways
 from tnlayers.layers.base import TensorLayer
 from tnlayers.planning.setting import MEMORY, STRATEGIES
@@ -54,8 +54,8 @@ class RunsRecurrence(nn.Module):
         """'auto', 'reconstruct' or 'factorized'; 'mixed' if the weights' layers differ. Setting it sets all of them.
 
         'reconstruct' runs torch's fused kernel on contracted weights; any layer with another strategy makes the forward
-        go in time steps, each weight by its own plan; with 'auto' everywhere the faster by estimate is taken. Compiled,
-        traced and exported forwards always run the fused kernel.
+        go in time steps, each weight by its own plan; with 'auto' everywhere the faster by estimate is taken. Traced
+        and exported forwards always run the fused kernel.
         """
         return self._common("strategy")
 
@@ -99,6 +99,11 @@ class RunsRecurrence(nn.Module):
         Raises:
             RuntimeError, ValueError: a shape or dtype is wrong; the types are those of torch's layers.
         """
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return getattr(self, _outside_of_graphs())(input, hx)
+        return self._forward(input, hx)
+
+    def _forward(self, input: Any, hx: Any) -> Any:
         r, packed = self.recurrence, isinstance(input, PackedSequence)
         x: Any
         sizes: Any
@@ -180,7 +185,7 @@ class RunsRecurrence(nn.Module):
     def _chosen(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Way, ...] | None:
         """Return the weights' ways in time steps; None for the fused kernel."""
         if torch.compiler.is_compiling() or traced():
-            return None  # unrolled steps would take minutes to compile
+            return None  # a trace would hold each step
         wanted = tuple(part.strategy for part in self._tensor_parts())
         if {*wanted} <= {"reconstruct"} or ({*wanted} == {"auto"} and autocast_dtype(x.device.type) is not None):
             return None
@@ -250,6 +255,19 @@ class RunsRecurrence(nn.Module):
         below = [f"{kinds[not stepping]}: {seconds[1] / (seconds[0] or 1):.2f} times the estimated time"]
         below.append(f"rates: {table_of(calls.device, str(calls.dtype).removeprefix('torch.'))}")
         return Shown("\n".join([head, text(rows, (2, 4)), *below]), page(rows, head, (2, 4), below))
+
+
+@constant_to_compilers
+def _outside_of_graphs() -> str:
+    """Return the name of a method that ``torch.compile`` runs as it is, between two graphs, as it runs ``nn.LSTM``.
+
+    In a graph, inductor (torch 2.13) fails on torch's kernel for the CPU, and steps would take minutes to compile. The
+    method is made here, since ``torch.compiler.disable`` imports the compiler.
+    """
+    if not hasattr(RunsRecurrence, "_eager"):
+        disable: Any = torch.compiler.disable
+        RunsRecurrence._eager = disable(RunsRecurrence._forward)  # type: ignore[attr-defined]
+    return "_eager"
 
 
 def _matrix(part: nn.Module, training: bool) -> Tensor:
