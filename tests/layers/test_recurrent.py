@@ -223,7 +223,8 @@ def test_wrong_inputs_raise_torchs_types(kind):
         return (h, torch.randn(1, BATCH, HIDDEN)) if kind is nn.LSTM else h
 
     for arguments in (
-        (x[..., :-1],), (x[0, 0],), (x[:0],), (x.double(),), (x, state(h[:, :1])), (x, state(h[0])), (x[:, 0], state(h)),
+        (x[..., :-1],), (x[0, 0],), (x[:0],), (x.double(),),
+        (x, state(h[:, :1])), (x, state(h[0])), (x[:, 0], state(h)),
     ):  # fmt: skip
         ours, theirs = failure(lambda: layer(*arguments)), failure(lambda: dense(*arguments))  # noqa: B023
         assert type(ours) is type(theirs)
@@ -460,7 +461,7 @@ def test_frozen_layers_keep_their_weights(monkeypatch):
     assert not layer.ih_l0.frozen
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the graph behind a break, with nn.LSTM too
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # by torch, in a graph behind a break
 def test_compiles_as_torchs_layer():
     class Tagger(nn.Module):
         def __init__(self):
