@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tnlayers
 from cases import RECURRENT
+from tnlayers.checkpoint.description import describe_recurrent, outline_recurrent
+from tnlayers.execution.recurrence import _in_one_buffer
 from tnlayers.layers import recurrent_by_format
 from tnlayers.layers.recurrent import RECURRENT as KINDS
 from tnlayers.layers.recurrent import recurrent_class
@@ -251,6 +253,8 @@ def test_wrong_inputs_raise_torchs_types(kind):
         ({"in_shape": (3, 2)}, ValueError, r"in_shape \(3, 2\) has product 6, but input_size is 4"),
         ({"rank": {"hh": 2, "r0": 1}}, ValueError, "a key of rank is 'r0'"),
         ({"strategy": "0 > 1"}, ValueError, None),
+        ({"init": "like"}, ValueError, "init is 'like'; accepted: 'torch', 'fan_in'"),
+        ({"init": 1}, TypeError, "init is 1"),
         ({"out_shape": (2, 4)}, TypeError, r"out_shape is \(2, 4\), but TRLSTM has no such argument.*hidden_shape"),
         ({"dtype": torch.int8}, TypeError, "dtype is torch.int8"),
     ],
@@ -518,6 +522,36 @@ def test_saved_models_load_into_plain_ones_and_into_their_own(own, tmp_path):
     holder.kept = [holder["rnn"]]
     with pytest.raises(ValueError, match=r"layer 'rnn': .*holds it too"):
         tnlayers.load_tensorized(lambda: holder, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"kind": "Linear"}, "kind is 'Linear'; accepted: 'LSTM', 'GRU', 'RNN'"),
+        ({"format": "xx"}, "format is 'xx'"),
+        ({"options": {"network": 1}}, "options has the key 'network'"),
+        ({"arguments": {}}, "arguments has no 'input_size'"),
+        ({"more": 1}, "description has the key 'more'"),
+        ({"format": "x" * 20000}, "description has 20,"),
+    ],
+)
+def test_a_description_is_checked(change, text):
+    description = describe_recurrent(tnlayers.TRGRU(4, 8, rank=2))
+    assert outline_recurrent(description) == (tnlayers.TRGRU, {}, description["arguments"])
+    with pytest.raises(ValueError, match=text):
+        outline_recurrent(description | change)
+
+
+def test_weights_in_one_buffer_are_the_same():
+    """For cuDNN, which takes matrices first."""
+    layer = tnlayers.TRLSTM(4, 6, 2, proj_size=2, rank=2)
+    weights = [tensor for group in layer.all_weights for tensor in group]
+    found = _in_one_buffer(weights)
+    assert all(map(torch.equal, found, weights))
+    assert len({each.untyped_storage().data_ptr() for each in found}) == 1
+    assert max(w.storage_offset() for w in found if w.ndim > 1) < min(w.storage_offset() for w in found if w.ndim == 1)
+    sum(each.sum() for each in found).backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
 def test_a_layer_with_members_of_its_own_is_not_saved(tmp_path):

@@ -15,7 +15,7 @@ from tnlayers.execution.attributes import fixed, from_constructor
 from tnlayers.formats.base import Format, checked_shape
 from tnlayers.init.draw import uniform
 from tnlayers.init.gates import equal_gates
-from tnlayers.init.variance import Init
+from tnlayers.init.variance import FAN_MODES, PRESETS, Init
 from tnlayers.layers import core_memory
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.computed_weight import refusal
@@ -104,6 +104,8 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
             first = checked_shape("in_shape", in_shape, "input_size", recurrence.input_size)
         if hidden_shape is not None:
             hidden = checked_shape("hidden_shape", hidden_shape, "hidden_size", recurrence.hidden_size)
+        if isinstance(init, str):
+            validate.choice("init", init, (LIKE_TORCH, *FAN_MODES, *PRESETS))
         start = Init(std=1 / math.sqrt(3 * self.hidden_size), exact="white") if init == LIKE_TORCH else Init.of(init)
         where = {"device": device, "dtype": dtype}
         linear: Any = layer_class(type(form), nn.Linear)

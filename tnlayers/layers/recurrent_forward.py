@@ -234,7 +234,7 @@ class RunsRecurrence(nn.Module):
             >>> layer = tnlayers.TRLSTM(16, 32, rank=2)
             >>> print(layer.explain((5, 2, 16)))  # doctest: +ELLIPSIS
             torch's fused kernel on contracted weights, input (5, 2, 16), training: ... FLOPs
-            weight        class     times  order  FLOPs
+            weight        class     times  order ...FLOPs
             weight_ih_l0  TRLinear      1  ...
             weight_hh_l0  TRLinear      5  ...
             in time steps: ... times the estimated time
