@@ -32,8 +32,9 @@ NAMES = """
     TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear TensorNetwork
     TensorizeConfig TensorizeReport TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d
     TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
-    frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register remap_optimizer_
-    save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+    frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register
+    register_with_transformers remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary
+    tensorize_ thaw_ to_tltorch unfold unfold_
     BTTGRU BTTLSTM BTTRNN BlockTTGRU BlockTTLSTM BlockTTRNN CPGRU CPLSTM CPRNN EinsumGRU EinsumLSTM EinsumRNN HTGRU
     HTLSTM HTRNN TRGRU TRLSTM TRRNN TTGRU TTLSTM TTRNN TensorGRU TensorLSTM TensorRNN TensorRecurrent TuckerGRU
     TuckerLSTM TuckerRNN

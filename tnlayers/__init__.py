@@ -11,6 +11,7 @@ from tnlayers.execution.freezing import Frozen, freeze_, thaw_
 from tnlayers.execution.tuning_report import AutotuneReport
 from tnlayers.formats import FORMATS, Format, register
 from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.interop.huggingface import register_with_transformers
 from tnlayers.interop.plain_torch import unfold
 from tnlayers.interop.tensorly_torch import from_tltorch, initialize_, to_tltorch
 from tnlayers.layers.base import TensorLayer
@@ -49,7 +50,7 @@ __all__ = [
     "TensorNetwork", "TensorRNN", "TensorRecurrent",
     "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",
     "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates", "param_groups",
-    "register", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm",
-    "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
+    "register", "register_with_transformers", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal",
+    "solve", "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
 ]  # fmt: skip
 __all__ += [_layer.__name__ for _layer in _LAYERS.values()]

@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tnlayers
 from cases import RECURRENT
-from tnlayers.checkpoint.description import describe_recurrent, outline_recurrent
 from tnlayers.execution.recurrence import _in_one_buffer
 from tnlayers.layers import recurrent_by_format
 from tnlayers.layers.recurrent import RECURRENT as KINDS
 from tnlayers.layers.recurrent import recurrent_class
+from tnlayers.layers.recurrent_description import describe_recurrent, outline_recurrent
 from tnlayers.tensorize.config import TensorizeConfig
 
 INPUT, HIDDEN, LENGTH, BATCH = 8, 12, 4, 3

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers.checkpoint.description import build, describe, outline_recurrent
-from tnlayers.checkpoint.file import Content, about_layer, join
+from tnlayers.checkpoint.file import Content, join
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS
+from tnlayers.layers.description import about_layer, build, check_replaces, describe
+from tnlayers.layers.recurrent_description import outline_recurrent
 from tnlayers.spec.recurrence import KINDS as KINDS_OF_WEIGHTS
 from tnlayers.tensorize.held_outside import held
 
@@ -109,21 +109,8 @@ def _place(model: nn.Module, modules: Mapping[str, tuple[str, nn.Module]], made:
 
 def _compare(old: Any, description: Mapping[str, Any]) -> None:
     """Raise if the layer of a description cannot replace a module."""
-    ours = isinstance(old, TensorLayer)
-    kind = old.dense_type if ours else next((kind for kind in KINDS if isinstance(old, kind)), None)
-    there = f"a {type(old).__name__}"
-    theirs = _said(description["kind"], description["arguments"], description["dtype"])
-    if kind is not None:
-        weight = old.cores[0] if ours else old.weight
-        own = json.loads(json.dumps(KINDS[kind]._arguments(old)))
-        there = _said(kind.__name__, own, str(weight.dtype).removeprefix("torch."))
-    if there != theirs:
-        raise ValueError(f"the file has {theirs}, but the model has {there}")
+    check_replaces(description, old)
     _refuse_hooks(old)
-
-
-def _said(kind: str, arguments: Mapping[str, Any], dtype: str) -> str:
-    return f"{kind}({', '.join(f'{name}={arguments[name]}' for name in sorted(arguments))}, dtype={dtype})"
 
 
 def fill(made: Mapping[nn.Module, TensorLayer]) -> None:

@@ -135,20 +135,21 @@ class LayerExecutor:
             whole = mode == "train" and self.strategy == STRATEGIES[0] and _has_open_sizes(x)
             name = self.prepare(mode, kind, str(dtype), output_padding, whole)
             return run(getattr(self, name), x, cores, bias)
-        if torch._C._get_tracing_state() is not None:
+        shape: tuple[int, ...] = x.shape
+        tracing = traced()
+        if tracing or type(x) is not Tensor:
+            shape = tuple(map(int, sizes(x)))  # symbols to numbers, for plans and their cache
+        if tracing and torch._C._get_tracing_state() is not None:
             mode = "infer"  # torch.jit.trace checks without gradients, and expects the same operations
-        else:
+        elif tuple([core.shape for core in cores]) != self.network.core_shapes:  # a list is faster than a generator
             self.network.check_shapes(core.shape for core in cores)
-        cast = None if dtype == torch.float64 else autocast_dtype(kind)
+        cast = None if dtype is torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
-        layout = LAST if self.dim == 2 or _is_channels_last(x) else FIRST
+        layout = LAST if self.dim == 2 or (not x.is_contiguous() and _is_channels_last(x)) else FIRST
         if layout == LAST and dtype == torch.float64 and kind == "cpu" and self.dim > 2:
             x, layout = x.contiguous(), FIRST  # torch's own convolution fails in some of these backward passes
-        if self.keeps and not grad and not training and not traced():  # a trace would hold the weights forever
-            mode = "cached"
-        shape: tuple[int, ...] = sizes(x)
-        if type(x) is not Tensor or traced():
-            shape = tuple(map(int, shape))  # symbols to numbers, for plans and their cache
+        if self.frozen and self.keeps and not grad and not training and not tracing:
+            mode = "cached"  # a trace would hold the weights forever
         key = (shape, mode, layout, dtype, kind, output_padding)
         found = self._plans.pop(key, None)  # reinserted below as the latest; threads may share an executor
         if found is None:

@@ -5,6 +5,7 @@ import weakref
 
 from torch import nn
 
+from tnlayers.interop.huggingface import follow
 from tnlayers.layers.base import TensorLayer
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.held_outside import HOOKS, own_attributes
@@ -41,6 +42,8 @@ def put_in_place(swap: Swap) -> TensorizeReport:
         )
     old_order = [*map(id, model.parameters())]
     replaced = [] if dry_run else [each for site in swapped for each in _put(site)]
+    if not dry_run:
+        follow(model)
     return TensorizeReport(layers, (before, after), dry_run, replaced, (old_order, [*map(id, model.parameters())]))
 
 

@@ -14,8 +14,6 @@ from tnlayers import validate
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import DTYPES, TensorLayer
-from tnlayers.layers.recurrent import RECURRENT, recurrent_class
-from tnlayers.layers.recurrent_base import TensorRecurrent
 from tnlayers.layers.registry import KIND_NAMES, KINDS, layer_class
 from tnlayers.spec.network import TensorNetwork
 
@@ -65,20 +63,20 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
     if FORMATS.get(form.name) is not form:
         raise ValueError(f"{name} has the format {form.__name__}; to be named, register it with tnlayers.register")
     made = layer_class(form, kind := type(layer).dense_type)
-    if type(layer) is not made and (own := _own_members(type(layer), KINDS[kind])):
+    if type(layer) is not made and (own := own_members(type(layer), KINDS[kind])):
         raise TypeError(
             f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
         )
     description = {
         "format": form.name,
-        "options": {field.name: _as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
+        "options": {field.name: as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
         "kind": kind.__name__,
-        "arguments": _as_json("arguments", layer._arguments(layer)),
+        "arguments": as_json("arguments", layer._arguments(layer)),
         "dtype": str(layer.cores[0].dtype).removeprefix("torch."),
         "rank": dict(layer.rank),
         "in_shape": list(layer.network.shape(layer.network.inputs)),
         "out_shape": list(layer.network.shape(layer.network.outputs)),
-        "init": _as_json("init", dict(item for item in asdict(layer.init).items() if item not in _NEW.items())),
+        "init": as_json("init", dict(item for item in asdict(layer.init).items() if item not in _NEW.items())),
         "strategy": layer.strategy,
         "memory": layer.memory,
     }
@@ -95,58 +93,8 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
     return description
 
 
-def describe_recurrent(layer: TensorRecurrent) -> dict[str, Any]:
-    """Return the description of a recurrent layer beside those of its weights' layers.
-
-    Args:
-        layer: a recurrent layer of a registered format.
-
-    Returns:
-        dict[str, Any]: format, options, kind and torch's arguments.
-
-    Raises:
-        TypeError, ValueError: as ``describe``.
-
-    Example:
-        >>> import tnlayers
-        >>> found = describe_recurrent(tnlayers.CPGRU(8, 12, rank=4))
-        >>> found["format"], found["kind"], found["arguments"]["hidden_size"]
-        ('cp', 'GRU', 12)
-    """
-    name, form, kind = type(layer).__name__, type(layer.format), type(layer).dense_type
-    if FORMATS.get(form.name) is not form:
-        raise ValueError(f"{name} has the format {form.__name__}; to be named, register it with tnlayers.register")
-    made = recurrent_class(form, kind)
-    if type(layer) is not made and (own := _own_members(type(layer), RECURRENT[kind])):
-        raise TypeError(
-            f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
-        )
-    return {
-        "format": form.name,
-        "options": {field.name: _as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
-        "kind": kind.__name__,
-        "arguments": _as_json("arguments", layer._arguments(layer)),
-    }
-
-
-def outline_recurrent(description: Any) -> tuple[type[TensorRecurrent], dict[str, Any], dict[str, Any]]:
-    """Return class, options and torch's arguments of a description of ``describe_recurrent``, which may be untrusted.
-
-    Raises:
-        TypeError, ValueError: as for ``build``. The values of torch's arguments are not checked.
-    """
-    with _sentences():
-        _check_length(description)
-        given = exactly("description", description, ("format", "options", "kind", "arguments"))
-        form = FORMATS[validate.choice("format", given["format"], FORMATS)]
-        kinds = {kind.__name__: kind for kind in RECURRENT}
-        kind = kinds[validate.choice("kind", given["kind"], kinds)]
-        options = exactly("options", given["options"], [field.name for field in fields(form)])
-        arguments = exactly("arguments", given["arguments"], RECURRENT[kind].own)
-        return recurrent_class(form, kind), {name: _tuples(value) for name, value in options.items()}, arguments
-
-
-def _check_length(description: Any) -> None:
+def check_length(description: Any) -> None:
+    """Raise ValueError for a description that is too long."""
     length = len(json.dumps(description, allow_nan=False))
     if length > _LONGEST:
         raise ValueError(f"description has {length:,} characters; at most {_LONGEST:,} are accepted")
@@ -188,19 +136,19 @@ def build(description: Any, *, device: Any) -> TensorLayer:
         i r, o r
     """
     layer, values, _ = _checked(description)
-    with _sentences():
+    with sentences():
         return layer(**values, device=device)
 
 
 def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], TensorNetwork]:
     """Return a description's class, constructor arguments except the device, and network."""
-    with _sentences():
-        _check_length(description)
+    with sentences():
+        check_length(description)
         given = exactly("description", description, _KEYS)
         form = FORMATS[validate.choice("format", given.pop("format"), FORMATS)]
         kind = KIND_NAMES[validate.choice("kind", given.pop("kind"), KIND_NAMES)]
         options = exactly("options", given.pop("options"), [field.name for field in fields(form)])
-        options = {name: _tuples(value) for name, value in options.items()}
+        options = {name: tuples(value) for name, value in options.items()}
         arguments = exactly("arguments", given.pop("arguments"), _arguments(KINDS[kind]))
         for name, value in arguments.items():
             if max(_numbers(value), default=0) > _LARGEST:
@@ -221,7 +169,7 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def sentences() -> Iterator[None]:
     """Replace errors other than TypeError and ValueError, which formats or torch may raise, by a ValueError."""
     try:
         yield
@@ -229,6 +177,31 @@ def _sentences() -> Iterator[None]:
         raise
     except Exception as error:
         raise ValueError(f"description cannot be built: {type(error).__name__}: {error}") from None
+
+
+def check_replaces(description: Mapping[str, Any], old: Any, *, dtype: bool = True) -> None:
+    """Raise ValueError if the layer of a description cannot replace a module.
+
+    Args:
+        description: result of ``describe``, as JSON holds it.
+        old: the module, plain or a tensor layer.
+        dtype: whether the dtypes must be equal too.
+    """
+    ours = isinstance(old, TensorLayer)
+    kind = old.dense_type if ours else next((kind for kind in KINDS if isinstance(old, kind)), None)
+    there = f"a {type(old).__name__}"
+    theirs = _said(description["kind"], description["arguments"], description["dtype"] if dtype else None)
+    if kind is not None:
+        weight = (old.cores[0] if ours else old.weight) if dtype else None
+        own = json.loads(json.dumps(KINDS[kind]._arguments(old)))
+        there = _said(kind.__name__, own, None if weight is None else str(weight.dtype).removeprefix("torch."))
+    if there != theirs:
+        raise ValueError(f"the file has {theirs}, but the model has {there}")
+
+
+def _said(kind: str, arguments: Mapping[str, Any], dtype: str | None) -> str:
+    given = dict(sorted(arguments.items())) | ({} if dtype is None else {"dtype": dtype})
+    return f"{kind}({', '.join(f'{name}={value}' for name, value in given.items())})"
 
 
 def _arguments(base: type[TensorLayer]) -> list[str]:
@@ -263,23 +236,23 @@ def _numbers(value: Any) -> list[int]:
     return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """Replace JSON's lists by tuples, as in the fields of frozen dataclasses."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-def _as_json(name: str, value: Any) -> Any:
+def as_json(name: str, value: Any) -> Any:
     """Convert a value to JSON's types."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _as_json(f"{name}[{key!r}]", each) for key, each in value.items()}
+        return {key: as_json(f"{name}[{key!r}]", each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(f"{name}[{k}]", each) for k, each in enumerate(value)]
+        return [as_json(f"{name}[{k}]", each) for k, each in enumerate(value)]
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise ValueError(f"{name} is {value!r}, which JSON cannot hold: it has finite numbers, text, lists and mappings")
 
 
-def _own_members(cls: type[nn.Module], base: type[nn.Module]) -> list[str]:
+def own_members(cls: type[nn.Module], base: type[nn.Module]) -> list[str]:
     """Return the names that a class, or one between it and its base, defines beyond its format."""
     between = cls.__mro__[: cls.__mro__.index(base)]
     names = [(name, value) for each in between for name, value in vars(each).items() if name != "format_type"]
@@ -289,3 +262,12 @@ def _own_members(cls: type[nn.Module], base: type[nn.Module]) -> list[str]:
 def _tensors(layer: nn.Module) -> set[tuple[str, Any, Any]]:
     found = layer.state_dict().items()
     return {(name, getattr(value, "shape", None), getattr(value, "dtype", None)) for name, value in found}
+
+
+@contextmanager
+def about_layer(name: str) -> Iterator[None]:
+    """Add the layer's name to every error about its description."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"layer {name!r}: {error}") from None
