@@ -231,7 +231,9 @@ def test_wrong_inputs_raise_torchs_types(kind):
         ours, theirs = failure(lambda: layer(*arguments)), failure(lambda: dense(*arguments))  # noqa: B023
         assert type(ours) is type(theirs)
         assert any(word in str(ours) for word in ("input has", "hx has shape", "hx[0] has shape"))
-    assert layer(x[:, :0])[0].shape == dense(x[:, :0])[0].shape
+    for strategy in ("reconstruct", "factorized"):
+        layer.strategy = strategy
+        assert layer(x[:, :0])[0].shape == dense(x[:, :0])[0].shape
     with pytest.raises(TypeError, match=r"hx is of type (int|tuple)"):
         layer(x, (h, h) if kind is not nn.LSTM else 1)
     with pytest.raises(TypeError, match="input is of type list"):

@@ -178,7 +178,7 @@ class RunsRecurrence(nn.Module):
         data = time_first if sizes is not None else time_first.reshape(-1, r.input_size)
         y, states = stepwise(r, data, steps, states, parts, biases, chosen, self.training)
         if sizes is None:
-            y = y.reshape(*time_first.shape[:2], -1)
+            y = y.reshape(*time_first.shape[:2], y.shape[-1])
             y = y.transpose(0, 1) if r.batch_first else y
         return y, states
 
