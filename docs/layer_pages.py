@@ -3,19 +3,10 @@
 from pathlib import Path
 
 import tnlayers
+from tnlayers.layers.recurrent import RECURRENT
+from tnlayers.layers.registry import KIND_NAMES
 
-KINDS = (
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "Linear",
-    "LSTM",
-    "GRU",
-    "RNN",
-)
+KINDS = (*KIND_NAMES, *(kind.__name__ for kind in RECURRENT))
 
 
 def write(folder: Path) -> None:

@@ -21,23 +21,25 @@ from tnlayers.planning.setting import Setting
 
 HERE = Path(__file__).parent
 NAMES = """
-    BTTConv1d BTTConv2d BTTConv3d BTTConvTranspose1d BTTConvTranspose2d BTTConvTranspose3d BTTLinear BlockTTConv1d
-    BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTLinear
-    CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPLinear EinsumConv1d
-    EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumLinear FORMATS
-    AutotuneReport Format Frozen Comparison Geometry HTConv1d HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d
-    HTConvTranspose3d HTLinear Init MeasuredRates Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d
-    TRConvTranspose2d TRConvTranspose3d TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d TTConvTranspose2d
-    TTConvTranspose3d TTLinear TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose
-    TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear TensorNetwork
-    TensorizeConfig TensorizeReport TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d
-    TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
-    frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register
+    AutotuneReport BTTConv1d BTTConv2d BTTConv3d BTTConvTranspose1d BTTConvTranspose2d BTTConvTranspose3d
+    BTTEmbedding BTTEmbeddingBag BTTGRU BTTLSTM BTTLinear BTTRNN BlockTTConv1d BlockTTConv2d BlockTTConv3d
+    BlockTTConvTranspose1d BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTEmbedding BlockTTEmbeddingBag
+    BlockTTGRU BlockTTLSTM BlockTTLinear BlockTTRNN CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d
+    CPConvTranspose3d CPEmbedding CPEmbeddingBag CPGRU CPLSTM CPLinear CPRNN Comparison Decomposition EinsumConv1d
+    EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumEmbedding
+    EinsumEmbeddingBag EinsumGRU EinsumLSTM EinsumLinear EinsumRNN FORMATS Format Frozen Geometry HTConv1d HTConv2d
+    HTConv3d HTConvTranspose1d HTConvTranspose2d HTConvTranspose3d HTEmbedding HTEmbeddingBag HTGRU HTLSTM HTLinear
+    HTRNN Init MeasuredRates Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d TRConvTranspose2d
+    TRConvTranspose3d TREmbedding TREmbeddingBag TRGRU TRLSTM TRLinear TRRNN TTConv1d TTConv2d TTConv3d
+    TTConvTranspose1d TTConvTranspose2d TTConvTranspose3d TTEmbedding TTEmbeddingBag TTGRU TTLSTM TTLinear TTRNN
+    TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose TensorConvTranspose1d
+    TensorConvTranspose2d TensorConvTranspose3d TensorEmbedding TensorEmbeddingBag TensorGRU TensorLSTM TensorLayer
+    TensorLinear TensorNetwork TensorRNN TensorRecurrent TensorizeConfig TensorizeReport TiedLinear TuckerConv1d
+    TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d TuckerConvTranspose3d TuckerEmbedding
+    TuckerEmbeddingBag TuckerGRU TuckerLSTM TuckerLinear TuckerRNN Variance autotune calibrate_ compare decompose
+    densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register
     register_with_transformers remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary
     tensorize_ thaw_ to_tltorch unfold unfold_
-    BTTGRU BTTLSTM BTTRNN BlockTTGRU BlockTTLSTM BlockTTRNN CPGRU CPLSTM CPRNN EinsumGRU EinsumLSTM EinsumRNN HTGRU
-    HTLSTM HTRNN TRGRU TRLSTM TRRNN TTGRU TTLSTM TTRNN TensorGRU TensorLSTM TensorRNN TensorRecurrent TuckerGRU
-    TuckerLSTM TuckerRNN
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """
@@ -73,7 +75,8 @@ def test_layers_show_their_arguments(layer):
     """In help(): those of torch's layer, ours, and the format's, each described."""
     own = [*inspect.signature(layer).parameters]
     described = inspect.getdoc(layer).partition("Args:")[2].partition("\n\n")[0]
-    for argument in (*inspect.signature(layer.dense_type).parameters, "rank", "init", "strategy", "memory"):
+    dense = [name for name in inspect.signature(layer.dense_type).parameters if not name.startswith("_")]
+    for argument in (*dense, "rank", "init", "strategy", "memory"):
         assert argument in own
         assert argument in described
     for option in inspect.signature(layer.format_type).parameters:
@@ -104,9 +107,10 @@ def test_functions_say_what_they_take_return_and_raise(name):
 
 
 CLASSES = """
-    AutotuneReport Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
-    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorGRU TensorLSTM
-    TensorLayer TensorLinear TensorNetwork TensorRNN TensorRecurrent TensorizeConfig TensorizeReport Variance
+    AutotuneReport Comparison Decomposition Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d
+    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d
+    TensorEmbedding TensorEmbeddingBag TensorGRU TensorLSTM TensorLayer TensorLinear TensorNetwork TensorRNN
+    TensorRecurrent TensorizeConfig TensorizeReport TiedLinear Variance
 """
 
 

@@ -9,6 +9,8 @@ from tnlayers.checkpoint.save_load import load_tensorized, save_tensorized
 from tnlayers.execution.autotuning import autotune
 from tnlayers.execution.freezing import Frozen, freeze_, thaw_
 from tnlayers.execution.tuning_report import AutotuneReport
+from tnlayers.fitting.decompose import decompose
+from tnlayers.fitting.decomposition import Decomposition
 from tnlayers.formats import FORMATS, Format, register
 from tnlayers.init.variance import Init, Variance, solve
 from tnlayers.interop.huggingface import register_with_transformers
@@ -23,11 +25,14 @@ from tnlayers.layers.conv_transpose import (
     TensorConvTranspose2d,
     TensorConvTranspose3d,
 )
+from tnlayers.layers.embedding import TensorEmbedding
+from tnlayers.layers.embedding_bag import TensorEmbeddingBag
 from tnlayers.layers.has_format import LAYERS as _LAYERS
 from tnlayers.layers.linear import TensorLinear
 from tnlayers.layers.recurrent import TensorGRU, TensorLSTM, TensorRNN
 from tnlayers.layers.recurrent_base import TensorRecurrent
 from tnlayers.layers.recurrent_by_format import *  # noqa: F403
+from tnlayers.layers.tied import TiedLinear
 from tnlayers.measuring.measure import MeasuredRates, measure_rates
 from tnlayers.overview.compare import Comparison, compare
 from tnlayers.overview.signal import Signal, signal
@@ -43,14 +48,14 @@ from tnlayers.training.learning_rates import param_groups
 from tnlayers.training.penalty import frobenius_penalty, squared_norm
 
 __all__ = [
-    "FORMATS", "AutotuneReport", "Comparison", "Format", "Frozen", "Geometry", "Init", "MeasuredRates", "Signal",
-    "Summary",
-    "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d",
-    "TensorConvTranspose2d", "TensorConvTranspose3d", "TensorGRU", "TensorLSTM", "TensorLayer", "TensorLinear",
-    "TensorNetwork", "TensorRNN", "TensorRecurrent",
-    "TensorizeConfig", "TensorizeReport", "Variance", "autotune", "calibrate_", "compare", "densify_", "freeze_",
-    "frobenius_penalty", "from_tltorch", "initialize_", "load_tensorized", "measure_rates", "param_groups",
-    "register", "register_with_transformers", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal",
-    "solve", "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
+    "FORMATS", "AutotuneReport", "Comparison", "Decomposition", "Format", "Frozen", "Geometry", "Init",
+    "MeasuredRates", "Signal", "Summary", "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d",
+    "TensorConvTranspose", "TensorConvTranspose1d", "TensorConvTranspose2d", "TensorConvTranspose3d",
+    "TensorEmbedding", "TensorEmbeddingBag", "TensorGRU", "TensorLSTM", "TensorLayer", "TensorLinear",
+    "TensorNetwork", "TensorRNN", "TensorRecurrent", "TensorizeConfig", "TensorizeReport", "TiedLinear", "Variance",
+    "autotune", "calibrate_", "compare", "decompose", "densify_", "freeze_", "frobenius_penalty", "from_tltorch",
+    "initialize_", "load_tensorized", "measure_rates", "param_groups", "register", "register_with_transformers",
+    "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm", "summary",
+    "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
 ]  # fmt: skip
 __all__ += [_layer.__name__ for _layer in _LAYERS.values()]

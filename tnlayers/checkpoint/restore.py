@@ -120,7 +120,7 @@ def fill(made: Mapping[nn.Module, TensorLayer]) -> None:
         weights = list(old.cores) if isinstance(old, TensorLayer) else [old.weight]
         new.to_empty(device=weights[0].device).train(old.training)
         new.cores.requires_grad_(any(weight.requires_grad for weight in weights))
-        new.bias = old.bias
+        new.bias = getattr(old, "bias", None)
 
 
 def modules_of(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,17 +72,17 @@ class LayerExecutor:
         self._latest: tuple[int, tuple[int, ...]] | None = None
 
     def __reduce__(self) -> Any:
-        return LayerExecutor, (self.network, self.geometry, self.strategy, self.memory)
+        return type(self), (self.network, self.geometry, self.strategy, self.memory)
 
     @property
     def keeps(self) -> bool:
         """Whether inference caches weights: the layer is frozen and its memory is not 'low'."""
         return self.frozen and self.memory != "low"
 
-    def anew(self, **changes: Any) -> "LayerExecutor":
-        """Return an executor with another geometry, strategy or memory, and the same ``frozen``."""
-        settings = {name: getattr(self, name) for name in ("geometry", "strategy", "memory")} | changes
-        executor = LayerExecutor(self.network, **settings)
+    def anew(self, **changes: Any) -> Self:
+        """Return an executor with another network, geometry, strategy or memory, and the same ``frozen``."""
+        settings = {name: getattr(self, name) for name in ("network", "geometry", "strategy", "memory")} | changes
+        executor = type(self)(**settings)
         executor.frozen = self.frozen
         return executor
 
@@ -155,10 +155,7 @@ class LayerExecutor:
         if found is None:
             batch, _, *size = shape
             setting = Setting(max(1, batch), tuple(size), layout, mode, kind, dtype)
-            found = self.plan(setting, output_padding)
-            self._latest = setting.batch, setting.size
-            if len(self._plans) >= _KEPT:
-                self._plans.popitem(last=False)
+            found = self._new(setting, output_padding)
         self._plans[key] = found
         if mode != "cached":
             return run(found, x, cores, bias)
@@ -166,6 +163,14 @@ class LayerExecutor:
         if found.direct is not None:
             return found.direct.apply(x, weights[0], bias)
         return apply_steps(found, pad(found, x), weights, bias)
+
+    def _new(self, setting: Setting, output_padding: tuple[int, ...] | None = None) -> Any:
+        """Return the plan for a setting, and make room for it among the cached plans."""
+        found = self.plan(setting, output_padding)
+        self._latest = setting.batch, setting.size
+        if len(self._plans) >= _KEPT:
+            self._plans.popitem(last=False)
+        return found
 
     def caches(self, cores: Sequence[Tensor], training: bool) -> bool:
         """Return whether this call uses cached weights. Thaw the layer if the call records gradients of the cores."""
@@ -183,32 +188,41 @@ class LayerExecutor:
         weights = self._kept(plan, cores, cast) if cached else prepare_weights(plan, cores)
         return lambda x, bias: apply_steps(plan, x, weights, bias)
 
-    def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
+    def _kept(self, found: Any, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
         """Return the weights of a plan in autocast's dtype, from the cache unless a change of a core is detected."""
 
-        def make() -> list[Tensor]:
-            return [
-                (weight.contiguous() if step.op == MATMUL else weight).to(cast or weight.dtype)
-                for weight, step in zip(prepare_weights(found, cores), found.steps, strict=True)
-            ]
+        def make(lasting: bool) -> list[Tensor]:
+            weights = self._prepared(found, cores, lasting)
+            return [weight.to(cast or weight.dtype) for weight in weights] if lasting else weights
 
         return self.cached((found.signature, cast), cores, make)
 
-    def cached(self, key: Any, cores: Sequence[Tensor], make: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Return the weights that ``make`` makes of the cores, from the cache unless a change of a core is detected."""
+    def cached(self, key: Any, cores: Sequence[Tensor], make: Callable[[bool], list[Tensor]]) -> list[Tensor]:
+        """Return the weights of the cores, from the cache unless a change of a core is detected.
+
+        ``make`` makes them; its argument is whether they are cached, and not for this call only.
+        """
         try:
             versions = [(core._version, core.data_ptr()) for core in cores]
         except RuntimeError:  # inference tensors have no version counter
-            return make()
+            return make(False)
         kept = self._weights.get(key)
         if kept is not None and kept.versions == versions and all(map(is_, kept.cores, cores)):
             return kept.weights
         if not all(type(core) is nn.Parameter for core in cores):
-            return make()  # temporary tensors of this call, as in torch.func
+            return make(False)  # temporary tensors of this call, as in torch.func
         with torch.inference_mode(False), torch.no_grad():
-            weights = make()
+            weights = make(True)
         self._keep(key, _Kept(list(cores), versions, weights))
         return weights
+
+    def _prepared(self, found: Any, cores: Sequence[Tensor], lasting: bool = False) -> list[Tensor]:
+        """Return the weights of a plan; if ``lasting``, laid out as its steps read them fastest."""
+        weights = prepare_weights(found, cores)
+        if not lasting:
+            return weights
+        steps = zip(weights, found.steps, strict=True)
+        return [weight.contiguous() if step.op == MATMUL else weight for weight, step in steps]
 
     def _keep(self, key: Any, new: "_Kept") -> None:
         """Cache weights. Older ones are dropped until all together fit in the memory of one dense kernel."""

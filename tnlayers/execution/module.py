@@ -1,7 +1,7 @@
 """Base of all layers that run by plan: the forward, its settings, FLOPs and explanation."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -22,9 +22,16 @@ class ExecutableModule(nn.Module):
 
     cores: nn.ParameterList
     bias: nn.Parameter | None
+    executor_type: ClassVar[type[LayerExecutor]] = LayerExecutor
+    """How the layer runs: by plans of products, or of lookups."""
     _executor: LayerExecutor
 
     network: TensorNetwork = fixed("network", lambda layer: layer._executor.network)
+
+    @property
+    def dense_params(self) -> int:
+        """Number of entries of the dense kernel."""
+        return self.network.dense_params
 
     @property
     def geometry(self) -> Geometry:

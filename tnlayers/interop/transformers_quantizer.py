@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.description import about_layer, build, check_replaces, describe, exactly
-from tnlayers.layers.registry import KINDS
+from tnlayers.layers.registry import EVERY_KIND
 
 METHOD = "tnlayers"
 """The method by which transformers knows our quantizer."""
@@ -188,7 +188,7 @@ def _made(description: Any, old: Any) -> TensorLayer:
 
 def _check_replaces(description: Mapping[str, Any], old: nn.Module) -> None:
     """Check a plain layer of torch. Of others, such as transformers' Conv1D, the file's tensors have the sizes."""
-    if isinstance(old, (*KINDS, TensorLayer)):
+    if isinstance(old, (*EVERY_KIND, TensorLayer)):
         check_replaces(description, old, dtype=False)
 
 

@@ -14,7 +14,7 @@ from tnlayers import validate
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import DTYPES, TensorLayer
-from tnlayers.layers.registry import KIND_NAMES, KINDS, layer_class
+from tnlayers.layers.registry import EVERY_KIND, KIND_NAMES, layer_class
 from tnlayers.spec.network import TensorNetwork
 
 _KEYS = (
@@ -22,9 +22,6 @@ _KEYS = (
 )  # fmt: skip
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-
-_NEW = {"std": None}
-"""Fields of ``Init`` that older files lack, and that are left out where they have this value."""
 
 # Descriptions are untrusted input. Within these limits, nothing in this library takes much time or memory.
 _LONGEST = 2**14  # maximum number of characters of a description
@@ -63,7 +60,7 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
     if FORMATS.get(form.name) is not form:
         raise ValueError(f"{name} has the format {form.__name__}; to be named, register it with tnlayers.register")
     made = layer_class(form, kind := type(layer).dense_type)
-    if type(layer) is not made and (own := own_members(type(layer), KINDS[kind])):
+    if type(layer) is not made and (own := own_members(type(layer), EVERY_KIND[kind])):
         raise TypeError(
             f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
         )
@@ -76,7 +73,7 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
         "rank": dict(layer.rank),
         "in_shape": list(layer.network.shape(layer.network.inputs)),
         "out_shape": list(layer.network.shape(layer.network.outputs)),
-        "init": as_json("init", dict(item for item in asdict(layer.init).items() if item not in _NEW.items())),
+        "init": as_json("init", asdict(layer.init)),
         "strategy": layer.strategy,
         "memory": layer.memory,
     }
@@ -149,12 +146,14 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
         kind = KIND_NAMES[validate.choice("kind", given.pop("kind"), KIND_NAMES)]
         options = exactly("options", given.pop("options"), [field.name for field in fields(form)])
         options = {name: tuples(value) for name, value in options.items()}
-        arguments = exactly("arguments", given.pop("arguments"), _arguments(KINDS[kind]))
+        arguments = exactly("arguments", given.pop("arguments"), _arguments(EVERY_KIND[kind]))
         for name, value in arguments.items():
             if max(_numbers(value), default=0) > _LARGEST:
                 raise ValueError(f"{name} is {value}; at most {_LARGEST:,} is accepted")
         given["dtype"] = _DTYPES[validate.choice("dtype", given["dtype"], _DTYPES)]
-        init = _NEW | given["init"] if isinstance(given["init"], dict) else given["init"]
+        init = (
+            {"std": None} | given["init"] if isinstance(given["init"], dict) else given["init"]
+        )  # older files lack it
         given["init"] = Init(**exactly("init", init, [field.name for field in fields(Init)]))
         if not isinstance(given["rank"], dict):
             raise TypeError(f"rank is {given['rank']!r}; it must map every bond to its size")
@@ -188,12 +187,12 @@ def check_replaces(description: Mapping[str, Any], old: Any, *, dtype: bool = Tr
         dtype: whether the dtypes must be equal too.
     """
     ours = isinstance(old, TensorLayer)
-    kind = old.dense_type if ours else next((kind for kind in KINDS if isinstance(old, kind)), None)
+    kind = old.dense_type if ours else next((kind for kind in EVERY_KIND if isinstance(old, kind)), None)
     there = f"a {type(old).__name__}"
     theirs = _said(description["kind"], description["arguments"], description["dtype"] if dtype else None)
     if kind is not None:
         weight = (old.cores[0] if ours else old.weight) if dtype else None
-        own = json.loads(json.dumps(KINDS[kind]._arguments(old)))
+        own = json.loads(json.dumps(EVERY_KIND[kind]._arguments(old)))
         there = _said(kind.__name__, own, None if weight is None else str(weight.dtype).removeprefix("torch."))
     if there != theirs:
         raise ValueError(f"the file has {theirs}, but the model has {there}")

@@ -1,7 +1,6 @@
 """Classes of one format: what TensorLayer and TensorRecurrent share."""
 
 from collections.abc import MutableMapping
-from dataclasses import MISSING, fields
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -46,12 +45,4 @@ class HasFormat(nn.Module):
             raise TypeError(
                 f"{cls.__name__} has no format; use a subclass, or write one with format= in its class statement"
             )
-        own = {field.name: field.default is MISSING for field in fields(cls.format_type)}
-        for name, value in options.items():
-            if name not in own:
-                accepted = f"beside torch's and {cls.network_arguments}: {', '.join(own) or 'none'}"
-                raise TypeError(f"{name} is {value!r}, but {cls.__name__} has no such argument; accepted {accepted}")
-        for name, required in own.items():
-            if required and name not in options:
-                raise TypeError(f"{name} is missing; {cls.__name__} needs it as a keyword argument")
-        return cls.format_type(**options)
+        return cls.format_type.of(options, cls.__name__, f"torch's and {cls.network_arguments}")

@@ -92,7 +92,7 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         if recurrence.dropout and recurrence.num_layers == 1:
             warnings.warn(
                 f"dropout is {recurrence.dropout}, but num_layers is 1; it acts between layers, so it has no effect",
-                stacklevel=core_memory._outside(),
+                stacklevel=core_memory.outside(),
             )
         if isinstance(plain, str) or not isinstance(plain, Collection):
             raise TypeError(f"plain is {plain!r}; it must be a collection of {', '.join(map(repr, KINDS))}")

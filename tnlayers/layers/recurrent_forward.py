@@ -27,14 +27,16 @@ class RunsRecurrence(nn.Module):
     """A module with weights by torch's names without "weight_", each a tensor layer or ``nn.Linear``, and biases."""
 
     recurrence: Recurrence
-    _ways: "OrderedDict[Any, tuple[Way, ...] | None]"
+    _ways: "OrderedDict[Calls, tuple[Way, ...] | None]"
+    """Cached choices, for the executors and plain layers in ``_planned``."""
+    _planned: tuple[object, ...]
 
     def __init__(self) -> None:
         super().__init__()
-        self._ways = OrderedDict()
+        self._ways, self._planned = OrderedDict(), ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ways": OrderedDict()}
+        return self.__dict__ | {"_ways": OrderedDict(), "_planned": ()}
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -193,13 +195,15 @@ class RunsRecurrence(nn.Module):
         total = x.shape[0] * x.shape[1] if sizes is None else len(x)
         grad = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *states, *self.parameters()))
         calls = self._calls(int(length), int(total), grad, x)
-        key = calls, wanted, tuple(type(part) for part in self.parts.values())
-        if key not in self._ways:
+        parts = tuple(part._executor if isinstance(part, TensorLayer) else part for part in self.parts.values())
+        if parts != self._planned:  # a setting or a rank was changed, or a layer replaced
+            self._planned, self._ways = parts, OrderedDict()
+        if calls not in self._ways:
             stepping, _, (steps, _) = ways(self.recurrence, self.parts, calls)
             while len(self._ways) >= _KEPT:
                 self._ways.popitem(last=False)
-            self._ways[key] = tuple(steps) if stepping else None
-        return self._ways[key]
+            self._ways[calls] = tuple(steps) if stepping else None
+        return self._ways[calls]
 
     def _calls(self, length: int, total: int, grad: bool, like: Tensor) -> Calls:
         kept = any(part._executor.keeps for part in self._tensor_parts()) and not self.training
@@ -276,5 +280,5 @@ def _matrix(part: nn.Module, training: bool) -> Tensor:
         return part.weight  # type: ignore[return-value]
     executor, cores = part._executor, part._listed()
     if executor.caches(cores, training):
-        return executor.cached("dense", cores, lambda: [part._kernel()])[0]
+        return executor.cached("dense", cores, lambda _: [part._kernel()])[0]
     return part._kernel()

@@ -11,8 +11,11 @@ from tnlayers.formats import FORMATS, Format
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.layers.conv_transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
+from tnlayers.layers.embedding import TensorEmbedding
+from tnlayers.layers.embedding_bag import TensorEmbeddingBag
 from tnlayers.layers.has_format import LAYERS
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.layers.table import TensorTable
 
 _CONV = TensorConv1d, TensorConv2d, TensorConv3d
 _TRANSPOSE = TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
@@ -20,9 +23,16 @@ _TRANSPOSE = TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
 KINDS: dict[type[nn.Module], type[TensorLayer]] = {
     base.dense_type: base for base in (*_CONV, *_TRANSPOSE, TensorLinear)
 }
-"""Base class of the layers that replace a torch layer, by the torch layer's type."""
+"""Base class of the layers that replace a convolution or linear layer of torch, by the torch layer's type."""
 
-KIND_NAMES = {kind.__name__: kind for kind in KINDS}
+TABLES: dict[type[nn.Module], type[TensorTable]] = {
+    base.dense_type: base for base in (TensorEmbedding, TensorEmbeddingBag)
+}
+"""The same for torch's tables of rows, whose inputs are indices."""
+
+EVERY_KIND: dict[type[nn.Module], type[TensorLayer]] = {**KINDS, **TABLES}
+
+KIND_NAMES = {kind.__name__: kind for kind in EVERY_KIND}
 
 
 def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[TensorLayer]:
@@ -32,10 +42,10 @@ def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[Tenso
 
     Args:
         format: a registered format's name, or a format class.
-        kind: one of the types in ``KINDS``.
+        kind: one of the types in ``EVERY_KIND``.
 
     Returns:
-        type[TensorLayer]: a subclass of ``KINDS[kind]``.
+        type[TensorLayer]: a subclass of ``EVERY_KIND[kind]``.
 
     Raises:
         TypeError, ValueError: there is no such format or no such kind.
@@ -44,7 +54,7 @@ def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[Tenso
         >>> layer_class("tr", nn.Conv2d)
         <class 'tnlayers.layers.by_format.TRConv2d'>
     """
-    found: type[TensorLayer] = find_or_make(format, kind, KINDS, __name__)
+    found: type[TensorLayer] = find_or_make(format, kind, EVERY_KIND, __name__)
     return found
 
 
@@ -76,4 +86,4 @@ def by_name(name: str, bases: Mapping[type[nn.Module], type[Any]], module: str) 
 
 
 def __getattr__(name: str) -> Any:
-    return by_name(name, KINDS, __name__)
+    return by_name(name, EVERY_KIND, __name__)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from tnlayers import validate
 from tnlayers.backend.name_patterns import check_pattern, matches
+from tnlayers.fitting.cuts import RULES
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.planning.setting import MEMORY
@@ -28,8 +29,9 @@ class TensorizeConfig:
 
     Args:
         format: the name of a registered format.
-        rank: the ``rank`` argument of every layer; a float is a keep ratio. None: the layers' default, but a layer
-            whose smallest network saves nothing stays plain. Excludes budget and energy.
+        rank: the ``rank`` argument of every layer; a float is a keep ratio; ``"vbmf"``: the ranks that variational
+            Bayes finds in the unfoldings of each kernel, which needs ``decompose``. None: the layers' default, but a
+            layer whose smallest network saves nothing stays plain. Excludes budget and energy.
         budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
             layers with a rank from an override do not count.
             With ``decompose`` it is distributed by each kernel's singular values, else all get one keep ratio.
@@ -60,7 +62,7 @@ class TensorizeConfig:
     """
 
     format: str = "tr"
-    rank: Rank | None = None
+    rank: Rank | str | None = None
     budget: Mapping[str, float] | None = None
     energy: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -99,6 +101,8 @@ class TensorizeConfig:
             object.__setattr__(self, "energy", _share("energy", self.energy))
             if not self.decompose:
                 raise ValueError("energy is given, but decompose is False: only kernels to be fitted have an energy")
+        if isinstance(self.rank, str) and not self.decompose:
+            raise ValueError(f"rank is {self.rank!r}, but decompose is False: this rank is for kernels to be fitted")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, in JSON's and YAML's types, and the form's version."""
@@ -209,10 +213,12 @@ def _changes(pattern: str, value: Any) -> dict[str, Any]:
     return {key: tuple(each) if isinstance(each, list) else each for key, each in changes.items()}
 
 
-def _rank(name: str, value: Any) -> Rank | None:
+def _rank(name: str, value: Any) -> Rank | str | None:
     """Convert a rank to Python's own numbers, as JSON and YAML need them."""
     if value is None:
         return None
+    if isinstance(value, str) and value in RULES:
+        return value
     if isinstance(value, Mapping):
         return {bond: validate.integer(f"{name}[{bond!r}]", size) for bond, size in _mapping(name, value).items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -220,7 +226,9 @@ def _rank(name: str, value: Any) -> Rank | None:
     if hasattr(value, "__index__") and not isinstance(value, bool):
         return validate.integer(name, value)
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; it must be an integer, integers, or a keep ratio in (0, 1]")
+        raise TypeError(
+            f"{name} is {value!r}; it must be an integer, integers, a keep ratio in (0, 1], or {RULES[0]!r}"
+        )
     return _share(name, float(value))
 
 

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from tnlayers.backend.progress import Progress
 from tnlayers.backend.views import exchange
+from tnlayers.fitting.cuts import by_energy, by_rule
 from tnlayers.fitting.input_moments import follow, pairs, second_moments
 from tnlayers.fitting.metric import damped
 from tnlayers.layers.core_memory import refuse
+from tnlayers.spec.network import TensorNetwork
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
-from tnlayers.tensorize.rank_budget import Candidate, by_energy, spread
+from tnlayers.tensorize.rank_budget import Candidate, spread
 from tnlayers.tensorize.side_by_side import side_by_side
 from tnlayers.tensorize.sites import LayerSite, Swap, check_finite
 
@@ -23,32 +25,43 @@ logger = logging.getLogger("tnlayers")
 
 
 def choose_ranks(swap: Swap) -> None:
-    """Choose ranks, or a reason for none, of layers whose rank the configuration leaves to an energy or a budget."""
+    """Choose ranks, or a reason for none, of layers whose rank the configuration leaves to their kernel or a budget."""
     config, chosen = swap.config, swap.chosen
-    if config.energy is None and config.budget is None:
-        return
-    undecided = [site for site in chosen if site.settings["rank"] is None and _possible(site)]
-    for site in undecided:
+    named = [site for site in chosen if isinstance(site.settings["rank"], str) and _possible(site)]
+    given = config.energy is not None or config.budget is not None
+    undecided = [site for site in chosen if given and site.settings["rank"] is None and _possible(site)]
+    for site in named + undecided:
         if site.settings["decompose"] and site.module.weight.is_meta:
             raise ValueError(f"{site.names[0]} is on the meta device and has no kernel to look at; say decompose=False")
         if site.settings["decompose"] and not torch.isfinite(site.module.weight).all():
             raise ValueError(f"{site.names[0]}: weight holds NaN or infinity; only finite kernels can be fitted")
+    for site in named:
+        rule = site.settings["rank"]
+        _by_kernel(site, "rank", repr(rule), partial(by_rule, rule=rule), lambda site: site.kernel)
     if config.energy is not None:
-        _by_energy(undecided, config.energy)
+        for site in undecided:
+            _by_kernel(site, "energy", f"{config.energy:g}", partial(by_energy, energy=config.energy), _weighted)
     for what, share in (config.budget or {}).items():
         _by_budget(undecided, what, share)
 
 
-def _by_energy(undecided: list[LayerSite], energy: float) -> None:
-    for site in undecided:
-        if not site.settings["decompose"]:
-            raise ValueError(f"energy is {energy}, but an override says decompose=False for {site.names[0]}")
-        if not site.kernel.any():
-            continue  # a zero kernel has no energy, and gets the default rank
-        rank, dense = by_energy(site.make(1), _weighted(site), energy), site.module.weight.numel()
-        site.settings["rank"] = rank
-        if site.make(rank).network.num_params >= dense:
-            site.reason = f"the energy {energy:g} needs no fewer than its {dense:,} parameters"
+def _by_kernel(
+    site: LayerSite,
+    name: str,
+    value: str,
+    choose: Callable[[TensorNetwork, list[str], Tensor], dict[str, int]],
+    kernel: Callable[[LayerSite], Tensor],
+) -> None:
+    """Choose the rank of a layer by its kernel, or note why it stays plain."""
+    if not site.settings["decompose"]:
+        raise ValueError(f"{name} is {value}, but an override says decompose=False for {site.names[0]}")
+    if not site.kernel.any():
+        site.settings["rank"] = None  # a zero kernel tells nothing, and gets the default rank
+        return
+    draft, dense = site.make(1), site.module.weight.numel()
+    site.settings["rank"] = rank = choose(draft.network, [*draft.rank], kernel(site))
+    if site.make(rank).network.num_params >= dense:
+        site.reason = f"the {name} {value} needs no fewer than its {dense:,} parameters"
 
 
 def _by_budget(undecided: list[LayerSite], what: str, share: float) -> None:

@@ -5,11 +5,11 @@ import weakref
 
 from torch import nn
 
+from tnlayers.backend.optimizers import holders
 from tnlayers.interop.huggingface import follow
 from tnlayers.layers.base import TensorLayer
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.held_outside import HOOKS, own_attributes
-from tnlayers.tensorize.optimizer import holders
 from tnlayers.tensorize.report import LayerReport, Replaced, TensorizeReport
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, Swap
 
