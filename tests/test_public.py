@@ -29,17 +29,17 @@ NAMES = """
     EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumEmbedding
     EinsumEmbeddingBag EinsumGRU EinsumLSTM EinsumLinear EinsumRNN FORMATS Format Frozen Geometry HTConv1d HTConv2d
     HTConv3d HTConvTranspose1d HTConvTranspose2d HTConvTranspose3d HTEmbedding HTEmbeddingBag HTGRU HTLSTM HTLinear
-    HTRNN Init MeasuredRates Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d TRConvTranspose2d
-    TRConvTranspose3d TREmbedding TREmbeddingBag TRGRU TRLSTM TRLinear TRRNN TTConv1d TTConv2d TTConv3d
-    TTConvTranspose1d TTConvTranspose2d TTConvTranspose3d TTEmbedding TTEmbeddingBag TTGRU TTLSTM TTLinear TTRNN
-    TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose TensorConvTranspose1d
+    HTRNN Init MeasuredRates PruneReport Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d
+    TRConvTranspose2d TRConvTranspose3d TREmbedding TREmbeddingBag TRGRU TRLSTM TRLinear TRRNN TTConv1d TTConv2d
+    TTConv3d TTConvTranspose1d TTConvTranspose2d TTConvTranspose3d TTEmbedding TTEmbeddingBag TTGRU TTLSTM TTLinear
+    TTRNN TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose TensorConvTranspose1d
     TensorConvTranspose2d TensorConvTranspose3d TensorEmbedding TensorEmbeddingBag TensorGRU TensorLSTM TensorLayer
     TensorLinear TensorNetwork TensorRNN TensorRecurrent TensorizeConfig TensorizeReport TiedLinear TuckerConv1d
     TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d TuckerConvTranspose3d TuckerEmbedding
     TuckerEmbeddingBag TuckerGRU TuckerLSTM TuckerLinear TuckerRNN Variance autotune calibrate_ compare decompose
-    densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register
-    register_with_transformers remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary
-    tensorize_ thaw_ to_tltorch unfold unfold_
+    densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_dense_ load_tensorized measure_rates
+    param_groups prune_ranks_ rank_dropout_ rank_lasso register register_with_transformers remap_optimizer_
+    save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """
@@ -107,8 +107,8 @@ def test_functions_say_what_they_take_return_and_raise(name):
 
 
 CLASSES = """
-    AutotuneReport Comparison Decomposition Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d
-    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d
+    AutotuneReport Comparison Decomposition Format Frozen Geometry Init PruneReport Summary TensorConv TensorConv1d
+    TensorConv2d TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d
     TensorEmbedding TensorEmbeddingBag TensorGRU TensorLSTM TensorLayer TensorLinear TensorNetwork TensorRNN
     TensorRecurrent TensorizeConfig TensorizeReport TiedLinear Variance
 """

@@ -40,21 +40,26 @@ from tnlayers.overview.summary import Summary, summary
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.tensorize.config import TensorizeConfig
+from tnlayers.tensorize.load_dense import load_dense_
 from tnlayers.tensorize.optimizer import remap_optimizer_
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.swap import densify_, tensorize_, unfold_
 from tnlayers.training.calibrate import calibrate_, scale_residual_
 from tnlayers.training.learning_rates import param_groups
 from tnlayers.training.penalty import frobenius_penalty, squared_norm
+from tnlayers.training.prune_ranks import prune_ranks_
+from tnlayers.training.prune_report import PruneReport
+from tnlayers.training.rank_regularisation import rank_dropout_, rank_lasso
 
 __all__ = [
     "FORMATS", "AutotuneReport", "Comparison", "Decomposition", "Format", "Frozen", "Geometry", "Init",
-    "MeasuredRates", "Signal", "Summary", "TensorConv", "TensorConv1d", "TensorConv2d", "TensorConv3d",
-    "TensorConvTranspose", "TensorConvTranspose1d", "TensorConvTranspose2d", "TensorConvTranspose3d",
-    "TensorEmbedding", "TensorEmbeddingBag", "TensorGRU", "TensorLSTM", "TensorLayer", "TensorLinear",
-    "TensorNetwork", "TensorRNN", "TensorRecurrent", "TensorizeConfig", "TensorizeReport", "TiedLinear", "Variance",
-    "autotune", "calibrate_", "compare", "decompose", "densify_", "freeze_", "frobenius_penalty", "from_tltorch",
-    "initialize_", "load_tensorized", "measure_rates", "param_groups", "register", "register_with_transformers",
+    "MeasuredRates", "PruneReport", "Signal", "Summary", "TensorConv", "TensorConv1d", "TensorConv2d",
+    "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d", "TensorConvTranspose2d",
+    "TensorConvTranspose3d", "TensorEmbedding", "TensorEmbeddingBag", "TensorGRU", "TensorLSTM", "TensorLayer",
+    "TensorLinear", "TensorNetwork", "TensorRNN", "TensorRecurrent", "TensorizeConfig", "TensorizeReport",
+    "TiedLinear", "Variance", "autotune", "calibrate_", "compare", "decompose", "densify_", "freeze_",
+    "frobenius_penalty", "from_tltorch", "initialize_", "load_dense_", "load_tensorized", "measure_rates",
+    "param_groups", "prune_ranks_", "rank_dropout_", "rank_lasso", "register", "register_with_transformers",
     "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm", "summary",
     "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
 ]  # fmt: skip

@@ -451,7 +451,7 @@ def test_frozen_layers_keep_their_weights(monkeypatch):
     x = torch.randn(LENGTH, BATCH, 16)
     made = []
     kernel = tnlayers.TRLinear._kernel
-    monkeypatch.setattr(tnlayers.TRLinear, "_kernel", lambda self: (made.append(1), kernel(self))[1])
+    monkeypatch.setattr(tnlayers.TRLinear, "_kernel", lambda self, *own: (made.append(1), kernel(self, *own))[1])
     with torch.no_grad(), tnlayers.freeze_(layer) as frozen:
         assert frozen.layers == ("ih_l0", "hh_l0")
         first = layer(x)[0]
@@ -493,6 +493,54 @@ def test_layers_of_a_model_become_plain_and_tensor_layers_again():
     tnlayers.tensorize_(model, TensorizeConfig("cp", rank=2))
     assert type(model["rnn"].hh_l0) is tnlayers.CPLinear
     assert model["rnn"](x)[0].shape == before.shape
+
+
+@pytest.mark.parametrize("strategy", ["reconstruct", "factorized", "auto"])
+def test_ranks_of_the_weights_change_in_place(strategy, recwarn):
+    torch.manual_seed(0)
+    layer = tnlayers.TTLSTM(16, 16, 2, rank=3, strategy=strategy, dtype=torch.float64)
+    x = torch.randn(LENGTH, BATCH, 16, dtype=torch.float64)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(x)[0].square().sum().backward()
+    optimizer.step()
+    before = layer(x)[0]
+    for part in layer.parts.values():
+        part.grow_(5, optimizer=optimizer)
+    torch.testing.assert_close(layer(x)[0], before, rtol=0, atol=1e-10)
+    kernel = layer.weight_hh_l0.detach()
+    error = layer.hh_l0.truncate_(2, optimizer=optimizer)
+    assert float((layer.weight_hh_l0.detach() - kernel).norm() / kernel.norm()) == pytest.approx(error, abs=1e-6)
+    assert {*layer.hh_l0.rank.values()} == {2}
+    torch.testing.assert_close(layer(x)[0], layer.to_dense()(x)[0], rtol=0, atol=1e-10)
+    after = layer(x)[0]
+    layer(x)[0].square().sum().backward()
+    optimizer.step()
+    assert not torch.allclose(layer(x)[0], after)
+    assert {id(core) for part in layer.parts.values() for core in part.cores} <= {
+        id(parameter) for group in optimizer.param_groups for parameter in group["params"]
+    }
+
+
+@each_kind
+@pytest.mark.parametrize("strategy", ["reconstruct", "factorized"])
+def test_rank_dropout_thins_each_weight_once_in_a_forward(kind, strategy):
+    """The outputs are those of a weight without some of its terms, the same one at all time steps."""
+    torch.manual_seed(0)
+    layer = recurrent_class("cp", kind)(8, 8, rank=2, strategy=strategy, dtype=torch.float64)
+    x = torch.randn(LENGTH, BATCH, 8, dtype=torch.float64)
+    twin = layer.to_dense()
+    tnlayers.rank_dropout_(layer, 0.5, include="hh_l0")
+    columns, rows = layer.hh_l0.cores
+    expected = []
+    for kept in ([0], [1], [0, 1]):
+        twin.weight_hh_l0.data = (rows[:, kept] @ columns[:, kept].T).detach() / (1 - 0.5 + 0.5**2 / 2)
+        expected.append(twin(x)[0])
+    outputs = [layer(x)[0] for _ in range(12)]
+    near = [{k for k, y in enumerate(expected) if torch.allclose(output, y, rtol=0, atol=1e-10)} for output in outputs]
+    assert all(near)
+    assert len(set.union(*near)) == 3
+    layer.eval()
+    torch.testing.assert_close(layer(x)[0], layer.to_dense()(x)[0], rtol=0, atol=1e-10)
 
 
 def net(layer: Any) -> nn.Module:

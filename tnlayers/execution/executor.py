@@ -53,6 +53,7 @@ class LayerExecutor:
         dim, channels: number of dimensions and channels of a batched input.
         names: names of the cores, in order.
         frozen: whether inference caches the contracted weights, see ``tnlayers.freeze_``.
+        rank_dropout: probability that training drops an entry of a bond, see ``tnlayers.rank_dropout_``.
         contraction: order that contracts the cores to the dense kernel outside of plans.
 
     Raises:
@@ -65,14 +66,15 @@ class LayerExecutor:
         self.strategy, self.memory = strategy, validate.choice("memory", memory, MEMORY)
         self.dim, self.channels = geometry.ndim + 2, geometry.in_channels
         self.names = tuple(map(str, range(len(network.cores))))
-        self.frozen = False
+        self.frozen, self.rank_dropout = False, 0.0
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._weights: OrderedDict[Any, _Kept] = OrderedDict()
         self.contraction = to_kernel(network)
         self._latest: tuple[int, tuple[int, ...]] | None = None
 
     def __reduce__(self) -> Any:
-        return type(self), (self.network, self.geometry, self.strategy, self.memory)
+        made = self.network, self.geometry, self.strategy, self.memory
+        return type(self), made, {"rank_dropout": self.rank_dropout}
 
     @property
     def keeps(self) -> bool:
@@ -80,10 +82,10 @@ class LayerExecutor:
         return self.frozen and self.memory != "low"
 
     def anew(self, **changes: Any) -> Self:
-        """Return an executor with another network, geometry, strategy or memory, and the same ``frozen``."""
+        """Return an executor with another network, geometry, strategy or memory; ``frozen`` and dropout stay."""
         settings = {name: getattr(self, name) for name in ("network", "geometry", "strategy", "memory")} | changes
         executor = type(self)(**settings)
-        executor.frozen = self.frozen
+        executor.frozen, executor.rank_dropout = self.frozen, self.rank_dropout
         return executor
 
     def candidates(self, setting: Setting) -> Iterator[Plan]:

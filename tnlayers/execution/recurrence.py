@@ -160,7 +160,7 @@ Map = Callable[[Tensor, Tensor | None], Tensor]
 def _map(part: nn.Module, way: Way, training: bool) -> Map:
     """Return a weight as a function of input and bias, for many calls."""
     if isinstance(part, ExecutableModule):
-        return part._executor.repeated(way.plan, part._listed(), training)
+        return part._executor.repeated(way.plan, part._thinned(part._listed()), training)
     weight: Any = part.weight
     return lambda x, bias: F.linear(x, weight, bias)
 

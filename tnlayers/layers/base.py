@@ -111,8 +111,9 @@ class TensorLayer(HasFormat, ComputesWeight, ChangesRanks):
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
-    def _kernel(self) -> Tensor:
-        cores = [whole(core) for core in self.cores]
+    def _kernel(self, cores: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the dense kernel of the layer's cores, or of those that a forward uses."""
+        cores = [whole(core) for core in (self.cores if cores is None else cores)]
         check_cores(cores)
         if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
             self.network.check_shapes(core.shape for core in cores)

@@ -202,7 +202,7 @@ class ChangesRanks(ExecutableModule):
         """Put new parameters in the place of the cores, here and in the optimizer."""
         new = []
         for old, value in zip(self.cores, values, strict=True):
-            cast = value.to(old.device, old.dtype)
+            cast = value.to(old.device, old.dtype).contiguous()
             if not torch.isfinite(cast).all():
                 raise ValueError(
                     f"{old.dtype} cannot hold the new cores, whose largest entry is {value.abs().max():.3g}"

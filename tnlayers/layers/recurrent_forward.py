@@ -281,4 +281,4 @@ def _matrix(part: nn.Module, training: bool) -> Tensor:
     executor, cores = part._executor, part._listed()
     if executor.caches(cores, training):
         return executor.cached("dense", cores, lambda _: [part._kernel()])[0]
-    return part._kernel()
+    return part._kernel(part._thinned(cores))

@@ -118,9 +118,9 @@ class TensorTable(TensorLayer):
             scale = (target / left) ** (0.5 / len(cores))
             self._assign([core * scale for core in cores])
 
-    def _kernel(self) -> Tensor:
+    def _kernel(self, cores: Sequence[Tensor] | None = None) -> Tensor:
         """Return the table, of shape (num_embeddings, embedding_dim)."""
-        cores = [whole(core) for core in self.cores]
+        cores = [whole(core) for core in (self.cores if cores is None else cores)]
         check_cores(cores)
         if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
             self.network.check_shapes(core.shape for core in cores)
@@ -141,7 +141,7 @@ class TensorTable(TensorLayer):
         index = input.reshape(-1).long()
         if self.padded_embeddings > self.num_embeddings:  # an index of a padded row is out of range too
             index = torch.where(index < self.num_embeddings, index, self.padded_embeddings)
-        cores = self._listed()
+        cores = self._thinned(self._listed())
         if torch.compiler.is_compiling():
             rows = self._executor(index, cores, None, self.training)
         else:
