@@ -65,9 +65,9 @@ class Contractions:
 
     def _lefts(self, tensor: CoreMask) -> list[int]:
         """Return one part of each split of a set: into two sets of ``space.tensors``, or else as the cores merge."""
+        lowest, others, known = tensor & -tensor, ~tensor, self.space.known()
         sets = self.space.tensors()
-        known, lowest = frozenset(sets), tensor & -tensor
-        found = [part for part in sets if part & lowest and part & tensor == part != tensor and tensor & ~part in known]
+        found = [part for part in sets if not part & others and part & lowest and tensor & ~part in known]
         return found or [self.space.halve(tensor)]
 
     def pairs(self, tensor: CoreMask, cores: Sequence[int]) -> list[tuple[int, int]]:
@@ -130,7 +130,8 @@ class Pricing:
         )
         self.length, self.sizes = cache(self._length), cache(self._sizes)
         self.kinds, self.ways = cache(self._kinds), cache(self._ways)
-        self.least, self.ahead = cache(self._least), cache(self._ahead)
+        self.entries, self.ahead = cache(self._entries), cache(self._ahead)
+        self.bound, self.least, self.weights = cache(self._bound), cache(self._least), cache(self._weights)
         self.form = FORM_OF[geometry.ndim]
         self.floor = floor(self.mode, (self.form, TRANSPOSED) if geometry.transposed else (self.form,))
 
@@ -139,7 +140,23 @@ class Pricing:
         sizes = self.sizes(absorbed, tensor)
         size = (sizes.x + sizes.y + sizes.weight) * self.itemsize
         step = min(self.mode[kind].seconds(work, size) for *_, kind, work in self.kinds(absorbed, tensor))
-        return self.contractions.of(tensor)[1].seconds + self._call(tensor) + step
+        return self.weights(tensor) + step
+
+    def _bound(self, absorbed: CoreMask, tensor: CoreMask) -> float:
+        """Return a lower bound of ``least`` that needs no roles of axes: FLOPs and bytes at the lowest rates."""
+        space, after = self.space, absorbed | tensor
+        places = self.length(absorbed if space.geometry.transposed else after)
+        flops = 2 * self.setting.batch * space.volume(space.x_axes(absorbed) | space.weight_axes(tensor)) * places
+        step = self.floor.seconds(flops, (self.entries(absorbed) + self.entries(after)) * self.itemsize)
+        return self.weights(tensor) + step
+
+    def _entries(self, absorbed: CoreMask) -> int:
+        """Return the number of entries of ``x`` after it absorbed some cores."""
+        return self.setting.batch * self.space.volume(self.space.x_axes(absorbed)) * self.length(absorbed)
+
+    def _weights(self, tensor: CoreMask) -> float:
+        """Return the seconds of a set's contraction."""
+        return self.contractions.of(tensor)[1].seconds + self._call(tensor)
 
     def _call(self, tensor: CoreMask) -> float:
         """Return the seconds of a contraction beside its steps."""
@@ -149,8 +166,7 @@ class Pricing:
         """Return a lower bound of the remaining seconds: one more step, which reads ``x`` and writes the output."""
         if absorbed == (space := self.space).all:
             return 0.0
-        entries = sum(space.volume(space.x_axes(state)) * self.length(state) for state in (absorbed, space.all))
-        return self.floor.seconds(0, self.setting.batch * entries * self.itemsize)
+        return self.floor.seconds(0, (self.entries(absorbed) + self.entries(space.all)) * self.itemsize)
 
     def seconds(self, absorbed: CoreMask, option: PathStep) -> float:
         """Return the seconds that a step adds to a path, its weight's contraction included."""
@@ -167,7 +183,9 @@ class Pricing:
         for option in path:
             if (option.op, option.source, option.target) not in self.ways(absorbed, option.cores):
                 return None
-            here = self._priced(absorbed, option)
+            way = option.op, option.source, option.target
+            kind, cost, part = self._priced(absorbed, option.cores, way, option.moved, option.tail)
+            here = option._replace(kind=kind, cost=cost, part=part)
             options.append(here)
             total += self.seconds(absorbed, here)
             absorbed |= option.cores
@@ -193,8 +211,8 @@ class Pricing:
                 kept = tuple(part for part in before if not part & roles.summed)
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, space.outputs) is None)
-            made = PathStep(tensor, op, "", source, target, order is None, tail, before, result, FREE, 0.0)
-            yield self._priced(absorbed, made)
+            kind, cost, part = self._priced(absorbed, tensor, (op, source, target), order is None, tail)
+            yield PathStep(tensor, op, kind, source, target, order is None, tail, before, result, cost, part)
 
     def _kinds(self, absorbed: CoreMask, tensor: CoreMask) -> list[tuple[str, str, str, str, int]]:
         """Return the operations for a step: op, source and target layout, row of the rate table, FLOPs.
@@ -230,25 +248,34 @@ class Pricing:
         """Return the row of the rate table for a kind in a form: the kind's own if the table has none for the form."""
         return own if (own := in_form(kind, form)) in self.mode else kind
 
-    def _ways(self, absorbed: CoreMask, tensor: CoreMask) -> dict[tuple[str, str, str], tuple[str, Cost]]:
-        """Map each operation for a step (op, source and target layout) to its row of the rate table and its cost."""
+    def _ways(self, absorbed: CoreMask, tensor: CoreMask) -> dict[tuple[str, str, str], tuple[str, Cost, float]]:
+        """Map each operation for a step (op, source and target layout) to its kind, its cost and its ``part``.
+
+        The kind is the row of the rate table. The cost is without copies, see ``PathStep``.
+        """
         _, x, y, weight, flops = self.sizes(absorbed, tensor)
-        fresh = self._fresh(y, x)
+        fresh, size = self._fresh(y, x), 3 * weight * self.itemsize
         return {
-            (op, source, target): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh))
+            (op, source, target): (
+                kind,
+                _sum(self._cost(kind, flops, x + y + weight, work), fresh),
+                self.rates.train[kind].seconds(0, size),
+            )
             for op, source, target, kind, work in self.kinds(absorbed, tensor)
         }
 
-    def _priced(self, absorbed: CoreMask, option: PathStep) -> PathStep:
-        """Return an option with its row of the rate table and its cost, copies included."""
-        kind, cost = self.ways(absorbed, option.cores)[option.op, option.source, option.target]
-        _, x, y, weight, _ = self.sizes(absorbed, option.cores)
-        for moving, entries in ((option.moved, x), (option.tail, y)):
-            if moving:
-                cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
-                cost = _sum(cost, self._fresh(entries, entries))
-        part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
-        return option._replace(kind=kind, cost=cost, part=part)
+    def _priced(
+        self, absorbed: CoreMask, tensor: CoreMask, way: tuple[str, str, str], moved: bool, tail: bool
+    ) -> tuple[str, Cost, float]:
+        """Return an option's row of the rate table, its cost with copies, and its ``part``."""
+        kind, cost, part = self.ways(absorbed, tensor)[way]
+        if moved or tail:
+            _, x, y, _, _ = self.sizes(absorbed, tensor)
+            for moving, entries in ((moved, x), (tail, y)):
+                if moving:
+                    cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
+                    cost = _sum(cost, self._fresh(entries, entries))
+        return kind, cost, part
 
     def _length(self, absorbed: CoreMask) -> int:
         """Return the positions per image after ``x`` absorbed some cores."""
@@ -261,10 +288,10 @@ class Pricing:
         channels = space.channels(absorbed, tensor)
         folded, groups, summed, new = channels
         before, after = self.length(absorbed), self.length(absorbed | tensor)
-        taps = space.volume(space.roles(absorbed, tensor).kernel)
+        taps = space.taps(tensor)
         # Every tap is multiplied at each input position of a transposed convolution, else at each output position.
-        flops = 2 * batch * math.prod(channels) * taps * (before if space.geometry.transposed else after)
-        x, y = (batch * folded * groups * one * length for one, length in ((summed, before), (new, after)))
+        flops = 2 * batch * folded * groups * summed * new * taps * (before if space.geometry.transposed else after)
+        x, y = batch * folded * groups * summed * before, batch * folded * groups * new * after
         return StepSizes(channels, x, y, groups * summed * new * taps, flops)
 
     def _cost(self, kind: str, flops: int, entries: int, work: int) -> Cost:
@@ -277,6 +304,8 @@ class Pricing:
     def _fresh(self, made: int, gradient: int) -> Cost:
         """Return the cost of allocating a large result and, in the backward, a large gradient."""
         large, each = self.rates.large, self.rates.fault * self.itemsize
+        if max(made, gradient) * self.itemsize <= large:
+            return FREE
         forward = made * each if made * self.itemsize > large else 0.0
         training = self.setting.mode == "train" and gradient * self.itemsize > large
         return Cost(forward + (gradient * each if training else 0.0), forward, 0, 0)

@@ -87,17 +87,20 @@ class Search:
         seen = Counter[_State]()
         steps: dict[tuple[_State, int], list[tuple[float, PathStep]]] = {}
         while heap:
-            turn, _, seconds, state, options, tensor = heapq.heappop(heap)
+            turn, tie, seconds, state, options, tensor = heapq.heappop(heap)
             absorbed = state[0]
             if turn > self.limit:
                 return
             if absorbed == space.all:
                 yield Path(options, seconds)
             elif tensor:
+                later = pricing.ahead(absorbed | tensor)
+                if (least := seconds + pricing.least(absorbed, tensor) + later) > turn:
+                    heapq.heappush(heap, (least, tie, seconds, state, options, tensor))
+                    continue
                 if (state, tensor) not in steps:
                     found = pricing.options(absorbed, tensor, *state[1:])
                     steps[state, tensor] = [(pricing.seconds(absorbed, option), option) for option in found]
-                later = pricing.ahead(absorbed | tensor)
                 for step, option in steps[state, tensor]:
                     reached = absorbed | tensor, self.setting.layout if option.tail else option.target, option.after
                     entry = seconds + step + later, next(ties), seconds + step, reached, (*options, option), 0
@@ -107,7 +110,7 @@ class Search:
                 if seen[state] > 2:  # a third, costlier way to a state gives no runner-up
                     continue
                 for following in self._free(absorbed, len(options)):
-                    turn = seconds + pricing.least(absorbed, following) + pricing.ahead(absorbed | following)
+                    turn = seconds + pricing.bound(absorbed, following) + pricing.ahead(absorbed | following)
                     heapq.heappush(heap, (turn, next(ties), seconds, state, options, following))
 
     def _free(self, absorbed: CoreMask, number: int) -> list[int]:
