@@ -26,6 +26,9 @@ from tnlayers.planning.setting import Setting
 WORK = 320
 """Maximum number of pairs (absorbed cores, next cores) in an exact search: some 10 ms. Measured."""
 
+WAYS = 2
+"""Maximum number of ways to a state that are followed: a third, costlier one gives no runner-up."""
+
 MANY = 16, 48
 """Numbers of cores and axes above which WORK is reduced, because each pair takes longer."""
 
@@ -85,7 +88,7 @@ class Search:
         # far; the state; the options that led to it; and the cores to absorb next, 0 if not yet chosen.
         heap: list[_Entry] = [(0.0, next(ties), 0.0, (0, self.setting.layout, space.inputs), (), 0)]
         seen = Counter[_State]()
-        steps: dict[tuple[_State, int], list[tuple[float, PathStep]]] = {}
+        steps: dict[tuple[_State, int], list[tuple[float, PathStep, _State]]] = {}
         while heap:
             turn, tie, seconds, state, options, tensor = heapq.heappop(heap)
             absorbed = state[0]
@@ -94,21 +97,28 @@ class Search:
             if absorbed == space.all:
                 yield Path(options, seconds)
             elif tensor:
-                later = pricing.ahead(absorbed | tensor)
+                after = absorbed | tensor
+                later = pricing.ahead(after)
                 if (least := seconds + pricing.least(absorbed, tensor) + later) > turn:
                     heapq.heappush(heap, (least, tie, seconds, state, options, tensor))
                     continue
                 if (state, tensor) not in steps:
                     found = pricing.options(absorbed, tensor, *state[1:])
-                    steps[state, tensor] = [(pricing.seconds(absorbed, option), option) for option in found]
-                for step, option in steps[state, tensor]:
-                    reached = absorbed | tensor, self.setting.layout if option.tail else option.target, option.after
-                    entry = seconds + step + later, next(ties), seconds + step, reached, (*options, option), 0
-                    heapq.heappush(heap, entry)
-            else:
+                    steps[state, tensor] = [
+                        (
+                            pricing.seconds(absorbed, option),
+                            option,
+                            (after, self.setting.layout if option.tail else option.target, option.after),
+                        )
+                        for option in found
+                    ]
+                for step, option, reached in steps[state, tensor]:
+                    if seen[reached] < WAYS:
+                        so_far = seconds + step
+                        entry = so_far + later, next(ties), so_far, reached, (*options, option), 0
+                        heapq.heappush(heap, entry)
+            elif seen[state] < WAYS:
                 seen[state] += 1
-                if seen[state] > 2:  # a third, costlier way to a state gives no runner-up
-                    continue
                 for following in self._free(absorbed, len(options)):
                     turn = seconds + pricing.bound(absorbed, following) + pricing.ahead(absorbed | following)
                     heapq.heappush(heap, (turn, next(ties), seconds, state, options, following))
@@ -133,5 +143,5 @@ class Search:
             others = heapq.nsmallest(share, others, key=lambda tensor: space.volume(space.x_axes(absorbed | tensor)))
             self._beam[level] += len(others)
             free = always + others
-        self._priced.update((absorbed, tensor) for tensor in free)
+        self._priced.update([(absorbed, tensor) for tensor in free])
         return free
