@@ -130,8 +130,7 @@ class Pricing:
         )
         self.length, self.sizes = cache(self._length), cache(self._sizes)
         self.kinds, self.ways = cache(self._kinds), cache(self._ways)
-        self.entries, self.ahead = cache(self._entries), cache(self._ahead)
-        self.bound, self.least, self.weights = cache(self._bound), cache(self._least), cache(self._weights)
+        self.entries, self.ahead, self.least = cache(self._entries), cache(self._ahead), cache(self._least)
         self.form = FORM_OF[geometry.ndim]
         self.floor = floor(self.mode, (self.form, TRANSPOSED) if geometry.transposed else (self.form,))
 
@@ -140,25 +139,13 @@ class Pricing:
         sizes = self.sizes(absorbed, tensor)
         size = (sizes.x + sizes.y + sizes.weight) * self.itemsize
         step = min(self.mode[kind].seconds(work, size) for *_, kind, work in self.kinds(absorbed, tensor))
-        return self.weights(tensor) + step
-
-    def _bound(self, absorbed: CoreMask, tensor: CoreMask) -> float:
-        """Return a lower bound of ``least`` that needs no roles of axes: FLOPs and bytes at the lowest rates."""
-        space, after = self.space, absorbed | tensor
-        places = self.length(absorbed if space.geometry.transposed else after)
-        flops = 2 * self.setting.batch * space.volume(space.x_axes(absorbed) | space.weight_axes(tensor)) * places
-        step = self.floor.seconds(flops, (self.entries(absorbed) + self.entries(after)) * self.itemsize)
-        return self.weights(tensor) + step
+        return self.contractions.of(tensor)[1].seconds + self.call(tensor) + step
 
     def _entries(self, absorbed: CoreMask) -> int:
         """Return the number of entries of ``x`` after it absorbed some cores."""
         return self.setting.batch * self.space.volume(self.space.x_axes(absorbed)) * self.length(absorbed)
 
-    def _weights(self, tensor: CoreMask) -> float:
-        """Return the seconds of a set's contraction."""
-        return self.contractions.of(tensor)[1].seconds + self._call(tensor)
-
-    def _call(self, tensor: CoreMask) -> float:
+    def call(self, tensor: CoreMask) -> float:
         """Return the seconds of a contraction beside its steps."""
         return self.mode[CONTRACT].call if tensor & (tensor - 1) and self.setting.mode != "cached" else 0.0
 
@@ -171,7 +158,7 @@ class Pricing:
     def seconds(self, absorbed: CoreMask, option: PathStep) -> float:
         """Return the seconds that a step adds to a path, its weight's contraction included."""
         weights, cost = self.contractions.of(option.cores)[1], option.cost
-        seconds = weights.seconds + cost.seconds + self._call(option.cores)
+        seconds = weights.seconds + cost.seconds + self.call(option.cores)
         if not self.thrifty:
             return seconds
         again = 0.0 if absorbed | option.cores == self.space.all else cost.forward
@@ -181,9 +168,9 @@ class Pricing:
         """Return a path with its costs here; None if torch computes one of its steps in another way here."""
         absorbed, options, total = 0, [], 0.0
         for option in path:
-            if (option.op, option.source, option.target) not in self.ways(absorbed, option.cores):
-                return None
             way = option.op, option.source, option.target
+            if way not in self.ways(absorbed, option.cores):
+                return None
             kind, cost, part = self._priced(absorbed, option.cores, way, option.moved, option.tail)
             here = option._replace(kind=kind, cost=cost, part=part)
             options.append(here)
@@ -197,7 +184,8 @@ class Pricing:
         dense, final = tensor == space.all, absorbed | tensor == space.all
         classes = (0, 0, space.x_axes(0), 0) if dense else roles[:3]
         straight = axes if dense else refine(axes, classes)
-        for op, source, target in self.ways(absorbed, tensor):
+        for way in self.ways(absorbed, tensor):
+            op, source, target = way
             # A copy reorders the axes of x if necessary. It may also just change channels last to channels first.
             order = straight if source == layout else None
             if order is None and LAST in (source, target) and not (source == layout != target or not self.places):
@@ -211,7 +199,7 @@ class Pricing:
                 kept = tuple(part for part in before if not part & roles.summed)
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, space.outputs) is None)
-            kind, cost, part = self._priced(absorbed, tensor, (op, source, target), order is None, tail)
+            kind, cost, part = self._priced(absorbed, tensor, way, order is None, tail)
             yield PathStep(tensor, op, kind, source, target, order is None, tail, before, result, cost, part)
 
     def _kinds(self, absorbed: CoreMask, tensor: CoreMask) -> list[tuple[str, str, str, str, int]]:
@@ -249,32 +237,24 @@ class Pricing:
         return own if (own := in_form(kind, form)) in self.mode else kind
 
     def _ways(self, absorbed: CoreMask, tensor: CoreMask) -> dict[tuple[str, str, str], tuple[str, Cost, float]]:
-        """Map each operation for a step (op, source and target layout) to its kind, its cost and its ``part``.
-
-        The kind is the row of the rate table. The cost is without copies, see ``PathStep``.
-        """
+        """Map each operation for a step (op, source and target layout) to its row of the rate table, cost and part."""
         _, x, y, weight, flops = self.sizes(absorbed, tensor)
-        fresh, size = self._fresh(y, x), 3 * weight * self.itemsize
+        fresh, train, size = self._fresh(y, x), self.rates.train, 3 * weight * self.itemsize
         return {
-            (op, source, target): (
-                kind,
-                _sum(self._cost(kind, flops, x + y + weight, work), fresh),
-                self.rates.train[kind].seconds(0, size),
-            )
-            for op, source, target, kind, work in self.kinds(absorbed, tensor)
+            tuple(way): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh), train[kind].seconds(0, size))
+            for *way, kind, work in self.kinds(absorbed, tensor)
         }
 
     def _priced(
         self, absorbed: CoreMask, tensor: CoreMask, way: tuple[str, str, str], moved: bool, tail: bool
     ) -> tuple[str, Cost, float]:
-        """Return an option's row of the rate table, its cost with copies, and its ``part``."""
+        """Return an option's row of the rate table, its cost with copies, and its part, see ``PathStep``."""
         kind, cost, part = self.ways(absorbed, tensor)[way]
-        if moved or tail:
-            _, x, y, _, _ = self.sizes(absorbed, tensor)
-            for moving, entries in ((moved, x), (tail, y)):
-                if moving:
-                    cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
-                    cost = _sum(cost, self._fresh(entries, entries))
+        _, x, y, _, _ = self.sizes(absorbed, tensor)
+        for moving, entries in ((moved, x), (tail, y)):
+            if moving:
+                cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
+                cost = _sum(cost, self._fresh(entries, entries))
         return kind, cost, part
 
     def _length(self, absorbed: CoreMask) -> int:

@@ -15,6 +15,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from itertools import count
 
 from tnlayers.backend.rates import Rates
@@ -80,6 +81,7 @@ class Search:
         self.limit = math.inf
         self._priced: set[tuple[int, int]] = set()
         self._beam = Counter[int]()
+        self.bound = cache(self._bound)
 
     def __iter__(self) -> Iterator[Path]:
         """Yield every path, the cheapest first; after WORK pairs, only some."""
@@ -120,8 +122,17 @@ class Search:
             elif seen[state] < WAYS:
                 seen[state] += 1
                 for following in self._free(absorbed, len(options)):
-                    turn = seconds + pricing.bound(absorbed, following) + pricing.ahead(absorbed | following)
+                    turn = seconds + self.bound(absorbed, following) + pricing.ahead(absorbed | following)
                     heapq.heappush(heap, (turn, next(ties), seconds, state, options, following))
+
+    def _bound(self, absorbed: CoreMask, tensor: CoreMask) -> float:
+        """Return a lower bound of ``Pricing.least`` that needs no roles of axes: all at the lowest rates."""
+        space, pricing, after = self.space, self.pricing, absorbed | tensor
+        places = pricing.length(absorbed if space.geometry.transposed else after)
+        flops = 2 * self.setting.batch * space.volume(space.x_axes(absorbed) | space.weight_axes(tensor)) * places
+        size = (pricing.entries(absorbed) + pricing.entries(after)) * pricing.itemsize
+        step = pricing.floor.seconds(flops, size)
+        return pricing.contractions.of(tensor)[1].seconds + pricing.call(tensor) + step
 
     def _free(self, absorbed: CoreMask, number: int) -> list[int]:
         """Return the sets of cores that the next step may absorb; after WORK pairs, only those in the beam."""
