@@ -236,26 +236,26 @@ class Pricing:
         """Return the row of the rate table for a kind in a form: the kind's own if the table has none for the form."""
         return own if (own := in_form(kind, form)) in self.mode else kind
 
-    def _ways(self, absorbed: CoreMask, tensor: CoreMask) -> dict[tuple[str, str, str], tuple[str, Cost, float]]:
-        """Map each operation for a step (op, source and target layout) to its row of the rate table, cost and part."""
+    def _ways(self, absorbed: CoreMask, tensor: CoreMask) -> dict[tuple[str, str, str], tuple[str, Cost]]:
+        """Map each operation for a step (op, source and target layout) to its row of the rate table and its cost."""
         _, x, y, weight, flops = self.sizes(absorbed, tensor)
-        fresh, train, size = self._fresh(y, x), self.rates.train, 3 * weight * self.itemsize
+        fresh = self._fresh(y, x)
         return {
-            tuple(way): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh), train[kind].seconds(0, size))
-            for *way, kind, work in self.kinds(absorbed, tensor)
+            (op, source, target): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh))
+            for op, source, target, kind, work in self.kinds(absorbed, tensor)
         }
 
     def _priced(
         self, absorbed: CoreMask, tensor: CoreMask, way: tuple[str, str, str], moved: bool, tail: bool
     ) -> tuple[str, Cost, float]:
         """Return an option's row of the rate table, its cost with copies, and its part, see ``PathStep``."""
-        kind, cost, part = self.ways(absorbed, tensor)[way]
-        _, x, y, _, _ = self.sizes(absorbed, tensor)
+        kind, cost = self.ways(absorbed, tensor)[way]
+        _, x, y, weight, _ = self.sizes(absorbed, tensor)
         for moving, entries in ((moved, x), (tail, y)):
             if moving:
                 cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
                 cost = _sum(cost, self._fresh(entries, entries))
-        return kind, cost, part
+        return kind, cost, self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
 
     def _length(self, absorbed: CoreMask) -> int:
         """Return the positions per image after ``x`` absorbed some cores."""

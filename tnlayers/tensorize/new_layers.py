@@ -171,8 +171,8 @@ def _candidate(site: LayerSite, what: str) -> Candidate:
     # Of a zero kernel, as of a drawn one, only the size is known.
     kernel = _weighted(site) if site.settings["decompose"] and site.kernel.any() else None
     layer = site.make(1)  # the layers of other ranks have another network, and all else from this one
-    shapes = (layer.network.shape(axes) for axes in (layer.network.inputs, layer.network.outputs))
-    build = partial(layer.format.build, *shapes, layer.geometry.kernel_size)
+    inputs, outputs = map(layer.network.shape, (layer.network.inputs, layer.network.outputs))
+    build = partial(layer.format.build, inputs, outputs, layer.geometry.kernel_size)
     if what == "params":
         return Candidate(build, lambda network: network.num_params, site.module.weight.numel(), kernel)
     dense = dense_flops(site.geometry, site.shapes)
