@@ -20,6 +20,17 @@ _CACHED = 1e-3
 _SINGLE = 20480
 """Maximum entries of one image for which torch on a CPU has another convolution, which converts channels last."""
 
+
+def is_single(channels: int, size: Sequence[int]) -> bool:
+    """Return whether torch on a CPU convolves one image in another way. It does not count the third spatial axis.
+
+    Example:
+        >>> is_single(16, (32, 32)), is_single(16, (64, 64)), is_single(16, (32, 32, 99))
+        (True, False, True)
+    """
+    return channels * math.prod(size[:2]) <= _SINGLE
+
+
 COLUMNS = 16
 """A matrix product over the positions of an image takes the time of the next multiple of this."""
 
@@ -207,11 +218,12 @@ class Pricing:
 
         These FLOPs include padding: some operations round up their channels or positions.
         """
-        channels, x, _, _, flops = self.sizes(absorbed, tensor)
+        channels, _, _, _, flops = self.sizes(absorbed, tensor)
         folded, groups, summed, new = channels
         pointwise = not self.space.roles(absorbed, tensor).kernel & ~self.trivial
         form = TRANSPOSED if self.space.geometry.transposed and not pointwise else self.form
-        tiny = self.setting.device == "cpu" and self.setting.batch * folded == groups == 1 and x <= _SINGLE
+        one = self.setting.device == "cpu" and self.setting.batch * folded == groups == 1
+        tiny = one and is_single(summed, self._places(absorbed))
         found = []
         if self.places:
             deep = summed == new == 1 < groups
@@ -259,8 +271,12 @@ class Pricing:
 
     def _length(self, absorbed: CoreMask) -> int:
         """Return the positions per image after ``x`` absorbed some cores."""
+        return math.prod(self._places(absorbed))
+
+    def _places(self, absorbed: CoreMask) -> list[int]:
+        """Return the size of an image along each axis after ``x`` absorbed some cores."""
         met = self.space._union(absorbed)
-        return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
+        return [after if bit & met else before for bit, (before, after) in self.places.items()]
 
     def _sizes(self, absorbed: CoreMask, tensor: CoreMask) -> StepSizes:
         """Return the sizes of an input step."""
