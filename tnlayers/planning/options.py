@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 
-from tnlayers.backend.rates import CONTRACT, FORM_OF, MOVE, SINGLE, TRANSPOSED, WEIGHTS, Rates, floor, in_form
+from tnlayers.backend.rates import CONTRACT, FORM_OF, MOVE, SINGLE, THREE, TRANSPOSED, WEIGHTS, Rates, floor, in_form
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.ops.input_step import CONV, MATMUL
 from tnlayers.planning.path import FREE, Cost, Path, PathStep, PathSteps, StepSizes
@@ -30,6 +30,9 @@ def is_single(channels: int, size: Sequence[int]) -> bool:
     """
     return channels * math.prod(size[:2]) <= _SINGLE
 
+
+_COPIES = in_form("conv single", THREE)
+"""The kind of operation that first copies the input once for every tap."""
 
 COLUMNS = 16
 """A matrix product over the positions of an image takes the time of the next multiple of this."""
@@ -252,10 +255,12 @@ class Pricing:
         """Map each operation for a step (op, source and target layout) to its row of the rate table and its cost."""
         _, x, y, weight, flops = self.sizes(absorbed, tensor)
         fresh = self._fresh(y, x)
-        return {
-            (op, source, target): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh))
-            for op, source, target, kind, work in self.kinds(absorbed, tensor)
-        }
+        copied = x * self.space.volume(self.space.roles(absorbed, tensor).kernel)
+        found = {}
+        for op, source, target, kind, work in self.kinds(absorbed, tensor):
+            entries = x + y + weight + (copied if kind == _COPIES else 0)
+            found[op, source, target] = kind, _sum(self._cost(kind, flops, entries, work), fresh)
+        return found
 
     def _priced(
         self, absorbed: CoreMask, tensor: CoreMask, way: tuple[str, str, str], moved: bool, tail: bool
