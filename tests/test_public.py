@@ -38,8 +38,9 @@ NAMES = """
     TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d TuckerConvTranspose3d TuckerEmbedding
     TuckerEmbeddingBag TuckerGRU TuckerLSTM TuckerLinear TuckerRNN Variance autotune calibrate_ compare decompose
     densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_dense_ load_tensorized measure_rates
-    param_groups prune_ranks_ rank_dropout_ rank_lasso register register_with_transformers remap_optimizer_
-    save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+    param_groups parametrize_ prune_ranks_ rank_dropout_ rank_lasso register register_with_transformers
+    remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch
+    unfold unfold_
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """

@@ -39,11 +39,13 @@ from tnlayers.overview.signal import Signal, signal
 from tnlayers.overview.summary import Summary, summary
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
+from tnlayers.tensorize.back import densify_, unfold_
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.load_dense import load_dense_
 from tnlayers.tensorize.optimizer import remap_optimizer_
+from tnlayers.tensorize.parametrize import parametrize_
 from tnlayers.tensorize.report import TensorizeReport
-from tnlayers.tensorize.swap import densify_, tensorize_, unfold_
+from tnlayers.tensorize.swap import tensorize_
 from tnlayers.training.calibrate import calibrate_, scale_residual_
 from tnlayers.training.learning_rates import param_groups
 from tnlayers.training.penalty import frobenius_penalty, squared_norm
@@ -59,8 +61,8 @@ __all__ = [
     "TensorLinear", "TensorNetwork", "TensorRNN", "TensorRecurrent", "TensorizeConfig", "TensorizeReport",
     "TiedLinear", "Variance", "autotune", "calibrate_", "compare", "decompose", "densify_", "freeze_",
     "frobenius_penalty", "from_tltorch", "initialize_", "load_dense_", "load_tensorized", "measure_rates",
-    "param_groups", "prune_ranks_", "rank_dropout_", "rank_lasso", "register", "register_with_transformers",
-    "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve", "squared_norm", "summary",
-    "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
+    "param_groups", "parametrize_", "prune_ranks_", "rank_dropout_", "rank_lasso", "register",
+    "register_with_transformers", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve",
+    "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
 ]  # fmt: skip
 __all__ += [_layer.__name__ for _layer in _LAYERS.values()]

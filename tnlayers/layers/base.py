@@ -247,8 +247,7 @@ class TensorLayer(HasFormat, ComputesWeight, ChangesRanks):
             core.copy_(place(value, core))
 
     def __repr__(self) -> str:
-        # One line, as torch's layers: format and rank describe the cores.
-        return f"{type(self).__name__}({self.extra_repr()})"
+        return f"{type(self).__name__}({self.extra_repr()})"  # one line, as torch's layers
 
     def extra_repr(self) -> str:
         """Return format with options, rank (one number if all bonds are equal), and keep ratio."""

@@ -28,7 +28,8 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import KERNEL_AXES
 from tnlayers.spec.rank import DEFAULT_KEEP, BondsError
 from tnlayers.tensorize.config import TensorizeConfig
-from tnlayers.tensorize.sites import LayerSite, unwrapped
+from tnlayers.tensorize.finding import unwrapped
+from tnlayers.tensorize.sites import LayerSite
 
 _ENTRY = "format", "options", "rank", "in_shape", "out_shape", "strategy", "memory"
 

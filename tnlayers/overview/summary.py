@@ -15,8 +15,9 @@ from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
 from tnlayers.layers.table import TensorTable
 from tnlayers.overview.forward import prepare, refuse_scripts, untouched
+from tnlayers.tensorize.finding import layers, unwrapped
 from tnlayers.tensorize.flops import dense_flops
-from tnlayers.tensorize.sites import LayerSite, layers, unwrapped
+from tnlayers.tensorize.sites import LayerSite
 
 ELSEWHERE = "(elsewhere)"
 """Name of the row for everything outside of the layers."""

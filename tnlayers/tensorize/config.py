@@ -15,6 +15,7 @@ from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.planning.setting import MEMORY
 from tnlayers.spec.rank import Rank
+from tnlayers.tensorize.swappable import DEFAULT_GROUPS, groups
 
 VERSION = 1
 OVERRIDABLE = ("format", "options", "rank", "in_shape", "out_shape", "init", "decompose", "strategy", "memory")
@@ -47,6 +48,14 @@ class TensorizeConfig:
         depthwise: also swap convolutions with one channel per group. They have few parameters and stay plain by
             default; 1x1 convolutions and linear layers, which mostly have many, are swapped.
         subclasses: also swap subclasses of torch's layers, which lose their own forward.
+        kinds: which layers: 'conv' (convolutions and transposed ones), 'linear', 'embedding' (also bags). Embeddings
+            whose weight is tied to an output layer stay plain, as that layer does.
+        parametrize: also make networks of weights that no layer covers, as ``parametrize_`` does: parameters with two
+            axes or more, such as the joint projection of ``nn.MultiheadAttention``, experts held as one parameter, and
+            the weights of subclasses of torch's layers. They save parameters, not time. Patterns cover them by their
+            names.
+        parametrized: what becomes of layers whose weight is computed by torch's parametrizations, such as
+            ``weight_norm``: 'leave' them, or 'fold' the computed weight into the kernel and drop the parametrization.
         init: initialisation of cores that are not fitted.
         decompose: fit the cores to the model's kernels. Use False for a model to be trained from scratch: fits of
             random kernels lose much of their variance, drawn cores have all of it.
@@ -72,6 +81,9 @@ class TensorizeConfig:
     overrides: Any = ()
     depthwise: bool = False
     subclasses: bool = False
+    kinds: Sequence[str] = DEFAULT_GROUPS
+    parametrize: bool = False
+    parametrized: str = "leave"
     init: str | Init | Mapping[str, Any] = "fan_in"
     decompose: bool = True
     strategy: str = "auto"
@@ -80,8 +92,10 @@ class TensorizeConfig:
     def __post_init__(self) -> None:
         validate.choice("format", self.format, FORMATS)
         object.__setattr__(self, "min_params", validate.integer("min_params", self.min_params, minimum=0))
-        for name in ("depthwise", "subclasses", "decompose"):
+        for name in ("depthwise", "subclasses", "parametrize", "decompose"):
             validate.boolean(name, getattr(self, name))
+        validate.choice("parametrized", self.parametrized, ("leave", "fold"))
+        object.__setattr__(self, "kinds", _kinds(self.kinds))
         for name in ("include", "exclude"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         object.__setattr__(self, "options", _mapping("options", self.options))
@@ -183,6 +197,12 @@ def _patterns(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"{name} is {value!r}; it must be a sequence of patterns, such as [{str(value)!r}]")
     return tuple(check_pattern(name, pattern) for pattern in value)
+
+
+def _kinds(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"kinds is {value!r}; it must be a sequence, such as {list(DEFAULT_GROUPS)}")
+    return tuple(validate.choice("kinds", kind, groups()) for kind in value)
 
 
 def _overrides(value: Any) -> tuple[tuple[str, Mapping[str, Any] | None], ...]:

@@ -12,8 +12,10 @@ from tnlayers import validate
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.progress import Progress
 from tnlayers.layers.base import TensorLayer
+from tnlayers.tensorize.accounts import entries, other_rows
 from tnlayers.tensorize.report import LayerReport, TensorizeReport
 from tnlayers.tensorize.side_by_side import side_by_side
+from tnlayers.tensorize.sites import LayerSite
 
 _SHOWN = 3
 """Maximum number of names in an error message."""
@@ -98,7 +100,8 @@ def load_dense_(
     count = sum(parameter.numel() for parameter in model.parameters())
     added = sum(layer.network.dense_params - layer.network.num_params for layer in names)
     rows = tuple(_row(layer, names[layer], errors[layer]) for layer in names)
-    return TensorizeReport(rows, (count + added, count))
+    others = other_rows(model, [LayerSite(layer, tuple(found), []) for layer, found in names.items()])
+    return TensorizeReport(rows, (count + added, count), others=others)
 
 
 def _layers(model: nn.Module) -> dict[str, TensorLayer]:
@@ -154,5 +157,5 @@ def _row(layer: TensorLayer, names: Sequence[str], error: float) -> LayerReport:
     return LayerReport(
         name=names[0], aliases=tuple(names[1:]), kind=repr(dense), swapped=True, reason="fitted",
         format=layer.format.name, rank=dict(layer.rank), params=(network.dense_params, network.num_params),
-        error=error,
+        error=error, held=entries(dense.parameters()),
     )  # fmt: skip
