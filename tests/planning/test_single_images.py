@@ -17,9 +17,9 @@ def test_it_is_torch_s_choice(size):
 
 def test_a_single_volume_is_not_held_to_a_peak_without_torch_s_copies(avx512, monkeypatch):
     monkeypatch.setattr(devices, "amd_family", lambda: 26)
-    layer = tnlayers.CPConv3d(16, 16, 3, padding=1, bias=False, rank=16, device="meta")
+    layer = tnlayers.CPConv3d(16, 16, 3, padding=1, bias=False, rank=16)
     plan = layer._executor.plan(layer._setting((1, 16, 32, 32, 32)))
     assert plan.strategy == "factorized"
-    whole = tnlayers.CPConv3d(16, 16, 3, padding=1, bias=False, rank=16, device="meta", strategy="reconstruct")
+    whole = tnlayers.CPConv3d(16, 16, 3, padding=1, bias=False, rank=16, strategy="reconstruct")
     copies = 4 * 27 * 16 * 32**3
     assert copies < whole._executor.plan(whole._setting((1, 16, 32, 32, 32))).peak < 1.5 * copies
