@@ -1,7 +1,9 @@
 """Argument checks. Each error message gives the argument's name, its value and what is accepted."""
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 
@@ -44,6 +46,22 @@ def integers(name: str, value: Any, length: int, minimum: int = 1, *, repeat: bo
             raise ValueError(f"{name} {values} has {len(values)} entries; it must be one integer or {length} of them")
         return tuple(integer(f"{name}[{k}]", v, minimum) for k, v in enumerate(values))
     return (integer(name, value, minimum),) * length
+
+
+def positive(name: str, value: Any) -> float:
+    """Return ``value`` as a ``float`` above zero. Infinity and NaN are refused.
+
+    Example:
+        >>> positive("std", 0)
+        Traceback (most recent call last):
+            ...
+        ValueError: std is 0; it must be a positive number
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; it must be a positive number")
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be a positive number")
+    return float(value)
 
 
 def choice(name: str, value: Any, accepted: Iterable[str]) -> str:

@@ -38,14 +38,14 @@ than zeros make every tap real.
 borders :math:`T_{fwd}` is :math:`\prod K/s` and :math:`T_{bwd}` is :math:`\prod K`. In a linear layer both are 1.
 
 **The rule.** fan_in = :math:`C_{in}/g \cdot T_{fwd}`, fan_out = :math:`C_{out}/g \cdot T_{bwd}`, fan_avg their mean.
-The target is :math:`\mathrm{Var}(W) = gain^2 / fan`. (1) is solved for the :math:`\sigma_k`, either all equal (the
+The target is :math:`\mathrm{Var}(W) = gain^2 / fan`, or a given :math:`std^2`. (1) is solved for the :math:`\sigma_k`, either all equal (the
 paper's split) or such that all cores have the same expected norm. It is solved in logarithms, so a hundred cores do not
 overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch.nn.init import calculate_gain
 
@@ -56,6 +56,8 @@ from tnlayers.spec.network import TensorNetwork
 FAN_MODES = ("fan_in", "fan_out", "fan_avg")
 DISTRIBUTIONS = ("normal", "truncated_normal", "uniform", "orthogonal")
 SPLITS = ("equal", "balanced")
+SCALE = ("mode", "nonlinearity", "param", "input_size")
+"""Fields of ``Init`` that say how large the kernel is, unless ``std`` does."""
 # Names that torch.nn.init.calculate_gain documents. Only for the error message: torch's ValueError decides.
 NONLINEARITIES = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu", "conv1d", "conv2d", "conv3d")
 
@@ -86,6 +88,8 @@ class Init:
         typical: make the mean logarithm of the gain zero over smooth rectified inputs, instead of the logarithm of the
             mean, which is larger. Estimated from random inputs at each draw.
         input_size: spatial size of the layer's input. If given, taps at the border are counted exactly.
+        std: standard deviation of the kernel's entries, in place of the one that follows from mode, nonlinearity, param
+            and input_size. These must then have their defaults.
 
     Raises:
         TypeError, ValueError: an argument is not as above. The message names it.
@@ -109,6 +113,7 @@ class Init:
     exact: bool | str = True
     typical: bool = False
     input_size: tuple[int, ...] | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         validate.choice("mode", self.mode, FAN_MODES)
@@ -126,6 +131,14 @@ class Init:
         if self.input_size is not None:
             length = len(self.input_size) if isinstance(self.input_size, Sequence) else 1
             object.__setattr__(self, "input_size", validate.integers("input_size", self.input_size, length))
+        if self.std is not None:
+            object.__setattr__(self, "std", validate.positive("std", self.std))
+            for each in fields(self):
+                if each.name in SCALE and getattr(self, each.name) != each.default:
+                    raise ValueError(
+                        f"{each.name} is {getattr(self, each.name)!r}, but std is {self.std!r}, which alone says how "
+                        f"large the kernel is; {each.name} must be {each.default!r}, its default"
+                    )
 
     @classmethod
     def of(cls, value: "str | Init") -> "Init":
@@ -165,7 +178,7 @@ class Variance:
         std: standard deviation of each core's entries, in the network's order.
         fan_in, fan_out: fans of the geometry.
         fan: fan selected by the mode.
-        gain: gain of the nonlinearity.
+        gain: gain of the nonlinearity; with ``Init.std``, the gain that gives this standard deviation.
         weight_std: expected standard deviation of the dense kernel's entries, gain / sqrt(fan).
 
     Example:
@@ -189,7 +202,7 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
     Args:
         network: contracts to shape ``(out_channels, in_channels / groups, *kernel_size)``.
         geometry: the convolution.
-        init: mode, nonlinearity and split. The distribution is not used.
+        init: mode and nonlinearity, or std; and split. The distribution is not used.
 
     Returns:
         Variance: one standard deviation per core, and the quantities they follow from.
@@ -215,7 +228,8 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
     if fan_in == 0:
         raise ValueError(f"input_size is {geometry.input_size}; there every tap of the kernel falls on padding")
     fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[init.mode]
-    log_target = 2 * math.log(init.gain) - math.log(fan)
+    gain = init.gain if init.std is None else init.std * math.sqrt(fan)
+    log_target = 2 * math.log(gain) - math.log(fan)
     log_bonds = sum(math.log(size) for size in network.shape(network.bonds))
     shares = _log_shares(network, init.split)
     log_scale = (log_target - log_bonds - sum(shares.values())) / len(network.cores)
@@ -224,7 +238,7 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
         fan_in=fan_in,
         fan_out=fan_out,
         fan=fan,
-        gain=init.gain,
+        gain=gain,
         weight_std=math.exp(log_target / 2),
     )
 

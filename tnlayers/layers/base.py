@@ -22,6 +22,7 @@ from tnlayers.fitting.objective import length
 from tnlayers.formats import FORMATS, Format
 from tnlayers.formats.base import checked_shape
 from tnlayers.init.draw import draw, uniform
+from tnlayers.init.like import resolved
 from tnlayers.init.variance import Init, Variance, solve
 from tnlayers.layers import core_memory
 from tnlayers.layers.computed_weight import ComputesWeight
@@ -227,11 +228,11 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             rank: as for the class.
             decompose: fit the cores to the layer's weight, or else draw them.
             moments: of the inputs, as in ``set_weight_``; only with ``decompose``.
-            **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
+            **kwargs: the class' other keyword arguments. init may be 'like': a kernel as large as the layer's weight.
 
         Raises:
             TypeError: ``dense`` has another type.
-            ValueError: ``decompose`` for a weight without values (meta device), or ``moments`` without ``decompose``.
+            ValueError: ``decompose`` or 'like' for a weight without values (meta device), or ``moments`` alone.
         """
         if moments is not None and not validate.boolean("decompose", decompose):
             raise ValueError("moments is given, but decompose is False and nothing is fitted; moments must be None")
@@ -243,18 +244,17 @@ class TensorLayer(ComputesWeight, ExecutableModule):
     @classmethod
     def _unfitted(cls, dense: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
         """Return ``from_dense``'s layer before the fit: without values in its cores, or drawn."""
-        name = cls.dense_name
-        if type(dense) is not cls.dense_type:
-            raise TypeError(
-                f"{name} is {type(dense).__name__}; {cls.__name__}.from_{name} takes an nn.{cls.dense_type.__name__}"
-            )
+        name, accepted = cls.dense_name, cls.dense_type
+        if type(dense) is not accepted:
+            given = f"{name} is {type(dense).__name__}"
+            raise TypeError(f"{given}; {cls.__name__}.from_{name} takes an nn.{accepted.__name__}")
         weight: Any = dense.weight
         if validate.boolean("decompose", decompose) and weight.is_meta:
             raise ValueError(
                 f"decompose is True, but {name} is on the meta device and has no values; pass decompose=False"
             )
-        # The cores of a fit need not be drawn first.
-        device = "meta" if decompose else weight.device
+        device = "meta" if decompose else weight.device  # the cores of a fit need not be drawn first
+        kwargs = resolved(kwargs, weight, name)
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
         if decompose:
             core_memory.check(cls.__name__, layer.network, rank, weight)

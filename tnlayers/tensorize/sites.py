@@ -14,6 +14,7 @@ from tnlayers.backend.name_patterns import matches
 from tnlayers.backend.observe import observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
+from tnlayers.init.like import resolved
 from tnlayers.layers.base import DTYPES, TensorLayer
 from tnlayers.layers.registry import KINDS, layer_class
 from tnlayers.spec.geometry import Geometry
@@ -183,7 +184,7 @@ def left_alone(site: LayerSite, config: TensorizeConfig) -> str:
     if settings is None:
         return "left alone by an override"
     site.settings = settings
-    refusal = next(_refusals(site, config), None)
+    refusal = next(_refusals(site, config), None) or _without_size(site)
     return f"refused: {refusal}" if refusal else _policy(module, config)
 
 
@@ -216,6 +217,15 @@ def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
         yield site.held
     if site.tied:
         yield f"another module has the same weight: {site.tied}"
+
+
+def _without_size(site: LayerSite) -> str:
+    """Replace an ``init`` of 'like' by that of the weight; return why the weight has none, or an empty string."""
+    try:
+        site.settings = resolved(site.settings, site.module.weight, "this layer")
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _weight_refusals(weight: Any) -> Iterator[str]:
