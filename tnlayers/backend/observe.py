@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -46,6 +46,23 @@ def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | N
     return x if isinstance(x, Tensor) else None
 
 
+class Seen(BaseException):
+    """Raised by an observer to end a run: all that was wanted of it has been seen."""
+
+
+def same_values(x: Tensor, y: Tensor | None) -> bool:
+    """Return whether two tensors that are both alive have one memory, and nothing was written there in between.
+
+    Example:
+        >>> x = torch.ones(3)
+        >>> same_values(x, x.detach()), same_values(x, x[:2]), same_values(x, x.clone())
+        (True, False, False)
+    """
+    if y is None or x.is_inference() or y.is_inference() or x._version != y._version:
+        return False
+    return x.data_ptr() == y.data_ptr() != 0 and (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
+
+
 def observe(
     model: nn.Module,
     layers: Iterable[nn.Module],
@@ -62,7 +79,7 @@ def observe(
         model: any module.
         layers: layers to observe.
         examples: one argument of ``run`` for each run.
-        see: called with a layer and its input, at each call of the layer.
+        see: called with a layer and its input, at each call of the layer. If it raises ``Seen``, the run ends there.
         stand_ins: modules that compute the outputs of layers in their place.
 
     Raises:
@@ -86,7 +103,8 @@ def observe(
     try:
         with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for example in examples:
-                run_on_copy(model, example)
+                with suppress(Seen):
+                    run_on_copy(model, example)
     finally:
         for handle in handles:
             handle.remove()

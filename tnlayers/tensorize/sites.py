@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.name_patterns import matches
-from tnlayers.backend.observe import observe
+from tnlayers.backend.observe import observe, same_values
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
 from tnlayers.init.like import resolved
@@ -39,6 +39,7 @@ class LayerSite:
     new: Any = None
     error: float | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    inputs: list[tuple[int, int]] = field(default_factory=list)  # numbers of the run and of the input, for each call
     moments: Tensor | None = None
 
     @property
@@ -252,16 +253,22 @@ def watch(
     """Run the model, and call ``note`` with every input of every layer.
 
     Returns:
-        list[LayerSite]: in the order of their first calls; those without a call last.
+        list[LayerSite]: in the order of their first calls; those without a call last. Their ``inputs`` are noted.
     """
     watched = {site.module: site for site in sites}
     order: dict[nn.Module, int] = {}
+    number, run, last = -1, -1, None
 
     def see(layer: nn.Module, x: Tensor) -> None:
+        nonlocal number, last
         order.setdefault(layer, len(order))
+        number += not same_values(x, last)
+        watched[layer].inputs.append((run, number))
         note(watched[layer], x)
+        last = x  # stays alive, so that no other input gets its memory before the comparison
 
-    observe(model, watched, examples, see)
+    for run, example in enumerate(examples):  # noqa: B007  (see notes it)
+        observe(model, watched, [example], see)
     sites = sorted(sites, key=lambda site: order.get(site.module, len(order)))
     for site in sites:  # the error names the first layer called
         if site.moments is not None:
