@@ -33,7 +33,7 @@ from benchmarks.common.rows import RESULTS
 SVD, MATRICES = "svd", "matrices"
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     MATRICES: ("einsum", {"network": "i r, r o"}),  # the form of the truncated decomposition
-    **{name: (name, {}) for name in ("tucker", "tr", "tt", "blocktt")},
+    **{name: (name, {}) for name in ("tucker", "tr", "blocktt")},
 }
 BATCH = 32
 SHORTEST = 24  # words of a text below a summary

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tnlayers.backend.torch_state import own_precision
+from tnlayers.fitting.blocks import block_fit
 from tnlayers.fitting.gauge import level
 from tnlayers.fitting.matrices import matrix_fit
 from tnlayers.fitting.metric import as_metric, check
@@ -96,7 +97,7 @@ def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generato
     if is_large_sum(network, target):
         count = min(count, TERMS)
     if metric is None:
-        best = matrix_fit(network, target, generator)
+        best = matrix_fit(network, target, generator) or block_fit(network, target, generator)
         return balance(best) if best else race(Objective(network, target), starts(network, target, generator), count)
     inputs, channels = network.inputs, network.dense_shape[1]
     shape = network.shape(inputs)
@@ -107,6 +108,8 @@ def _fit(network: TensorNetwork, target: Tensor, metric: Tensor | None, generato
         axes = inputs + network.kernel
         return race(Objective(network, target, metric.reshape(2 * network.shape(axes)), axes), [cores], POLISH)
     (home, *others) = [k for k, core in enumerate(network.cores) if not set(core).isdisjoint(inputs)]
+    if best := block_fit(network, target, generator, metric):
+        return balance(best)
     if others:
         objective = Objective(network, target, metric.reshape(*shape, *shape), inputs)
         return race(objective, starts(network, target, generator), count)
