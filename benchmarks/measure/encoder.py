@@ -182,15 +182,15 @@ def measure(command: Command, model: nn.Module, tokenizer: Any, console: Console
 
 
 def main() -> None:
-    from transformers import AutoTokenizer, BertModel  # noqa: PLC0415  (of the extra `test`; takes long)
-
     console = Console(stderr=True)
     try:
         command = tyro.cli(Command)
-        command.check()
         check(command.out, "out")
+        command.check()
         if command.threads is not None:
             torch.set_num_threads(command.threads)
+        from transformers import AutoTokenizer, BertModel  # noqa: PLC0415  (of the extra `test`; takes long)
+
         model = BertModel.from_pretrained(command.model, add_pooling_layer=False).eval()
         tokenizer = AutoTokenizer.from_pretrained(command.model)
         rows = []
