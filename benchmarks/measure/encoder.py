@@ -9,7 +9,6 @@ decomposition of each weight, in as many parameters, is what one would do withou
 
 import ast
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -163,12 +162,14 @@ def measure(command: Command, model: nn.Module, tokenizer: Any, console: Console
     dense = sum(layer.weight.numel() for layer in linears(model))
     row = {"format": "dense", "calibrated": "", "keep": 1.0, "parameters": dense, "dense_parameters": dense}
     found, wanted = scores(model, None)
-    yield row | found | {"seconds": ""} | same
-    every = [(name, fitted, keep) for keep in command.keeps for name in (SVD, *command.formats) for fitted in (False, True)]
+    yield row | found | same
+    every = [
+        (name, fitted, keep) for keep in command.keeps for name in (SVD, *command.formats) for fitted in (False, True)
+    ]
     for name, fitted, keep in track(every, "encoder", console=console):
         if name == SVD and fitted:
             continue
-        twin, start = deepcopy(model), time.perf_counter()
+        twin = deepcopy(model)
         if name == SVD:
             parameters = truncate(twin, keep)
         else:
@@ -176,9 +177,8 @@ def measure(command: Command, model: nn.Module, tokenizer: Any, console: Console
             config = tnlayers.TensorizeConfig(form, rank=keep, options=options)
             report = tnlayers.tensorize_(twin, config, calibration=examples if fitted else None, progress=False)
             parameters = report.total("params")[1]
-        seconds = round(time.perf_counter() - start, 1)
         row |= {"format": name, "calibrated": fitted, "keep": keep, "parameters": parameters}
-        yield row | scores(twin, wanted)[0] | {"seconds": seconds} | same
+        yield row | scores(twin, wanted)[0] | same
 
 
 def main() -> None:

@@ -64,7 +64,9 @@ def test_with_a_metric_no_small_change_of_the_cores_lowers_the_error(text, monke
 def test_where_blocks_are_not_coupled_the_metric_gives_each_its_best_fit():
     network = TensorNetwork.parse(BLOCKTT)
     weight, whole = kernel(network), moments(network)
-    metric = as_metric(network, torch.block_diag(*(whole[k : k + 4, k : k + 4] for k in (0, 4, 8))), torch.device("cpu"))
+    metric = as_metric(
+        network, torch.block_diag(*(whole[k : k + 4, k : k + 4] for k in (0, 4, 8))), torch.device("cpu")
+    )
     cores = block_fit(network, weight.reshape(network.shape(network.dense_axes)), torch.Generator(), metric)
     rows = (weight @ torch.linalg.cholesky(metric)).reshape(2, 5, 3, 4).permute(0, 2, 1, 3)
     best = torch.linalg.svdvals(rows)[..., 2:].square().sum()
@@ -92,7 +94,7 @@ def test_a_rank_beyond_the_blocks_learns_in_both_cores():
     layer(torch.randn(7, 12, dtype=torch.float64)).square().sum().backward()
     for axes, core in zip(layer.network.cores, layer.cores, strict=True):
         bond = axes.index("r")
-        assert (core.detach().movedim(bond, 0)[4:].any() or core.grad.movedim(bond, 0)[4:].any())
+        assert core.detach().movedim(bond, 0)[4:].any() or core.grad.movedim(bond, 0)[4:].any()
 
 
 @pytest.mark.parametrize("text", ["i:4 r:2, r:2 o:5", "i1:3 i2:4 o1:2 r:2, r:2 i1:3 o1:2 s:2, s:2 o2:5"])

@@ -6,7 +6,8 @@ blocks have nothing else in common. So a truncated singular value decomposition 
 In a metric M of the inputs, blocks of the same outputs are coupled: an error in one can make up for that of another.
 With all blocks fixed but those of one shared input index i, the best unconstrained block is
 :math:`F_i + \sum_j E_j M_{ji} M_{ii}^{-1}`, where E is the error and F the fit so far. With :math:`M_{ii} = L L^\top`,
-the best one of a rank is the truncated decomposition of it times L, times :math:`L^{-1}`. Each such step lowers the error.
+the best one of a rank is the truncated decomposition of it times L, times :math:`L^{-1}`. Each such step lowers the
+error. Derived here.
 """
 
 import math
@@ -20,7 +21,7 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
 SWEEPS, TOLERANCE = 50, 5e-4
-"""Maximum number of sweeps over the shared inputs. They end when one lowers the squared error by less than this share."""
+"""Maximum number of sweeps over the shared inputs. They end when one lowers the squared error by a lesser share."""
 
 
 def block_fit(
@@ -28,8 +29,8 @@ def block_fit(
 ) -> list[Tensor] | None:
     """Return the cores of low error if two cores share dense axes and all bonds; None for other networks.
 
-    Without a metric the fit is the best there is. With one, the cores' other axes must be inputs in one core, and none in
-    the other. Memory: three times the kernel.
+    Without a metric the fit is the best there is. With one, the cores' other axes must be inputs in one core, and none
+    in the other. Memory: six times the kernel.
 
     Args:
         network: network to fit.
@@ -75,9 +76,7 @@ def block_fit(
     return [found[0], found[1]]
 
 
-def _sides(
-    network: TensorNetwork, weighted: bool
-) -> tuple[tuple[int, Axes], tuple[int, Axes], Axes, Axes] | None:
+def _sides(network: TensorNetwork, weighted: bool) -> tuple[tuple[int, Axes], tuple[int, Axes], Axes, Axes] | None:
     """Return the core of the inputs and the other, each with its own axes; the shared inputs; the other shared axes."""
     if len(network.cores) != 2 or not all(set(network.bonds) <= set(core) for core in network.cores):
         return None

@@ -38,10 +38,11 @@ def decompose(
 
     .. math:: \sum_{o, k} (W - W')_{o\,\cdot\,k}\, M\, (W - W')_{o\,\cdot\,k}^\top.
 
-    Kernels that are matrices between two cores get their best fit at once. Other trees and rings start from singular
-    value decompositions. Networks that are not trees have several starts. The alternating least squares never end above
-    the error of their start. Large kernels are multiplied in float32 but for the last sweeps. Long fits are logged to
-    ``logging.getLogger("tnlayers")`` at level INFO.
+    Kernels that are matrices between two cores, or consist of such blocks, get their best fit at once. With moments,
+    such blocks are fitted in turn. Other trees and rings start from singular value decompositions. Networks that are
+    not trees have several starts. The alternating least squares never end above the error of their start. Large kernels
+    are multiplied in float32 but for the last sweeps. Long fits are logged to ``logging.getLogger("tnlayers")`` at
+    level INFO.
 
     Memory, in float64: five times the kernel; per start twice the cores; the largest intermediate tensor, a kernel with
     an axis replaced by bonds; matrices of side ``DIRECT``, and of side ``SIDE`` in ``tnlayers.fitting.starts``. No Gram

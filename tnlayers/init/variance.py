@@ -38,9 +38,9 @@ than zeros make every tap real.
 borders :math:`T_{fwd}` is :math:`\prod K/s` and :math:`T_{bwd}` is :math:`\prod K`. In a linear layer both are 1.
 
 **The rule.** fan_in = :math:`C_{in}/g \cdot T_{fwd}`, fan_out = :math:`C_{out}/g \cdot T_{bwd}`, fan_avg their mean.
-The target is :math:`\mathrm{Var}(W) = gain^2 / fan`, or a given :math:`std^2`. (1) is solved for the :math:`\sigma_k`, either all equal (the
-paper's split) or such that all cores have the same expected norm. It is solved in logarithms, so a hundred cores do not
-overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
+The target is :math:`\mathrm{Var}(W) = gain^2 / fan`, or a given :math:`std^2`. (1) is solved for the
+:math:`\sigma_k`, either all equal (the paper's split) or such that all cores have the same expected norm. It is solved
+in logarithms, so a hundred cores do not overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
 """
 
 import math

@@ -124,11 +124,12 @@ def _fit(swap: Swap, sites: list[LayerSite], progress: Progress) -> None:
 
     if swap.batches:
         fitted: dict[nn.Module, nn.Module] = {}
-        key, sums = None, None
+        key: Any = None
         for site in sites:
             # Layers that get the same tensors, as the projections of attention, have the same moments.
             before, key = key, (site.inputs, replace(site.geometry, out_channels=site.geometry.in_channels))
-            sums = sums if key == before else _sums(swap, site, fitted)
+            if key != before:
+                sums = _sums(swap, site, fitted)
             plain, moments = _calibrated(site, sums)
             cls, arguments = site.layer
             site.new = _named(site, partial(cls.from_dense, plain, moments=moments, **arguments))

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.name_patterns import matches
-from tnlayers.backend.observe import observe, same_values
+from tnlayers.backend.observe import InputNumbers, observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
 from tnlayers.init.like import resolved
@@ -257,15 +257,12 @@ def watch(
     """
     watched = {site.module: site for site in sites}
     order: dict[nn.Module, int] = {}
-    number, run, last = -1, -1, None
+    run, number = -1, InputNumbers()
 
     def see(layer: nn.Module, x: Tensor) -> None:
-        nonlocal number, last
         order.setdefault(layer, len(order))
-        number += not same_values(x, last)
-        watched[layer].inputs.append((run, number))
+        watched[layer].inputs.append((run, number(x)))
         note(watched[layer], x)
-        last = x  # stays alive, so that no other input gets its memory before the comparison
 
     for run, example in enumerate(examples):  # noqa: B007  (see notes it)
         observe(model, watched, [example], see)
