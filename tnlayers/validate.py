@@ -1,9 +1,7 @@
 """Argument checks. Each error message gives the argument's name, its value and what is accepted."""
 
-import math
 import operator
 from collections.abc import Iterable, Sequence
-from numbers import Real
 from typing import Any
 
 
@@ -48,22 +46,6 @@ def integers(name: str, value: Any, length: int, minimum: int = 1, *, repeat: bo
     return (integer(name, value, minimum),) * length
 
 
-def positive(name: str, value: Any) -> float:
-    """Return ``value`` as a ``float`` above zero. Infinity and NaN are refused.
-
-    Example:
-        >>> positive("std", 0)
-        Traceback (most recent call last):
-            ...
-        ValueError: std is 0; it must be a positive number
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; it must be a positive number")
-    if not 0 < float(value) < math.inf:
-        raise ValueError(f"{name} is {value!r}; it must be a positive number")
-    return float(value)
-
-
 def choice(name: str, value: Any, accepted: Iterable[str]) -> str:
     """Return ``value`` if it is one of the ``accepted`` strings.
 
@@ -92,3 +74,19 @@ def boolean(name: str, value: Any, others: str = "") -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be True or False{others}")
     return value
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return ``value`` as a ``float`` of at least 0 and below 1.
+
+    Example:
+        >>> fraction("p", 1)
+        Traceback (most recent call last):
+            ...
+        ValueError: p is 1; it must be a number of at least 0 and below 1
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")
+    return float(value)

@@ -40,9 +40,9 @@ def test_without_a_metric_the_fit_is_the_best_there_is(text):
     sides = [torch.Size(network.shape(tuple(axes))).numel() for axes in (shared, first, second)]
     rank = torch.Size(network.shape(network.bonds)).numel()
     left_out = torch.linalg.svdvals(moved.reshape(sides))[:, rank:].square().sum().sqrt()
-    cores, error = decompose(network, weight)
-    assert [tuple(core.shape) for core in cores] == list(network.core_shapes)
-    assert abs(error - float(left_out / weight.norm())) < 1e-10
+    found = decompose(weight, network)
+    assert [tuple(core.shape) for core in found.cores] == list(network.core_shapes)
+    assert abs(found.error - float(left_out / weight.norm())) < 1e-10
 
 
 @pytest.mark.parametrize("text", LINEAR)
@@ -82,9 +82,9 @@ def test_the_metric_lowers_the_error_of_outputs_and_a_kernel_of_the_network_is_f
         missing = reconstruct(network, cores) - weight
         return float(((missing @ metric) * missing).sum())
 
-    assert error(decompose(network, weight, moments=metric)[0]) < error(decompose(network, weight)[0])
-    truth = reconstruct(network, decompose(network, weight)[0])
-    assert decompose(network, truth, moments=metric)[1] < 1e-6
+    assert error(decompose(weight, network, moments=metric).cores) < error(decompose(weight, network).cores)
+    truth = reconstruct(network, decompose(weight, network).cores)
+    assert decompose(truth, network, moments=metric).error < 1e-6
 
 
 def test_a_rank_beyond_the_blocks_learns_in_both_cores():

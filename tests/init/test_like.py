@@ -9,7 +9,7 @@ from torch import nn
 import tnlayers
 from cases import CASES
 from tnlayers import Init, TensorizeConfig, tensorize_
-from tnlayers.checkpoint.description import build, describe
+from tnlayers.layers.description import build, describe
 
 FORMATS = [name for name in tnlayers.FORMATS if name != "einsum"]
 
@@ -27,11 +27,11 @@ def test_a_kernel_has_the_standard_deviation_asked_for(case):
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
-        ({"std": 0}, ValueError, "std is 0; it must be a positive number"),
-        ({"std": float("nan")}, ValueError, "std is nan; it must be a positive number"),
-        ({"std": "like"}, TypeError, "std is 'like'; it must be a positive number"),
-        ({"std": True}, TypeError, "std is True; it must be a positive number"),
-        ({"std": 1, "mode": "fan_out"}, ValueError, "mode is 'fan_out', but std is 1.0, which alone says how large"),
+        ({"std": 0}, ValueError, "std is 0; it must be positive and finite"),
+        ({"std": float("nan")}, ValueError, "std is nan; it must be positive and finite"),
+        ({"std": "like"}, TypeError, "std is 'like'; it must be a number or None"),
+        ({"std": True}, TypeError, "std is True; it must be a number or None"),
+        ({"std": 1, "mode": "fan_out"}, ValueError, "mode is 'fan_out', but std is 1.0 and takes its place"),
         ({"std": 1, "nonlinearity": "tanh"}, ValueError, "nonlinearity is 'tanh', but std is 1.0"),
         ({"std": 1, "input_size": (8,)}, ValueError, r"input_size is \(8,\), but std is 1.0"),
     ],
@@ -80,6 +80,44 @@ def test_a_weight_without_a_size_stays_and_the_report_says_why():
             tnlayers.TRLinear.from_linear(linear, decompose=False, init="like")
     with pytest.raises(ValueError, match="linear is on the meta device and has no values; name another init"):
         tnlayers.TRLinear.from_linear(nn.Linear(8, 8, device="meta"), decompose=False, init="like")
+
+
+def test_embeddings_and_parametrized_weights_too():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "table": nn.Embedding(30, 16, padding_idx=1),
+            "attention": nn.MultiheadAttention(16, 2),
+            "normed": nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)),
+        }
+    ).double()
+    with torch.no_grad():
+        model["table"].weight.mul_(0.02)
+        model["attention"].in_proj_weight.mul_(0.1)
+    wanted = [model["table"].weight.norm(), model["attention"].in_proj_weight.norm(), model["normed"].weight.norm()]
+    config = TensorizeConfig(
+        "tr",
+        rank=0.5,
+        decompose=False,
+        init="like",
+        parametrize=True,
+        parametrized="fold",
+        kinds=["linear", "embedding"],
+    )
+    report = tensorize_(model, config)
+    assert {"table", "attention.in_proj_weight", "normed"} <= {*report.swapped}
+    found = [model["table"].weight.norm(), model["attention"].in_proj_weight.norm(), model["normed"].weight.norm()]
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0)
+
+
+def test_an_embedding_or_a_parameter_without_a_size_stays():
+    model = nn.ModuleDict({"table": nn.Embedding(30, 16), "attention": nn.MultiheadAttention(16, 2)})
+    nn.init.zeros_(model["table"].weight)
+    nn.init.zeros_(model["attention"].in_proj_weight)
+    config = TensorizeConfig("tr", decompose=False, init="like", parametrize=True, kinds=["linear", "embedding"])
+    report = tensorize_(model, config)
+    for name in ("table", "attention.in_proj_weight"):
+        assert report[name].reason.startswith("refused: init is 'like', but the weight of this layer is zero")
 
 
 def test_one_layer_and_small_half_precision_weights():

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 import tnlayers
 from cases import CASES, Case
 from tnlayers import FORMATS, Format, Init, TensorConv2d
-from tnlayers.checkpoint.description import _LATER, build, describe
 from tnlayers.layers import registry
+from tnlayers.layers.description import _LATER, build, describe
 from tnlayers.layers.registry import KINDS, layer_class
 
 

@@ -13,8 +13,8 @@ import tnlayers
 from networks import networks
 from tnlayers import Init, TensorizeConfig, tensorize_
 from tnlayers.backend.name_patterns import matches
+from tnlayers.fitting.cuts import cuts, estimate
 from tnlayers.ops.contraction import reconstruct
-from tnlayers.tensorize.rank_budget import cuts, estimate
 
 FULL = TensorizeConfig(
     "tt",
@@ -62,7 +62,7 @@ def test_dictionary_json_and_yaml_round_trips(config, tmp_path):
         ({"exclude": [3]}, "exclude has the pattern 3"),
         ({"exclude": ["re:("]}, "exclude has the pattern 're:(', which is no regular expression"),
         ({"min_params": -1}, "min_params is -1"),
-        ({"rank": "abc"}, "rank is 'abc'; it must be an integer, integers, or a keep ratio"),
+        ({"rank": "abc"}, "rank is 'abc'; it must be an integer, integers, a keep ratio in (0, 1], or 'vbmf'"),
         ({"rank": 0}, "rank is 0; it must be an integer >= 1"),
         ({"rank": 1.5}, "rank is 1.5; it must be a share in (0, 1]"),
         ({"memory": "none"}, "memory is 'none'; accepted: 'auto', 'low'"),

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from tnlayers.backend.views import permutation
-from tnlayers.fitting.matrices import PADDING
+from tnlayers.fitting.matrices import PADDING, truncated
 from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import Axes
 
@@ -54,7 +54,7 @@ def block_fit(
     blocks = target.permute(permutation(network.dense_axes, sum(layout, ()))).reshape(sizes)
     rank = math.prod(network.shape(network.bonds))
     if metric is None:
-        left, right = _truncated(blocks, rank)
+        left, right = truncated(blocks, rank)
     else:
         inputs = network.inputs
         shape = network.shape(inputs)
@@ -91,24 +91,13 @@ def _sides(network: TensorNetwork, weighted: bool) -> tuple[tuple[int, Axes], tu
     return (first, own[first]), (1 - first, own[1 - first]), *shared
 
 
-def _truncated(blocks: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return factors (..., rows, rank) and (..., rank, columns) of the best fits to matrices, equal in norm."""
-    tall = blocks.shape[-2] > blocks.shape[-1]
-    wide = blocks.mT if tall else blocks
-    vectors = torch.linalg.eigh(wide @ wide.mT)[1].flip(-1)[..., :rank]
-    others = vectors.mT @ wide
-    scale = others.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(blocks.dtype).tiny).sqrt()
-    sides = vectors * scale.mT, others / scale
-    return (sides[1].mT, sides[0].mT) if tall else sides
-
-
 def _weighted(blocks: Tensor, metric: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return factors of blocks (inputs, shared, rows, columns) of low error in a metric of (inputs, columns)."""
     count, shared, rows, width = blocks.shape
     factors = torch.linalg.cholesky(metric.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
 
     def best(wanted: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = _truncated(wanted @ factor, rank)
+        left, right = truncated(wanted @ factor, rank)
         return left, torch.linalg.solve_triangular(factor.mT, right.mT, upper=True).mT
 
     left, right = best(blocks, factors[:, None])

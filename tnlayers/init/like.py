@@ -39,14 +39,22 @@ def like(weight: Tensor, name: str) -> Init:
     return Init(std=std)
 
 
-def resolved(arguments: Mapping[str, Any], weight: Tensor, name: str) -> dict[str, Any]:
-    """Return a layer's keyword arguments with an ``init`` of 'like' replaced by ``like``.
+def resolved(arguments: Mapping[str, Any], dense: Any, name: str) -> dict[str, Any]:
+    """Return a layer's keyword arguments with an ``init`` of 'like' replaced by ``like`` of a plain layer's weight.
+
+    The row of an embedding's ``padding_idx`` does not count.
 
     Example:
-        >>> resolved({"init": "fan_in"}, torch.ones(2, 2), "linear")
+        >>> linear = torch.nn.Linear(2, 2)
+        >>> resolved({"init": "fan_in"}, linear, "linear")
         {'init': 'fan_in'}
-        >>> resolved({"init": "like"}, torch.ones(2, 2), "linear")["init"].std
-        1.0
+        >>> torch.nn.init.ones_(linear.weight)[0, 0].item(), resolved({"init": "like"}, linear, "linear")["init"].std
+        (1.0, 1.0)
     """
     found = arguments.get("init")
-    return {**arguments, "init": like(weight, name)} if isinstance(found, str) and found == LIKE else dict(arguments)
+    if not (isinstance(found, str) and found == LIKE):
+        return dict(arguments)
+    weight, padding = dense.weight.detach(), getattr(dense, "padding_idx", None)
+    if padding is not None and len(weight) > 1:
+        weight = torch.cat([weight[:padding], weight[padding + 1 :]])
+    return {**arguments, "init": like(weight, name)}

@@ -45,7 +45,7 @@ in logarithms, so a hundred cores do not overflow. With one core and stride 1 th
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch.nn.init import calculate_gain
 
@@ -88,8 +88,8 @@ class Init:
         typical: make the mean logarithm of the gain zero over smooth rectified inputs, instead of the logarithm of the
             mean, which is larger. Estimated from random inputs at each draw.
         input_size: spatial size of the layer's input. If given, taps at the border are counted exactly.
-        std: standard deviation of the kernel's entries, in place of the one that follows from mode, nonlinearity, param
-            and input_size. These must then have their defaults.
+        std: standard deviation of the kernel's entries, in place of the rule of mode, nonlinearity, param and
+            input_size, which must then have their defaults.
 
     Raises:
         TypeError, ValueError: an argument is not as above. The message names it.
@@ -102,7 +102,7 @@ class Init:
     (``benchmarks/measure/depth.py``). The rule of Pan et al. alone is right on average. But the mean logarithm of a
     fluctuating gain is below the logarithm of its mean, and after rectifiers signals are neither white nor centred. The
     default split mostly needs fewer training steps with batch normalisation (``benchmarks/measure/convergence.py``).
-    ``init="paper"`` is the rule of Pan et al. alone.
+    ``init="paper"`` is the rule of Pan et al. alone. ``init="unit"`` gives the kernel's entries the std 1.
     """
 
     mode: str = "fan_in"
@@ -132,13 +132,17 @@ class Init:
             length = len(self.input_size) if isinstance(self.input_size, Sequence) else 1
             object.__setattr__(self, "input_size", validate.integers("input_size", self.input_size, length))
         if self.std is not None:
-            object.__setattr__(self, "std", validate.positive("std", self.std))
-            for each in fields(self):
-                if each.name in SCALE and getattr(self, each.name) != each.default:
-                    raise ValueError(
-                        f"{each.name} is {getattr(self, each.name)!r}, but std is {self.std!r}, which alone says how "
-                        f"large the kernel is; {each.name} must be {each.default!r}, its default"
-                    )
+            self._check_std()
+
+    def _check_std(self) -> None:
+        if isinstance(self.std, bool) or not isinstance(self.std, int | float):
+            raise TypeError(f"std is {self.std!r}; it must be a number or None")
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"std is {self.std!r}; it must be positive and finite")
+        object.__setattr__(self, "std", float(self.std))
+        for name in SCALE:
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise ValueError(f"{name} is {value!r}, but std is {self.std!r} and takes its place; give one of them")
 
     @classmethod
     def of(cls, value: "str | Init") -> "Init":
@@ -166,8 +170,12 @@ class Init:
             raise ValueError(f"nonlinearity is {self.nonlinearity!r}; accepted: {accepted}") from None
 
 
-PRESETS = {"paper": Init(distribution="normal", split="equal", exact=False)}
-"""Complete initialisations by name. 'paper': the rule of Pan et al. 2022 alone."""
+PRESETS = {
+    "paper": Init(distribution="normal", split="equal", exact=False),
+    "unit": Init(exact="white", std=1.0),
+}
+"""Complete initialisations by name. 'paper': the rule of Pan et al. 2022 alone. 'unit': standard deviation 1, that of
+torch's embeddings."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ class Variance:
         std: standard deviation of each core's entries, in the network's order.
         fan_in, fan_out: fans of the geometry.
         fan: fan selected by the mode.
-        gain: gain of the nonlinearity; with ``Init.std``, the gain that gives this standard deviation.
+        gain: gain of the nonlinearity; if ``Init`` has a std, the gain that amounts to it, std * sqrt(fan).
         weight_std: expected standard deviation of the dense kernel's entries, gain / sqrt(fan).
 
     Example:
