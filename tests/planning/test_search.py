@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tnlayers
-from cases import FAMILIES
+from cases import CASES, FAMILIES
 from networks import networks
 from tnlayers import Geometry, TensorNetwork
 from tnlayers.backend.rate_tables import rates_of
@@ -204,3 +204,23 @@ def test_images_without_rows_or_columns(layer, strategy):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         found.sum().backward()
         assert all(core.grad is not None for core in ours.cores)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_cheap_bound_is_below_the_other_and_changes_no_path(case, monkeypatch):
+    """Paths come out in the same order as when the search bounds every step by all of its options at once."""
+    layer = case.make(device="meta")
+    where = search_space.space_of(layer.network, layer.geometry)
+    size = tuple(max(9, span) for span in layer.geometry.spans)
+
+    def search() -> Search:
+        return Search(where, Setting(3, size), rates_of("cpu", "float32"))
+
+    found = search()
+    for absorbed in {0, *where.tensors()} - {where.all}:
+        for tensor in where.tensors():
+            if not tensor & absorbed:
+                assert found.bound(absorbed, tensor) <= found.pricing.least(absorbed, tensor)
+    paths = list(itertools.islice(search(), 8))
+    monkeypatch.setattr(Search, "_bound", lambda self, *step: self.pricing.least(*step))
+    assert list(itertools.islice(search(), 8)) == paths

@@ -15,6 +15,9 @@ from tnlayers import Init, TensorizeConfig, tensorize_
 from tnlayers.backend.name_patterns import matches
 from tnlayers.fitting.cuts import cuts, estimate
 from tnlayers.ops.contraction import reconstruct
+from tnlayers.tensorize.flops import fewest_flops
+from tnlayers.tensorize.new_layers import _candidate
+from tnlayers.tensorize.sites import LayerSite
 
 FULL = TensorizeConfig(
     "tt",
@@ -123,6 +126,22 @@ def test_a_budget_of_parameters_is_kept_and_used(name, decompose):
     report = tensorize_(net(), config, dry_run=True)
     before, after = report.total("params")
     assert 0.75 * share * before < after <= share * before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_budget_tries_the_networks_and_flops_of_the_layers(name):
+    """Of the layers that would be made, for a rank that a search tries."""
+    for module, size in ((nn.Conv2d(8, 16, 3, groups=2), (6, 6)), (nn.Linear(16, 12), ())):
+        site = LayerSite(module, ("0",), [], shapes=[(4, module.weight.shape[1] * getattr(module, "groups", 1), *size)])
+        site.settings = {"format": name, "options": {}, "decompose": False, "rank": None}
+        candidate = _candidate(site, "flops")
+        for rank in (1, 2, 0.9):
+            network, free = candidate.build(rank)
+            layer = site.make(rank)
+            assert network == layer.network
+            assert free == layer.rank
+            assert candidate.build(free)[0] == network
+            assert candidate.cost(network) == fewest_flops(layer, site.shapes, "cpu")
 
 
 def test_a_budget_of_flops_is_kept():

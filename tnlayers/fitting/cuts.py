@@ -104,7 +104,8 @@ def _raised(network: TensorNetwork, free: Sequence[str], needs: Sequence[tuple[A
         fixed = math.prod(network.sizes[bond] for bond in bonds if bond not in sizes)
         while raised and fixed * math.prod(sizes[bond] for bond in raised) < needed:
             sizes[min(raised, key=sizes.__getitem__)] += 1
-    return network.resize(sizes)
+    # A network checks its axes and sizes, so none is made if nothing changed.
+    return network if all(network.sizes[bond] == size for bond, size in sizes.items()) else network.resize(sizes)
 
 
 def by_energy(network: TensorNetwork, free: Sequence[str], kernel: Tensor, energy: float) -> dict[str, int]:

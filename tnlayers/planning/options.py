@@ -65,9 +65,9 @@ class Contractions:
 
     def _lefts(self, tensor: CoreMask) -> list[int]:
         """Return one part of each split of a set: into two sets of ``space.tensors``, or else as the cores merge."""
+        lowest, others, known = tensor & -tensor, ~tensor, self.space.known()
         sets = self.space.tensors()
-        known, lowest = frozenset(sets), tensor & -tensor
-        found = [part for part in sets if part & lowest and part & tensor == part != tensor and tensor & ~part in known]
+        found = [part for part in sets if not part & others and part & lowest and tensor & ~part in known]
         return found or [self.space.halve(tensor)]
 
     def pairs(self, tensor: CoreMask, cores: Sequence[int]) -> list[tuple[int, int]]:
@@ -130,7 +130,7 @@ class Pricing:
         )
         self.length, self.sizes = cache(self._length), cache(self._sizes)
         self.kinds, self.ways = cache(self._kinds), cache(self._ways)
-        self.least, self.ahead = cache(self._least), cache(self._ahead)
+        self.entries, self.ahead, self.least = cache(self._entries), cache(self._ahead), cache(self._least)
         self.form = FORM_OF[geometry.ndim]
         self.floor = floor(self.mode, (self.form, TRANSPOSED) if geometry.transposed else (self.form,))
 
@@ -139,9 +139,13 @@ class Pricing:
         sizes = self.sizes(absorbed, tensor)
         size = (sizes.x + sizes.y + sizes.weight) * self.itemsize
         step = min(self.mode[kind].seconds(work, size) for *_, kind, work in self.kinds(absorbed, tensor))
-        return self.contractions.of(tensor)[1].seconds + self._call(tensor) + step
+        return self.contractions.of(tensor)[1].seconds + self.call(tensor) + step
 
-    def _call(self, tensor: CoreMask) -> float:
+    def _entries(self, absorbed: CoreMask) -> int:
+        """Return the number of entries of ``x`` after it absorbed some cores."""
+        return self.setting.batch * self.space.volume(self.space.x_axes(absorbed)) * self.length(absorbed)
+
+    def call(self, tensor: CoreMask) -> float:
         """Return the seconds of a contraction beside its steps."""
         return self.mode[CONTRACT].call if tensor & (tensor - 1) and self.setting.mode != "cached" else 0.0
 
@@ -149,13 +153,12 @@ class Pricing:
         """Return a lower bound of the remaining seconds: one more step, which reads ``x`` and writes the output."""
         if absorbed == (space := self.space).all:
             return 0.0
-        entries = sum(space.volume(space.x_axes(state)) * self.length(state) for state in (absorbed, space.all))
-        return self.floor.seconds(0, self.setting.batch * entries * self.itemsize)
+        return self.floor.seconds(0, (self.entries(absorbed) + self.entries(space.all)) * self.itemsize)
 
     def seconds(self, absorbed: CoreMask, option: PathStep) -> float:
         """Return the seconds that a step adds to a path, its weight's contraction included."""
         weights, cost = self.contractions.of(option.cores)[1], option.cost
-        seconds = weights.seconds + cost.seconds + self._call(option.cores)
+        seconds = weights.seconds + cost.seconds + self.call(option.cores)
         if not self.thrifty:
             return seconds
         again = 0.0 if absorbed | option.cores == self.space.all else cost.forward
@@ -165,9 +168,11 @@ class Pricing:
         """Return a path with its costs here; None if torch computes one of its steps in another way here."""
         absorbed, options, total = 0, [], 0.0
         for option in path:
-            if (option.op, option.source, option.target) not in self.ways(absorbed, option.cores):
+            way = option.op, option.source, option.target
+            if way not in self.ways(absorbed, option.cores):
                 return None
-            here = self._priced(absorbed, option)
+            kind, cost, part = self._priced(absorbed, option.cores, way, option.moved, option.tail)
+            here = option._replace(kind=kind, cost=cost, part=part)
             options.append(here)
             total += self.seconds(absorbed, here)
             absorbed |= option.cores
@@ -179,7 +184,8 @@ class Pricing:
         dense, final = tensor == space.all, absorbed | tensor == space.all
         classes = (0, 0, space.x_axes(0), 0) if dense else roles[:3]
         straight = axes if dense else refine(axes, classes)
-        for op, source, target in self.ways(absorbed, tensor):
+        for way in self.ways(absorbed, tensor):
+            op, source, target = way
             # A copy reorders the axes of x if necessary. It may also just change channels last to channels first.
             order = straight if source == layout else None
             if order is None and LAST in (source, target) and not (source == layout != target or not self.places):
@@ -193,8 +199,8 @@ class Pricing:
                 kept = tuple(part for part in before if not part & roles.summed)
                 result = (*kept, roles.new) if roles.new else kept
             tail = final and (target != self.setting.layout or refine(result, space.outputs) is None)
-            made = PathStep(tensor, op, "", source, target, order is None, tail, before, result, FREE, 0.0)
-            yield self._priced(absorbed, made)
+            kind, cost, part = self._priced(absorbed, tensor, way, order is None, tail)
+            yield PathStep(tensor, op, kind, source, target, order is None, tail, before, result, cost, part)
 
     def _kinds(self, absorbed: CoreMask, tensor: CoreMask) -> list[tuple[str, str, str, str, int]]:
         """Return the operations for a step: op, source and target layout, row of the rate table, FLOPs.
@@ -239,16 +245,17 @@ class Pricing:
             for op, source, target, kind, work in self.kinds(absorbed, tensor)
         }
 
-    def _priced(self, absorbed: CoreMask, option: PathStep) -> PathStep:
-        """Return an option with its row of the rate table and its cost, copies included."""
-        kind, cost = self.ways(absorbed, option.cores)[option.op, option.source, option.target]
-        _, x, y, weight, _ = self.sizes(absorbed, option.cores)
-        for moving, entries in ((option.moved, x), (option.tail, y)):
+    def _priced(
+        self, absorbed: CoreMask, tensor: CoreMask, way: tuple[str, str, str], moved: bool, tail: bool
+    ) -> tuple[str, Cost, float]:
+        """Return an option's row of the rate table, its cost with copies, and its part, see ``PathStep``."""
+        kind, cost = self.ways(absorbed, tensor)[way]
+        _, x, y, weight, _ = self.sizes(absorbed, tensor)
+        for moving, entries in ((moved, x), (tail, y)):
             if moving:
                 cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
                 cost = _sum(cost, self._fresh(entries, entries))
-        part = self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
-        return option._replace(kind=kind, cost=cost, part=part)
+        return kind, cost, self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
 
     def _length(self, absorbed: CoreMask) -> int:
         """Return the positions per image after ``x`` absorbed some cores."""
@@ -261,10 +268,10 @@ class Pricing:
         channels = space.channels(absorbed, tensor)
         folded, groups, summed, new = channels
         before, after = self.length(absorbed), self.length(absorbed | tensor)
-        taps = space.volume(space.roles(absorbed, tensor).kernel)
+        taps = space.taps(tensor)
         # Every tap is multiplied at each input position of a transposed convolution, else at each output position.
-        flops = 2 * batch * math.prod(channels) * taps * (before if space.geometry.transposed else after)
-        x, y = (batch * folded * groups * one * length for one, length in ((summed, before), (new, after)))
+        flops = 2 * batch * folded * groups * summed * new * taps * (before if space.geometry.transposed else after)
+        x, y = batch * folded * groups * summed * before, batch * folded * groups * new * after
         return StepSizes(channels, x, y, groups * summed * new * taps, flops)
 
     def _cost(self, kind: str, flops: int, entries: int, work: int) -> Cost:
@@ -277,6 +284,8 @@ class Pricing:
     def _fresh(self, made: int, gradient: int) -> Cost:
         """Return the cost of allocating a large result and, in the backward, a large gradient."""
         large, each = self.rates.large, self.rates.fault * self.itemsize
+        if max(made, gradient) * self.itemsize <= large:
+            return FREE
         forward = made * each if made * self.itemsize > large else 0.0
         training = self.setting.mode == "train" and gradient * self.itemsize > large
         return Cost(forward + (gradient * each if training else 0.0), forward, 0, 0)

@@ -15,6 +15,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from itertools import count
 
 from tnlayers.backend.rates import Rates
@@ -25,6 +26,9 @@ from tnlayers.planning.setting import Setting
 
 WORK = 320
 """Maximum number of pairs (absorbed cores, next cores) in an exact search: some 10 ms. Measured."""
+
+WAYS = 2
+"""Maximum number of ways to a state that are followed: a third, costlier one gives no runner-up."""
 
 MANY = 16, 48
 """Numbers of cores and axes above which WORK is reduced, because each pair takes longer."""
@@ -77,6 +81,7 @@ class Search:
         self.limit = math.inf
         self._priced: set[tuple[int, int]] = set()
         self._beam = Counter[int]()
+        self.bound = cache(self._bound)
 
     def __iter__(self) -> Iterator[Path]:
         """Yield every path, the cheapest first; after WORK pairs, only some."""
@@ -85,30 +90,49 @@ class Search:
         # far; the state; the options that led to it; and the cores to absorb next, 0 if not yet chosen.
         heap: list[_Entry] = [(0.0, next(ties), 0.0, (0, self.setting.layout, space.inputs), (), 0)]
         seen = Counter[_State]()
-        steps: dict[tuple[_State, int], list[tuple[float, PathStep]]] = {}
+        steps: dict[tuple[_State, int], list[tuple[float, PathStep, _State]]] = {}
         while heap:
-            turn, _, seconds, state, options, tensor = heapq.heappop(heap)
+            turn, tie, seconds, state, options, tensor = heapq.heappop(heap)
             absorbed = state[0]
             if turn > self.limit:
                 return
             if absorbed == space.all:
                 yield Path(options, seconds)
             elif tensor:
+                after = absorbed | tensor
+                later = pricing.ahead(after)
+                if (least := seconds + pricing.least(absorbed, tensor) + later) > turn:
+                    heapq.heappush(heap, (least, tie, seconds, state, options, tensor))
+                    continue
                 if (state, tensor) not in steps:
                     found = pricing.options(absorbed, tensor, *state[1:])
-                    steps[state, tensor] = [(pricing.seconds(absorbed, option), option) for option in found]
-                later = pricing.ahead(absorbed | tensor)
-                for step, option in steps[state, tensor]:
-                    reached = absorbed | tensor, self.setting.layout if option.tail else option.target, option.after
-                    entry = seconds + step + later, next(ties), seconds + step, reached, (*options, option), 0
-                    heapq.heappush(heap, entry)
-            else:
+                    steps[state, tensor] = [
+                        (
+                            pricing.seconds(absorbed, option),
+                            option,
+                            (after, self.setting.layout if option.tail else option.target, option.after),
+                        )
+                        for option in found
+                    ]
+                for step, option, reached in steps[state, tensor]:
+                    if seen[reached] < WAYS:
+                        so_far = seconds + step
+                        entry = so_far + later, next(ties), so_far, reached, (*options, option), 0
+                        heapq.heappush(heap, entry)
+            elif seen[state] < WAYS:
                 seen[state] += 1
-                if seen[state] > 2:  # a third, costlier way to a state gives no runner-up
-                    continue
                 for following in self._free(absorbed, len(options)):
-                    turn = seconds + pricing.least(absorbed, following) + pricing.ahead(absorbed | following)
+                    turn = seconds + self.bound(absorbed, following) + pricing.ahead(absorbed | following)
                     heapq.heappush(heap, (turn, next(ties), seconds, state, options, following))
+
+    def _bound(self, absorbed: CoreMask, tensor: CoreMask) -> float:
+        """Return a lower bound of ``Pricing.least`` that needs no roles of axes: all at the lowest rates."""
+        space, pricing, after = self.space, self.pricing, absorbed | tensor
+        places = pricing.length(absorbed if space.geometry.transposed else after)
+        flops = 2 * self.setting.batch * space.volume(space.x_axes(absorbed) | space.weight_axes(tensor)) * places
+        size = (pricing.entries(absorbed) + pricing.entries(after)) * pricing.itemsize
+        step = pricing.floor.seconds(flops, size)
+        return pricing.contractions.of(tensor)[1].seconds + pricing.call(tensor) + step
 
     def _free(self, absorbed: CoreMask, number: int) -> list[int]:
         """Return the sets of cores that the next step may absorb; after WORK pairs, only those in the beam."""
@@ -130,5 +154,5 @@ class Search:
             others = heapq.nsmallest(share, others, key=lambda tensor: space.volume(space.x_axes(absorbed | tensor)))
             self._beam[level] += len(others)
             free = always + others
-        self._priced.update((absorbed, tensor) for tensor in free)
+        self._priced.update([(absorbed, tensor) for tensor in free])
         return free

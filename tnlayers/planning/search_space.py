@@ -99,9 +99,10 @@ class SearchSpace:
         self.volume = cache(self._volume)
         self.weight_axes = cache(self._weight_axes)
         self.x_axes = cache(self._x_axes)
-        self.roles = cache(self._roles)
+        self.roles, self.channels = cache(self._roles), cache(self._channels)
         self.singles = [1 << k for k in range(len(self.cores))]
         self.tensors, self.coarse, self.merges = cache(self._tensors), cache(self._coarse), cache(self._merges)
+        self.known = cache(lambda: frozenset(self.tensors()))
         self._every = self._connected()
         self.exact = self._every is not None
 
@@ -204,12 +205,18 @@ class SearchSpace:
         w &= ~kernel
         return Roles(x & ~w, x & w & y, x & w & ~y, w & ~x, kernel)
 
-    def channels(self, absorbed: CoreMask, tensor: CoreMask) -> Channels:
+    def taps(self, tensor: CoreMask) -> int:
+        """Count the taps of a step's kernel axes."""
+        return self.volume(self.weight_axes(tensor) & self.ends[2])
+
+    def _channels(self, absorbed: CoreMask, tensor: CoreMask) -> Channels:
         """Count the channels of a step by role. Groups of the dense kernel need not be an axis."""
         if tensor == self.all:
             groups = self.geometry.groups
             return Channels(1, groups, self.geometry.in_channels // groups, self.geometry.out_channels // groups)
-        return Channels(*(self.volume(role) for role in self.roles(absorbed, tensor)[:4]))
+        folded, groups, summed, new, _ = self.roles(absorbed, tensor)
+        volume = self.volume
+        return Channels(volume(folded), volume(groups), volume(summed), volume(new))
 
     def axes(self, mask: AxisMask) -> Axes:
         """Return the names of a set of axes."""

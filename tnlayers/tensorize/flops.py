@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from tnlayers.execution.executor import LayerExecutor
 from tnlayers.layers.base import TensorLayer
+from tnlayers.planning.choose import parse, plan
 from tnlayers.spec.geometry import Geometry
+from tnlayers.spec.network import TensorNetwork
 
 
 def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
@@ -27,13 +28,21 @@ def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
     return total
 
 
-def fewest_flops(layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: str) -> int:
+def fewest_flops(
+    layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: str, network: TensorNetwork | None = None
+) -> int:
     """Return a tensor layer's FLOPs: those of its own plan or of a 'factorized' one, whichever has fewer.
 
-    Plans are made for the kind of device given, since the layer may still be on the meta device.
+    Plans are made for the kind of device given, since the layer may still be on the meta device. With ``network``, they
+    are those of a layer that differs in its network alone.
     """
-    executors = [layer._executor]
+    network = layer.network if network is None else network
+    strategies = [layer.strategy]
     with suppress(ValueError):  # groups may cut through a factor
-        executors.append(LayerExecutor(layer.network, layer.geometry, "factorized", layer.memory))
+        parse("factorized", network, layer.geometry)
+        strategies.append("factorized")
     settings = [replace(layer._setting(shape), device=device) for shape in shapes]
-    return sum(min(executor.plan(setting).flops for executor in executors) for setting in settings)
+    return sum(
+        min(plan(network, layer.geometry, setting, strategy, layer.memory).flops for strategy in strategies)
+        for setting in settings
+    )

@@ -202,11 +202,14 @@ def _calibrated(site: LayerSite, found: tuple[Tensor, Tensor] | None) -> tuple[n
 def _candidate(site: LayerSite, what: str) -> Candidate:
     # Of a zero kernel, as of a drawn one, only the size is known.
     kernel = _weighted(site) if site.settings["decompose"] and site.kernel.any() else None
+    layer = site.make(1)  # the layers of other ranks have another network, and all else from this one
+    inputs, outputs = map(layer.network.shape, (layer.network.inputs, layer.network.outputs))
+    build = partial(layer.format.build, inputs, outputs, layer.geometry.kernel_size)
     if what == "params":
-        return Candidate(site.make, lambda layer: layer.network.num_params, site.weight.numel(), kernel)
+        return Candidate(build, lambda network: network.num_params, site.weight.numel(), kernel)
     dense = dense_flops(site.geometry, site.shapes)
     device = site.weight.device.type
-    return Candidate(site.make, lambda layer: fewest_flops(layer, site.shapes, device), dense, kernel)
+    return Candidate(build, lambda network: fewest_flops(layer, site.shapes, device, network), dense, kernel)
 
 
 def _weighted(site: LayerSite) -> Tensor:

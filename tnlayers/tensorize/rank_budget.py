@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tnlayers.fitting.cuts import cuts, estimate, reach
-from tnlayers.layers.base import TensorLayer
+from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.rank import Rank
 
 LEVELS = tuple(0.95**k for k in range(1, 136))
@@ -21,17 +21,17 @@ KEEPS = tuple(0.9**k for k in range(66))
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer whose ranks are to be chosen.
+    """A layer whose ranks are to be chosen. Networks stand for layers, which take far longer to make.
 
     Attributes:
-        make: makes the tensor layer of a rank, without values.
-        cost: returns a tensor layer's cost in parameters or FLOPs.
+        build: returns the network of a rank, and the sizes of its free bonds.
+        cost: returns a network's cost in parameters or FLOPs.
         dense_cost: cost of the plain layer.
         kernel: kernel in the order of the network's axes; None for a layer that is not fitted.
     """
 
-    make: Callable[[Rank], TensorLayer]
-    cost: Callable[[TensorLayer], float]
+    build: Callable[[Rank], tuple[TensorNetwork, dict[str, int]]]
+    cost: Callable[[TensorNetwork], float]
     dense_cost: float
     kernel: Tensor | None = None
 
@@ -95,10 +95,10 @@ def _too_small(share: float, limit: float, least: float) -> str:
 
 def _fitting(candidate: Candidate, keep: float) -> _Rung:
     try:
-        layer = candidate.make(keep)
+        network, rank = candidate.build(keep)
     except ValueError:  # too small a ratio for this network
-        layer = candidate.make(1)
-    return _Rung(candidate.cost(layer), 0.0, dict(layer.rank))
+        network, rank = candidate.build(1)
+    return _Rung(candidate.cost(network), 0.0, rank)
 
 
 def _ladder(candidate: Candidate) -> list[_Rung]:
@@ -106,14 +106,14 @@ def _ladder(candidate: Candidate) -> list[_Rung]:
     if candidate.kernel is None:  # only its size is known
         tried = [_fitting(candidate, keep)._replace(error=1 - keep) for keep in reversed(KEEPS)]
     else:
-        layer = candidate.make(1)
-        free, network, tried = [*layer.rank], layer.network, []
+        network, free = candidate.build(1)
+        tried = []
         found = cuts(network, candidate.kernel)
         for level in (1.0, *LEVELS):
-            network = reach(network, free, found, level)
+            network = reach(network, [*free], found, level)
             rank = {bond: network.sizes[bond] for bond in free}
             if not tried or rank != tried[-1].rank:
-                tried.append(_Rung(candidate.cost(candidate.make(rank)), estimate(network, found), rank))
+                tried.append(_Rung(candidate.cost(candidate.build(rank)[0]), estimate(network, found), rank))
     plain = _Rung(candidate.dense_cost, 0.0, None)
     rungs: list[_Rung] = []
     for rung in (*tried, plain):
