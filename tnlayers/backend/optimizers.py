@@ -14,7 +14,7 @@ GRADIENTS = {"momentum_buffer", "exp_avg", "grad_avg"}
 SQUARES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
 """Names of buffers that are sums of squared gradients."""
 STEPS = {"momentum_buffer"}
-"""Names of buffers that are sums of steps instead, which are no gradients, if the optimizer divides by SQUARES first."""
+"""Names of buffers that are sums of steps instead of gradients if the optimizer divides by SQUARES first."""
 
 
 def check_exchange(optimizer: Any, parameters: Sequence[Tensor]) -> None:
