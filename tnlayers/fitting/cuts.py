@@ -69,7 +69,7 @@ def _unfolded(network: TensorNetwork, kernel: Tensor, measure: Callable[[Tensor]
             continue
         if (side := math.prod(network.shape(rows))) > LARGEST_SIDE:
             raise ValueError(
-                f"an unfolding of the kernel has sides of at least {side}, of which an energy or budget needs "
+                f"an unfolding of the kernel has sides of at least {side}, of which an energy, a budget or vbmf needs "
                 f"the singular values; at most {LARGEST_SIDE} are taken, so give this layer a rank"
             )
         unfolding = frozenset(rows + blocks)

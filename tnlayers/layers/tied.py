@@ -65,6 +65,18 @@ class TiedLinear(ExecutableModule):
             self.register_parameter("bias", None)
 
     @property
+    def _executor(self) -> LayerExecutor:  # type: ignore[override]
+        """The plans, of the embedding's present ranks."""
+        source = self.embedding.network if isinstance(self.embedding, TensorTable) else self._planned[0]
+        if source is not self._planned[0]:
+            self._executor = self._planned[1].anew(network=_exchanged(source))
+        return self._planned[1]
+
+    @_executor.setter
+    def _executor(self, executor: LayerExecutor) -> None:
+        self._planned = self.embedding.network, executor
+
+    @property
     def in_features(self) -> int:
         """Size of the embedding's rows."""
         return int(self.embedding.embedding_dim)
@@ -116,7 +128,7 @@ class TiedLinear(ExecutableModule):
         if input.is_nested:
             return F.linear(input, self.weight, self.bias)
         x = input.reshape(self._batched(input.shape))
-        y = self._executor(x, self._listed(), None, self.training)[:, : self.out_features]
+        y = self._executor(x, self.embedding._thinned(self._listed()), None, self.training)[:, : self.out_features]
         if self.embedding.padding_idx is not None:
             row: Tensor = self.embedding.padding_row
             here = torch.arange(self.out_features, device=y.device) == int(self.embedding.padding_idx)

@@ -223,7 +223,8 @@ def _measure(model: nn.Module, pruned: Mapping[str, _Pruned], batches: Iterable[
 
 def _loss(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise TypeError(f"loss returned {value!r}; it must return a tensor with one entry")
+        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"loss returned {shown}; it must return a tensor with one entry")
     if not value.requires_grad:
         raise ValueError("loss returned a tensor without a gradient; it must call the model, without no_grad")
     return value
