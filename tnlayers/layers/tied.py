@@ -65,7 +65,7 @@ class TiedLinear(ExecutableModule):
             self.register_parameter("bias", None)
 
     @property
-    def _executor(self) -> LayerExecutor:  # type: ignore[override]
+    def _executor(self) -> LayerExecutor:
         """The plans, of the embedding's present ranks."""
         source = self.embedding.network if isinstance(self.embedding, TensorTable) else self._planned[0]
         if source is not self._planned[0]:
