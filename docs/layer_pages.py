@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import tnlayers
+from tnlayers.layers.registry import KIND_NAMES
 
-KINDS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")
+KINDS = tuple(KIND_NAMES)
 
 
 def write(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The table of cases: every registered format, at rank 2 if it has no row here."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import tnlayers
@@ -85,3 +86,37 @@ CASES = [
     for arguments in _ANY.get(name, [{"rank": 2}])[: None if kind in ("Conv2d", "Linear") else 1]
 ]
 CASES += [Case(*row) for row in _ONE]
+
+TABLES = ("Embedding", "EmbeddingBag")
+"""What layers a format has whose inputs are indices."""
+
+# 23 rows have no factors, and are padded where the format splits.
+_VOCABULARIES: list[dict[str, Any]] = [{"num_embeddings": 12}, {"num_embeddings": 23, "padding_idx": 2}]
+
+
+class TableCase(NamedTuple):
+    """Arguments of an embedding or a bag."""
+
+    format: str
+    kind: str
+    arguments: dict[str, Any]
+
+    @property
+    def layer(self) -> type[TensorLayer]:
+        return getattr(tnlayers, f"{tnlayers.FORMATS[self.format].__name__}{self.kind}")
+
+    def make(self, **changes: Any) -> TensorLayer:
+        return self.layer(**{"embedding_dim": 8} | self.arguments | changes)
+
+    def __str__(self) -> str:
+        return f"{self.format}-{self.kind}-" + "-".join(f"{k}={v}".replace(" ", "") for k, v in self.arguments.items())
+
+
+_NETWORKS = {"einsum": {"network": "n:2 i1 a, n i2 a b, n b o1, o2 b"}}
+
+TABLE_CASES = [
+    TableCase(name, kind, vocabulary | {"rank": 2} | _NETWORKS.get(name, {}))
+    for name in tnlayers.FORMATS
+    for kind, vocabulary in itertools.product(TABLES, _VOCABULARIES)
+    if kind == "Embedding" or vocabulary is _VOCABULARIES[1]
+]

@@ -8,7 +8,7 @@ import tempfile
 import pytest
 import torch
 
-from tnlayers.backend import rate_tables
+from tnlayers.backend import devices, rate_tables
 from tnlayers.ops import contraction
 from tnlayers.planning import choose, options, plan, search_space
 
@@ -52,5 +52,6 @@ def no_plans():
 def avx512(no_plans, monkeypatch):
     """Plan as on a CPU with AVX512, whatever this one has, and forget these plans."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(devices, "amd_family", lambda: 0)
     yield
     _forget_plans()

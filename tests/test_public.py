@@ -21,19 +21,24 @@ from tnlayers.planning.setting import Setting
 
 HERE = Path(__file__).parent
 NAMES = """
-    BTTConv1d BTTConv2d BTTConv3d BTTConvTranspose1d BTTConvTranspose2d BTTConvTranspose3d BTTLinear BlockTTConv1d
-    BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTLinear
-    CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPLinear EinsumConv1d
-    EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumLinear FORMATS
-    AutotuneReport Format Frozen Comparison Geometry HTConv1d HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d
-    HTConvTranspose3d HTLinear Init MeasuredRates Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d
-    TRConvTranspose2d TRConvTranspose3d TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d TTConvTranspose2d
-    TTConvTranspose3d TTLinear TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose
-    TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear TensorNetwork
-    TensorizeConfig TensorizeReport TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d
-    TuckerConvTranspose2d TuckerConvTranspose3d TuckerLinear Variance autotune calibrate_ compare densify_ freeze_
-    frobenius_penalty from_tltorch initialize_ load_tensorized measure_rates param_groups register remap_optimizer_
-    save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch unfold unfold_
+    AutotuneReport BTTConv1d BTTConv2d BTTConv3d BTTConvTranspose1d BTTConvTranspose2d BTTConvTranspose3d
+    BTTEmbedding BTTEmbeddingBag BTTLinear BlockTTConv1d BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d
+    BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTEmbedding BlockTTEmbeddingBag BlockTTLinear CPConv1d
+    CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPEmbedding CPEmbeddingBag CPLinear
+    Comparison Decomposition EinsumConv1d EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d
+    EinsumConvTranspose3d EinsumEmbedding EinsumEmbeddingBag EinsumLinear FORMATS Format Frozen Geometry HTConv1d
+    HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d HTConvTranspose3d HTEmbedding HTEmbeddingBag HTLinear Init
+    MeasuredRates PruneReport Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d TRConvTranspose2d
+    TRConvTranspose3d TREmbedding TREmbeddingBag TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d
+    TTConvTranspose2d TTConvTranspose3d TTEmbedding TTEmbeddingBag TTLinear TensorConv TensorConv1d TensorConv2d
+    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d
+    TensorEmbedding TensorEmbeddingBag TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport
+    TiedLinear TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d
+    TuckerConvTranspose3d TuckerEmbedding TuckerEmbeddingBag TuckerLinear Variance autotune calibrate_ compare
+    decompose densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_dense_ load_tensorized measure_rates
+    param_groups parametrize_ prune_ranks_ rank_dropout_ rank_lasso register register_with_transformers
+    remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch
+    unfold unfold_
 """
 FORMATS = "Axes BTT BlockTT CP Einsum FORMATS Format HT TR TT Tucker factorize register"
 MODELS = """
@@ -68,7 +73,8 @@ def test_layers_show_their_arguments(layer):
     """In help(): those of torch's layer, ours, and the format's, each described."""
     own = [*inspect.signature(layer).parameters]
     described = inspect.getdoc(layer).partition("Args:")[2].partition("\n\n")[0]
-    for argument in (*inspect.signature(layer.dense_type).parameters, "rank", "init", "strategy", "memory"):
+    dense = [name for name in inspect.signature(layer.dense_type).parameters if not name.startswith("_")]
+    for argument in (*dense, "rank", "init", "strategy", "memory"):
         assert argument in own
         assert argument in described
     for option in inspect.signature(layer.format_type).parameters:
@@ -100,8 +106,11 @@ def test_functions_say_what_they_take_return_and_raise(name):
 
 CLASSES = """
     AutotuneReport Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
-    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer TensorLinear
-    TensorNetwork TensorizeConfig TensorizeReport Variance
+    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorEmbedding
+    TensorEmbeddingBag TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport TiedLinear Variance
+    AutotuneReport Comparison Decomposition Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d
+    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer
+    TensorLinear TensorNetwork TensorizeConfig TensorizeReport Variance PruneReport
 """
 
 

@@ -192,7 +192,7 @@ TABLE = [
     (lambda: tr(rank=b"ab"), TypeError, "rank is b'ab'", "integer"),
     (lambda: tnlayers.BTTConv2d(3, 16, 3, rank=0.25), ValueError, "rank is 0.25", "at least", "n:4"),
     (lambda: type("X", (tnlayers.TensorConv2d,), {}, format=5), TypeError, "format is 5", "tnlayers.Format"),
-    (lambda: decompose(TensorNetwork.parse(NETWORK), torch.ones(2)), ValueError, "weight has shape (2,)", "(4, 4)"),
+    (lambda: decompose(torch.ones(2), TensorNetwork.parse(NETWORK)), ValueError, "tensor has shape (2,)", "(4, 4)"),
 ]  # fmt: skip
 
 

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tnlayers.init.variance import DISTRIBUTIONS, Init
+from tnlayers.init.variance import DISTRIBUTIONS, FAN_MODES, Init
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.core_memory import LargerThanDense
+from tnlayers.layers.embedding_bag import TensorEmbeddingBag
+from tnlayers.layers.table import TensorTable
 from tnlayers.ops.contraction import reconstruct
 
 __all__ = ["PROMISES", "assert_same_function", "check", "example_input"]
@@ -64,8 +66,10 @@ def check(layer_type: type[TensorLayer], *args: Any, **kwargs: Any) -> None:
 
 
 def example_input(layer: TensorLayer, batch: int = 2) -> Tensor:
-    """Return a random input with the layer's dtype and device, a little larger than the kernel."""
+    """Return a random input with the layer's dtype and device, a little larger than the kernel; of a table, indices."""
     core = layer.cores[0]
+    if isinstance(layer, TensorTable):
+        return torch.randint(layer.num_embeddings, (batch, 5), device=core.device)
     spatial = (span + 4 + k for k, span in enumerate(layer.geometry.spans))
     return torch.randn(batch, layer.geometry.in_channels, *spatial, dtype=core.dtype, device=core.device)
 
@@ -74,17 +78,20 @@ def assert_same_function(layer: TensorLayer, x: Tensor) -> None:
     """Check that the layer's output equals torch's with the layer's dense kernel, within 1e-10 in float64."""
     dense = layer.to_dense()
     assert type(dense) is layer.dense_type
-    eps = torch.finfo(x.dtype).eps
     expected, found = dense(x), layer(x)
+    eps = torch.finfo(expected.dtype).eps
     assert found.shape == expected.shape, f"output {tuple(found.shape)}, torch's {tuple(expected.shape)}"
     assert found.dtype == expected.dtype, f"output {found.dtype}, torch's {expected.dtype}"
     error = float((found - expected).detach().norm() / expected.detach().norm().clamp(min=eps))
-    limit = 1e-10 if x.dtype == torch.float64 else 32 * eps
+    limit = 1e-10 if expected.dtype == torch.float64 else 32 * eps
     assert error <= limit, f"{layer.strategy} differs from the dense layer by {error:.1e}, relative"
 
 
 def _mean_square(layer: TensorLayer) -> float:
-    return float(layer.weight.detach().to(torch.float64).square().mean())
+    weight = layer.weight.detach().to(torch.float64)
+    if isinstance(layer, TensorTable) and layer.padding_idx is not None:  # a row that is not drawn
+        weight = weight[torch.arange(len(weight)) != layer.padding_idx]
+    return float(weight.square().mean())
 
 
 def _shapes(layer: TensorLayer) -> dict[str, Any]:
@@ -99,7 +106,8 @@ def same_function(make: Make) -> None:
         layer = make(strategy=strategy, dtype=torch.float64)
         x = example_input(layer)
         assert_same_function(layer, x)
-        assert_same_function(layer, x[0])
+        if not isinstance(layer, TensorEmbeddingBag):  # whose inputs of one axis need offsets
+            assert_same_function(layer, x[0])
         assert_same_function(layer, x[:0])
 
 
@@ -108,7 +116,8 @@ def gradients(make: Make) -> None:
     """Check gradients numerically, and that every parameter gets a nonzero one."""
     for strategy in ("reconstruct", "factorized"):
         layer = make(strategy=strategy, dtype=torch.float64)
-        x = example_input(layer).requires_grad_()  # several images, since autograd does the backward of one
+        x = example_input(layer)  # several images, since autograd does the backward of one
+        x.requires_grad_(x.is_floating_point())
         parameters = dict(layer.named_parameters())
 
         def function(
@@ -125,8 +134,8 @@ def gradients(make: Make) -> None:
 
 @promise
 def exact_variance(make: Make) -> None:
-    """Check that each draw has the solver's kernel norm, for every mode and distribution."""
-    for mode in ("fan_in", "fan_out", "fan_avg"):
+    """Check that each draw has the solver's kernel norm, for every mode and distribution; of a table, for its std."""
+    for mode in FAN_MODES[:1] if isinstance(make(), TensorTable) else FAN_MODES:
         for distribution in DISTRIBUTIONS:
             layer = make(init=Init(mode, distribution=distribution), dtype=torch.float64)
             ratio = _mean_square(layer) * layer.variance.fan / layer.variance.gain**2
@@ -166,6 +175,7 @@ def copies(make: Make) -> None:
     other = make(dtype=torch.float64)
     other.load_state_dict(layer.state_dict(), strict=True)
     expected = [f"cores.{k}" for k in range(len(layer.network.cores))] + ["bias"] * (layer.bias is not None)
+    expected += dict(layer.named_buffers())
     assert sorted(layer.state_dict()) == sorted(expected), f"state_dict has {list(layer.state_dict())}"
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), other):
         assert torch.equal(twin(x), layer(x))
@@ -237,7 +247,7 @@ def conversions(make: Make) -> None:
     assert not any(core.requires_grad for core in back.cores)
     assert (back.bias is None) == (layer.bias is None)
     for wanted in (True, False):
-        if dense.bias is not None:
+        if layer.bias is not None:
             dense.bias.requires_grad_(wanted)
             twin = type(layer).from_dense(dense, rank=layer.rank, decompose=False, **_shapes(layer), **own)
             assert twin.bias is not None
@@ -260,3 +270,28 @@ def counting(make: Make) -> None:
                     layer(x)
             assert layer.flops(x.shape) == counter.get_total_flops(), f"{strategy}: {layer.explain(x.shape)}"
             assert layer.explain(x.shape).startswith(("reconstruct", "factorized"))
+
+
+@promise
+def changing_ranks(make: Make) -> None:
+    """Check that larger ranks keep the kernel and learn, and that smaller ranks have the error that is returned."""
+    layer = make(dtype=torch.float64)
+    rank = dict(layer.rank)
+    if not rank:
+        return  # no bond can change
+    kernel = layer.weight.detach()
+    layer.grow_({bond: size + 1 for bond, size in rank.items()})
+    found = layer.weight
+    torch.testing.assert_close(found.detach(), kernel, rtol=0, atol=1e-10 * float(kernel.abs().max()))
+    gradients = torch.autograd.grad(found.square().sum(), [*layer.cores])
+    for bond, size in rank.items():
+        learn = [
+            gradient.select(axes.index(bond), size).any()
+            for gradient, axes in zip(gradients, layer.network.cores, strict=True)
+            if bond in axes
+        ]
+        assert any(learn), f"the new index of {bond} gets no gradient"
+    error = layer.truncate_({bond: max(1, size - 1) for bond, size in rank.items()})
+    change = float((layer.weight.detach() - kernel).norm() / kernel.norm())
+    assert abs(change - error) < 1e-6, f"the error is {change}, not {error}"
+    assert_same_function(layer, example_input(layer))

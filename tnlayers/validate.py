@@ -74,3 +74,19 @@ def boolean(name: str, value: Any, others: str = "") -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be True or False{others}")
     return value
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return ``value`` as a ``float`` of at least 0 and below 1.
+
+    Example:
+        >>> fraction("p", 1)
+        Traceback (most recent call last):
+            ...
+        ValueError: p is 1; it must be a number of at least 0 and below 1
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number of at least 0 and below 1")
+    return float(value)

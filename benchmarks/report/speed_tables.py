@@ -140,6 +140,24 @@ def _row(row: Series) -> str:
     return f"{row['family']} rank {row['rank']}, {shape}, batch {row['batch']}, {row['mode']}"
 
 
+def operators(rows: Rows) -> str:
+    """Return distances to the limit of layers and of their operators alone, and the layer's time over theirs."""
+    frame = numbers(rows, "dense", "layer", "operators", "flops", "dense_flops")
+    limit = frame["flops"] / frame["dense_flops"] * frame["dense"]
+    frame = frame.assign(whole=limit / frame["layer"], alone=limit / frame["operators"])
+    frame = frame.assign(between=frame["layer"] / frame["operators"])
+
+    def line(name: str, runs: DataFrame) -> list[str]:
+        means = [f"{statistics.geometric_mean(runs[column]):.2f}" for column in ("whole", "alone", "between")]
+        return [name, f"{len(runs)}", *means]
+
+    table = [line(family, runs) for family, runs in frame.groupby("family", sort=False)]
+    table += [line(f"all, {mode}", runs) for mode, runs in frame.groupby("mode", sort=False)]
+    table.append(line("all", frame))
+    head = ["family", "rows", "distance of the layer", "distance of its operators alone", "layer / operators"]
+    return f"{markdown(head, table)}\n\n{source(rows)}"
+
+
 def compiled(rows: Rows) -> str:
     """Return milliseconds with and without torch.compile."""
     names = ("dense", "auto", "tednet", "tltorch")

@@ -23,17 +23,28 @@ from benchmarks.report.fit_tables import compress, fits
 from benchmarks.report.headline import headline
 from benchmarks.report.markdown import ReportError
 from benchmarks.report.prose import numbers_by_hand, prose_of
-from benchmarks.report.speed_tables import compiled, construct, penalty, planning, promises, speed, speed_kinds
+from benchmarks.report.speed_tables import (
+    compiled,
+    construct,
+    operators,
+    penalty,
+    planning,
+    promises,
+    speed,
+    speed_kinds,
+)
 from benchmarks.report.start_tables import convergence, depth, init_scale
 from benchmarks.report.tool_tables import counters, tools
-from benchmarks.report.training_tables import digits, presets, results, scale, throughput
+from benchmarks.report.training_tables import digits, presets, rank_schedule, results, scale, throughput
 
 FIGURE = re.compile(r"(<!-- figure: (?P<name>\S+) -->)[^<\n]*(<!-- /figure -->)")
 SECTION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "digits": digits,
+    "rank_schedule": rank_schedule,
     "speed": speed,
     "speed_kinds": speed_kinds,
+    "operators": operators,
     "promises": promises,
     "compiled": compiled,
     "tools": tools,

@@ -24,6 +24,24 @@ def digits(rows: Rows) -> str:
     return f"{markdown(header, table)}\n\n{source(rows)}"
 
 
+def rank_schedule(rows: Rows) -> str:
+    """Return test accuracy of ranks that fall during training and of fixed ranks, at equal final parameters."""
+    if splits := {row["split"] for row in rows} - {"test"}:
+        raise ReportError(f"rank_schedule.csv holds accuracies on {', '.join(splits)} images, but the table is of test")
+    table = []
+    for (dataset, model, arm), runs in groups(rows, "dataset", "model", "arm"):
+        counts = sorted({int(run["parameters"]) for run in runs})
+        table.append([dataset, model, arm, mean_and_error([100 * float(run["accuracy"]) for run in runs], " %")])
+        table[-1] += [" to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))]
+        table[-1] += [
+            mean_and_error([float(run["train_loss"]) for run in runs], "", 3),
+            runs[0]["epochs"],
+            str(len(runs)),
+        ]
+    header = ["images", "network", "convolutions", "test accuracy", "parameters at the end", "training loss"]
+    return f"{markdown([*header, 'epochs', 'seeds'], table)}\n\n{source(rows)}"
+
+
 PUBLISHED = {
     ("resnet20", 2.5): "90.8 at 2.3x (PSTRN)",
     ("resnet20", 5.0): "88.5 at 6.1x (PSTRN)",

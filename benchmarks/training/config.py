@@ -44,6 +44,9 @@ class Config:
     init: str | None = None
     """Initialisation mode of a tensor format; the format's default if not given. tednet's networks also accept
     `tednet`: tednet's own initialisation."""
+    rank_schedule: float | None = None
+    """Share of the dense kernels' parameters that the cores end with: training starts with `rank`, and lowers the ranks
+    in the first half of its epochs where the loss changes least."""
     epochs: int = 20
     batch_size: int = 64
     """Images per step, over all processes."""
@@ -131,6 +134,13 @@ class Config:
             ("ema", self.ema is None or 0 < self.ema < 1, "it must be above 0 and below 1"),
             ("cutmix", 0 <= self.cutmix <= 1, "it must be from 0 to 1"),
             ("rank", self.rank is None or self.conv != DENSE, "dense convolutions have none"),
+            ("rank_schedule", not self.rank_schedule or self.conv != DENSE, "dense convolutions have no ranks"),
+            ("rank_schedule", self.rank_schedule is None or 0 < self.rank_schedule <= 1, "it must be in (0, 1]"),
+            (
+                "rank_schedule",
+                not self.rank_schedule or not (self.ema or self.compile or self.shard),
+                "ema, compile and shard need ranks that stay",
+            ),
             ("init", self.init is None or self.conv != DENSE, "dense convolutions have none"),
             ("overwrite", not (self.overwrite and self.resume), "so is resume: a run goes on or begins anew"),
         ):

@@ -17,6 +17,7 @@ from benchmarks.training import distributed
 from benchmarks.training.config import Config
 from benchmarks.training.data.batches import Batches, Part, draws
 from benchmarks.training.data.in_memory import ImageData
+from benchmarks.training.rank_schedule import BATCHES, RankSchedule
 from benchmarks.training.records import Result
 
 REPORT_EVERY = 10  # steps; each report waits for the device
@@ -70,6 +71,9 @@ class Loop:
             raise ConfigError(
                 f"batch_size is {self.batch_size}, but {self.part.world} processes need a multiple of their number"
             )
+        if config.rank_schedule is not None and self.part.world > 1:
+            raise ConfigError(f"rank_schedule is {config.rank_schedule}, but there are several processes: start one")
+        self.ranks = None if config.rank_schedule is None else RankSchedule(config, model)
         self.saved = ""  # epoch and step of the last checkpoint, in words
         self._place(model)
         if groups is None:
@@ -195,8 +199,20 @@ class Loop:
                 self._save()
             if self.ending and not last:
                 raise self._ended()
+        if self.ranks:
+            self._lower_ranks(self.ranks, epoch)
         self._start_epoch()
         return mean_loss, accuracy
+
+    def _lower_ranks(self, ranks: RankSchedule, epoch: int) -> None:
+        """Lower the ranks as the schedule says, by the loss on the epoch's first images."""
+
+        def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return F.cross_entropy(self._logits(batch[0], model), batch[1])
+
+        steps = min(BATCHES, self.steps)
+        batches = Batches(self.batch_size, 0, steps, self.config.seed, epoch, False, self.part)
+        ranks.lower(self.model, epoch, self.data.training(batches), loss, self.optimizer)
 
     @property
     def _there(self) -> str:

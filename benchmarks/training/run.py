@@ -143,6 +143,7 @@ class Run(Loop):
         sums = self._total(self.sums).cpu()
         state = distributed.save(self.model, self.optimizer) | {
             "average": self.average.state() if self.average else None,
+            "ranks": self.ranks.ranks if self.ranks else None,
             "config": self._identity,
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
@@ -186,6 +187,8 @@ class Run(Loop):
         state = distributed.first(self.processes, self._read_checkpoint)
         if state is None:
             return
+        if self.ranks:
+            self.ranks.restore(state["ranks"], self.optimizer)
         distributed.restore(self.model, self.optimizer, state)
         if self.average:
             self.average.restore(state["average"])

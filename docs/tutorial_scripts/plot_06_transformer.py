@@ -188,10 +188,8 @@ with tempfile.TemporaryDirectory() as folder, torch.no_grad():
     print(f"{path.stat().st_size / 1000:.0f} kB, same outputs: {same}")
 
 # %%
-# The method ``save_pretrained`` of ``transformers`` writes the cores as well, but ``from_pretrained`` builds the plain
-# model, ignores the cores, and draws new dense weights. So use the two functions above. To share the model on the
-# Hugging Face Hub, upload this file and the configuration, and load both from there. :doc:`/how-to/saving` has
-# the code.
+# transformers' own ``save_pretrained`` and ``from_pretrained`` work too, and with them the Hugging Face Hub.
+# :doc:`/how-to/hugging-face` has the code.
 #
 # What was gained
 # ---------------

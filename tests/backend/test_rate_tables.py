@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tnlayers
-from tnlayers.backend import rate_tables
+from tnlayers.backend import devices, rate_tables
 from tnlayers.backend.derived import DOUBT
 from tnlayers.backend.devices import name_of
 from tnlayers.backend.rate_files import DERIVED, MEASURED, parsed, written
@@ -44,7 +44,8 @@ def test_shipped_tables_are_files_that_say_where_they_were_measured():
         assert (table.origin, table.threads, table.torch) == (MEASURED, 2, "2.13.0")
         assert table.samples > 500
         assert re.fullmatch(r"2026-\d\d-\d\d", table.date)
-        assert tuple(table.rates.train) == tuple(table.rates.infer) == KINDS
+        assert tuple(table.rates.train) == tuple(table.rates.infer)
+        assert set(KINDS) <= set(table.rates.train) <= {*KINDS, *BASES}
     assert shipped()["cpu avx512", "float32"].rates.infer["conv last"] == Rate(69.4 * 1e-6, 5.65 * 1e-12, 45.6 * 1e-12)
 
 
@@ -84,20 +85,46 @@ def test_a_written_table_is_read_back(folder):
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "kind", "name"),
+    ("capability", "family", "dtype", "kind", "name"),
     [
-        ("AVX512", "float32", "cpu avx512", "float32"),
-        ("AVX512", "float64", "cpu avx512", "float32"),
-        ("AVX512", "bfloat16", "cpu avx512", "bfloat16"),
-        ("AVX2", "float32", "cpu avx2", "float32"),
-        ("AVX2", "float16", "cpu avx2", "float32"),
-        ("AVX2", "bfloat16", "cpu avx512", "bfloat16"),
+        ("AVX512", 0, "float32", "cpu avx512", "float32"),
+        ("AVX512", 25, "float32", "cpu avx512", "float32"),
+        ("AVX512", 26, "float32", "cpu avx512 zen5", "float32"),
+        ("AVX512", 27, "float64", "cpu avx512 zen5", "float32"),
+        ("AVX512", 26, "bfloat16", "cpu avx512", "bfloat16"),
+        ("AVX512", 0, "float64", "cpu avx512", "float32"),
+        ("AVX512", 0, "bfloat16", "cpu avx512", "bfloat16"),
+        ("AVX2", 26, "float32", "cpu avx2", "float32"),
+        ("AVX2", 0, "float16", "cpu avx2", "float32"),
+        ("AVX2", 0, "bfloat16", "cpu avx512", "bfloat16"),
     ],
 )
-def test_a_cpu_gets_the_shipped_table_of_its_kind_or_a_similar_one(folder, monkeypatch, capability, dtype, kind, name):
+def test_a_cpu_gets_the_shipped_table_of_its_kind_or_a_similar_one(
+    folder, monkeypatch, capability, family, dtype, kind, name
+):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(devices, "amd_family", lambda: family)
     assert table_of("cpu", dtype) is shipped()[kind, name]
     assert table_of("meta", dtype) is shipped()[kind, name]
+
+
+@pytest.mark.parametrize(
+    ("text", "family", "name"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel name\t: AMD  EPYC\n\ncpu family\t: 25\n", 26, "AMD EPYC"),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel name\t: Intel(R) Xeon(R)\n", 0, "Intel(R) Xeon(R)"),
+        ("vendor_id\t: AuthenticAMD\nmodel name: x\n", 0, "x"),
+    ],
+)
+def test_the_processor_is_known_from_the_system(monkeypatch, tmp_path, text, family, name):
+    file = tmp_path / "cpuinfo"
+    file.write_text(text)
+    monkeypatch.setattr(devices, "Path", lambda _: file)
+    devices.facts.cache_clear()
+    try:
+        assert (devices.amd_family(), name_of("cpu")) == (family, name)
+    finally:
+        devices.facts.cache_clear()
 
 
 def test_other_devices_get_a_derived_table(folder, monkeypatch):

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import tnlayers
-from tnlayers.checkpoint.description import describe
 from tnlayers.checkpoint.save_load import load_tensorized, save_tensorized
+from tnlayers.layers.description import describe
 from tnlayers.layers.registry import layer_class
 from tnlayers.tensorize.config import TensorizeConfig
 

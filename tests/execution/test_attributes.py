@@ -11,7 +11,7 @@ from torch import nn
 
 import tnlayers
 from cases import FAMILIES, KINDS
-from tnlayers.checkpoint.description import build, describe
+from tnlayers.layers.description import build, describe
 
 LAYERS = [
     getattr(tnlayers, family.__name__.replace("Conv2d", kind))

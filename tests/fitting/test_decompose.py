@@ -55,12 +55,12 @@ def test_the_fit_is_deterministic_and_leaves_the_generators_alone():
     network, weight = tnlayers.CPConv2d(4, 4, 3, rank=3).network, kernel(4, 4, 3, 3)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    first, error = decompose(network, weight)
+    first = decompose(weight, network)
     assert torch.equal(torch.get_rng_state(), state)
-    second, again = decompose(network, weight)
-    assert error == again
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not torch.equal(decompose(network, weight, seed=1)[0][0], first[0])
+    second = decompose(weight, network)
+    assert first.error == second.error
+    assert all(torch.equal(a, b) for a, b in zip(first.cores, second.cores, strict=True))
+    assert not torch.equal(decompose(weight, network, seed=1).cores[0], first.cores[0])
 
 
 def test_ranks_above_a_dimension_are_fitted_not_wrong():
@@ -70,9 +70,9 @@ def test_ranks_above_a_dimension_are_fitted_not_wrong():
 
 def test_zero_and_tiny_kernels():
     network = tnlayers.TRConv2d(4, 4, 3, rank=3).network
-    cores, error = decompose(network, torch.zeros(4, 4, 3, 3))
-    assert error == 0
-    assert not any(core.any() for core in cores)
+    found = decompose(torch.zeros(4, 4, 3, 3), network)
+    assert found.error == 0
+    assert not any(core.any() for core in found.cores)
     made = tnlayers.TuckerConv2d(4, 4, 3, rank=4, dtype=torch.float64)
     assert made.set_weight_(1e-30 * kernel(4, 4, 3, 3)) < 1e-6
 

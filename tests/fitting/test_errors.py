@@ -67,7 +67,8 @@ def test_matrices_get_the_best_fit_there_is(text):
     first, last = (network.cores[k] for k in (0, -1 if "c o" in text or "b o" in text else 1))
     rank = min(math.prod(network.shape(set(core) & set(network.bonds))) for core in (first, last))
     values = torch.linalg.svdvals(weight.flatten(1))
-    cores, found = decompose(network, weight)
+    fit = decompose(weight, network)
+    cores, found = fit.cores, fit.error
     assert found == pytest.approx(float(values[rank:].norm() / values.norm()), rel=1e-6, abs=1e-7)
     assert all(core.flatten().any() for core in cores)
 
@@ -83,7 +84,7 @@ def test_other_kernels_are_swept(text):
 @pytest.mark.parametrize("text", ["i:12 r:20, o:9 r:20", "i:12 a:40, a b:40 h:1 w:1, b o:9"])
 def test_indices_beyond_the_rank_can_learn(text):
     network = TensorNetwork.parse(text)
-    cores, _ = decompose(network, kernel(network.dense_shape))
+    cores = decompose(kernel(network.dense_shape), network).cores
     cores = [core.requires_grad_() for core in cores]
     reconstruct(network, cores).square().sum().backward()
     for bond in network.bonds:

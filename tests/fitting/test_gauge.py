@@ -66,7 +66,8 @@ def test_fits_are_level(layer, monkeypatch):
     monkeypatch.setattr("tnlayers.fitting.decompose.SWEEPS", 10)
     network = layer(8, 12, 3, rank=2, device="meta").network
     weight = torch.randn(12, 8, 3, 3, generator=generator(), dtype=torch.float64)
-    cores, error = decompose(network, weight)
+    fit = decompose(weight, network)
+    cores, error = fit.cores, fit.error
     missing = float((reconstruct(network, cores) - weight).norm() / weight.norm())
     assert error == pytest.approx(missing, rel=1e-9)
     again = level(network, cores)

@@ -102,7 +102,7 @@ def test_moments_of_patches_lower_the_error_of_outputs(text):
     (patches,) = columns(x, Geometry(4, 5, (3, 3)))
 
     def error(metric):
-        cores, _ = decompose(network, weight, moments=metric)
+        cores = decompose(weight, network, moments=metric).cores
         return float((patches[0] @ (reconstruct(network, cores) - weight).flatten(1).mT).norm())
 
     channels = x.movedim(1, 0).flatten(1)

@@ -38,7 +38,8 @@ def test_no_fit_ends_above_a_start_and_no_library_or_generator_is_touched(text):
     for cores in begun:
         assert [tuple(core.shape) for core in cores] == list(network.core_shapes)
         assert all(core.dtype == torch.float64 for core in cores)
-    cores, error = decompose(network, weight)
+    fit = decompose(weight, network)
+    cores, error = fit.cores, fit.error
     assert error == pytest.approx(off(network, cores, weight), rel=1e-9)
     assert error <= min(off(network, cores, weight) for cores in begun)
     assert tensorly.get_backend() == backend
@@ -72,11 +73,12 @@ def test_moments_lower_the_error_that_they_weigh(text):
         missing = missing if weight.ndim > 2 else (missing - weight)[..., None]
         return float(torch.einsum("oik,ij,ojk->", missing, moments, missing))
 
-    plain, _ = decompose(network, weight)
-    cores, error = decompose(network, weight, moments=moments)
+    plain = decompose(weight, network).cores
+    fit = decompose(weight, network, moments=moments)
+    cores, error = fit.cores, fit.error
     assert weighed(cores) < weighed(plain)
     assert error == pytest.approx(off(network, cores, weight), rel=1e-9)
-    same, _ = decompose(network, weight, moments=torch.zeros(side, side))  # nothing known: no weights
+    same = decompose(weight, network, moments=torch.zeros(side, side)).cores  # nothing known: no weights
     assert off(network, same, weight) == pytest.approx(off(network, plain, weight), rel=0.05)
 
 
@@ -93,7 +95,7 @@ def test_moments_lower_the_error_that_they_weigh(text):
 def test_bad_moments_are_refused(moments, error, words):
     network = TensorNetwork.parse(CP)
     with pytest.raises(error, match=words):
-        decompose(network, kernel(network), moments=moments)
+        decompose(kernel(network), network, moments=moments)
 
 
 def test_layers_pass_moments_on():
@@ -110,6 +112,6 @@ def test_long_fits_are_logged(monkeypatch, caplog, capsys):
     monkeypatch.setattr(objective, "REPORT", 0.0)
     network = TensorNetwork.parse(PATH)
     with caplog.at_level(logging.INFO, "tnlayers"):
-        decompose(network, kernel(network))
+        decompose(kernel(network), network)
     assert "sweep 1, error 0." in caplog.text
     assert capsys.readouterr().out == ""

@@ -47,8 +47,8 @@ def twice():
         lambda: tnlayers.TTConv2d.from_conv(nn.Conv2d(8, 8, 3), rank=60),
         lambda: tensorize_(nn.Sequential(nn.Conv2d(8, 8, 3)), TensorizeConfig("tt", rank=60, decompose=False)),
         lambda: tensorize_(nn.Sequential(nn.Conv2d(8, 8, 3)), TensorizeConfig("tt", rank=60)),
-        lambda: tnlayers.checkpoint.description.build(
-            tnlayers.checkpoint.description.describe(tnlayers.TTConv2d(8, 8, 3, rank=60, device="meta")), device="cpu"
+        lambda: tnlayers.layers.description.build(
+            tnlayers.layers.description.describe(tnlayers.TTConv2d(8, 8, 3, rank=60, device="meta")), device="cpu"
         ),
     ],
 )

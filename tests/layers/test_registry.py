@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 import tnlayers
 from cases import CASES, Case
 from tnlayers import FORMATS, Format, Init, TensorConv2d
-from tnlayers.checkpoint.description import build, describe
 from tnlayers.layers import registry
+from tnlayers.layers.description import build, describe
 from tnlayers.layers.registry import KINDS, layer_class
 
 
@@ -201,6 +201,9 @@ def test_every_key_is_needed():
     for where in (description, description["arguments"], description["init"]):
         for key in list(where):
             value = where.pop(key)
+            if key == "std":  # which files of before it lack
+                assert build(description, device="meta").init.std is None
+                continue
             with pytest.raises((TypeError, ValueError), match=f"has no '{key}'; it must have"):
                 build(description, device="meta")
             where[key] = value

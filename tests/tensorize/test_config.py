@@ -13,10 +13,10 @@ import tnlayers
 from networks import networks
 from tnlayers import Init, TensorizeConfig, tensorize_
 from tnlayers.backend.name_patterns import matches
+from tnlayers.fitting.cuts import cuts, estimate
 from tnlayers.ops.contraction import reconstruct
 from tnlayers.tensorize.flops import fewest_flops
 from tnlayers.tensorize.new_layers import _candidate
-from tnlayers.tensorize.rank_budget import cuts, estimate
 from tnlayers.tensorize.sites import LayerSite
 
 FULL = TensorizeConfig(
@@ -65,7 +65,7 @@ def test_dictionary_json_and_yaml_round_trips(config, tmp_path):
         ({"exclude": [3]}, "exclude has the pattern 3"),
         ({"exclude": ["re:("]}, "exclude has the pattern 're:(', which is no regular expression"),
         ({"min_params": -1}, "min_params is -1"),
-        ({"rank": "abc"}, "rank is 'abc'; it must be an integer, integers, or a keep ratio"),
+        ({"rank": "abc"}, "rank is 'abc'; it must be an integer, integers, a keep ratio in (0, 1], or 'vbmf'"),
         ({"rank": 0}, "rank is 0; it must be an integer >= 1"),
         ({"rank": 1.5}, "rank is 1.5; it must be a share in (0, 1]"),
         ({"memory": "none"}, "memory is 'none'; accepted: 'auto', 'low'"),
@@ -131,17 +131,22 @@ def test_a_budget_of_parameters_is_kept_and_used(name, decompose):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_budget_tries_the_networks_and_flops_of_the_layers(name):
     """Of the layers that would be made, for a rank that a search tries."""
-    for module, size in ((nn.Conv2d(8, 16, 3, groups=2), (6, 6)), (nn.Linear(16, 12), ())):
-        site = LayerSite(module, ("0",), [], shapes=[(4, module.weight.shape[1] * getattr(module, "groups", 1), *size)])
+    for module, shape in (
+        (nn.Conv2d(8, 16, 3, groups=2), (4, 8, 6, 6)),
+        (nn.Linear(16, 12), (4, 16)),
+        (nn.Embedding(23, 12), (4,)),
+    ):
+        site = LayerSite(module, ("0",), [], shapes=[shape])
         site.settings = {"format": name, "options": {}, "decompose": False, "rank": None}
-        candidate = _candidate(site, "flops")
+        params = _candidate(site, "params")
         for rank in (1, 2, 0.9):
-            network, free = candidate.build(rank)
             layer = site.make(rank)
-            assert network == layer.network
-            assert free == layer.rank
-            assert candidate.build(free)[0] == network
-            assert candidate.cost(network) == fewest_flops(layer, site.shapes, "cpu")
+            network, free = params.build(rank)
+            assert (network, free) == (layer.network, layer.rank)
+            assert params.build(free)[0] == network
+            assert params.cost(network) == sum(core.numel() for core in layer.cores)
+            if site.called:
+                assert _candidate(site, "flops").cost(network) == fewest_flops(layer, site.shapes, "cpu")
 
 
 def test_a_budget_of_flops_is_kept():

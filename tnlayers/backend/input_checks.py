@@ -98,3 +98,20 @@ def check_dtypes(x: Tensor, held: torch.dtype, bias: Tensor | None) -> None:
             f"input has dtype {x.dtype}, but the layer's cores have {held}; convert it with input.to({held}){layer}"
             f"{note}"
         )
+
+
+def check_indices(name: str, value: Tensor) -> None:
+    """Raise unless a tensor holds indices.
+
+    Raises:
+        RuntimeError: the type of torch's own error, with the dtype and how to convert it.
+
+    Example:
+        >>> check_indices("input", torch.ones(1))
+        Traceback (most recent call last):
+            ...
+        RuntimeError: input has dtype torch.float32; it must be torch.int64 or torch.int32: convert it with input.long()
+    """
+    if value.dtype not in (torch.int64, torch.int32):
+        accepted = "it must be torch.int64 or torch.int32"
+        raise RuntimeError(f"{name} has dtype {value.dtype}; {accepted}: convert it with {name}.long()")

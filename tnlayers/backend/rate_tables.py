@@ -19,7 +19,7 @@ VARIABLE = "TNLAYERS_CACHE"
 """Environment variable that names another folder for the user's tables and tuned orders."""
 
 _SHIPPED = Path(__file__).with_name("rates")
-_X86 = "cpu avx512", "cpu avx2"
+_X86 = "cpu avx512 zen5", "cpu avx512", "cpu avx2"
 """Kinds of CPU that stand in for each other where one lacks a dtype."""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tnlayers.backend.shared_memory import sharing
-from tnlayers.checkpoint.description import exactly, outline
+from tnlayers.layers.description import about_layer, exactly, outline
 from tnlayers.tensorize.config import TensorizeConfig
 
 VERSION = 1
@@ -160,12 +160,3 @@ def about_file(name: str) -> Iterator[None]:
         said = " ".join(str(error).split())
         said = said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."
         raise ValueError(f"{name} cannot be loaded: {said}") from None
-
-
-@contextmanager
-def about_layer(name: str) -> Iterator[None]:
-    """Add the layer's name to every error about its description."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"layer {name!r}: {error}") from None

@@ -8,10 +8,9 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers.checkpoint.description import build, describe
-from tnlayers.checkpoint.file import Content, about_layer, join
+from tnlayers.checkpoint.file import Content, join
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS
+from tnlayers.layers.description import about_layer, build, check_replaces, describe
 from tnlayers.tensorize.held_outside import held
 
 _PARALLEL = DataParallel, DistributedDataParallel
@@ -74,23 +73,10 @@ def _place(
 
 def _compare(old: Any, description: Mapping[str, Any]) -> None:
     """Raise if the layer of a description cannot replace a module."""
-    ours = isinstance(old, TensorLayer)
-    kind = old.dense_type if ours else next((kind for kind in KINDS if isinstance(old, kind)), None)
-    there = f"a {type(old).__name__}"
-    theirs = _said(description["kind"], description["arguments"], description["dtype"])
-    if kind is not None:
-        weight = old.cores[0] if ours else old.weight
-        own = json.loads(json.dumps(KINDS[kind]._arguments(old)))
-        there = _said(kind.__name__, own, str(weight.dtype).removeprefix("torch."))
-    if there != theirs:
-        raise ValueError(f"the file has {theirs}, but the model has {there}")
+    check_replaces(description, old)
     hooks = [name for name, value in vars(old).items() if "_hooks" in name and value]
     if hooks or is_parametrized(old):
         raise ValueError(f"the model's module has {', '.join(hooks) or 'parametrizations'}; add them after loading")
-
-
-def _said(kind: str, arguments: Mapping[str, Any], dtype: str) -> str:
-    return f"{kind}({', '.join(f'{name}={arguments[name]}' for name in sorted(arguments))}, dtype={dtype})"
 
 
 def fill(made: Mapping[nn.Module, TensorLayer]) -> None:
@@ -100,7 +86,7 @@ def fill(made: Mapping[nn.Module, TensorLayer]) -> None:
         weights = list(old.cores) if isinstance(old, TensorLayer) else [old.weight]
         new.to_empty(device=weights[0].device).train(old.training)
         new.cores.requires_grad_(any(weight.requires_grad for weight in weights))
-        new.bias = old.bias
+        new.bias = getattr(old, "bias", None)
 
 
 def modules_of(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:

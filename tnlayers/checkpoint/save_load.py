@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from tnlayers._version import __version__
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.whole_files import replacing
-from tnlayers.checkpoint.description import describe
 from tnlayers.checkpoint.file import (
     KEY,
     LONGEST,
     VERSION,
     Content,
     about_file,
-    about_layer,
     check_storable,
     join,
     read,
@@ -28,7 +26,9 @@ from tnlayers.checkpoint.file import (
     with_own_memory,
 )
 from tnlayers.checkpoint.restore import fill, modules_of, swap
+from tnlayers.interop.huggingface import follow
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.description import about_layer, describe
 from tnlayers.tensorize.held_outside import held
 
 
@@ -47,7 +47,7 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
         TypeError: ``model`` is no module; it has extra state or a kind of tensor that the file cannot hold; or a
             layer's class defines more than its format.
         ValueError: a tensor is on the meta device; or a layer has no description, see
-            ``tnlayers.checkpoint.description.describe``.
+            ``tnlayers.layers.description.describe``.
         OSError: the file cannot be written.
 
     Example:
@@ -149,6 +149,7 @@ def load_tensorized(
             _check_views(model, content, file.get_tensor)
     if content.config is not None:
         dict(modules_of(model).values())[""]._tensorize_config = content.config  # type: ignore[assignment]
+    follow(model)
     return model.to(device)
 
 

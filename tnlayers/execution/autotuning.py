@@ -191,11 +191,12 @@ def _pass(layer: ExecutableModule, x: Tensor) -> None:
     parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     if layer.training and parameters:
         with torch.enable_grad():
-            leaf = x.clone().requires_grad_()
-            y = layer.forward(leaf)
-            torch.autograd.grad(y, [leaf, *parameters], torch.ones_like(y))
+            leaf = x.clone().requires_grad_(x.is_floating_point())  # indices have no gradient
+            y = layer._run(leaf)
+            leaves = [leaf, *parameters] if leaf.requires_grad else parameters
+            torch.autograd.grad(y, leaves, torch.ones_like(y))
     else:
         with torch.no_grad():
-            layer.forward(x)
+            layer._run(x)
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class LayerExecutor:
         dim, channels: number of dimensions and channels of a batched input.
         names: names of the cores, in order.
         frozen: whether inference caches the contracted weights, see ``tnlayers.freeze_``.
+        rank_dropout: probability that training drops an entry of a bond, see ``tnlayers.rank_dropout_``.
         contraction: order that contracts the cores to the dense kernel outside of plans.
 
     Raises:
@@ -65,25 +66,26 @@ class LayerExecutor:
         self.strategy, self.memory = strategy, validate.choice("memory", memory, MEMORY)
         self.dim, self.channels = geometry.ndim + 2, geometry.in_channels
         self.names = tuple(map(str, range(len(network.cores))))
-        self.frozen = False
+        self.frozen, self.rank_dropout = False, 0.0
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._weights: OrderedDict[Any, _Kept] = OrderedDict()
         self.contraction = to_kernel(network)
         self._latest: tuple[int, tuple[int, ...]] | None = None
 
     def __reduce__(self) -> Any:
-        return LayerExecutor, (self.network, self.geometry, self.strategy, self.memory)
+        made = self.network, self.geometry, self.strategy, self.memory
+        return type(self), made, {"rank_dropout": self.rank_dropout}
 
     @property
     def keeps(self) -> bool:
         """Whether inference caches weights: the layer is frozen and its memory is not 'low'."""
         return self.frozen and self.memory != "low"
 
-    def anew(self, **changes: Any) -> "LayerExecutor":
-        """Return an executor with another geometry, strategy or memory, and the same ``frozen``."""
-        settings = {name: getattr(self, name) for name in ("geometry", "strategy", "memory")} | changes
-        executor = LayerExecutor(self.network, **settings)
-        executor.frozen = self.frozen
+    def anew(self, **changes: Any) -> Self:
+        """Return an executor with another network, geometry, strategy or memory; ``frozen`` and dropout stay."""
+        settings = {name: getattr(self, name) for name in ("network", "geometry", "strategy", "memory")} | changes
+        executor = type(self)(**settings)
+        executor.frozen, executor.rank_dropout = self.frozen, self.rank_dropout
         return executor
 
     def candidates(self, setting: Setting) -> Iterator[Plan]:
@@ -135,29 +137,27 @@ class LayerExecutor:
             whole = mode == "train" and self.strategy == STRATEGIES[0] and _has_open_sizes(x)
             name = self.prepare(mode, kind, str(dtype), output_padding, whole)
             return run(getattr(self, name), x, cores, bias)
-        if torch._C._get_tracing_state() is not None:
+        shape: tuple[int, ...] = x.shape
+        tracing = traced()
+        if tracing or type(x) is not Tensor:
+            shape = tuple(map(int, sizes(x)))  # symbols to numbers, for plans and their cache
+        if tracing and torch._C._get_tracing_state() is not None:
             mode = "infer"  # torch.jit.trace checks without gradients, and expects the same operations
-        else:
+        elif tuple([core.shape for core in cores]) != self.network.core_shapes:  # a list is faster than a generator
             self.network.check_shapes(core.shape for core in cores)
-        cast = None if dtype == torch.float64 else autocast_dtype(kind)
+        cast = None if dtype is torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
-        layout = LAST if self.dim == 2 or _is_channels_last(x) else FIRST
+        layout = LAST if self.dim == 2 or (not x.is_contiguous() and _is_channels_last(x)) else FIRST
         if layout == LAST and dtype == torch.float64 and kind == "cpu" and self.dim > 2:
             x, layout = x.contiguous(), FIRST  # torch's own convolution fails in some of these backward passes
-        if self.keeps and not grad and not training and not traced():  # a trace would hold the weights forever
-            mode = "cached"
-        shape: tuple[int, ...] = sizes(x)
-        if type(x) is not Tensor or traced():
-            shape = tuple(map(int, shape))  # symbols to numbers, for plans and their cache
+        if self.frozen and self.keeps and not grad and not training and not tracing:
+            mode = "cached"  # a trace would hold the weights forever
         key = (shape, mode, layout, dtype, kind, output_padding)
         found = self._plans.pop(key, None)  # reinserted below as the latest; threads may share an executor
         if found is None:
             batch, _, *size = shape
             setting = Setting(max(1, batch), tuple(size), layout, mode, kind, dtype)
-            found = self.plan(setting, output_padding)
-            self._latest = setting.batch, setting.size
-            if len(self._plans) >= _KEPT:
-                self._plans.popitem(last=False)
+            found = self._new(setting, output_padding)
         self._plans[key] = found
         if mode != "cached":
             return run(found, x, cores, bias)
@@ -166,25 +166,38 @@ class LayerExecutor:
             return found.direct.apply(x, weights[0], bias)
         return apply_steps(found, pad(found, x), weights, bias)
 
-    def _kept(self, found: Plan, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
+    def _new(self, setting: Setting, output_padding: tuple[int, ...] | None = None) -> Any:
+        """Return the plan for a setting, and make room for it among the cached plans."""
+        found = self.plan(setting, output_padding)
+        self._latest = setting.batch, setting.size
+        if len(self._plans) >= _KEPT:
+            self._plans.popitem(last=False)
+        return found
+
+    def _kept(self, found: Any, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
         """Return the weights of a plan in autocast's dtype, from the cache unless a change of a core is detected."""
         try:
             versions = [(core._version, core.data_ptr()) for core in cores]
         except RuntimeError:  # inference tensors have no version counter
-            return prepare_weights(found, cores)
+            return self._prepared(found, cores)
         key = found.signature, cast
         kept = self._weights.get(key)
         if kept is not None and kept.versions == versions and all(map(is_, kept.cores, cores)):
             return kept.weights
         if not all(type(core) is nn.Parameter for core in cores):
-            return prepare_weights(found, cores)  # temporary tensors of this call, as in torch.func
+            return self._prepared(found, cores)  # temporary tensors of this call, as in torch.func
         with torch.inference_mode(False), torch.no_grad():
-            weights = [
-                (weight.contiguous() if step.op == MATMUL else weight).to(cast or weight.dtype)
-                for weight, step in zip(prepare_weights(found, cores), found.steps, strict=True)
-            ]
+            weights = [weight.to(cast or weight.dtype) for weight in self._prepared(found, cores, lasting=True)]
         self._keep(key, _Kept(list(cores), versions, weights))
         return weights
+
+    def _prepared(self, found: Any, cores: Sequence[Tensor], lasting: bool = False) -> list[Tensor]:
+        """Return the weights of a plan; if ``lasting``, laid out as its steps read them fastest."""
+        weights = prepare_weights(found, cores)
+        if not lasting:
+            return weights
+        steps = zip(weights, found.steps, strict=True)
+        return [weight.contiguous() if step.op == MATMUL else weight for weight, step in steps]
 
     def _keep(self, key: Any, new: "_Kept") -> None:
         """Cache weights. Older ones are dropped until all together fit in the memory of one dense kernel."""

@@ -1,7 +1,7 @@
 """Base of all layers that run by plan: the forward, its settings, FLOPs and explanation."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from tnlayers.backend.rate_tables import table_of
 from tnlayers.backend.torch_state import sizes
 from tnlayers.execution.attributes import check_geometry, fixed
 from tnlayers.execution.executor import LayerExecutor
+from tnlayers.execution.rank_dropout import thinned
 from tnlayers.planning.setting import Setting
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -22,9 +23,17 @@ class ExecutableModule(nn.Module):
 
     cores: nn.ParameterList
     bias: nn.Parameter | None
+    executor_type: ClassVar[type[LayerExecutor]] = LayerExecutor
+    """How the layer runs: by plans of products, or of lookups."""
+    rank: Mapping[str, int]
     _executor: LayerExecutor
 
     network: TensorNetwork = fixed("network", lambda layer: layer._executor.network)
+
+    @property
+    def dense_params(self) -> int:
+        """Number of entries of the dense kernel."""
+        return self.network.dense_params
 
     @property
     def geometry(self) -> Geometry:
@@ -64,6 +73,15 @@ class ExecutableModule(nn.Module):
         raise AttributeError(
             f"frozen cannot be set to {value!r}; call tnlayers.freeze_(layer) or tnlayers.thaw_(layer)"
         )
+
+    @property
+    def rank_dropout(self) -> float:
+        """Probability that training drops an entry of a bond, see ``tnlayers.rank_dropout_``; 0 at first."""
+        return self._executor.rank_dropout
+
+    @rank_dropout.setter
+    def rank_dropout(self, p: float) -> None:
+        self._executor.rank_dropout = validate.fraction("rank_dropout", p)
 
     def flops(self, input_shape: Sequence[int]) -> int:
         """Return the FLOPs of one forward on an input of this shape: two per multiply-add, without bias.
@@ -172,11 +190,18 @@ class ExecutableModule(nn.Module):
         bias = self._parameters["bias"] if "bias" in self._parameters else self.bias  # noqa: SIM401  (slow self.bias)
         if bias is not None and sizes(bias) != (executor.geometry.out_channels,):
             check_bias(bias, executor.geometry.out_channels)
+        if self.training and executor.rank_dropout:
+            cores = self._thinned(cores)
         dtype = cores[0].dtype  # all cores have this dtype, see build
         if x.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
             check_dtypes(x, dtype, bias)
         y = executor(x, cores, bias, self.training, output_padding)
         return y if batched or len(shape) == executor.dim else self._unbatched(y, shape)
+
+    def _thinned(self, cores: list[Tensor]) -> list[Tensor]:
+        """Return the cores that a forward uses: in training without the bond entries that dropout drops."""
+        p = self._executor.rank_dropout
+        return thinned(self._executor.network, self.rank, cores, p) if p and self.training else cores
 
     def _nested(self, input: Tensor) -> Tensor:
         """Raise TypeError for a nested tensor."""

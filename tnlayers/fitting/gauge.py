@@ -36,7 +36,12 @@ def level(network: TensorNetwork, cores: Sequence[Tensor]) -> list[Tensor]:
         (tensor([[4., 1.]]), tensor([[4.],
                 [1.]]))
     """
-    found = list(cores)
+    return levelled(network, cores)[0]
+
+
+def levelled(network: TensorNetwork, cores: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the result of ``level``, and the factor of each entry of each core."""
+    found, scales = list(cores), [torch.ones_like(core) for core in cores]
     shared = dict.fromkeys(tuple(axis for axis in a if axis in b) for a, b in combinations(network.cores, 2))
     for _ in range(ROUNDS):
         for axes in filter(None, shared):
@@ -46,8 +51,11 @@ def level(network: TensorNetwork, cores: Sequence[Tensor]) -> list[Tensor]:
                 core = network.cores[k]
                 order = [axes.index(axis) for axis in core if axis in axes]
                 shape = [size if axis in axes else 1 for axis, size in zip(core, found[k].shape, strict=True)]
-                found[k] = found[k] * factor.permute(order).reshape(shape)
-    return balance(found)
+                fitting = factor.permute(order).reshape(shape)
+                found[k], scales[k] = found[k] * fitting, scales[k] * fitting
+    balanced = balance(found)
+    lengths = [(float(new.norm()), float(old.norm())) for new, old in zip(balanced, found, strict=True)]
+    return balanced, [s * (new / old if old else 1.0) for s, (new, old) in zip(scales, lengths, strict=True)]
 
 
 def _norms(value: Tensor, core: Axes, axes: Axes) -> Tensor:

@@ -3,11 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from itertools import zip_longest
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from tnlayers import validate
 from tnlayers.spec.network import TensorNetwork
@@ -71,6 +71,29 @@ class Format(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__name__.lower()
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], owner: str, others: str) -> Self:
+        """Return the format with the options that a user gave to ``owner``.
+
+        Raises:
+            TypeError: an option is unknown or missing; ``others`` names what ``owner`` accepts beside the options.
+
+        Example:
+            >>> FORMATS["tt"].of({"layouts": "chain"}, "TTLinear", "rank")
+            Traceback (most recent call last):
+                ...
+            TypeError: layouts is 'chain', but TTLinear has no such argument; accepted beside rank: layout
+        """
+        own = {field.name: field.default is MISSING for field in fields(cls)}
+        for name, value in options.items():
+            if name not in own:
+                accepted = f"beside {others}: {', '.join(own) or 'none'}"
+                raise TypeError(f"{name} is {value!r}, but {owner} has no such argument; accepted {accepted}")
+        for name, required in own.items():
+            if required and name not in options:
+                raise TypeError(f"{name} is missing; {owner} needs it as a keyword argument")
+        return cls(**options)
 
     @abstractmethod
     def text(self, inputs: Axes, outputs: Axes, kernel: Axes, rank: Any) -> str:
@@ -152,15 +175,16 @@ def numbered(letter: str, count: int) -> Axes:
     return (letter,) if count == 1 else tuple(f"{letter}{k}" for k in range(1, count + 1))
 
 
-def checked_shape(name: str, value: Any, product_name: str, product: int) -> tuple[int, ...]:
-    """Return the user's channel shape ``value`` as a tuple if its product is ``product``."""
+def checked_shape(name: str, value: Any, product_name: str, product: int, more: bool = False) -> tuple[int, ...]:
+    """Return the user's channel shape ``value`` as a tuple if its product is ``product``, or with ``more`` above it."""
     try:
         given = tuple(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}; it must be a sequence of integers with product {product}") from None
     shape = tuple(validate.integer(f"{name}[{k}]", factor) for k, factor in enumerate(given))
-    if math.prod(shape) != product or not shape:
-        raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}")
+    if not shape or (found := math.prod(shape)) < product or (found > product and not more):
+        least = "; it must be at least that" if more else ""
+        raise ValueError(f"{name} {shape} has product {math.prod(shape)}, but {product_name} is {product}{least}")
     return shape
 
 
@@ -193,6 +217,22 @@ def factorize(number: int, parts: int, multiple_of: int = 1, exact: bool = False
     firsts = [first for first in divisors if first % multiple_of == 0 and number // first in others]
     best = min(((first, *others[number // first]) for first in firsts), key=_order)
     return best + (1,) * (parts - len(best)) if exact else best
+
+
+def factorize_up(number: int, parts: int) -> Shape:
+    """Return ``parts`` factors of similar size, largest first, whose product is ``number`` or a little more.
+
+    Example:
+        >>> factorize_up(50257, 2), factorize_up(50257, 3), factorize_up(64, 3), factorize_up(7, 1)
+        ((225, 224), (37, 37, 37), (4, 4, 4), (7,))
+    """
+    factors = []
+    for left in range(parts, 0, -1):
+        factor = max(1, round(number ** (1 / left)))
+        factor += factor**left < number
+        factors.append(factor)
+        number = -(-number // factor)
+    return tuple(factors)
 
 
 def _order(shape: Shape) -> tuple[int, int, Shape]:

@@ -86,6 +86,7 @@ class Init:
         typical: make the mean logarithm of the gain zero over smooth rectified inputs, instead of the logarithm of the
             mean, which is larger. Estimated from random inputs at each draw.
         input_size: spatial size of the layer's input. If given, taps at the border are counted exactly.
+        std: standard deviation of the kernel's entries, in place of the rule of mode, nonlinearity and param.
 
     Raises:
         TypeError, ValueError: an argument is not as above. The message names it.
@@ -98,7 +99,7 @@ class Init:
     (``benchmarks/measure/depth.py``). The rule of Pan et al. alone is right on average. But the mean logarithm of a
     fluctuating gain is below the logarithm of its mean, and after rectifiers signals are neither white nor centred. The
     default split mostly needs fewer training steps with batch normalisation (``benchmarks/measure/convergence.py``).
-    ``init="paper"`` is the rule of Pan et al. alone.
+    ``init="paper"`` is the rule of Pan et al. alone. ``init="unit"`` gives the kernel's entries the std 1.
     """
 
     mode: str = "fan_in"
@@ -109,6 +110,7 @@ class Init:
     exact: bool | str = True
     typical: bool = False
     input_size: tuple[int, ...] | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         validate.choice("mode", self.mode, FAN_MODES)
@@ -126,6 +128,18 @@ class Init:
         if self.input_size is not None:
             length = len(self.input_size) if isinstance(self.input_size, Sequence) else 1
             object.__setattr__(self, "input_size", validate.integers("input_size", self.input_size, length))
+        if self.std is not None:
+            self._check_std()
+
+    def _check_std(self) -> None:
+        if isinstance(self.std, bool) or not isinstance(self.std, int | float):
+            raise TypeError(f"std is {self.std!r}; it must be a number or None")
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"std is {self.std!r}; it must be positive and finite")
+        object.__setattr__(self, "std", float(self.std))
+        for name in ("mode", "nonlinearity", "param"):
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise ValueError(f"{name} is {value!r}, but std is {self.std!r} and takes its place; give one of them")
 
     @classmethod
     def of(cls, value: "str | Init") -> "Init":
@@ -153,8 +167,12 @@ class Init:
             raise ValueError(f"nonlinearity is {self.nonlinearity!r}; accepted: {accepted}") from None
 
 
-PRESETS = {"paper": Init(distribution="normal", split="equal", exact=False)}
-"""Complete initialisations by name. 'paper': the rule of Pan et al. 2022 alone."""
+PRESETS = {
+    "paper": Init(distribution="normal", split="equal", exact=False),
+    "unit": Init(exact="white", std=1.0),
+}
+"""Complete initialisations by name. 'paper': the rule of Pan et al. 2022 alone. 'unit': standard deviation 1, that of
+torch's embeddings."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +183,7 @@ class Variance:
         std: standard deviation of each core's entries, in the network's order.
         fan_in, fan_out: fans of the geometry.
         fan: fan selected by the mode.
-        gain: gain of the nonlinearity.
+        gain: gain of the nonlinearity; if ``Init`` has a std, the gain that amounts to it, std * sqrt(fan).
         weight_std: expected standard deviation of the dense kernel's entries, gain / sqrt(fan).
 
     Example:
@@ -215,7 +233,8 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
     if fan_in == 0:
         raise ValueError(f"input_size is {geometry.input_size}; there every tap of the kernel falls on padding")
     fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[init.mode]
-    log_target = 2 * math.log(init.gain) - math.log(fan)
+    gain = init.gain if init.std is None else init.std * math.sqrt(fan)
+    log_target = 2 * math.log(gain) - math.log(fan)
     log_bonds = sum(math.log(size) for size in network.shape(network.bonds))
     shares = _log_shares(network, init.split)
     log_scale = (log_target - log_bonds - sum(shares.values())) / len(network.cores)
@@ -224,7 +243,7 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
         fan_in=fan_in,
         fan_out=fan_out,
         fan=fan,
-        gain=init.gain,
+        gain=gain,
         weight_std=math.exp(log_target / 2),
     )
 

@@ -1,7 +1,7 @@
 """Base of every layer: it holds the cores, and calls format, solver and executor once each."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields
 from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
@@ -15,15 +15,16 @@ from tnlayers.backend.sharding import place, whole
 from tnlayers.backend.torch_state import own_precision
 from tnlayers.backend.views import exchange
 from tnlayers.execution.attributes import from_constructor
-from tnlayers.execution.executor import LayerExecutor
-from tnlayers.execution.module import ExecutableModule
+from tnlayers.fitting.cuts import by_rule
 from tnlayers.fitting.decompose import decompose
+from tnlayers.fitting.metric import check
 from tnlayers.fitting.objective import length
 from tnlayers.formats import FORMATS, Format
 from tnlayers.formats.base import checked_shape
 from tnlayers.init.draw import draw, uniform
-from tnlayers.init.variance import Init, Variance, solve
+from tnlayers.init.variance import Init
 from tnlayers.layers import core_memory
+from tnlayers.layers.changing_ranks import ChangesRanks
 from tnlayers.layers.computed_weight import ComputesWeight
 from tnlayers.layers.documentation import add_arguments, show_options
 from tnlayers.layers.zero_kernels import learnable
@@ -36,7 +37,7 @@ LAYERS: MutableMapping[tuple[type[Format], type[Any]], type["TensorLayer"]] = We
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class TensorLayer(ComputesWeight, ExecutableModule):
+class TensorLayer(ComputesWeight, ChangesRanks):
     """A linear map whose weight is a tensor network.
 
     A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
@@ -61,7 +62,6 @@ class TensorLayer(ComputesWeight, ExecutableModule):
     dense_type: ClassVar[type[Any]]
     """The torch layer with the same arguments."""
     bias: nn.Parameter | None
-    variance: Variance
     format: Format = from_constructor("format")
     rank: Mapping[str, int] = from_constructor("rank")
 
@@ -112,7 +112,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype}; accepted: {', '.join(map(str, DTYPES))}")
         core_memory.check(type(self).__name__, network, rank, torch.empty(0, device=device, dtype=dtype))
-        self._executor = LayerExecutor(network, geometry, strategy, memory)
+        self._executor = self.executor_type(network, geometry, strategy, memory)
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) for shape in self.network.core_shapes
         )
@@ -128,24 +128,14 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             raise TypeError(
                 f"{cls.__name__} has no format; use a subclass, or write one with format= in its class statement"
             )
-        own = {field.name: field.default is MISSING for field in fields(cls.format_type)}
-        for name, value in options.items():
-            if name not in own:
-                accepted = (
-                    f"beside torch's and rank, in_shape, out_shape, init, strategy, memory: {', '.join(own) or 'none'}"
-                )
-                raise TypeError(f"{name} is {value!r}, but {cls.__name__} has no such argument; accepted {accepted}")
-        for name, required in own.items():
-            if required and name not in options:
-                raise TypeError(f"{name} is missing; {cls.__name__} needs it as a keyword argument")
-        return cls.format_type(**options)
+        others = "torch's and rank, in_shape, out_shape, init, strategy, memory"
+        return cls.format_type.of(options, cls.__name__, others)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Solve for the variances, and draw the cores and the bias anew."""
         self.init = Init.of(self.init)
-        variance = solve(self.network, replace(self.geometry, input_size=self.init.input_size), self.init)
-        self.variance = variance
+        self.variance = variance = self._variance_of(self.network)
         if all(core.is_meta for core in self.cores):
             return  # there is nothing to draw
         self._assign(draw(self.network, self.geometry, variance, self.init, list(self.cores)))
@@ -153,7 +143,9 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
     def _kernel(self) -> Tensor:
-        cores = [whole(core) for core in self.cores]
+        return self._contracted([whole(core) for core in self.cores])
+
+    def _contracted(self, cores: Sequence[Tensor]) -> Tensor:
         check_cores(cores)
         if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
             self.network.check_shapes(core.shape for core in cores)
@@ -162,12 +154,16 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         else:
             with own_precision(cores[0]):
                 kernel = self._executor.contraction(cores).reshape(self.network.dense_shape)
-        return exchange(kernel, self.geometry.groups).contiguous() if self.geometry.transposed else kernel
+        return self._ordered(kernel).contiguous() if self.geometry.transposed else kernel
+
+    def _ordered(self, kernel: Tensor) -> Tensor:
+        """Convert between the network's order of axes and the weight's, which differ if transposed."""
+        return exchange(kernel, self.geometry.groups) if self.geometry.transposed else kernel
 
     @property
     def keep_ratio(self) -> float:
         """Ratio of the cores' parameters to the dense kernel's, both without bias."""
-        return self.network.num_params / self.network.dense_params
+        return self.network.num_params / self.dense_params
 
     @torch.no_grad()
     def set_weight_(self, weight: Tensor, *, moments: Tensor | None = None) -> float:
@@ -190,11 +186,9 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         """
         if self.cores[0].is_meta:
             raise ValueError("the layer is on the meta device and has no cores to set; call to_empty first")
-        if isinstance(weight, Tensor):
-            if tuple(weight.shape) != self.geometry.weight_shape:
-                raise ValueError(f"weight has shape {tuple(weight.shape)}; it must be {self.geometry.weight_shape}")
-            weight = exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
-        cores, _ = decompose(self.network, weight, moments=moments)
+        check("weight", weight, self.geometry.weight_shape, f"; it must be {self.geometry.weight_shape}")
+        weight = self._ordered(weight)
+        cores: Sequence[Tensor] = decompose(weight, self.network, moments=moments).cores
         target = weight.detach().to("cpu", torch.float64)
         norm = length(target)
         cores = learnable(self.network, self.geometry, self.variance, self.init, cores, norm)
@@ -215,7 +209,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         cls,
         dense: nn.Module,
         *,
-        rank: Rank | None = None,
+        rank: Rank | str | None = None,
         decompose: bool = True,
         moments: Tensor | None = None,
         **kwargs: Any,
@@ -224,7 +218,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
 
         Args:
             dense: a layer of ``dense_type``; subclasses are refused, since they may do more.
-            rank: as for the class.
+            rank: as for the class; or ``"vbmf"``, the ranks that variational Bayes finds in the weight's unfoldings.
             decompose: fit the cores to the layer's weight, or else draw them.
             moments: of the inputs, as in ``set_weight_``; only with ``decompose``.
             **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
@@ -241,7 +235,9 @@ class TensorLayer(ComputesWeight, ExecutableModule):
         return layer
 
     @classmethod
-    def _unfitted(cls, dense: nn.Module, *, rank: Rank | None = None, decompose: bool = True, **kwargs: Any) -> Self:
+    def _unfitted(
+        cls, dense: nn.Module, *, rank: Rank | str | None = None, decompose: bool = True, **kwargs: Any
+    ) -> Self:
         """Return ``from_dense``'s layer before the fit: without values in its cores, or drawn."""
         name = cls.dense_name
         if type(dense) is not cls.dense_type:
@@ -253,6 +249,9 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             raise ValueError(
                 f"decompose is True, but {name} is on the meta device and has no values; pass decompose=False"
             )
+        if isinstance(rank, str):
+            draft = cls(**cls._arguments(dense), device="meta", rank=1, **kwargs)
+            rank = by_rule(draft.network, [*draft.rank], draft._ordered(weight), rank)
         # The cores of a fit need not be drawn first.
         device = "meta" if decompose else weight.device
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
@@ -280,8 +279,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
             core.copy_(place(value, core))
 
     def __repr__(self) -> str:
-        # One line, as torch's layers: format and rank describe the cores.
-        return f"{type(self).__name__}({self.extra_repr()})"
+        return f"{type(self).__name__}({self.extra_repr()})"  # one line, as torch's layers
 
     def extra_repr(self) -> str:
         """Return format with options, rank (one number if all bonds are equal), and keep ratio."""
@@ -294,7 +292,7 @@ class TensorLayer(ComputesWeight, ExecutableModule):
 @torch.no_grad()
 def copy_state(source: Any, target: Any) -> None:
     """Copy bias and training flag, which do not depend on the form of the kernel."""
-    if source.bias is not None:
+    if getattr(source, "bias", None) is not None:
         target.bias.copy_(place(whole(source.bias), target.bias))
         target.bias.requires_grad_(source.bias.requires_grad)
     target.train(source.training)

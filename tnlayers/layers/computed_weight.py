@@ -73,6 +73,8 @@ class ComputedWeight(Tensor, metaclass=_Related):
 
     _accessed = False
     """Whether the layer returned this tensor itself, as opposed to a view of it."""
+    _is_hf_initialized = False
+    """What transformers 5 asks of a tensor before it draws initial values."""
 
     @classmethod
     def __torch_function__(
@@ -158,7 +160,10 @@ class ComputesWeight(nn.Module):
 
         It is read-only: in-place writes and assignments raise.
         """
-        return guarded(self._kernel())
+        weight = guarded(self._kernel())
+        if type(weight) is ComputedWeight and "_is_hf_initialized" in vars(self):
+            weight._is_hf_initialized = True  # so that transformers 5, which marks loaded layers, draws no new values
+        return weight
 
     @weight.deleter
     def weight(self) -> None:

@@ -58,7 +58,7 @@ def check(name: str, network: TensorNetwork, rank: Any, like: Tensor) -> None:
             f"{_asked(rank)}; the cores of {name} have {network.num_params:,} parameters, but its dense kernel has "
             f"{network.dense_params:,}; choose {'' if rank is None else 'a smaller rank, or '}the plain layer",
             LargerThanDense,
-            stacklevel=_outside(),
+            stacklevel=outside(),
         )
 
 
@@ -128,7 +128,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def _outside() -> int:
+def outside() -> int:
     """Return the ``stacklevel`` with which the caller's warning points to the first frame outside of this library."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "tnlayers":

@@ -47,6 +47,10 @@ def _example(layer: type[Any], format_type: type[Format]) -> str:
     """Return an example of a layer, as a doctest. A format that needs an option has none."""
     if not hasattr(layer, "dense_type") or any(field.default is MISSING for field in fields(format_type)):
         return ""
+    if "Embedding" in layer.dense_type.__name__:
+        call = f"{layer.__name__}(16, 32, rank=2)(torch.tensor([[0, 15, 3]])).shape"
+        size = (1, 32) if layer.dense_type.__name__.endswith("Bag") else (1, 3, 32)
+        return f"\nExample:\n    >>> import torch\n    >>> {call}\n    torch.Size({[*size]})\n"
     axes = getattr(layer, "ndim", 0)
     length = 6 if "Transpose" in layer.dense_type.__name__ else 2
     given, found = (2, 16, *(4,) * axes), [2, 32, *(length,) * axes]

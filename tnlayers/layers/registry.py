@@ -10,7 +10,10 @@ from tnlayers.formats import FORMATS, Format
 from tnlayers.layers.base import LAYERS, TensorLayer
 from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.layers.conv_transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
+from tnlayers.layers.embedding import TensorEmbedding
+from tnlayers.layers.embedding_bag import TensorEmbeddingBag
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.layers.table import TensorTable
 
 _CONV = TensorConv1d, TensorConv2d, TensorConv3d
 _TRANSPOSE = TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
@@ -18,9 +21,16 @@ _TRANSPOSE = TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
 KINDS: dict[type[nn.Module], type[TensorLayer]] = {
     base.dense_type: base for base in (*_CONV, *_TRANSPOSE, TensorLinear)
 }
-"""Base class of the layers that replace a torch layer, by the torch layer's type."""
+"""Base class of the layers that replace a convolution or linear layer of torch, by the torch layer's type."""
 
-KIND_NAMES = {kind.__name__: kind for kind in KINDS}
+TABLES: dict[type[nn.Module], type[TensorTable]] = {
+    base.dense_type: base for base in (TensorEmbedding, TensorEmbeddingBag)
+}
+"""The same for torch's tables of rows, whose inputs are indices."""
+
+EVERY_KIND: dict[type[nn.Module], type[TensorLayer]] = {**KINDS, **TABLES}
+
+KIND_NAMES = {kind.__name__: kind for kind in EVERY_KIND}
 
 
 def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[TensorLayer]:
@@ -30,10 +40,10 @@ def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[Tenso
 
     Args:
         format: a registered format's name, or a format class.
-        kind: one of the types in ``KINDS``.
+        kind: one of the types in ``EVERY_KIND``.
 
     Returns:
-        type[TensorLayer]: a subclass of ``KINDS[kind]``.
+        type[TensorLayer]: a subclass of ``EVERY_KIND[kind]``.
 
     Raises:
         TypeError, ValueError: there is no such format or no such kind.
@@ -46,19 +56,19 @@ def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[Tenso
         format = FORMATS[validate.choice("format", format, FORMATS)]
     if not issubclass(format, Format):
         raise TypeError(f"format is {format!r}; it must be a registered name or a subclass of tnlayers.Format")
-    if kind not in KINDS:
+    if kind not in EVERY_KIND:
         raise TypeError(f"kind is {kind!r}; accepted: {', '.join(f'nn.{name}' for name in KIND_NAMES)}")
     found = LAYERS.get((format, kind))
     if found is None:
         # Its module is this one, whose __getattr__ finds it again when it is unpickled.
         name, body = f"{format.__name__}{kind.__name__}", {"__module__": __name__}
-        found = new_class(name, (KINDS[kind],), {"format": format}, lambda namespace: namespace.update(body))
+        found = new_class(name, (EVERY_KIND[kind],), {"format": format}, lambda namespace: namespace.update(body))
     return found
 
 
 def __getattr__(name: str) -> Any:
     for format in FORMATS.values():
-        for kind in KINDS:
+        for kind in EVERY_KIND:
             if name == f"{format.__name__}{kind.__name__}":
                 return layer_class(format, kind)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,21 @@ from tnlayers.backend.torch_state import sizes
 from tnlayers.backend.views import LAST
 from tnlayers.ops.pairwise import NARROW
 
+MIDDLE = 40
+"""With fewer columns than this, and no multiple of 8, a result in channels last is slow. Measured."""
+
+
+def channels_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply the channels of (batch, summed, *spatial), channels first, by a matrix (new, summed).
+
+    Example:
+        >>> channels_first(torch.ones(2, 3, 5, 5), torch.ones(4, 3), None).shape
+        torch.Size([2, 4, 5, 5])
+    """
+    batch, _, *places = x.shape
+    y = _bmm(weight.expand(batch, -1, -1), x.flatten(2), None if bias is None else bias[:, None])
+    return y.reshape(batch, y.shape[1], *places)
+
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tensor:
     """Multiply the channels of every image by a matrix.
@@ -29,14 +44,21 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, target: str) -> Tens
         (20, 1, 4)
     """
     batch = x.shape[0]
-    if target == LAST and sizes(weight)[0] >= NARROW:
+    if target == LAST and not _slow(sizes(weight)[0]):
         return _bmm(x.mT, weight.mT.expand(batch, -1, -1), bias).mT
     y = _bmm(weight.expand(batch, -1, -1), x, None if bias is None else bias[:, None])
     return y.mT.contiguous().mT if target == LAST else y
 
 
+def _slow(columns: int) -> bool:
+    """Return whether BLAS is slow for a result of few columns: slower than for its transpose and a copy. Measured."""
+    return columns < NARROW or (columns < MIDDLE and columns % 8 > 0)
+
+
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     """Sum ``gradient[n] @ x[n].mT`` over a batch, image by image if one product is larger than its operands.
+
+    Narrow results are slow, so the smaller number of channels is that of the rows.
 
     Args:
         gradient: shape (batch, ..., new, positions).
@@ -46,6 +68,8 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
         Tensor: shape (..., new, summed).
     """
     new, summed, length = gradient.shape[-2], x.shape[-2], x.shape[-1]
+    if new > summed:
+        return weight_gradient(x, gradient).mT
     if gradient.shape[0] == 1:
         return torch.matmul(gradient[0], x[0].mT)
     if gradient.ndim > 3 or gradient.shape[0] == 0 or new * summed <= (new + summed) * length:

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tnlayers.backend.moves import CONTIGUOUS, Move, moved, permute
 from tnlayers.backend.views import FIRST, LAST, exchange, inverse, view
-from tnlayers.ops.channel_matmul import product, weight_gradient
+from tnlayers.ops.channel_matmul import channels_first, product, weight_gradient
 
 CONV, MATMUL = "conv", "matmul"
 
@@ -45,6 +46,9 @@ class InputStep:
         unsafe: whether torch's own backward in channels last may write past the end of the weight's gradient.
         weight_shape: shape of the weight in memory order. For a convolution with channels-last input, its summed
             channels are last.
+        weight_moves: from a weight of that shape to the shape and layout of the operation.
+        apply: the operation, from ``x``, the prepared weight and the bias or None: it maps
+            (batch, folded * groups * summed, *spatial) to (batch, folded * groups * new, *spatial').
     """
 
     op: str
@@ -69,6 +73,8 @@ class InputStep:
     plain: bool = field(init=False, repr=False)
     unsafe: bool = field(init=False, repr=False)
     weight_shape: tuple[int, ...] = field(init=False, repr=False)
+    weight_moves: tuple[Move, ...] = field(init=False, repr=False, compare=False)
+    apply: Callable[[Tensor, Tensor, Tensor | None], Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         shape: tuple[int, ...] = (self.groups, self.new, self.summed) if self.groups > 1 else (self.new, self.summed)
@@ -76,18 +82,20 @@ class InputStep:
             inner = (self.summed, *self.taps) if self.source == FIRST else (*self.taps, self.summed)
             shape = (self.groups * self.new, *inner)
         object.__setattr__(self, "weight_shape", shape)
+        moves: list[Move] = []
+        if self.op == CONV:
+            channels = [] if self.source == FIRST else [permute((0, len(shape) - 1, *range(1, len(shape) - 1)))]
+            moves = [CONTIGUOUS, *channels, *([(exchange, self.groups), CONTIGUOUS] if self.transposed else [])]
+        object.__setattr__(self, "weight_moves", tuple(moves))
         whole = self.folded == 1 and not self.move
         object.__setattr__(self, "plain", whole and (self.op == CONV or (not self.taps and self.groups == 1)))
         # In channels last with few channels, oneDNN writes past the end of this weight's gradient (torch 2.13).
         object.__setattr__(self, "unsafe", self.op == CONV and max(self.taps) == 1 < max(self.stride))
+        object.__setattr__(self, "apply", self._operation())
 
     def prepare_weight(self, weight: Tensor) -> Tensor:
         """Return a weight with the axes ``right`` in the shape and layout of the operation."""
-        weight = view(weight, self.weight_shape)
-        if self.op == MATMUL:
-            return weight
-        weight = weight.contiguous() if self.source == FIRST else weight.contiguous().movedim(-1, 1)
-        return exchange(weight, self.groups).contiguous() if self.transposed else weight
+        return moved(view(weight, self.weight_shape), self.weight_moves)
 
     def restore_weight_gradient(self, gradient: Tensor) -> Tensor:
         """Convert the gradient of ``prepare_weight``'s result to the gradient of its argument."""
@@ -95,10 +103,26 @@ class InputStep:
             gradient = exchange(gradient, self.groups)
         return gradient.movedim(1, -1) if self.op == CONV and self.source == LAST else gradient
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Map (batch, folded * groups * summed, *spatial) to (batch, folded * groups * new, *spatial')."""
+    def _operation(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """Return the function ``apply``: a flat one for the operations that small inputs need most."""
+        if self.plain and not self.taps:
+            return F.linear
+        if self.plain and not self.unsafe and not self.transposed:
+            convolve = _CONV[len(self.taps)]
+            arguments = self.stride, self.padding, self.dilation, self.groups
+            return lambda x, weight, bias: convolve(x, weight, bias, *arguments)
         if self.plain:
-            return self._convolve(x, weight, bias) if self.taps else F.linear(x, weight, bias)
+            return self._convolve
+        if (
+            self.op == MATMUL
+            and self.source == self.target == FIRST
+            and self.groups == self.folded == 1
+            and not self.move
+        ):
+            return channels_first
+        return self._general
+
+    def _general(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.move:
             x = reorder(x, *self.move)
         fused = None if bias is None or self.folded > 1 or (self.op == MATMUL and self.groups > 1) else bias
@@ -165,7 +189,8 @@ class InputStep:
         else:
             rows = gradient.movedim(1, -1).reshape(-1, self.new)
             for_x = torch.mm(rows, weight) if wanted[0] else None
-            for_weight = torch.mm(rows.mT, x.movedim(1, -1).reshape(-1, self.summed)) if wanted[1] else None
+            if wanted[1]:
+                for_weight = weight_gradient(rows.mT[None], x.movedim(1, -1).reshape(-1, self.summed).mT[None])
         if for_x is not None:
             for_x = for_x.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
         return for_x, for_weight

@@ -20,6 +20,7 @@ from tnlayers.layers.base import DTYPES, TensorLayer
 from tnlayers.layers.conv_transpose import TensorConvTranspose
 from tnlayers.layers.linear import TensorLinear
 from tnlayers.layers.registry import KINDS, layer_class
+from tnlayers.layers.table import TensorTable
 from tnlayers.planning.choose import parse
 from tnlayers.planning.setting import MEMORY, Setting, typical
 from tnlayers.spec.geometry import Geometry
@@ -27,7 +28,8 @@ from tnlayers.spec.network import TensorNetwork
 from tnlayers.spec.notation import KERNEL_AXES
 from tnlayers.spec.rank import DEFAULT_KEEP, BondsError
 from tnlayers.tensorize.config import TensorizeConfig
-from tnlayers.tensorize.sites import LayerSite, unwrapped
+from tnlayers.tensorize.finding import unwrapped
+from tnlayers.tensorize.sites import LayerSite
 
 _ENTRY = "format", "options", "rank", "in_shape", "out_shape", "strategy", "memory"
 
@@ -127,7 +129,7 @@ def case_of(layer: Any, input_shape: Any) -> Case:
         return Case(layer, shape, torch.get_default_device().type, torch.get_default_dtype(), True)
     accepted: tuple[type[Any], ...] = (TensorLayer, *KINDS)
     inner: Any = unwrapped(layer) if isinstance(layer, nn.Module) else layer
-    if not isinstance(inner, accepted):
+    if not isinstance(inner, accepted) or isinstance(inner, TensorTable):
         raise TypeError(
             f"layer is of type {type(layer).__name__}; it must be a convolution, transposed convolution or linear "
             "layer of torch or tnlayers, or a tnlayers.Geometry"

@@ -16,7 +16,7 @@ from tnlayers.overview.moments import GRADIENT_INPUT, GRADIENT_OUTPUT, SIDES, Ca
 from tnlayers.overview.pictured import draw
 from tnlayers.overview.problems import find
 from tnlayers.overview.trace import weighted
-from tnlayers.tensorize.sites import unwrapped
+from tnlayers.tensorize.finding import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)

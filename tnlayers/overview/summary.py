@@ -13,9 +13,11 @@ from tnlayers import text_tables
 from tnlayers.backend.observe import input_of, run_on_copy
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.registry import KINDS
+from tnlayers.layers.table import TensorTable
 from tnlayers.overview.forward import prepare, refuse_scripts, untouched
+from tnlayers.tensorize.finding import layers, unwrapped
 from tnlayers.tensorize.flops import dense_flops
-from tnlayers.tensorize.sites import LayerSite, layers, unwrapped
+from tnlayers.tensorize.sites import LayerSite
 
 ELSEWHERE = "(elsewhere)"
 """Name of the row for everything outside of the layers."""
@@ -222,8 +224,9 @@ def _row(site: LayerSite, count: _Count) -> Row:
     flops = dense = count.flops if count.calls else None
     dense_params = weights
     if isinstance(layer, TensorLayer):
-        dense_params = layer.network.dense_params
-        dense = dense_flops(layer.geometry, count.shapes) if count.calls else None
+        dense_params = layer.dense_params
+        if count.calls:  # torch's tables look rows up without FLOPs
+            dense = 0 if isinstance(layer, TensorTable) else dense_flops(layer.geometry, count.shapes)
         own = {"format": layer.format.name, "rank": dict(layer.rank)}
     kind, pairs = type(layer).__name__, _pairs(weights, dense_params, flops, dense)
     return Row(name=site.names[0] or kind, aliases=site.names[1:], kind=kind, calls=count.calls, **own, **pairs)

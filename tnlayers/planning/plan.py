@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from tnlayers.backend.moves import moved, needed, permute, reshape
 from tnlayers.backend.views import LAST, view
 from tnlayers.ops.contraction import Contraction
-from tnlayers.ops.input_step import CONV, InputStep
+from tnlayers.ops.input_step import CONV, MATMUL, InputStep
 from tnlayers.planning.memory import MemoryEstimate
 from tnlayers.planning.options import Contractions, Pricing
 from tnlayers.planning.path import Cost, Path, PathSteps
@@ -62,6 +63,7 @@ class Plan:
         own_backward: whether the plan has its own backward. For one image or one operation, autograd's is as good and
             costs less.
         prepad: as in the geometry.
+        prepared: functions that return the weight of each step from the cores.
         direct: the only step, if it is one convolution and nothing comes before or after it.
         signature: equal for plans that build the same weights.
         saved: whether the result of each step but the last is saved for the backward, or computed again there.
@@ -85,15 +87,19 @@ class Plan:
     own_backward: bool = field(init=False, repr=False)
     prepad: tuple[int, ...] = field(init=False, repr=False)
     direct: InputStep | None = field(init=False, repr=False)
+    prepared: tuple[Callable[[Sequence[Tensor]], Tensor], ...] = field(init=False, repr=False, compare=False)
     signature: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepad", self.geometry.prepad)
         alone = len(self.steps) == 1 and self.steps[0].plain and not self.prepad and self.tail is None
         object.__setattr__(self, "direct", self.steps[0] if alone else None)
-        many = self.setting.batch * max(step.folded for step in self.steps)
-        simple = many == 1 or (alone and self.chunks == 1 and not self.steps[0].unsafe)
+        # Autograd forms the gradient of a product's weight once for each image.
+        folded = max((step.folded for step in self.steps if step.op == MATMUL), default=1)
+        simple = self.setting.batch * folded == 1 or (alone and self.chunks == 1 and not self.steps[0].unsafe)
         object.__setattr__(self, "own_backward", self.rebuild_weights or not simple)
+        pairs = zip(self.weights, self.steps, strict=True)
+        object.__setattr__(self, "prepared", tuple(_preparation(self.network, *pair) for pair in pairs))
         shapes = (f"{' '.join(step.right)} {step.weight_shape}" for step in self.steps)
         object.__setattr__(self, "signature", f"{self.order}: {', '.join(shapes)}")
 
@@ -160,6 +166,17 @@ class Plan:
     def order(self) -> str:
         """Cores of each input step; valid as a strategy. '0 > 1*2': core 0, then the contraction of cores 1 and 2."""
         return " > ".join("*".join(str(core) for core in weight.cores) for weight in self.weights)
+
+
+def _preparation(network: TensorNetwork, weight: StepWeight, step: InputStep) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Return the function from the cores to the weight of a step. One core alone is only viewed or copied."""
+    contraction = weight.contraction
+    if contraction.steps:
+        return lambda cores: step.prepare_weight(contraction(weight.operands(cores)))
+    (core,), (shape,) = weight.cores, weight.views
+    moves = reshape(shape), permute(contraction.order), reshape(step.weight_shape), *step.weight_moves
+    chain = needed(network.core_shapes[core], moves)
+    return lambda cores: moved(cores[core], chain)
 
 
 def _shown(axes: Axes, sizes: dict[str, int]) -> str:

@@ -7,6 +7,9 @@ import torch
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.spec.geometry import Geometry
 
+INDEX = "index"
+"""Layout of the input of a lookup: indices in place of one-hot channels."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -14,7 +17,7 @@ class Setting:
 
     Attributes:
         batch, size: number of images in the input, positions along each spatial axis.
-        layout: memory layout of its channels, 'first' or 'last'; 'last' without spatial axes.
+        layout: memory layout of its channels, 'first' or 'last'; without spatial axes 'last', or 'index' in lookups.
         mode: 'train', 'infer' or 'cached', see ``tnlayers.backend.rates``.
         device: device type, as ``torch.device.type``.
         dtype: dtype of the computation.
@@ -28,7 +31,7 @@ class Setting:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        if not self.size:
+        if not self.size and self.layout == FIRST:
             object.__setattr__(self, "layout", LAST)
 
 

@@ -68,6 +68,51 @@ def resolve(text: str, dense_sizes: Mapping[str, int], rank: Rank | None) -> tup
     return template.resize(chosen), chosen
 
 
+def resize(network: TensorNetwork, free: Sequence[str], rank: Rank, *, larger: bool) -> dict[str, int]:
+    """Determine the sizes of the free bonds of a network that is to become smaller, or larger.
+
+    Args:
+        network: the network now.
+        free: bonds that may change.
+        rank: as for ``resolve``. For a single number, bonds that are small (or large) enough keep their size. So does
+            a bond that a mapping leaves out.
+        larger: whether the bonds are to become larger.
+
+    Raises:
+        TypeError, ValueError: as ``resolve`` does; a given size is above the bond's size, or below with ``larger``; or
+            a keep ratio is too small for a larger network.
+
+    Example:
+        >>> network = TensorNetwork.parse("i:8 a:2, a b:4, b o:8")
+        >>> resize(network, ["a", "b"], 3, larger=False), resize(network, ["a", "b"], {"a": 5}, larger=True)
+        ({'a': 2, 'b': 3}, {'a': 5, 'b': 4})
+    """
+    now = {bond: network.sizes[bond] for bond in free}
+    texts = (
+        " ".join(a if a in now or a in network.dense_axes else f"{a}:{network.sizes[a]}" for a in core)
+        for core in network.cores
+    )
+    dense = {axis: network.sizes[axis] for axis in network.dense_axes}
+    asked = {**now, **rank} if isinstance(rank, Mapping) else rank
+    sizes = resolve(", ".join(texts), dense, asked)[1]
+    limit = max if larger else min
+    if isinstance(rank, Real):
+        sizes = {bond: limit(size, now[bond]) for bond, size in sizes.items()}
+        wanted = network.resize(sizes)
+        if larger and not hasattr(rank, "__index__") and wanted.num_params > float(rank) * network.dense_params:
+            raise ValueError(
+                f"rank is {rank}; no bond becomes smaller, so the keep ratio would be "
+                f"{wanted.num_params / wanted.dense_params:.3g}; give a larger one, or the sizes of bonds"
+            )
+    for bond, size in sizes.items():
+        if size != limit(size, now[bond]):
+            least, other = ("least", "truncate_ takes smaller") if larger else ("most", "grow_ takes larger")
+            raise ValueError(
+                f"rank[{bond!r}] is {size}; it must be at {least} the bond's present size, {now[bond]}; {other} ones"
+            )
+    return sizes
+
+
 def _named(template: TensorNetwork, free: tuple[str, ...], rank: Any) -> dict[str, int]:
     if isinstance(rank, Mapping):
         for bond in rank:

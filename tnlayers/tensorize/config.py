@@ -10,10 +10,12 @@ from typing import Any, Self
 
 from tnlayers import validate
 from tnlayers.backend.name_patterns import check_pattern, matches
+from tnlayers.fitting.cuts import RULES
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.planning.setting import MEMORY
 from tnlayers.spec.rank import Rank
+from tnlayers.tensorize.swappable import DEFAULT_GROUPS, groups
 
 VERSION = 1
 OVERRIDABLE = ("format", "options", "rank", "in_shape", "out_shape", "init", "decompose", "strategy", "memory")
@@ -28,8 +30,9 @@ class TensorizeConfig:
 
     Args:
         format: the name of a registered format.
-        rank: the ``rank`` argument of every layer; a float is a keep ratio. None: the layers' default, but a layer
-            whose smallest network saves nothing stays plain. Excludes budget and energy.
+        rank: the ``rank`` argument of every layer; a float is a keep ratio; ``"vbmf"``: the ranks that variational
+            Bayes finds in the unfoldings of each kernel, which needs ``decompose``. None: the layers' default, but a
+            layer whose smallest network saves nothing stays plain. Excludes budget and energy.
         budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
             layers with a rank from an override do not count.
             With ``decompose`` it is distributed by each kernel's singular values, else all get one keep ratio.
@@ -45,6 +48,14 @@ class TensorizeConfig:
         depthwise: also swap convolutions with one channel per group. They have few parameters and stay plain by
             default; 1x1 convolutions and linear layers, which mostly have many, are swapped.
         subclasses: also swap subclasses of torch's layers, which lose their own forward.
+        kinds: which layers: 'conv' (convolutions and transposed ones), 'linear', 'embedding' (also bags). Embeddings
+            whose weight is tied to an output layer stay plain, as that layer does.
+        parametrize: also make networks of weights that no layer covers, as ``parametrize_`` does: parameters with two
+            axes or more, such as the joint projection of ``nn.MultiheadAttention``, experts held as one parameter, and
+            the weights of subclasses of torch's layers. They save parameters, not time. Patterns cover them by their
+            names.
+        parametrized: what becomes of layers whose weight is computed by torch's parametrizations, such as
+            ``weight_norm``: 'leave' them, or 'fold' the computed weight into the kernel and drop the parametrization.
         init: initialisation of cores that are not fitted.
         decompose: fit the cores to the model's kernels. Use False for a model to be trained from scratch: fits of
             random kernels lose much of their variance, drawn cores have all of it.
@@ -60,7 +71,7 @@ class TensorizeConfig:
     """
 
     format: str = "tr"
-    rank: Rank | None = None
+    rank: Rank | str | None = None
     budget: Mapping[str, float] | None = None
     energy: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +81,9 @@ class TensorizeConfig:
     overrides: Any = ()
     depthwise: bool = False
     subclasses: bool = False
+    kinds: Sequence[str] = DEFAULT_GROUPS
+    parametrize: bool = False
+    parametrized: str = "leave"
     init: str | Init | Mapping[str, Any] = "fan_in"
     decompose: bool = True
     strategy: str = "auto"
@@ -78,8 +92,10 @@ class TensorizeConfig:
     def __post_init__(self) -> None:
         validate.choice("format", self.format, FORMATS)
         object.__setattr__(self, "min_params", validate.integer("min_params", self.min_params, minimum=0))
-        for name in ("depthwise", "subclasses", "decompose"):
+        for name in ("depthwise", "subclasses", "parametrize", "decompose"):
             validate.boolean(name, getattr(self, name))
+        validate.choice("parametrized", self.parametrized, ("leave", "fold"))
+        object.__setattr__(self, "kinds", _kinds(self.kinds))
         for name in ("include", "exclude"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         object.__setattr__(self, "options", _mapping("options", self.options))
@@ -99,6 +115,8 @@ class TensorizeConfig:
             object.__setattr__(self, "energy", _share("energy", self.energy))
             if not self.decompose:
                 raise ValueError("energy is given, but decompose is False: only kernels to be fitted have an energy")
+        if isinstance(self.rank, str) and not self.decompose:
+            raise ValueError(f"rank is {self.rank!r}, but decompose is False: this rank is for kernels to be fitted")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, in JSON's and YAML's types, and the form's version."""
@@ -181,6 +199,12 @@ def _patterns(name: str, value: Any) -> tuple[str, ...]:
     return tuple(check_pattern(name, pattern) for pattern in value)
 
 
+def _kinds(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"kinds is {value!r}; it must be a sequence, such as {list(DEFAULT_GROUPS)}")
+    return tuple(validate.choice("kinds", kind, groups()) for kind in value)
+
+
 def _overrides(value: Any) -> tuple[tuple[str, Mapping[str, Any] | None], ...]:
     pairs = value.items() if isinstance(value, Mapping) else value
     try:
@@ -209,10 +233,12 @@ def _changes(pattern: str, value: Any) -> dict[str, Any]:
     return {key: tuple(each) if isinstance(each, list) else each for key, each in changes.items()}
 
 
-def _rank(name: str, value: Any) -> Rank | None:
+def _rank(name: str, value: Any) -> Rank | str | None:
     """Convert a rank to Python's own numbers, as JSON and YAML need them."""
     if value is None:
         return None
+    if isinstance(value, str) and value in RULES:
+        return value
     if isinstance(value, Mapping):
         return {bond: validate.integer(f"{name}[{bond!r}]", size) for bond, size in _mapping(name, value).items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -220,7 +246,9 @@ def _rank(name: str, value: Any) -> Rank | None:
     if hasattr(value, "__index__") and not isinstance(value, bool):
         return validate.integer(name, value)
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; it must be an integer, integers, or a keep ratio in (0, 1]")
+        raise TypeError(
+            f"{name} is {value!r}; it must be an integer, integers, a keep ratio in (0, 1], or {RULES[0]!r}"
+        )
     return _share(name, float(value))
 
 

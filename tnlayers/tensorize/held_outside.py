@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from tnlayers.backend.shared_memory import sharing
 from tnlayers.layers import by_format
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS
+from tnlayers.tensorize.swappable import BASES
 
 HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
 """Attributes of a module that hold hooks."""
@@ -38,7 +38,7 @@ _Link = tuple[Any, str]
 @cache
 def own_attributes() -> frozenset[str]:
     """Return the attributes of new layers, ours and torch's. A user has added all others."""
-    layers = (kind(1, 1, *([] if kind is nn.Linear else [1]), device="meta") for kind in KINDS)
+    layers = (kind(1, 1, *([1] if base.dense_name == "conv" else []), device="meta") for kind, base in BASES.items())
     return frozenset(
         name for layer in (*layers, by_format.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer)
     )
@@ -119,7 +119,7 @@ def _reached(model: nn.Module) -> Iterator[tuple[Any, _Link]]:
         waiting.append((type(module), path))
         # A layer's hooks and added attributes move to the new layer; its other attributes are dropped.
         skipped = {*own}
-        skipped |= own_attributes() - HOOKS if isinstance(module, (TensorLayer, *KINDS)) else set()
+        skipped |= own_attributes() - HOOKS if isinstance(module, (TensorLayer, *BASES)) else set()
         waiting += [(value, (path, f".{name}")) for name, value in vars(module).items() if name not in skipped]
     # By id, since not all can be hashed or compared. The values keep the objects alive, so that ids stay unique.
     seen: dict[int, Any] = {}

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from tnlayers.backend.progress import Progress
 from tnlayers.backend.views import exchange
+from tnlayers.fitting.cuts import by_energy, by_rule
 from tnlayers.fitting.input_moments import follow, pairs, second_moments
 from tnlayers.fitting.metric import damped
 from tnlayers.layers.core_memory import refuse
+from tnlayers.spec.network import TensorNetwork
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
-from tnlayers.tensorize.rank_budget import Candidate, by_energy, spread
+from tnlayers.tensorize.rank_budget import Candidate, spread
 from tnlayers.tensorize.side_by_side import side_by_side
 from tnlayers.tensorize.sites import LayerSite, Swap, check_finite
 
@@ -23,38 +25,54 @@ logger = logging.getLogger("tnlayers")
 
 
 def choose_ranks(swap: Swap) -> None:
-    """Choose ranks, or a reason for none, of layers whose rank the configuration leaves to an energy or a budget."""
+    """Choose ranks, or a reason for none, of layers whose rank the configuration leaves to their kernel or a budget."""
     config, chosen = swap.config, swap.chosen
-    if config.energy is None and config.budget is None:
-        return
-    undecided = [site for site in chosen if site.settings["rank"] is None and _possible(site)]
-    for site in undecided:
-        if site.settings["decompose"] and site.module.weight.is_meta:
+    given = config.energy is not None or config.budget is not None
+    for site in chosen:
+        if not site.measured and (isinstance(site.settings["rank"], str) or (given and site.settings["rank"] is None)):
+            site.reason = "refused: no rule or budget chooses its ranks; give a rank by overrides"
+    chosen = [site for site in chosen if not site.reason]
+    named = [site for site in chosen if isinstance(site.settings["rank"], str) and _possible(site)]
+    undecided = [site for site in chosen if given and site.settings["rank"] is None and _possible(site)]
+    for site in named + undecided:
+        if site.settings["decompose"] and site.weight.is_meta:
             raise ValueError(f"{site.names[0]} is on the meta device and has no kernel to look at; say decompose=False")
-        if site.settings["decompose"] and not torch.isfinite(site.module.weight).all():
+        if site.settings["decompose"] and not torch.isfinite(site.weight).all():
             raise ValueError(f"{site.names[0]}: weight holds NaN or infinity; only finite kernels can be fitted")
+    for site in named:
+        rule = site.settings["rank"]
+        _by_kernel(site, "rank", repr(rule), partial(by_rule, rule=rule), lambda site: site.kernel)
     if config.energy is not None:
-        _by_energy(undecided, config.energy)
+        for site in undecided:
+            _by_kernel(site, "energy", f"{config.energy:g}", partial(by_energy, energy=config.energy), _weighted)
     for what, share in (config.budget or {}).items():
         _by_budget(undecided, what, share)
 
 
-def _by_energy(undecided: list[LayerSite], energy: float) -> None:
-    for site in undecided:
-        if not site.settings["decompose"]:
-            raise ValueError(f"energy is {energy}, but an override says decompose=False for {site.names[0]}")
-        if not site.kernel.any():
-            continue  # a zero kernel has no energy, and gets the default rank
-        rank, dense = by_energy(site.make(1), _weighted(site), energy), site.module.weight.numel()
-        site.settings["rank"] = rank
-        if site.make(rank).network.num_params >= dense:
-            site.reason = f"the energy {energy:g} needs no fewer than its {dense:,} parameters"
+def _by_kernel(
+    site: LayerSite,
+    name: str,
+    value: str,
+    choose: Callable[[TensorNetwork, list[str], Tensor], dict[str, int]],
+    kernel: Callable[[LayerSite], Tensor],
+) -> None:
+    """Choose the rank of a layer by its kernel, or note why it stays plain."""
+    if not site.settings["decompose"]:
+        raise ValueError(f"{name} is {value}, but an override says decompose=False for {site.names[0]}")
+    if not site.kernel.any():
+        site.settings["rank"] = None  # a zero kernel tells nothing, and gets the default rank
+        return
+    draft, dense = site.make(1), site.weight.numel()
+    site.settings["rank"] = rank = choose(draft.network, [*draft.rank], kernel(site))
+    if site.make(rank).network.num_params >= dense:
+        site.reason = f"the {name} {value} needs no fewer than its {dense:,} parameters"
 
 
 def _by_budget(undecided: list[LayerSite], what: str, share: float) -> None:
     if what == "flops":
         for site in undecided:
-            site.reason = "" if site.shapes else "the example input does not reach it"
+            unknown = "the example input does not reach it" if site.called else "it has no FLOPs of its own"
+            site.reason = "" if site.shapes else unknown
         undecided = [site for site in undecided if not site.reason]
     if not undecided:
         reached = " that the example input reaches" if what == "flops" else ""
@@ -78,33 +96,34 @@ def make_layers(swap: Swap) -> None:
     for site in chosen:
         if site.reason:
             continue
-        cls, arguments = site.layer
-        fit = site.settings["decompose"]
+        rank, fit = site.settings["rank"], site.settings["decompose"]
         try:
-            draft = site.make(arguments["rank"])
-            refuse(cls.__name__, draft.network, arguments["rank"], site.module.weight)
+            draft = site.make(rank)
+            for part in site.parts(draft):
+                refuse(type(part).__name__, part.network, rank, site.weight)
         except TypeError as error:
             raise TypeError(f"{site.names[0]}: {error}") from None
         except ValueError as error:
             site.reason = f"refused: {error}"
             continue
-        if len(draft.network.cores) == 1 and not draft.rank:
+        if any(len(part.network.cores) == 1 and not part.rank for part in site.parts(draft)):
             site.reason = "refused: its network would be one dense core"
             continue
-        if arguments["rank"] is None and draft.keep_ratio >= 1:  # this size was not requested
-            count, dense = draft.network.num_params, draft.network.dense_params
+        count = sum(part.network.num_params for part in site.parts(draft))
+        dense = sum(part.network.dense_params for part in site.parts(draft))
+        if rank is None and count >= dense:  # this size was not requested
             site.reason = f"refused: its smallest network has {count:,} parameters, no fewer than its {dense:,}"
             continue
-        if fit and site.module.weight.is_meta and not dry_run:
+        if fit and site.weight.is_meta and not dry_run:
             raise ValueError(f"{site.names[0]} is on the meta device and has no kernel to fit; say decompose=False")
-        site.reason = ("to be " if dry_run else "") + ("fitted" if fit else "drawn")
+        site.reason = ("to be " if dry_run else "") + ("fitted" if fit else "drawn") + site.manner
         site.new = draft
         if dry_run:
             logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
         elif fit:
             to_fit.append(site)
         else:
-            site.new = _named(site, partial(cls.from_dense, site.plain, decompose=False, **arguments))
+            site.new = _named(site, site.drawn)
             logger.info("%s: %s, %s", site.names[0], site.reason, site.new)
     with Progress("fitting", len(to_fit), swap.progress) as progress:
         _fit(swap, to_fit, progress)
@@ -125,25 +144,24 @@ def _fit(swap: Swap, sites: list[LayerSite], progress: Progress) -> None:
         fitted: dict[nn.Module, nn.Module] = {}
         for site in sites:
             plain, moments = _calibrated(swap, site, fitted)
-            cls, arguments = site.layer
-            site.new = _named(site, partial(cls.from_dense, plain, moments=moments, **arguments))
-            fitted[site.module] = site.new
-            site.error = _error(site.new.weight, site.module.weight)
+            site.new = _named(site, partial(site.fitted, plain, moments))
+            if site.whole:
+                fitted[site.module] = site.new
+            site.error = site.distance()
             site.reason += ", to its inputs" if moments is not None else ""
             done(site)
         return
     for site in sites:  # here, because making a layer may warn
-        cls, arguments = site.layer
-        site.new = _named(site, partial(cls._unfitted, site.plain, **arguments))
+        site.new = _named(site, site.unfitted)
 
     def work(site: LayerSite) -> None:
         with torch.no_grad():
-            _named(site, partial(site.new.set_weight_, site.module.weight.detach()))
-            site.error = _error(site.new.weight, site.module.weight)
+            _named(site, site.fit)
+            site.error = site.distance()
 
     # On other devices than CPUs, the operations of several threads would wait for each other.
-    workers = swap.workers if all(site.module.weight.device.type == "cpu" for site in sites) else 1
-    side_by_side(work, sites, workers, lambda site: site.module.weight.numel(), done, progress.show)
+    workers = swap.workers if all(site.weight.device.type == "cpu" for site in sites) else 1
+    side_by_side(work, sites, workers, lambda site: site.weight.numel(), done, progress.show)
 
 
 def _named(site: LayerSite, make: Callable[[], T]) -> T:
@@ -157,6 +175,8 @@ def _named(site: LayerSite, make: Callable[[], T]) -> T:
 def _calibrated(swap: Swap, site: LayerSite, stand_ins: dict[nn.Module, nn.Module]) -> tuple[nn.Module, Tensor | None]:
     """Return the plain layer to fit to, and the second moments of its inputs, or None if these are all zero."""
     plain: Any = site.plain
+    if not site.called:
+        return plain, None
     found = second_moments(pairs(swap.model, site.module, stand_ins, swap.batches), site.geometry)
     if found is None or not found[0].any():
         return plain, None
@@ -174,9 +194,9 @@ def _candidate(site: LayerSite, what: str) -> Candidate:
     inputs, outputs = map(layer.network.shape, (layer.network.inputs, layer.network.outputs))
     build = partial(layer.format.build, inputs, outputs, layer.geometry.kernel_size)
     if what == "params":
-        return Candidate(build, lambda network: network.num_params, site.module.weight.numel(), kernel)
+        return Candidate(build, lambda network: network.num_params, site.weight.numel(), kernel)
     dense = dense_flops(site.geometry, site.shapes)
-    device = site.module.weight.device.type
+    device = site.weight.device.type
     return Candidate(build, lambda network: fewest_flops(layer, site.shapes, device, network), dense, kernel)
 
 
@@ -196,9 +216,3 @@ def _possible(site: LayerSite) -> bool:
     except ValueError as error:
         site.reason = f"refused: {error}"
     return not site.reason
-
-
-def _error(new: Tensor, old: Tensor) -> float:
-    fine = torch.float32 if old.device.type == "mps" else torch.float64
-    old = old.to(fine)
-    return float((new.to(fine) - old).norm() / old.norm().clamp_min(torch.finfo(fine).tiny))

@@ -1,13 +1,12 @@
 """Update of optimizers that were made before a swap."""
 
-import gc
-from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
 from torch import nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
+from tnlayers.backend.optimizers import refuse_lbfgs
 from tnlayers.tensorize.report import TensorizeReport
 
 
@@ -43,8 +42,7 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
     """
     if report.dry_run:
         raise ValueError("report is of a dry run, which replaced nothing")
-    if isinstance(optimizer, LBFGS):
-        raise ValueError("optimizer is LBFGS, whose state is of all parameters together; make a new one")
+    refuse_lbfgs(optimizer)
     before, after = ({place: k for k, place in enumerate(order)} for order in report._order)
     replaced = {id(old): each for each in report._replaced if (old := each.old()) is not None}
     count = 0
@@ -68,22 +66,3 @@ def remap_optimizer_(optimizer: Optimizer, report: TensorizeReport) -> int:
     if not count:
         raise ValueError("optimizer holds none of the parameters that were replaced")
     return count
-
-
-def holders(parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
-    """Return the optimizers that hold one of these parameters."""
-    wanted = set(map(id, parameters))
-    kinds = _kinds(Optimizer)
-
-    def found() -> list[Optimizer]:
-        alive = (each for each in gc.get_objects() if type(each) in kinds)  # millions: faster than issubclass
-        return [o for o in alive if any(id(p) in wanted for group in o.param_groups for p in group["params"])]
-
-    if not found():
-        return []
-    gc.collect()  # drops unused optimizers in reference cycles
-    return found()
-
-
-def _kinds(kind: type[Optimizer]) -> set[type[Optimizer]]:
-    return {kind}.union(*map(_kinds, kind.__subclasses__()))

@@ -25,6 +25,7 @@ class LayerReport:
             factorized one, whichever has fewer (the executed plan may have more and be faster). None without an
             example, or if the model never called the layer.
         error: ``||W - W'|| / ||W||`` of a fitted kernel.
+        held: parameters before, biases included, but for those that a row above holds too.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerReport:
     params: tuple[int, int] | None = None
     flops: tuple[int, int] | None = None
     error: float | None = None
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,32 @@ class Replaced:
     new: Mapping[str, nn.Parameter]
 
 
+def replaced(before: Mapping[str, nn.Parameter], after: Mapping[str, nn.Parameter]) -> list[Replaced]:
+    """Return which parameters replace those that leave, by the names in their module before and after a swap."""
+    stays = {*map(id, before.values())} & {*map(id, after.values())}
+    leaving, coming = ({k: p for k, p in named.items() if id(p) not in stays} for named in (before, after))
+    # A bias replaces a bias. All other new parameters replace the first other one that leaves.
+    biases = {name: coming.pop(name) for name in [*coming] if "bias" in leaving and name.endswith("bias")}
+    found = []
+    for name, parameter in leaving.items():
+        new, coming = (biases, coming) if name == "bias" else (coming, {})
+        found.append(Replaced(weakref.ref(parameter), name, new))
+    return found
+
+
 @dataclass(frozen=True)
 class TensorizeReport(Mapping[str, LayerReport]):
-    """Results for every convolution and linear layer of a model, by name; ``print`` shows a table.
+    """Results for every layer and weight that a swap looked at, by name; ``print`` shows a table.
+
+    All rows together, those of ``others`` included, hold each parameter of the model once: see ``LayerReport.held``.
 
     Attributes:
-        layers: one entry per layer, in the model's order.
+        layers: one entry per layer or weight, in the model's order. Iteration and length are over these.
         model_params: parameters of the whole model before and after.
         dry_run: whether the model was left unchanged.
+        others: all else that holds parameters, with the reason why it stays: embeddings, recurrent layers, attention
+            projections, unknown modules, adapters; the last row has all vectors, such as norms. They are found by
+            name too.
 
     Example:
         >>> import tnlayers
@@ -68,12 +88,13 @@ class TensorizeReport(Mapping[str, LayerReport]):
     layers: tuple[LayerReport, ...]
     model_params: tuple[int, int]
     dry_run: bool = False
+    others: tuple[LayerReport, ...] = ()
     _replaced: Sequence[Replaced] = field(default=(), repr=False, compare=False)
     _order: tuple[Sequence[int], Sequence[int]] = field(default=((), ()), repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LayerReport:
-        """Return the layer of a name or an alias."""
-        for layer in self.layers:
+        """Return the row of a name or an alias."""
+        for layer in (*self.layers, *self.others):
             if name == layer.name or name in layer.aliases:
                 return layer
         raise KeyError(name)
@@ -86,12 +107,18 @@ class TensorizeReport(Mapping[str, LayerReport]):
 
     def __reduce__(self) -> Any:
         # Weak references to replaced parameters cannot be pickled.
-        return TensorizeReport, (self.layers, self.model_params, self.dry_run)
+        return TensorizeReport, (self.layers, self.model_params, self.dry_run, self.others)
 
     @property
     def swapped(self) -> tuple[str, ...]:
         """Names of the replaced layers."""
         return tuple(layer.name for layer in self.layers if layer.swapped)
+
+    @property
+    def reached(self) -> float:
+        """Share of the model's parameters, before, that are in the weights of replaced layers."""
+        found = sum(layer.params[0] for layer in self.layers if layer.swapped and layer.params)
+        return found / max(self.model_params[0], 1)
 
     def total(self, what: str) -> tuple[int, int] | None:
         """Return the sums of 'params' or 'flops' before and after over the layers that have any; None if none has."""
@@ -119,12 +146,13 @@ class TensorizeReport(Mapping[str, LayerReport]):
                 "" if layer.error is None else f"{layer.error:.4f}",
                 layer.reason,
             )
-            for layer in self.layers
+            for layer in (*self.layers, *self.others)
         ]
         count = f"{len(self.swapped)} of {len(self)} layers {'would be ' if self.dry_run else ''}swapped"
         totals = [f"{_change(self.total('params'))} in their weights", f"{_change(self.model_params)} in the model"]
         flops = self.total("flops")
         totals += [f"{_change(flops)} FLOPs"] if flops else []
+        totals += [f"within reach: {self.reached:.1%} of all parameters"]
         return rows, f"{count}; parameters: {'; '.join(totals)}"
 
 

@@ -1,26 +1,25 @@
 """Layers of a model: their places and names, and whether they can be swapped or why not."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers.backend.input_checks import check_module
-from tnlayers.backend.name_patterns import matches
 from tnlayers.backend.observe import observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
-from tnlayers.layers.base import DTYPES, TensorLayer
-from tnlayers.layers.registry import KINDS, layer_class
+from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.registry import layer_class
+from tnlayers.layers.table import TensorTable
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.config import TensorizeConfig
-from tnlayers.tensorize.held_outside import HOOKS, held, ties
+from tnlayers.tensorize.held_outside import HOOKS, own_attributes
+from tnlayers.tensorize.report import Replaced, replaced
+from tnlayers.tensorize.swappable import BASES, DEFAULT_GROUPS, Fold, Swappable, how_to_swap
 
-_TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_executor")
 STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
 
@@ -39,48 +38,169 @@ class LayerSite:
     error: float | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     moments: Tensor | None = None
+    fold: Fold | None = None
+    adapter: str = ""
+
+    whole: ClassVar[bool] = True
+    """Whether the module itself is replaced."""
+
+    @property
+    def called(self) -> bool:
+        """Whether the module multiplies its inputs by this weight, so that they count in a fit and in FLOPs."""
+        return self.whole and self.how.group in DEFAULT_GROUPS
+
+    @property
+    def manner(self) -> str:
+        """What a swap does beside the exchange, for the report."""
+        return ", its parametrization folded in" if self.fold else ""
+
+    @property
+    def how(self) -> Swappable:
+        """The entry of the module's type among those that can be swapped."""
+        return how_to_swap(self.module)
 
     @property
     def kind(self) -> type[nn.Module]:
         """The torch layer class of the module."""
-        return next(kind for kind in KINDS if isinstance(self.module, kind))
+        return self.how.kind
 
     @property
     def geometry(self) -> Geometry:
         """The module's checked arguments."""
         if isinstance(self.module, TensorLayer):
             return self.module.geometry
-        own = KINDS[self.kind]._arguments(self.module)
+        if self.how.group not in DEFAULT_GROUPS:
+            return self.make(1).geometry
+        plain = self.how.plain(self.module)
+        own = BASES[self.kind]._arguments(plain)
         del own["bias"]
         if self.kind is nn.Linear:
             return Geometry(own["in_features"], own["out_features"], ())
-        return Geometry(**own, transposed=self.module.transposed)
+        return Geometry(**own, transposed=plain.transposed)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight, as the plain layer has it."""
+        found: nn.Parameter = self.plain.weight
+        return found
 
     @property
     def kernel(self) -> Tensor:
         """The kernel in the order of the network's axes: ``(out, in, *taps)``."""
-        weight: Tensor = self.module.weight.detach()
+        weight = self.weight.detach()
+        if self.whole and issubclass(BASES[self.kind], TensorTable):  # rows are inputs, and padded rows are zero
+            return nn.functional.pad(weight, (0, 0, 0, self.geometry.in_channels - len(weight))).T
         return exchange(weight, self.geometry.groups) if self.geometry.transposed else weight
 
     @property
-    def plain(self) -> nn.Module:
-        """A layer of torch's own class with the same parameters; the module may be of a subclass."""
-        twin: Any = self.kind(**KINDS[self.kind]._arguments(self.module), device="meta")
-        twin.weight, twin.bias = self.module.weight, self.module.bias
-        return twin.train(self.module.training)  # type: ignore[no-any-return]
+    def plain(self) -> Any:
+        """A layer of torch's own class with the same function and parameters; the module may be of another."""
+        twin = self.how.plain(self.module)
+        if self.fold:
+            twin.weight = self._folded
+        return twin.train(self.module.training)
+
+    @cached_property
+    def _folded(self) -> Any:
+        return None if self.fold is None else self.fold.value(self.module)
 
     def make(self, rank: Any) -> TensorLayer:
         """Make the tensor layer of a rank, without values."""
         cls, arguments = self.layer
-        own = KINDS[self.kind]._arguments(self.module)
-        layer = cls(**own, **arguments | {"rank": rank}, device="meta", dtype=self.module.weight.dtype)
+        own = cls._arguments(self.plain)
+        layer = cls(**own, **arguments | {"rank": rank}, device="meta", dtype=self.weight.dtype)
         return layer.train(self.module.training)
+
+    measured: ClassVar[bool] = True
+    """Whether an energy or a budget can choose its rank."""
+
+    def ranks(self) -> dict[str, int]:
+        """Return the sizes of the new layer's bonds."""
+        return dict(self.new.rank)
+
+    def parts(self, draft: Any) -> Sequence[TensorLayer]:
+        """Return the layers that hold the weights of a draft: the draft itself."""
+        return [draft]
+
+    def drawn(self) -> Any:
+        """Make the new layer with drawn cores."""
+        cls, arguments = self.layer
+        return cls.from_dense(self.plain, decompose=False, **arguments)
+
+    def fitted(self, plain: Any, moments: Tensor | None) -> Any:
+        """Make the new layer with cores fitted to a plain layer."""
+        cls, arguments = self.layer
+        return cls.from_dense(plain, moments=moments, **arguments)
+
+    def unfitted(self) -> Any:
+        """Make the new layer without values in its cores. This may warn."""
+        cls, arguments = self.layer
+        return cls._unfitted(self.plain, **arguments)
+
+    def fit(self) -> None:
+        """Fit the cores of the new layer."""
+        self.new.set_weight_(self.weight.detach())
+
+    def distance(self) -> float:
+        """Return the relative error of the new layer's weight."""
+        fine = torch.float32 if self.weight.device.type == "mps" else torch.float64
+        old, new = self.weight.detach().to(fine), self.new.weight.detach().to(fine)
+        return float((new - old).norm() / old.norm().clamp_min(torch.finfo(fine).tiny))
 
     @property
     def layer(self) -> tuple[type[TensorLayer], dict[str, Any]]:
         """Class of the tensor layer, and its keyword arguments beside torch's."""
         own = {name: value for name, value in self.settings.items() if name not in ("format", "options", "decompose")}
-        return layer_class(self.settings["format"], self.kind), own | self.settings["options"]
+        return self._class(self.settings["format"]), own | self.settings["options"]
+
+    def _class(self, format: str) -> type[TensorLayer]:
+        return layer_class(format, self.kind)
+
+    @property
+    def leaving(self) -> list[Tensor]:
+        """Parameters that a swap takes out of the model: those of the weight."""
+        if self.fold:
+            own = dict(self.module.named_parameters())
+            return [own[name] for name in self.fold.parameters]
+        return [weight] if (weight := self.module._parameters.get("weight")) is not None else []
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that the report counts here."""
+        return [*self.module.parameters()]
+
+    @property
+    def coming(self) -> list[Tensor]:
+        """Parameters that a swap brings into the model."""
+        own = {*map(id, self.parameters)}
+        return [each for each in self.new.parameters() if id(each) not in own]
+
+    @property
+    def text(self) -> str:
+        """Text of the module for the report."""
+        return repr(self.module) if len(repr(self.module)) < 60 else type(self.module).__name__
+
+    def counts(self) -> tuple[int, int]:
+        """Return the entries of the weight before and after."""
+        return count(self.module, False), count(self.module if self.new is None else self.new, False)
+
+    def put(self) -> list[Replaced]:
+        """Put the new layer in the old one's places, with its hooks and attributes."""
+        old, new = self.module, self.new
+        for name in HOOKS - STATE_HOOKS:
+            hooks = getattr(old, name)
+            setattr(new, name, self.fold.without(hooks) if self.fold else hooks)
+        for name in vars(old).keys() - own_attributes() - {"weight"}:
+            setattr(new, name, vars(old)[name])
+        for parent, key in self.places:
+            parent._modules[key] = new
+        return replaced(dict(old.named_parameters()), dict(new.named_parameters()))
+
+
+def count(module: nn.Module, bias: bool = True) -> int:
+    """Return the number of a module's parameters, with or without biases. Lazy ones have none."""
+    sized = ((name, p) for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter))
+    return sum(p.numel() for name, p in sized if bias or "bias" not in name.rpartition(".")[2])
 
 
 @dataclass
@@ -108,134 +228,6 @@ class Swap:
     chosen: list[LayerSite] = field(default_factory=list)
 
 
-def find(
-    model: nn.Module, types: tuple[type[nn.Module], ...], what: str, alone: Callable[[Any], str]
-) -> list[LayerSite]:
-    """Find the model's layers of some types, each once, with all their names and places.
-
-    ``alone`` returns advice for a model that is itself such a layer.
-    """
-    found = layers(model, types, what)
-    root = model._modules.get("_orig_mod", model)  # if it is compiled
-    if isinstance(root, types):
-        raise ValueError(f"model is itself a {type(root).__name__}, {alone(root)}")
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
-            raise ValueError(
-                f"model is wrapped in {type(module).__name__}, which holds on to the parameters it was made with; "
-                "swap the layers first, then wrap"
-            )
-    for parent in model.modules():
-        for key, child in parent._modules.items():
-            if child is not None and child in found:
-                found[child].places.append((parent, key))
-    return list(found.values())
-
-
-def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> dict[nn.Module, LayerSite]:
-    """Find the model's layers of some types, each once, with all their names; the model may be one itself."""
-    check_module("model", model)
-    found: dict[nn.Module, LayerSite] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, types):
-            site = found.setdefault(module, LayerSite(module, (), []))
-            site.names += (_plain_name(path, model),)
-    if not found:
-        raise ValueError(f"model has no {what} ({type(model).__name__})")
-    # Modules inside a layer, such as a parametrization, belong to it.
-    inside = {inner for module in found for inner in module.modules() if inner is not module}
-    return {module: site for module, site in found.items() if module not in inside}
-
-
-def note_holders(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], sites: Sequence[LayerSite]) -> None:
-    """Note what else holds a layer, or parameters that leave the model with it."""
-    holders, tied = held(model, leaving), ties(model, leaving)
-    for site in sites:
-        site.held, site.tied = holders.get(site.module, ""), tied.get(site.module, "")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside the wrappers of ``torch.compile`` and data parallelism."""
-    check_module("model", model)
-    inner: Any = model._modules.get("_orig_mod", model)
-    return unwrapped(inner.module) if isinstance(inner, nn.DataParallel | DistributedDataParallel) else inner
-
-
-def _plain_name(path: str, model: nn.Module) -> str:
-    """Return a name without the prefixes of ``torch.compile`` and ``DataParallel``."""
-    parts = [part for part in path.split(".") if part != "_orig_mod"]
-    if isinstance(model._modules.get("_orig_mod", model), nn.DataParallel) and parts[0] == "module":
-        parts = parts[1:]
-    return ".".join(parts)
-
-
-def left_alone(site: LayerSite, config: TensorizeConfig) -> str:
-    """Return why a layer is not swapped, or an empty string. Set its settings."""
-    module = site.module
-    if isinstance(module, TensorLayer):
-        return "a tensor layer already"
-    for pattern in config.exclude:
-        if matches(pattern, site.names):
-            return f"excluded by {pattern!r}"
-    if not any(matches(pattern, site.names) for pattern in config.include):
-        return "not in include"
-    settings = config.of(site.names)
-    if settings is None:
-        return "left alone by an override"
-    site.settings = settings
-    refusal = next(_refusals(site, config), None)
-    return f"refused: {refusal}" if refusal else _policy(module, config)
-
-
-def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
-    """Yield reasons against a swap, such as losses. Later ones are not evaluated after the first."""
-    module, kind = site.module, site.kind
-    if is_parametrized(module):
-        yield f"parametrized ({', '.join(module.parametrizations)})"
-    weight = module._parameters.get("weight")
-    if isinstance(weight, nn.UninitializedParameter):
-        yield "it has no shape before the first forward (lazy)"
-    if type(module) is not kind and not config.subclasses:
-        yield f"{type(module).__name__} is a subclass of {kind.__name__} (subclasses=True swaps it)"
-    if weight is None:
-        yield "its weight is computed (pruning, weight_norm or spectral_norm)"
-        return
-    if more := [*(module._parameters.keys() - {"weight", "bias"}), *module._buffers, *module._modules]:
-        yield f"it also holds {', '.join(more)}"
-    if "forward" in vars(module):
-        yield "its forward was replaced"
-    if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in site.places):
-        yield "it is compiled by itself; compile the model instead"
-    own = vars(site.plain).keys()
-    if taken := [name for name in vars(module).keys() - own if hasattr(TensorLayer, name) or name in _TAKEN]:
-        yield f"its attributes {', '.join(taken)} are a tensor layer's own"
-    if any(getattr(module, name) for name in STATE_HOOKS):
-        yield "it has hooks on its state_dict"
-    yield from _weight_refusals(weight)
-    if site.held:
-        yield site.held
-    if site.tied:
-        yield f"another module has the same weight: {site.tied}"
-
-
-def _weight_refusals(weight: Any) -> Iterator[str]:
-    if hasattr(weight, "device_mesh"):
-        yield "its weight is sharded"
-    if weight.dtype not in DTYPES:
-        yield f"its weight is of {weight.dtype}"
-    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
-        yield "its weight has hooks"
-
-
-def _policy(module: Any, config: TensorizeConfig) -> str:
-    """Return why a layer should not be swapped, or an empty string."""
-    if getattr(module, "groups", 1) > 1 and module.groups == module.in_channels and not config.depthwise:
-        return "depthwise (depthwise=True swaps it)"
-    if module.weight.numel() < config.min_params:
-        return f"{module.weight.numel():,} parameters, below min_params"
-    return ""
-
-
 def watch(
     model: nn.Module, sites: list[LayerSite], examples: Iterable[Any], note: Callable[[LayerSite, Tensor], None]
 ) -> list[LayerSite]:
@@ -244,7 +236,7 @@ def watch(
     Returns:
         list[LayerSite]: in the order of their first calls; those without a call last.
     """
-    watched = {site.module: site for site in sites}
+    watched = {site.module: site for site in sites if site.called}
     order: dict[nn.Module, int] = {}
 
     def see(layer: nn.Module, x: Tensor) -> None:

@@ -1,39 +1,24 @@
 """Replacement of a model's plain layers by tensor layers, in place, and back."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tnlayers import validate
-from tnlayers.backend.name_patterns import matches
 from tnlayers.backend.observe import observe
-from tnlayers.interop.plain_torch import unfold
-from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import KINDS, layer_class
+from tnlayers.layers.registry import layer_class
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
+from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders, unwrapped
 from tnlayers.tensorize.new_layers import choose_ranks, make_layers
+from tnlayers.tensorize.refusals import left_alone
 from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
-from tnlayers.tensorize.sites import (
-    STATE_HOOKS,
-    LayerSite,
-    Swap,
-    find,
-    left_alone,
-    note_holders,
-    note_moments,
-    note_shape,
-    unwrapped,
-    watch,
-)
-from tnlayers.tensorize.weight_readers import Read, mentions, reads
-
-_READERS = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention
-"""Modules of torch that read their layers' weights."""
-_ALONE = "which cannot be replaced in place; write `layer = {}`"
+from tnlayers.tensorize.sites import LayerSite, Swap, note_moments, note_shape, watch
+from tnlayers.tensorize.swappable import NETWORKS, adapters, fold_of, how_to_swap, swappable
+from tnlayers.tensorize.weight_sites import networks, weights
 
 
 def tensorize_(
@@ -120,14 +105,13 @@ def _find_sites(swap: Swap, example: Any) -> None:
     check_patterns(config, [site.names for site in sites])
     # First of all, since this run initialises lazy layers, and may create layers.
     if example is not None:
-        shapes = {site.module: site.shapes for site in watch(model, sites, [example], note_shape)}
+        shapes = {site.module: site.shapes for site in watch(model, sites, [example], note_shape) if site.called}
         sites = _found(model, config)
         for site in sites:
-            site.shapes = shapes.get(site.module, [])
+            site.shapes = shapes.get(site.module, []) if site.called else []
     elif any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
         observe(model, (), batches[:1], lambda *_: None)
-    weights = {site.module: site.module._parameters.get("weight") for site in sites}
-    note_holders(model, {layer: [] if weight is None else [weight] for layer, weight in weights.items()}, sites)
+    note_holders(model, sites, lambda site: site.leaving)
     for site in sites:
         site.reason = left_alone(site, config)
     swap.sites, swap.chosen = sites, [site for site in sites if not site.reason]
@@ -154,17 +138,37 @@ def _config(given: Any) -> TensorizeConfig:
 
 
 def _found(model: nn.Module, config: TensorizeConfig) -> list[LayerSite]:
+    """Find layers, and weights that are networks or, on request, could be."""
+
     def alone(layer: Any) -> str:
-        if isinstance(layer, TensorLayer):
+        if isinstance(layer, NETWORKS):
             return "a tensor layer already"
-        cls = layer_class(config.format, next(kind for kind in KINDS if isinstance(layer, kind)))
+        if type(layer) is not (kind := how_to_swap(layer).kind):
+            return ALONE.format("nn.Sequential(layer)") + ", and swap that"
+        cls = layer_class(config.format, kind)
         name = f"{'tnlayers.' if cls.__module__.startswith('tnlayers.') else ''}{cls.__name__}"
         given = ({} if config.rank is None else {"rank": config.rank}) | dict(config.options)
         given |= {} if config.decompose else {"decompose": False}
         arguments = ", ".join(["layer", *(f"{key}={value!r}" for key, value in given.items())])
-        return _ALONE.format(f"{name}.from_{cls.dense_name}({arguments})")
+        return ALONE.format(f"{name}.from_{cls.dense_name}({arguments})")
 
-    return find(model, (*KINDS, TensorLayer), "convolution or linear layer", alone)
+    own, inside = networks(model), adapters(model)
+    types = (*(each.cls for each in swappable()), *NETWORKS)
+    what = "" if own or config.parametrize else "convolution or linear layer"
+    taken = {site.module for site in own if site.parameter == "weight"}
+    layers = find(model, types, what, alone, lambda layer: layer not in taken and _covered(layer, config))
+    for site in layers:
+        site.fold = fold_of(site.module) if config.parametrized == "fold" else None
+        site.adapter = inside.get(site.module, "")
+    more = weights(model, [*(site.module for site in layers), *inside]) if config.parametrize else []
+    return in_order(model, [*layers, *own, *more])
+
+
+def _covered(layer: nn.Module, config: TensorizeConfig) -> bool:
+    """Return whether a layer is swapped as a whole, if at all: not so subclasses whose weight can be a network."""
+    if isinstance(layer, NETWORKS) or not config.parametrize or config.subclasses:
+        return True
+    return type_before_parametrizations(layer) is how_to_swap(layer).cls
 
 
 def _batches(calibration: Any) -> list[Any]:
@@ -176,125 +180,3 @@ def _batches(calibration: Any) -> list[Any]:
     if not (batches := list(calibration)):
         raise ValueError("calibration is empty; it must hold an input at least (a used generator holds none)")
     return batches
-
-
-def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeReport:
-    """Replace every tensor layer by the plain torch layer with the same function, in place.
-
-    Args:
-        model: a module that holds tensor layers.
-        include: patterns of the layers to replace, see ``TensorizeConfig``.
-
-    Returns:
-        TensorizeReport: as from ``tensorize_``.
-
-    Raises:
-        ValueError: the model holds no tensor layer, or is one itself (use ``to_conv`` or ``to_linear``); a pattern
-            covers no layer; or anything else than modules holds a layer or its cores, and would keep them.
-
-    Example:
-        >>> import tnlayers
-        >>> model = nn.Sequential(tnlayers.TRConv2d(16, 32, 3))
-        >>> _ = densify_(model)
-        >>> print(model[0])
-        Conv2d(16, 32, kernel_size=(3, 3), stride=(1, 1))
-    """
-    return _back(model, include, lambda layer: layer.to_dense(), "plain again", "layer.to_{}()")
-
-
-def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input: Any = None) -> TensorizeReport:
-    """Replace every tensor layer by a sequence of plain torch layers, in place, for exports that do not need tnlayers.
-
-    ``tnlayers.unfold`` finds the sequence with the fewest multiply-adds; if that is the dense kernel, one plain layer.
-    A sequence has only one attribute of a layer: a ``weight`` with its dtype, device and shape, and this only if the
-    code of the model's own classes mentions weights. It is an expanded buffer, which cannot be written. So averages of
-    buffers and DistributedDataParallel, which write buffers, raise. If the model's own code reads more, such as the
-    values of weights or strides, pass an ``example_input``: layers with such reads become single plain layers, which
-    have all attributes. (In torch's own transformer layers, they always do.) A sequence with a channel shuffle takes
-    only batched inputs, and a transposed one no ``output_size``.
-
-    Args:
-        model: a module that holds tensor layers.
-        include: patterns of the layers to replace, see ``TensorizeConfig``.
-        example_input: as for ``tensorize_``. The model runs on it once, in eval mode without gradients.
-
-    Returns:
-        TensorizeReport: as from ``tensorize_``.
-
-    Raises:
-        ValueError: the model holds no tensor layer, or is one itself (use ``unfold``); a pattern covers no layer;
-            anything else than modules holds a layer or its cores, and would keep them; or the model reads attributes
-            that no plain layer has, such as ``cores``.
-
-    Example:
-        >>> import tnlayers
-        >>> model = nn.Sequential(tnlayers.TuckerConv2d(16, 32, 3, rank=4))
-        >>> _ = unfold_(model)
-        >>> print(model[0][1])
-        Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)
-    """
-    return _back(model, include, unfold, "unfolded", "tnlayers.unfold(layer)", example_input)
-
-
-def _back(
-    model: nn.Module,
-    include: Sequence[str],
-    convert: Callable[[Any], nn.Module],
-    reason: str,
-    alone: str,
-    example: Any = None,
-) -> TensorizeReport:
-    sites = find(model, (TensorLayer,), "tensor layer", lambda layer: _ALONE.format(alone.format(layer.dense_name)))
-    config = TensorizeConfig(include=include)
-    check_patterns(config, [site.names for site in sites])
-    chosen = [site for site in sites if any(matches(pattern, site.names) for pattern in config.include)]
-    for site in sites:
-        site.reason = reason if site in chosen else "not in include"
-    for site in chosen:
-        if any(getattr(site.module, name) for name in STATE_HOOKS):
-            raise ValueError(f"{site.names[0]} has hooks on its state_dict, which would be lost; remove them first")
-    read = {} if example is None else reads(model, [site.module for site in chosen], example)
-    with torch.no_grad():
-        for site in chosen:
-            site.new = convert(site.module)
-        sequences = [site for site in chosen if not isinstance(site.new, site.module.dense_type)]
-        unseen = Read(kind=bool(sequences) and example is None and mentions(model, "weight"))
-        for site in sequences:
-            _make_readable(site, read.get(site.module, unseen))
-        for site in chosen:
-            keep_bias(site)
-    # Before the first replacement, find all that leaves the model, and what would keep it.
-    stays = {id(p) for site in chosen for p in site.new.parameters()}
-    leaving = {site.module: [p for p in site.module.parameters() if id(p) not in stays] for site in chosen}
-    note_holders(model, leaving, chosen)
-    for site in chosen:
-        if site.held:
-            raise ValueError(
-                f"{site.names[0]} cannot be replaced: {site.held}, and would keep the old layer; remove it there, or "
-                "leave the layer out by include"
-            )
-        site.reason += f", no longer tied to {site.tied}" if site.tied else ""
-    report = put_in_place(Swap(model, config, sites=sites))
-    if len(chosen) == len(sites):
-        for module in model.modules():
-            vars(module).pop("_tensorize_config", None)
-    return report
-
-
-def _make_readable(site: LayerSite, read: Read) -> None:
-    """Make a single plain layer if attributes are read, or register a weight for its dtype, device and shape."""
-    names = read.names
-    if missing := [name for name in names if not hasattr(dense := site.module.to_dense(), name)]:
-        raise ValueError(
-            f"{site.names[0]}: the model reads its {', '.join(missing)}, which no {type(dense).__name__} has; leave "
-            "the layer out by include"
-        )
-    if any(isinstance(parent, _READERS) for parent, _ in site.places):
-        site.new, site.reason = site.module.to_dense(), "plain again: its parent reads its weight"
-    elif names:
-        site.new, site.reason = site.module.to_dense(), f"plain again: the model reads its {', '.join(names)}"
-    elif read.kind:
-        # Not in state_dicts. It has the weight's shape without its memory; its NaN shows in what is computed with it.
-        like = next(site.new.parameters())
-        stand_in = like.detach().new_full([1], math.nan).expand(site.geometry.weight_shape)
-        site.new.register_buffer("weight", stand_in, persistent=False)

@@ -1,6 +1,6 @@
 """Weight decay of kernels: the squared Frobenius norm of the contracted cores."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from tnlayers.backend.input_checks import check_module
 from tnlayers.layers.base import TensorLayer
 from tnlayers.ops.squared_norm import squared
-from tnlayers.spec.network import TensorNetwork
 
 
 def frobenius_penalty(module: nn.Module) -> Tensor:
@@ -33,13 +32,10 @@ def frobenius_penalty(module: nn.Module) -> Tensor:
         >>> torch.allclose(frobenius_penalty(model), expected)
         True
     """
-    kernels: list[tuple[TensorNetwork, list[Tensor]]] = []
-    for layer in check_module("module", module).modules():
-        if isinstance(layer, TensorLayer):
-            network, cores = layer.network, layer._listed()
-            # The first cores are compared first, since that decides most cases cheaply.
-            if not any(cores[0] is held[0] and _same(cores, held) and network == other for other, held in kernels):
-                kernels.append((network, cores))
+    found = check_module("module", module).modules()
+    kernels = [
+        (layer.network, cores) for layer, cores in distinct(each for each in found if isinstance(each, TensorLayer))
+    ]
     if not kernels:
         first = next(module.parameters(), None)
         return torch.zeros((), device=None if first is None else first.device)
@@ -74,6 +70,17 @@ def squared_norm(layer: TensorLayer) -> Tensor:
     if not isinstance(layer, TensorLayer):
         raise TypeError(f"layer is of type {type(layer).__name__}; it must be a layer of tnlayers")
     return squared(layer.network, layer._listed())
+
+
+def distinct(layers: Iterable[TensorLayer]) -> list[tuple[TensorLayer, list[Tensor]]]:
+    """Return the layers with their cores. Of layers with the same network and cores, return the first."""
+    found: list[tuple[TensorLayer, list[Tensor]]] = []
+    for layer in layers:
+        network, cores = layer.network, layer._listed()
+        # The first cores are compared first, since that decides most cases cheaply.
+        if not any(cores[0] is held[0] and _same(cores, held) and network == other.network for other, held in found):
+            found.append((layer, cores))
+    return found
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

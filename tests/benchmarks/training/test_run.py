@@ -64,6 +64,21 @@ def test_a_resumed_run_ends_with_the_same_numbers(config, wholes, options, step)
     assert all(torch.equal(weights[name], value) for name, value in whole.model.state_dict().items())
 
 
+def test_ranks_fall_to_the_schedules_end_and_a_resumed_run_ends_with_the_same_numbers(config):
+    options = {"conv": "tucker", "rank": 0.5, "rank_schedule": 0.3, "epochs": 2}
+    config = replace(config, batch_size=9, **options)
+    whole = train(config)
+    assert size(whole.model)["keep_ratio"] <= 0.3
+    stopped = replace(config, out=config.out / "stopped", save_every=2)
+    stop(Run(stopped), 8)  # in the second epoch, with the last ranks
+    resumed = Run(replace(stopped, resume=True)).finish()
+    assert numbers(resumed) == numbers(whole)
+    weights = resumed.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in whole.model.state_dict().items())
+    with pytest.raises(ConfigError, match=r"rank_schedule is 0\.3, but the network starts with 0\.195 of the"):
+        Run(replace(config, rank=0.2, overwrite=True))
+
+
 def test_a_run_repeats_itself_and_another_seed_does_not(config):
     first, second = train(config), train(replace(config, overwrite=True))
     assert numbers(first) == numbers(second)

@@ -14,7 +14,7 @@ from tnlayers import validate
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import DTYPES, TensorLayer
-from tnlayers.layers.registry import KIND_NAMES, KINDS, layer_class
+from tnlayers.layers.registry import EVERY_KIND, KIND_NAMES, layer_class
 from tnlayers.spec.network import TensorNetwork
 
 _KEYS = (
@@ -60,7 +60,7 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
     if FORMATS.get(form.name) is not form:
         raise ValueError(f"{name} has the format {form.__name__}; to be named, register it with tnlayers.register")
     made = layer_class(form, kind := type(layer).dense_type)
-    if type(layer) is not made and (own := _own_members(type(layer), KINDS[kind])):
+    if type(layer) is not made and (own := _own_members(type(layer), EVERY_KIND[kind])):
         raise TypeError(
             f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
         )
@@ -141,12 +141,15 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
         kind = KIND_NAMES[validate.choice("kind", given.pop("kind"), KIND_NAMES)]
         options = exactly("options", given.pop("options"), [field.name for field in fields(form)])
         options = {name: _tuples(value) for name, value in options.items()}
-        arguments = exactly("arguments", given.pop("arguments"), _arguments(KINDS[kind]))
+        arguments = exactly("arguments", given.pop("arguments"), _arguments(EVERY_KIND[kind]))
         for name, value in arguments.items():
             if max(_numbers(value), default=0) > _LARGEST:
                 raise ValueError(f"{name} is {value}; at most {_LARGEST:,} is accepted")
         given["dtype"] = _DTYPES[validate.choice("dtype", given["dtype"], _DTYPES)]
-        given["init"] = Init(**exactly("init", given["init"], [field.name for field in fields(Init)]))
+        init = (
+            {"std": None} | given["init"] if isinstance(given["init"], dict) else given["init"]
+        )  # older files lack it
+        given["init"] = Init(**exactly("init", init, [field.name for field in fields(Init)]))
         if not isinstance(given["rank"], dict):
             raise TypeError(f"rank is {given['rank']!r}; it must map every bond to its size")
         kernel = _sizes("kernel_size", arguments.get("kernel_size", []))
@@ -168,6 +171,31 @@ def _sentences() -> Iterator[None]:
         raise
     except Exception as error:
         raise ValueError(f"description cannot be built: {type(error).__name__}: {error}") from None
+
+
+def check_replaces(description: Mapping[str, Any], old: Any, *, dtype: bool = True) -> None:
+    """Raise ValueError if the layer of a description cannot replace a module.
+
+    Args:
+        description: result of ``describe``, as JSON holds it.
+        old: the module, plain or a tensor layer.
+        dtype: whether the dtypes must be equal too.
+    """
+    ours = isinstance(old, TensorLayer)
+    kind = old.dense_type if ours else next((kind for kind in EVERY_KIND if isinstance(old, kind)), None)
+    there = f"a {type(old).__name__}"
+    theirs = _said(description["kind"], description["arguments"], description["dtype"] if dtype else None)
+    if kind is not None:
+        weight = (old.cores[0] if ours else old.weight) if dtype else None
+        own = json.loads(json.dumps(EVERY_KIND[kind]._arguments(old)))
+        there = _said(kind.__name__, own, None if weight is None else str(weight.dtype).removeprefix("torch."))
+    if there != theirs:
+        raise ValueError(f"the file has {theirs}, but the model has {there}")
+
+
+def _said(kind: str, arguments: Mapping[str, Any], dtype: str | None) -> str:
+    given = dict(sorted(arguments.items())) | ({} if dtype is None else {"dtype": dtype})
+    return f"{kind}({', '.join(f'{name}={value}' for name, value in given.items())})"
 
 
 def _arguments(base: type[TensorLayer]) -> list[str]:
@@ -228,3 +256,12 @@ def _own_members(cls: type[TensorLayer], base: type[TensorLayer]) -> list[str]:
 def _tensors(layer: nn.Module) -> set[tuple[str, Any, Any]]:
     found = layer.state_dict().items()
     return {(name, getattr(value, "shape", None), getattr(value, "dtype", None)) for name, value in found}
+
+
+@contextmanager
+def about_layer(name: str) -> Iterator[None]:
+    """Add the layer's name to every error about its description."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"layer {name!r}: {error}") from None

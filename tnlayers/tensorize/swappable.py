@@ -1,0 +1,184 @@
+"""What a swap can replace: types of modules, and how each is seen as a plain torch layer.
+
+A type of torch is swappable if ``BASES`` has a layer for it. ``_FOREIGN`` has types of other packages.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
+
+from tnlayers.layers.any_weight import NetworkWeight
+from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.registry import EVERY_KIND
+
+GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
+    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    "linear": (nn.Linear,),
+    "embedding": (nn.Embedding, nn.EmbeddingBag),
+    "recurrent": (nn.LSTM, nn.GRU, nn.RNN),
+}
+"""torch's layers by the names in ``TensorizeConfig.kinds``. Those in ``BASES`` can be swapped."""
+DEFAULT_GROUPS = "conv", "linear"
+"""Layers that multiply their inputs by a kernel. The others are swapped on request only."""
+NETWORKS: Any = (TensorLayer,)
+"""Types of layers whose weights are networks."""
+BASES: Mapping[type[nn.Module], type[TensorLayer]] = EVERY_KIND
+"""Base class of the tensor layers that replace a torch layer. A new kind of layer is an entry here."""
+_ADAPTER = "peft.tuners.tuners_utils", "BaseTunerLayer"
+
+
+class Swappable(NamedTuple):
+    """A type of modules that can be swapped.
+
+    Attributes:
+        cls: the type; of a subclass, only on request.
+        kind: the torch layer with the same function.
+        plain: returns a layer of that kind with a module's arguments and parameters.
+    """
+
+    cls: type[nn.Module]
+    kind: type[nn.Module]
+    plain: Callable[[Any], Any]
+
+    @property
+    def group(self) -> str:
+        """Name in ``GROUPS``."""
+        return next(name for name, kinds in GROUPS.items() if self.kind in kinds)
+
+
+def swappable() -> tuple[Swappable, ...]:
+    """Return every type that can be swapped now: torch's, and those of packages that are imported.
+
+    Example:
+        >>> [each.cls.__name__ for each in swappable() if each.group == "linear"][:1]
+        ['Linear']
+    """
+    foreign = (getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN)
+    found = [Swappable(kind, kind, _twin(kind)) for kind in BASES]
+    return (*found, *(Swappable(t, *each) for t, each in zip(foreign, _FOREIGN.values(), strict=True) if t is not None))
+
+
+def groups() -> list[str]:
+    """Return the names in ``GROUPS`` for which there are tensor layers."""
+    return [name for name, kinds in GROUPS.items() if any(kind in BASES for kind in kinds)]
+
+
+def how_to_swap(module: nn.Module) -> Swappable:
+    """Return the entry of a module's type.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    return next(each for each in swappable() if isinstance(module, each.cls))
+
+
+def _twin(kind: Any) -> Callable[[Any], Any]:
+    def plain(module: Any) -> Any:
+        twin = kind(**BASES[kind]._arguments(module), device="meta")
+        for name in [*twin._parameters]:
+            if name in module._parameters:
+                setattr(twin, name, module._parameters[name])
+        return twin
+
+    return plain
+
+
+def _from_conv1d(module: Any) -> Any:
+    """Return the linear layer of a transformers ``Conv1D``, which keeps the transposed weight."""
+    inputs, outputs = module.weight.shape
+    twin = nn.Linear(inputs, outputs, device="meta")
+    twin.weight = nn.Parameter(module.weight.detach().T, requires_grad=module.weight.requires_grad)
+    twin.bias = module.bias
+    return twin
+
+
+_FOREIGN: Mapping[tuple[str, str], tuple[type[nn.Module], Callable[[Any], Any]]] = {
+    ("transformers.pytorch_utils", "Conv1D"): (nn.Linear, _from_conv1d),
+}
+"""Types of other packages, by module and name: the torch layer with the same function, and the conversion. They are
+looked up in ``sys.modules``, so that nothing is imported."""
+
+
+class Fold(NamedTuple):
+    """A weight that is computed from other parameters, and can be replaced by its value.
+
+    Attributes:
+        parameters: names of those parameters.
+        owned: names in the module's ``_parameters`` and ``_modules`` that belong to the computation.
+        hooks: hooks of the module that belong to it.
+        compute: returns the weight.
+    """
+
+    parameters: tuple[str, ...]
+    owned: frozenset[str]
+    hooks: tuple[Any, ...]
+    compute: Callable[[], Tensor]
+
+    @torch.no_grad()
+    def value(self, module: nn.Module) -> nn.Parameter:
+        """Return the weight as a parameter."""
+        own = dict(module.named_parameters())
+        inner: Any = getattr(module, "parametrizations", module)
+        training = inner.training
+        inner.train(False)  # in training mode, reading the weight may change a parametrization
+        weight = self.compute().detach()
+        inner.train(training)
+        return nn.Parameter(weight, any(own[name].requires_grad for name in self.parameters))
+
+    def without(self, hooks: Any) -> Any:
+        """Return a module's hooks, in a dictionary, without those of the computation; the same one if it has none."""
+        if not hooks:
+            return hooks
+        left = [(key, hook) for key, hook in hooks.items() if not any(hook is each for each in self.hooks)]
+        return hooks if len(left) == len(hooks) else type(hooks)(left)
+
+
+def fold_of(module: nn.Module) -> Fold | None:
+    """Return how a module's weight is computed, if by parametrizations of torch or by the older ``weight_norm``.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        >>> fold_of(layer).parameters
+        ('parametrizations.weight.original0', 'parametrizations.weight.original1')
+        >>> fold_of(nn.Linear(4, 4)) is None
+        True
+    """
+    given: Any = module
+    if parametrize.is_parametrized(module):
+        names = [f"parametrizations.{name}" for name, _ in given.parametrizations.named_parameters()]
+        own = [each for each in given._load_state_dict_pre_hooks.values() if _is_torch(each)]
+        alone = [*given.parametrizations] == ["weight"] and not network_of(module, "weight")
+        return Fold((*names,), frozenset({"parametrizations"}), (*own,), lambda: given.weight) if alone else None
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            names = ["weight_g", "weight_v"]
+            return Fold((*names,), frozenset(names), (hook,), partial(hook.compute_weight, module))
+    return None
+
+
+def _is_torch(hook: Any) -> bool:
+    return getattr(getattr(hook, "hook", hook), "__module__", "") == "torch.nn.utils.parametrizations"
+
+
+def network_of(module: nn.Module, name: str) -> NetworkWeight | None:
+    """Return the network that a parameter of a module was made of, if it is one."""
+    if not parametrize.is_parametrized(module, name):
+        return None
+    steps: Any = module.parametrizations[name]  # type: ignore[index]
+    return steps[0] if len(steps) == 1 and isinstance(steps[0], NetworkWeight) else None
+
+
+def adapters(model: nn.Module) -> dict[nn.Module, str]:
+    """Return every module inside a layer of PEFT, such as LoRA's, with that layer's type."""
+    found: dict[nn.Module, str] = {}
+    for module in model.modules():
+        if any((kind.__module__, kind.__name__) == _ADAPTER for kind in type(module).__mro__):
+            for inner in module.modules():
+                found.setdefault(inner, type(module).__name__)
+    return found
