@@ -149,6 +149,13 @@ def test_a_budget_tries_the_networks_and_flops_of_the_layers(name):
                 assert _candidate(site, "flops").cost(network) == fewest_flops(layer, site.shapes, "cpu")
 
 
+def test_flops_of_rows_are_those_of_their_look_up():
+    """A layer that looks rows up has plans of its own kind, not those of a matrix product."""
+    layer = tnlayers.TTEmbedding(64, 32, rank=4, device="meta")
+    for network in (None, layer.network):
+        assert fewest_flops(layer, [(4, 8)], "cpu", network) == layer.flops((4, 8))
+
+
 def test_a_budget_of_flops_is_kept():
     for decompose in (False, True):
         config = TensorizeConfig("tucker", budget={"flops": 0.4}, decompose=decompose)
