@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import tnlayers
+from tnlayers.layers.recurrent import RECURRENT
 from tnlayers.layers.registry import KIND_NAMES
 
-KINDS = tuple(KIND_NAMES)
+KINDS = (*KIND_NAMES, *(kind.__name__ for kind in RECURRENT))
 
 
 def write(folder: Path) -> None:

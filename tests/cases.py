@@ -78,6 +78,14 @@ _ONE: list[tuple[str, str, dict[str, Any]]] = [
     ("einsum", "Linear", {"rank": (), "network": "o i"}),
 ]
 
+RECURRENT = [
+    (name, arguments)
+    for name in tnlayers.FORMATS
+    if name != "einsum"
+    for arguments in _ANY.get(name, [{"rank": 2}])[:1]
+] + [("einsum", {"rank": 2, "network": "n:2 i1 a, n i2 a b, n b o1, o2 b"}), ("einsum", {"rank": (), "network": "o i"})]
+"""Arguments of recurrent layers of every format, for each kind of them."""
+
 CASES = [
     Case(name, kind, arguments)
     for name in tnlayers.FORMATS

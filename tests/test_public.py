@@ -22,20 +22,22 @@ from tnlayers.planning.setting import Setting
 HERE = Path(__file__).parent
 NAMES = """
     AutotuneReport BTTConv1d BTTConv2d BTTConv3d BTTConvTranspose1d BTTConvTranspose2d BTTConvTranspose3d
-    BTTEmbedding BTTEmbeddingBag BTTLinear BlockTTConv1d BlockTTConv2d BlockTTConv3d BlockTTConvTranspose1d
-    BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTEmbedding BlockTTEmbeddingBag BlockTTLinear CPConv1d
-    CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d CPConvTranspose3d CPEmbedding CPEmbeddingBag CPLinear
-    Comparison Decomposition EinsumConv1d EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d
-    EinsumConvTranspose3d EinsumEmbedding EinsumEmbeddingBag EinsumLinear FORMATS Format Frozen Geometry HTConv1d
-    HTConv2d HTConv3d HTConvTranspose1d HTConvTranspose2d HTConvTranspose3d HTEmbedding HTEmbeddingBag HTLinear Init
-    MeasuredRates PruneReport Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d TRConvTranspose2d
-    TRConvTranspose3d TREmbedding TREmbeddingBag TRLinear TTConv1d TTConv2d TTConv3d TTConvTranspose1d
-    TTConvTranspose2d TTConvTranspose3d TTEmbedding TTEmbeddingBag TTLinear TensorConv TensorConv1d TensorConv2d
-    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d
-    TensorEmbedding TensorEmbeddingBag TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport
-    TiedLinear TuckerConv1d TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d
-    TuckerConvTranspose3d TuckerEmbedding TuckerEmbeddingBag TuckerLinear Variance autotune calibrate_ compare
-    decompose densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_dense_ load_tensorized measure_rates
+    BTTEmbedding BTTEmbeddingBag BTTGRU BTTLSTM BTTLinear BTTRNN BlockTTConv1d BlockTTConv2d BlockTTConv3d
+    BlockTTConvTranspose1d BlockTTConvTranspose2d BlockTTConvTranspose3d BlockTTEmbedding BlockTTEmbeddingBag
+    BlockTTGRU BlockTTLSTM BlockTTLinear BlockTTRNN CPConv1d CPConv2d CPConv3d CPConvTranspose1d CPConvTranspose2d
+    CPConvTranspose3d CPEmbedding CPEmbeddingBag CPGRU CPLSTM CPLinear CPRNN Comparison Decomposition EinsumConv1d
+    EinsumConv2d EinsumConv3d EinsumConvTranspose1d EinsumConvTranspose2d EinsumConvTranspose3d EinsumEmbedding
+    EinsumEmbeddingBag EinsumGRU EinsumLSTM EinsumLinear EinsumRNN FORMATS Format Frozen Geometry HTConv1d HTConv2d
+    HTConv3d HTConvTranspose1d HTConvTranspose2d HTConvTranspose3d HTEmbedding HTEmbeddingBag HTGRU HTLSTM HTLinear
+    HTRNN Init MeasuredRates PruneReport Signal Summary TRConv1d TRConv2d TRConv3d TRConvTranspose1d
+    TRConvTranspose2d TRConvTranspose3d TREmbedding TREmbeddingBag TRGRU TRLSTM TRLinear TRRNN TTConv1d TTConv2d
+    TTConv3d TTConvTranspose1d TTConvTranspose2d TTConvTranspose3d TTEmbedding TTEmbeddingBag TTGRU TTLSTM TTLinear
+    TTRNN TensorConv TensorConv1d TensorConv2d TensorConv3d TensorConvTranspose TensorConvTranspose1d
+    TensorConvTranspose2d TensorConvTranspose3d TensorEmbedding TensorEmbeddingBag TensorGRU TensorLSTM TensorLayer
+    TensorLinear TensorNetwork TensorRNN TensorRecurrent TensorizeConfig TensorizeReport TiedLinear TuckerConv1d
+    TuckerConv2d TuckerConv3d TuckerConvTranspose1d TuckerConvTranspose2d TuckerConvTranspose3d TuckerEmbedding
+    TuckerEmbeddingBag TuckerGRU TuckerLSTM TuckerLinear TuckerRNN Variance autotune calibrate_ compare decompose
+    densify_ freeze_ frobenius_penalty from_tltorch initialize_ load_dense_ load_tensorized measure_rates
     param_groups parametrize_ prune_ranks_ rank_dropout_ rank_lasso register register_with_transformers
     remap_optimizer_ save_tensorized scale_residual_ signal solve squared_norm summary tensorize_ thaw_ to_tltorch
     unfold unfold_
@@ -56,7 +58,8 @@ def test_public_names(module, names):
     new = {*module.__all__} - {*names.split()}
     assert {*names.split()} <= {*module.__all__}
     # What a format that is new brings with it, without a row here.
-    assert all(issubclass(getattr(module, name), (tnlayers.Format, tnlayers.TensorLayer)) for name in new)
+    kinds = tnlayers.Format, tnlayers.TensorLayer, tnlayers.TensorRecurrent
+    assert all(issubclass(getattr(module, name), kinds) for name in new)
     assert all(getattr(module, name).__doc__ for name in module.__all__ if not name.isupper() and name != "Axes")
 
 
@@ -105,12 +108,10 @@ def test_functions_say_what_they_take_return_and_raise(name):
 
 
 CLASSES = """
-    AutotuneReport Comparison Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d TensorConv3d
-    TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorEmbedding
-    TensorEmbeddingBag TensorLayer TensorLinear TensorNetwork TensorizeConfig TensorizeReport TiedLinear Variance
-    AutotuneReport Comparison Decomposition Format Frozen Geometry Init Summary TensorConv TensorConv1d TensorConv2d
-    TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d TensorLayer
-    TensorLinear TensorNetwork TensorizeConfig TensorizeReport Variance PruneReport
+    AutotuneReport Comparison Decomposition Format Frozen Geometry Init PruneReport Summary TensorConv TensorConv1d
+    TensorConv2d TensorConv3d TensorConvTranspose TensorConvTranspose1d TensorConvTranspose2d TensorConvTranspose3d
+    TensorEmbedding TensorEmbeddingBag TensorGRU TensorLSTM TensorLayer TensorLinear TensorNetwork TensorRNN
+    TensorRecurrent TensorizeConfig TensorizeReport TiedLinear Variance
 """
 
 

@@ -16,7 +16,6 @@ from tnlayers.init.variance import Init, Variance, solve
 from tnlayers.interop.huggingface import register_with_transformers
 from tnlayers.interop.plain_torch import unfold
 from tnlayers.interop.tensorly_torch import from_tltorch, initialize_, to_tltorch
-from tnlayers.layers.base import LAYERS as _LAYERS
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.by_format import *  # noqa: F403  (the layers of every format)
 from tnlayers.layers.conv import TensorConv, TensorConv1d, TensorConv2d, TensorConv3d
@@ -28,7 +27,11 @@ from tnlayers.layers.conv_transpose import (
 )
 from tnlayers.layers.embedding import TensorEmbedding
 from tnlayers.layers.embedding_bag import TensorEmbeddingBag
+from tnlayers.layers.has_format import LAYERS as _LAYERS
 from tnlayers.layers.linear import TensorLinear
+from tnlayers.layers.recurrent import TensorGRU, TensorLSTM, TensorRNN
+from tnlayers.layers.recurrent_base import TensorRecurrent
+from tnlayers.layers.recurrent_by_format import *  # noqa: F403
 from tnlayers.layers.tied import TiedLinear
 from tnlayers.measuring.measure import MeasuredRates, measure_rates
 from tnlayers.overview.compare import Comparison, compare
@@ -54,12 +57,12 @@ __all__ = [
     "FORMATS", "AutotuneReport", "Comparison", "Decomposition", "Format", "Frozen", "Geometry", "Init",
     "MeasuredRates", "PruneReport", "Signal", "Summary", "TensorConv", "TensorConv1d", "TensorConv2d",
     "TensorConv3d", "TensorConvTranspose", "TensorConvTranspose1d", "TensorConvTranspose2d",
-    "TensorConvTranspose3d", "TensorEmbedding", "TensorEmbeddingBag", "TensorLayer", "TensorLinear",
-    "TensorNetwork", "TensorizeConfig", "TensorizeReport", "TiedLinear", "Variance", "autotune", "calibrate_",
-    "compare", "decompose", "densify_", "freeze_", "frobenius_penalty", "from_tltorch", "initialize_",
-    "load_dense_", "load_tensorized", "measure_rates", "param_groups", "parametrize_", "prune_ranks_",
-    "rank_dropout_", "rank_lasso", "register", "register_with_transformers", "remap_optimizer_", "save_tensorized",
-    "scale_residual_", "signal", "solve", "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold",
-    "unfold_",
+    "TensorConvTranspose3d", "TensorEmbedding", "TensorEmbeddingBag", "TensorGRU", "TensorLSTM", "TensorLayer",
+    "TensorLinear", "TensorNetwork", "TensorRNN", "TensorRecurrent", "TensorizeConfig", "TensorizeReport",
+    "TiedLinear", "Variance", "autotune", "calibrate_", "compare", "decompose", "densify_", "freeze_",
+    "frobenius_penalty", "from_tltorch", "initialize_", "load_dense_", "load_tensorized", "measure_rates",
+    "param_groups", "parametrize_", "prune_ranks_", "rank_dropout_", "rank_lasso", "register",
+    "register_with_transformers", "remap_optimizer_", "save_tensorized", "scale_residual_", "signal", "solve",
+    "squared_norm", "summary", "tensorize_", "thaw_", "to_tltorch", "unfold", "unfold_",
 ]  # fmt: skip
 __all__ += [_layer.__name__ for _layer in _LAYERS.values()]

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from tnlayers.backend.shared_memory import sharing
 from tnlayers.layers.description import about_layer, exactly, outline
+from tnlayers.layers.recurrent_description import outline_recurrent
 from tnlayers.tensorize.config import TensorizeConfig
 
 VERSION = 1
 KEY = "tnlayers"
 _FIELDS = "version", "tnlayers", "config", "layers", "aliases"
+_LATER = "views", "recurrent"
+"""Fields that a file may lack."""
 LONGEST = 2**24  # maximum characters of the JSON text; parsed, it may take some twenty times as many bytes
 _SHOWN = 1000  # maximum characters of an error message, which may quote the file
 _DTYPES = {
@@ -35,6 +38,7 @@ class Content(NamedTuple):
     aliases: Mapping[str, str]
     views: Mapping[str, str]
     config: TensorizeConfig | None
+    recurrent: Mapping[str, Any]
 
 
 def read(file: Any) -> Content:
@@ -48,7 +52,7 @@ def read(file: Any) -> Content:
         raise ValueError("its metadata are no JSON object with a version, so save_tensorized did not write them")
     if version > VERSION:
         raise ValueError(f"it was written by version {version}; this library reads up to {VERSION}")
-    exactly("metadata", about, (*_FIELDS, "views") if "views" in about else _FIELDS)
+    exactly("metadata", about, (*_FIELDS, *(name for name in _LATER if name in about)))
     tensors = {}
     for name in file.keys():  # noqa: SIM118  (file is no mapping)
         part = file.get_slice(name)
@@ -75,7 +79,19 @@ def read(file: Any) -> Content:
         found = tuple(tensors[core][0] if core in tensors else None for core in cores)
         if found != shapes:
             raise ValueError(f"layer {name!r} is described with cores of shapes {shapes}; its tensors have {found}")
-    return Content(tensors, layers, aliases, views, None if config is None else TensorizeConfig.from_dict(config))
+    recurrent = _recurrent(about.get("recurrent", {}))
+    config = None if config is None else TensorizeConfig.from_dict(config)
+    return Content(tensors, layers, aliases, views, config, recurrent)
+
+
+def _recurrent(given: Any) -> Mapping[str, Any]:
+    """Return the checked descriptions of the recurrent layers."""
+    if not isinstance(given, dict):
+        raise ValueError("recurrent must be a JSON object")
+    for name, description in given.items():
+        with about_layer(name):
+            outline_recurrent(description)
+    return given
 
 
 def _parse(text: str) -> Any:

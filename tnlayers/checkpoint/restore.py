@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tnlayers.checkpoint.file import Content, join
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.description import about_layer, build, check_replaces, describe
+from tnlayers.layers.recurrent_description import with_plain_weights
 from tnlayers.tensorize.held_outside import held
 
 _PARALLEL = DataParallel, DistributedDataParallel
@@ -24,6 +25,9 @@ def swap(model: nn.Module, content: Content) -> tuple[nn.Module, dict[nn.Module,
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if value.is_meta:
             raise ValueError(f"the factory makes {name!r} on the meta device; it must make a model with values")
+    if content.recurrent:
+        model = _recurrent(model, modules, content)
+        modules = modules_of(model)
     found, made = dict(modules.values()), {}
     first: dict[nn.Module, str] = {}
     for name, description in content.layers.items():
@@ -43,12 +47,42 @@ def swap(model: nn.Module, content: Content) -> tuple[nn.Module, dict[nn.Module,
         if module in made and raw and modules[raw.rpartition(".")[0]][0] == name:
             raise ValueError(f"layer {name!r} is compiled or wrapped by itself in the model; do that after loading")
     weights = {old: [p for name, p in old.named_parameters() if name != "bias"] for old in made}
+    _refuse_held(model, weights, first)
+    return _place(model, modules, made), made
+
+
+def _recurrent(model: nn.Module, modules: Mapping[str, tuple[str, nn.Module]], content: Content) -> nn.Module:
+    """Replace the model's plain recurrent layers by those of the file, with weights that are still plain."""
+    found, made = dict(modules.values()), {}
+    first: dict[nn.Module, str] = {}
+    for name, description in content.recurrent.items():
+        if name not in found:
+            raise ValueError(f"the file has the recurrent layer {name!r}, but the model has no module of this name")
+        old: Any = found[name]
+        twin = first.setdefault(old, name)
+        if description != content.recurrent[twin]:
+            raise ValueError(f"{twin!r} and {name!r} are one module in the model, but differ in the file")
+        with about_layer(name):
+            new = with_plain_weights(description, old)
+            _refuse_hooks(old)
+            if new is not old:
+                made[old] = new
+    _refuse_held(model, {old: [] for old in made}, first)  # torch's layer holds its own parameters in a list
+    return _place(model, modules, made)
+
+
+def _refuse_held(model: nn.Module, weights: Mapping[nn.Module, list[Any]], names: Mapping[nn.Module, str]) -> None:
     for old, holder in held(model, weights).items():
         raise ValueError(
-            f"layer {first[old]!r}: {holder}, and would keep the old layer; let the factory remove it there, or make "
+            f"layer {names[old]!r}: {holder}, and would keep the old layer; let the factory remove it there, or make "
             "the layers that the file describes"
         )
-    return _place(model, modules, made), made
+
+
+def _refuse_hooks(old: nn.Module) -> None:
+    hooks = [name for name, value in vars(old).items() if "_hooks" in name and value]
+    if hooks or is_parametrized(old):
+        raise ValueError(f"the model's module has {', '.join(hooks) or 'parametrizations'}; add them after loading")
 
 
 def _is(old: Any, description: Mapping[str, Any]) -> bool:
@@ -59,9 +93,7 @@ def _is(old: Any, description: Mapping[str, Any]) -> bool:
         return False
 
 
-def _place(
-    model: nn.Module, modules: Mapping[str, tuple[str, nn.Module]], made: Mapping[nn.Module, TensorLayer]
-) -> nn.Module:
+def _place(model: nn.Module, modules: Mapping[str, tuple[str, nn.Module]], made: Mapping[Any, nn.Module]) -> nn.Module:
     for raw, (_, module) in modules.items():
         parent, _, leaf = raw.rpartition(".")
         if module in made and not raw:
@@ -74,9 +106,7 @@ def _place(
 def _compare(old: Any, description: Mapping[str, Any]) -> None:
     """Raise if the layer of a description cannot replace a module."""
     check_replaces(description, old)
-    hooks = [name for name, value in vars(old).items() if "_hooks" in name and value]
-    if hooks or is_parametrized(old):
-        raise ValueError(f"the model's module has {', '.join(hooks) or 'parametrizations'}; add them after loading")
+    _refuse_hooks(old)
 
 
 def fill(made: Mapping[nn.Module, TensorLayer]) -> None:

@@ -29,6 +29,8 @@ from tnlayers.checkpoint.restore import fill, modules_of, swap
 from tnlayers.interop.huggingface import follow
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.description import about_layer, describe
+from tnlayers.layers.recurrent_base import TensorRecurrent
+from tnlayers.layers.recurrent_description import describe_recurrent
 from tnlayers.tensorize.held_outside import held
 
 
@@ -63,8 +65,11 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     check_module("model", model)
     modules = modules_of(model)
-    layers = {}
+    layers, recurrent = {}, {}
     for name, module in modules.values():
+        if isinstance(module, TensorRecurrent):
+            with about_layer(name):
+                recurrent[name] = describe_recurrent(module)
         if isinstance(module, TensorLayer):
             with about_layer(name):
                 layers[name] = describe(module)
@@ -80,6 +85,7 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "layers": layers,
         "aliases": aliases,
     }
+    about |= {"recurrent": recurrent} if recurrent else {}
     about |= {"views": found} if (found := views(state, aliases)) else {}
     from safetensors.torch import save_file  # noqa: PLC0415  (loaded only when used)
 

@@ -1,7 +1,7 @@
 """A layer's plan cache, filled on the first input of each kind, and the weight cache of a frozen layer."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import is_
 from typing import Any, NamedTuple, Self
@@ -174,20 +174,47 @@ class LayerExecutor:
             self._plans.popitem(last=False)
         return found
 
+    def caches(self, cores: Sequence[Tensor], training: bool) -> bool:
+        """Return whether this call uses cached weights. Thaw the layer if the call records gradients of the cores."""
+        grad = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
+        if grad and self.frozen:
+            self.thaw()  # as in __call__
+        return self.keeps and not grad and not training and not traced()
+
+    def repeated(
+        self, plan: Plan, cores: Sequence[Tensor], training: bool
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Return the plan as a function of input and bias, with weights contracted once, here, for many calls."""
+        cast = None if cores[0].dtype == torch.float64 else autocast_dtype(cores[0].device.type)
+        cached = self.caches(cores, training)
+        weights = self._kept(plan, cores, cast) if cached else prepare_weights(plan, cores)
+        return lambda x, bias: apply_steps(plan, x, weights, bias)
+
     def _kept(self, found: Any, cores: Sequence[Tensor], cast: torch.dtype | None) -> list[Tensor]:
         """Return the weights of a plan in autocast's dtype, from the cache unless a change of a core is detected."""
+
+        def make(lasting: bool) -> list[Tensor]:
+            weights = self._prepared(found, cores, lasting)
+            return [weight.to(cast or weight.dtype) for weight in weights] if lasting else weights
+
+        return self.cached((found.signature, cast), cores, make)
+
+    def cached(self, key: Any, cores: Sequence[Tensor], make: Callable[[bool], list[Tensor]]) -> list[Tensor]:
+        """Return the weights of the cores, from the cache unless a change of a core is detected.
+
+        ``make`` makes them; its argument is whether they are cached, and not for this call only.
+        """
         try:
             versions = [(core._version, core.data_ptr()) for core in cores]
         except RuntimeError:  # inference tensors have no version counter
-            return self._prepared(found, cores)
-        key = found.signature, cast
+            return make(False)
         kept = self._weights.get(key)
         if kept is not None and kept.versions == versions and all(map(is_, kept.cores, cores)):
             return kept.weights
         if not all(type(core) is nn.Parameter for core in cores):
-            return self._prepared(found, cores)  # temporary tensors of this call, as in torch.func
+            return make(False)  # temporary tensors of this call, as in torch.func
         with torch.inference_mode(False), torch.no_grad():
-            weights = [weight.to(cast or weight.dtype) for weight in self._prepared(found, cores, lasting=True)]
+            weights = make(True)
         self._keep(key, _Kept(list(cores), versions, weights))
         return weights
 

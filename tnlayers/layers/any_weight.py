@@ -173,7 +173,7 @@ class NetworkWeight(nn.Module):
 
     def forward(self, *cores: Tensor) -> Tensor:
         """Return the weight."""
-        kernel = self.layer._contracted(cores)
+        kernel = self.layer._kernel(cores)
         return kernel if self.layout is None else self.layout.to_weight(kernel)
 
     def right_inverse(self, weight: Tensor) -> list[Tensor]:

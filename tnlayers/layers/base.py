@@ -1,9 +1,8 @@
 """Base of every layer: it holds the cores, and calls format, solver and executor once each."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Self
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +18,23 @@ from tnlayers.fitting.cuts import by_rule
 from tnlayers.fitting.decompose import decompose
 from tnlayers.fitting.metric import check
 from tnlayers.fitting.objective import length
-from tnlayers.formats import FORMATS, Format
+from tnlayers.formats import Format
 from tnlayers.formats.base import checked_shape
 from tnlayers.init.draw import draw, uniform
 from tnlayers.init.variance import Init
 from tnlayers.layers import core_memory
 from tnlayers.layers.changing_ranks import ChangesRanks
 from tnlayers.layers.computed_weight import ComputesWeight
-from tnlayers.layers.documentation import add_arguments, show_options
+from tnlayers.layers.has_format import HasFormat
 from tnlayers.layers.zero_kernels import learnable
 from tnlayers.ops.contraction import reconstruct
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.rank import Rank
 
-LAYERS: MutableMapping[tuple[type[Format], type[Any]], type["TensorLayer"]] = WeakValueDictionary()
-"""The first layer class defined for a format and a torch layer."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class TensorLayer(ComputesWeight, ChangesRanks):
+class TensorLayer(HasFormat, ComputesWeight, ChangesRanks):
     """A linear map whose weight is a tensor network.
 
     A subclass with ``format=`` in its class statement is a layer of that format; the format's options become keyword
@@ -54,30 +51,11 @@ class TensorLayer(ComputesWeight, ChangesRanks):
         variance: result of the solver: standard deviation of each core, fans, standard deviation of the weight.
     """
 
-    format_type: ClassVar[type[Format] | None] = None
     channel_names: ClassVar[tuple[str, str]] = ("in_channels", "out_channels")
     """Names of the arguments for channels."""
-    dense_name: ClassVar[str]
-    """Name of a torch layer as an argument: 'conv' or 'linear'."""
-    dense_type: ClassVar[type[Any]]
-    """The torch layer with the same arguments."""
     bias: nn.Parameter | None
     format: Format = from_constructor("format")
     rank: Mapping[str, int] = from_constructor("rank")
-
-    def __init_subclass__(cls, *, format: str | type[Format] | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if format is not None:
-            known = FORMATS[validate.choice("format", format, FORMATS)] if isinstance(format, str) else format
-            if not (isinstance(known, type) and issubclass(known, Format)):
-                raise TypeError(f"format is {format!r}; it must be a registered name or a subclass of tnlayers.Format")
-            cls.format_type = known
-        if cls.format_type is not None:
-            show_options(cls, cls.format_type)
-            if hasattr(cls, "dense_type"):
-                LAYERS.setdefault((cls.format_type, cls.dense_type), cls)
-            if format is not None:
-                add_arguments(cls, cls.format_type)
 
     def __init__(
         self,
@@ -122,15 +100,6 @@ class TensorLayer(ComputesWeight, ChangesRanks):
             self.register_parameter("bias", None)
         self.reset_parameters()
 
-    @classmethod
-    def _format(cls, options: dict[str, Any]) -> Format:
-        if cls.format_type is None:
-            raise TypeError(
-                f"{cls.__name__} has no format; use a subclass, or write one with format= in its class statement"
-            )
-        others = "torch's and rank, in_shape, out_shape, init, strategy, memory"
-        return cls.format_type.of(options, cls.__name__, others)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Solve for the variances, and draw the cores and the bias anew."""
@@ -142,10 +111,9 @@ class TensorLayer(ComputesWeight, ChangesRanks):
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
-    def _kernel(self) -> Tensor:
-        return self._contracted([whole(core) for core in self.cores])
-
-    def _contracted(self, cores: Sequence[Tensor]) -> Tensor:
+    def _kernel(self, cores: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the dense kernel of the layer's cores, or of those that a forward uses."""
+        cores = [whole(core) for core in (self.cores if cores is None else cores)]
         check_cores(cores)
         if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
             self.network.check_shapes(core.shape for core in cores)

@@ -60,20 +60,20 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
     if FORMATS.get(form.name) is not form:
         raise ValueError(f"{name} has the format {form.__name__}; to be named, register it with tnlayers.register")
     made = layer_class(form, kind := type(layer).dense_type)
-    if type(layer) is not made and (own := _own_members(type(layer), EVERY_KIND[kind])):
+    if type(layer) is not made and (own := own_members(type(layer), EVERY_KIND[kind])):
         raise TypeError(
             f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
         )
     description = {
         "format": form.name,
-        "options": {field.name: _as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
+        "options": {field.name: as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
         "kind": kind.__name__,
-        "arguments": _as_json("arguments", layer._arguments(layer)),
+        "arguments": as_json("arguments", layer._arguments(layer)),
         "dtype": str(layer.cores[0].dtype).removeprefix("torch."),
         "rank": dict(layer.rank),
         "in_shape": list(layer.network.shape(layer.network.inputs)),
         "out_shape": list(layer.network.shape(layer.network.outputs)),
-        "init": _as_json("init", asdict(layer.init)),
+        "init": as_json("init", asdict(layer.init)),
         "strategy": layer.strategy,
         "memory": layer.memory,
     }
@@ -88,6 +88,13 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
             "several dtypes, and tensors of its own have no place there"
         )
     return description
+
+
+def check_length(description: Any) -> None:
+    """Raise ValueError for a description that is too long."""
+    length = len(json.dumps(description, allow_nan=False))
+    if length > _LONGEST:
+        raise ValueError(f"description has {length:,} characters; at most {_LONGEST:,} are accepted")
 
 
 def outline(description: Any) -> TensorNetwork:
@@ -126,21 +133,19 @@ def build(description: Any, *, device: Any) -> TensorLayer:
         i r, o r
     """
     layer, values, _ = _checked(description)
-    with _sentences():
+    with sentences():
         return layer(**values, device=device)
 
 
 def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], TensorNetwork]:
     """Return a description's class, constructor arguments except the device, and network."""
-    with _sentences():
-        length = len(json.dumps(description, allow_nan=False))
-        if length > _LONGEST:
-            raise ValueError(f"description has {length:,} characters; at most {_LONGEST:,} are accepted")
+    with sentences():
+        check_length(description)
         given = exactly("description", description, _KEYS)
         form = FORMATS[validate.choice("format", given.pop("format"), FORMATS)]
         kind = KIND_NAMES[validate.choice("kind", given.pop("kind"), KIND_NAMES)]
         options = exactly("options", given.pop("options"), [field.name for field in fields(form)])
-        options = {name: _tuples(value) for name, value in options.items()}
+        options = {name: tuples(value) for name, value in options.items()}
         arguments = exactly("arguments", given.pop("arguments"), _arguments(EVERY_KIND[kind]))
         for name, value in arguments.items():
             if max(_numbers(value), default=0) > _LARGEST:
@@ -163,7 +168,7 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def sentences() -> Iterator[None]:
     """Replace errors other than TypeError and ValueError, which formats or torch may raise, by a ValueError."""
     try:
         yield
@@ -230,23 +235,23 @@ def _numbers(value: Any) -> list[int]:
     return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """Replace JSON's lists by tuples, as in the fields of frozen dataclasses."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-def _as_json(name: str, value: Any) -> Any:
+def as_json(name: str, value: Any) -> Any:
     """Convert a value to JSON's types."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _as_json(f"{name}[{key!r}]", each) for key, each in value.items()}
+        return {key: as_json(f"{name}[{key!r}]", each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(f"{name}[{k}]", each) for k, each in enumerate(value)]
+        return [as_json(f"{name}[{k}]", each) for k, each in enumerate(value)]
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise ValueError(f"{name} is {value!r}, which JSON cannot hold: it has finite numbers, text, lists and mappings")
 
 
-def _own_members(cls: type[TensorLayer], base: type[TensorLayer]) -> list[str]:
+def own_members(cls: type[nn.Module], base: type[nn.Module]) -> list[str]:
     """Return the names that a class, or one between it and its base, defines beyond its format."""
     between = cls.__mro__[: cls.__mro__.index(base)]
     names = [(name, value) for each in between for name, value in vars(each).items() if name != "format_type"]

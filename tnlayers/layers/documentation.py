@@ -7,6 +7,8 @@ from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any
 
+from torch import nn
+
 from tnlayers.formats import Format
 
 
@@ -47,6 +49,9 @@ def _example(layer: type[Any], format_type: type[Format]) -> str:
     """Return an example of a layer, as a doctest. A format that needs an option has none."""
     if not hasattr(layer, "dense_type") or any(field.default is MISSING for field in fields(format_type)):
         return ""
+    if issubclass(layer.dense_type, nn.RNNBase):
+        call = f"{layer.__name__}(16, 32, rank=2)(torch.randn(5, 2, 16))[0].shape"
+        return f"\nExample:\n    >>> import torch\n    >>> {call}\n    torch.Size([5, 2, 32])\n"
     if "Embedding" in layer.dense_type.__name__:
         call = f"{layer.__name__}(16, 32, rank=2)(torch.tensor([[0, 15, 3]])).shape"
         size = (1, 32) if layer.dense_type.__name__.endswith("Bag") else (1, 3, 32)

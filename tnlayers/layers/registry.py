@@ -1,5 +1,6 @@
 """Lookup of the layer class for a format and a kind of torch layer."""
 
+from collections.abc import Mapping
 from types import new_class
 from typing import Any
 
@@ -7,11 +8,12 @@ from torch import nn
 
 from tnlayers import validate
 from tnlayers.formats import FORMATS, Format
-from tnlayers.layers.base import LAYERS, TensorLayer
+from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.conv import TensorConv1d, TensorConv2d, TensorConv3d
 from tnlayers.layers.conv_transpose import TensorConvTranspose1d, TensorConvTranspose2d, TensorConvTranspose3d
 from tnlayers.layers.embedding import TensorEmbedding
 from tnlayers.layers.embedding_bag import TensorEmbeddingBag
+from tnlayers.layers.has_format import LAYERS
 from tnlayers.layers.linear import TensorLinear
 from tnlayers.layers.table import TensorTable
 
@@ -52,23 +54,36 @@ def layer_class(format: str | type[Format], kind: type[nn.Module]) -> type[Tenso
         >>> layer_class("tr", nn.Conv2d)
         <class 'tnlayers.layers.by_format.TRConv2d'>
     """
+    found: type[TensorLayer] = find_or_make(format, kind, EVERY_KIND, __name__)
+    return found
+
+
+def find_or_make(
+    format: str | type[Format], kind: type[nn.Module], bases: Mapping[type[nn.Module], type[Any]], module: str
+) -> type[Any]:
+    """Return the class of a format and a kind, as ``layer_class``; a new one belongs to ``module``."""
     if not isinstance(format, type):
         format = FORMATS[validate.choice("format", format, FORMATS)]
     if not issubclass(format, Format):
         raise TypeError(f"format is {format!r}; it must be a registered name or a subclass of tnlayers.Format")
-    if kind not in EVERY_KIND:
-        raise TypeError(f"kind is {kind!r}; accepted: {', '.join(f'nn.{name}' for name in KIND_NAMES)}")
+    if kind not in bases:
+        raise TypeError(f"kind is {kind!r}; accepted: {', '.join(f'nn.{each.__name__}' for each in bases)}")
     found = LAYERS.get((format, kind))
     if found is None:
-        # Its module is this one, whose __getattr__ finds it again when it is unpickled.
-        name, body = f"{format.__name__}{kind.__name__}", {"__module__": __name__}
-        found = new_class(name, (EVERY_KIND[kind],), {"format": format}, lambda namespace: namespace.update(body))
+        # The module's __getattr__ finds it again when it is unpickled.
+        name, body = f"{format.__name__}{kind.__name__}", {"__module__": module}
+        found = new_class(name, (bases[kind],), {"format": format}, lambda namespace: namespace.update(body))
     return found
 
 
-def __getattr__(name: str) -> Any:
+def by_name(name: str, bases: Mapping[type[nn.Module], type[Any]], module: str) -> type[Any]:
+    """Return the class of a name such as 'TRLinear', for a module's ``__getattr__``."""
     for format in FORMATS.values():
-        for kind in EVERY_KIND:
+        for kind in bases:
             if name == f"{format.__name__}{kind.__name__}":
-                return layer_class(format, kind)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+                return find_or_make(format, kind, bases, module)
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
+def __getattr__(name: str) -> Any:
+    return by_name(name, EVERY_KIND, __name__)

@@ -118,9 +118,9 @@ class TensorTable(TensorLayer):
             scale = (target / left) ** (0.5 / len(cores))
             self._assign([core * scale for core in cores])
 
-    def _kernel(self) -> Tensor:
+    def _kernel(self, cores: Sequence[Tensor] | None = None) -> Tensor:
         """Return the table, of shape (num_embeddings, embedding_dim)."""
-        cores = [whole(core) for core in self.cores]
+        cores = [whole(core) for core in (self.cores if cores is None else cores)]
         check_cores(cores)
         if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
             self.network.check_shapes(core.shape for core in cores)
