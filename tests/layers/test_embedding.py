@@ -100,6 +100,16 @@ def test_any_order_of_any_factors(data: st.DataObject):
     close(layer.weight, table)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("padding", [None, 2])
+def test_no_bags_give_no_rows(padding: int | None, last: bool):
+    """With a padding_idx, torch 2.13 crashes."""
+    layer = tnlayers.TTEmbeddingBag(12, 8, padding_idx=padding, include_last_offset=last, rank=2)
+    found = layer(torch.tensor([1, 2]), torch.zeros(int(last), dtype=torch.int64))
+    assert found.shape == (0, 8)
+    found.sum().backward()
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("case", BAGS, ids=str)
 def test_bags_are_torch_s(case: TableCase, mode: str):
@@ -243,6 +253,7 @@ def test_init_takes_a_std_in_place_of_a_rule():
     ("arguments", "sentence"),
     [
         ({"max_norm": 1.0}, "max_norm is 1.0; it must be None: .* share the cores"),
+        ({"norm_type": "two"}, "norm_type is 'two'; it must be a number"),
         ({"sparse": True}, "sparse is True; it must be False: .* other rows share"),
         ({"padding_idx": 12}, "padding_idx is 12; it must be from -12 to 11"),
         ({"padding_idx": 1.5}, "padding_idx is 1.5; it must be an integer or None"),
@@ -263,6 +274,18 @@ def test_inputs_that_are_refused():
         layer(x.float())
     with pytest.raises(TypeError, match="input is of type list"):
         layer([0, 1])
+    for arguments, sentence in (
+        ((x, [0]), "offsets is of type list; TREmbeddingBag takes a torch.Tensor"),
+        ((x, x, [1.0, 1.0]), "per_sample_weights is of type list; TREmbeddingBag takes"),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            bag(*arguments)
+    for name, holder in (("scale_grad_by_freq", layer), ("include_last_offset", bag)):
+        with pytest.raises(TypeError, match=f"{name} is 1; it must be True or False"):
+            setattr(holder, name, 1)
+        setattr(holder, name, True)
+    with pytest.raises(RuntimeError, match=r"layer\.to_dense\(\) gives a plain layer"):
+        nn.init.zeros_(layer.weight)
     for arguments, sentence in (
         ((x,), r"input has shape \(2,\); it must have two axes, or one with offsets"),
         ((x[None], x), r"offsets is given, but input has shape \(1, 2\)"),
@@ -377,6 +400,43 @@ def test_the_tie_survives():
     for core, expected in zip(model.embedding.cores, through, strict=True):
         assert core.grad.shape == expected.shape
         close(core.grad, expected)
+
+
+def test_a_tied_output_follows_the_ranks_of_the_embedding():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, x = Words(True, tied=True).double(), torch.arange(13)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    before = model(x)
+    close(compiled(x), before)
+    model.embedding.grow_(5)
+    close(model(x), before)
+    close(compiled(x), before)
+    assert model.head.rank == model.embedding.rank
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
+        twin.embedding.truncate_(2)
+        twin.head.strategy = "factorized"
+        close(twin(x), F.linear(torch.tanh(twin.embedding(x)), twin.embedding.weight, twin.head.bias))
+        assert twin.head.explain((13, 8)).count(":2") > 0
+        assert twin.head.strategy == "factorized"
+
+
+def test_rank_dropout_thins_a_tied_output_too():
+    """With p near 1 one term of the table is left, in the embedding's forward and in the head's."""
+    torch.manual_seed(0)
+    embedding: Any = tnlayers.CPEmbedding(12, 8, rank=2, dtype=torch.float64)
+    model = nn.ModuleList([embedding, tnlayers.TiedLinear(embedding)])
+    tnlayers.rank_dropout_(model, 0.5)
+    assert model[1].rank_dropout == 0.5
+    rows, columns = (core.detach() for core in embedding.cores)
+    x = torch.randn(3, 8, dtype=torch.float64)
+    terms = [(x @ columns[:, kept]) @ rows[:, kept].T / 0.625 for kept in ([0], [1], [0, 1])]
+    found = [{k for k, term in enumerate(terms) if torch.allclose(model[1](x), term)} for _ in range(12)]
+    assert set.union(*found) == {0, 1, 2}
+    model.eval()
+    close(model[1](x), F.linear(x, embedding.weight))
+    model[1].rank_dropout = 0.25
+    assert embedding.rank_dropout == 0.25
 
 
 def test_plans():

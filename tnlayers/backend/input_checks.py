@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tnlayers.backend.torch_state import autocast_dtype
 
 
-def check_tensor(layer: str, value: Any) -> None:
-    """Raise if an input is not a tensor.
+def check_tensor(layer: str, value: Any, name: str = "input") -> None:
+    """Raise if an argument of a forward is not a tensor.
 
     Raises:
         TypeError: its type and what is accepted.
@@ -25,7 +25,7 @@ def check_tensor(layer: str, value: Any) -> None:
         return
     given = "None" if value is None else f"of type {type(value).__name__}"
     made = hasattr(value, "__array__") or isinstance(value, list | tuple)
-    raise TypeError(f"input is {given}; {layer} takes a torch.Tensor" + ", as torch.as_tensor makes of it" * made)
+    raise TypeError(f"{name} is {given}; {layer} takes a torch.Tensor" + ", as torch.as_tensor makes of it" * made)
 
 
 def check_module(name: str, value: Any) -> nn.Module:

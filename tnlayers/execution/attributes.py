@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from tnlayers import validate
 from tnlayers.spec.geometry import Geometry
 
 _FIXED = "in_channels", "out_channels", "kernel_size", "groups", "transposed"
@@ -53,6 +54,24 @@ def from_geometry(name: str, field: str = "") -> Any:
 def from_constructor(name: str) -> Any:
     """Return a fixed property that reads the layer's ``__dict__``, where the constructor puts it."""
     return fixed(name, lambda layer: vars(layer)[name])
+
+
+def switch(name: str) -> Any:
+    """Return a property that is True or False, and that no core depends on. Its setter raises on other values.
+
+    Example:
+        >>> import tnlayers
+        >>> layer = tnlayers.CPEmbedding(4, 4, rank=2)
+        >>> layer.scale_grad_by_freq = 1
+        Traceback (most recent call last):
+            ...
+        TypeError: scale_grad_by_freq is 1; it must be True or False
+    """
+
+    def write(layer: Any, value: Any) -> None:
+        vars(layer)[name] = validate.boolean(name, value)
+
+    return property(lambda layer: vars(layer)[name], write, doc=f"torch's {name}; it can be set.")
 
 
 def check_same(layer: str, name: str, have: Any, given: Any) -> None:

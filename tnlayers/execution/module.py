@@ -200,7 +200,7 @@ class ExecutableModule(nn.Module):
 
     def _thinned(self, cores: list[Tensor]) -> list[Tensor]:
         """Return the cores that a forward uses: in training without the bond entries that dropout drops."""
-        p = self._executor.rank_dropout
+        p = self.rank_dropout
         return thinned(self._executor.network, self.rank, cores, p) if p and self.training else cores
 
     def _nested(self, input: Tensor) -> Tensor:

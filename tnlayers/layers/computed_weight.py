@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tnlayers.backend.torch_state import plain_autograd
 
 _KERNEL = (
-    "layer.set_weight_(W) fits the cores to a kernel W, layer.reset_parameters() draws them again, and layer.to_conv() "
-    "or layer.to_linear() gives a plain layer"
+    "layer.set_weight_(W) fits the cores to a kernel W, layer.reset_parameters() draws them again, and "
+    "layer.to_dense() gives a plain layer"
 )
 _PARTS = f"{_KERNEL}; pruning and parametrizations can be put on layer.cores"
 _COPY = "layer.weight.clone() is a tensor of your own"

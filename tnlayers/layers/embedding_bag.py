@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tnlayers import validate
 from tnlayers.backend.input_checks import check_indices
-from tnlayers.execution.attributes import from_constructor
+from tnlayers.execution.attributes import from_constructor, switch
 from tnlayers.init.variance import Init
 from tnlayers.layers.table import TensorTable
 from tnlayers.spec.rank import Rank
@@ -42,7 +42,7 @@ class TensorEmbeddingBag(TensorTable):
 
     dense_type = nn.EmbeddingBag
     mode: str = from_constructor("mode")
-    include_last_offset: bool
+    include_last_offset: bool = switch("include_last_offset")
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class TensorEmbeddingBag(TensorTable):
             memory=memory,
             options=options,
         )
-        self.include_last_offset = validate.boolean("include_last_offset", include_last_offset)
+        self.include_last_offset = include_last_offset
 
     @staticmethod
     def _arguments(layer: Any) -> dict[str, Any]:
@@ -119,11 +119,16 @@ class TensorEmbeddingBag(TensorTable):
         if input.dim() not in (1, 2) or (input.dim() == 1 and offsets is None):
             raise ValueError(f"input has shape {tuple(input.shape)}; it must have two axes, or one with offsets")
         if offsets is not None:
+            self._check_tensor(offsets, "offsets")
             check_indices("offsets", offsets)
-        if per_sample_weights is not None and per_sample_weights.shape != input.shape:
-            shape = tuple(per_sample_weights.shape)
-            raise ValueError(f"per_sample_weights has shape {shape}, but input has {tuple(input.shape)}")
+        if per_sample_weights is not None:
+            self._check_tensor(per_sample_weights, "per_sample_weights")
+            if per_sample_weights.shape != input.shape:
+                shape = tuple(per_sample_weights.shape)
+                raise ValueError(f"per_sample_weights has shape {shape}, but input has {tuple(input.shape)}")
         rows = self._run(input)
+        if offsets is not None and tuple(offsets.shape) == (int(self.include_last_offset),):
+            return rows[:0]  # torch 2.13 crashes without bags if there is a padding_idx
         places = torch.arange(rows.shape[0], device=input.device)
         last: int | None = None
         if self.padding_idx is not None:  # the tokens that are left out point to one more row

@@ -23,7 +23,7 @@ class TensorLSTM(TensorRecurrent):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as
             ``torch.nn.LSTM`` takes them; dtype is float64, float32, bfloat16 or float16.
         rank: of every weight, as in ``TensorConv``; or a mapping from 'ih', 'hh' and 'hr', or from weights such as
-            'ih_l0', to a rank each.
+            'ih_l0', to a rank each; weights that it leaves out have the rank that None gives.
         in_shape, hidden_shape: factors of input_size and of hidden_size, most significant first; None: the format's own
             split. The gates multiply the first factor of hidden_size.
         plain: kinds of weights that stay plain matrices, of 'ih' (from the input), 'hh' (from the state) and 'hr' (the

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tnlayers import validate
 from tnlayers.backend.sharding import place, whole
 from tnlayers.execution.attributes import fixed, from_constructor
-from tnlayers.formats.base import Format, checked_shape
+from tnlayers.formats.base import Format
 from tnlayers.init.draw import uniform
 from tnlayers.init.gates import equal_gates
 from tnlayers.init.variance import FAN_MODES, PRESETS, Init
@@ -20,9 +20,10 @@ from tnlayers.layers import core_memory
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.computed_weight import refusal
 from tnlayers.layers.has_format import HasFormat
+from tnlayers.layers.recurrent_arguments import Factors, plain_kinds, ranks
 from tnlayers.layers.recurrent_forward import RunsRecurrence
 from tnlayers.layers.registry import layer_class
-from tnlayers.spec.recurrence import KINDS, Recurrence, Weight
+from tnlayers.spec.recurrence import Recurrence
 
 LIKE_TORCH = "torch"
 """Name of the default start: each gate of each weight has torch's standard deviation, 1 / sqrt(3 hidden_size)."""
@@ -94,16 +95,10 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
                 f"dropout is {recurrence.dropout}, but num_layers is 1; it acts between layers, so it has no effect",
                 stacklevel=core_memory.outside(),
             )
-        if isinstance(plain, str) or not isinstance(plain, Collection):
-            raise TypeError(f"plain is {plain!r}; it must be a collection of {', '.join(map(repr, KINDS))}")
-        for kind in plain:
-            validate.choice("plain", kind, KINDS)
         self.__dict__["format"] = form
-        ranks, first, hidden = _ranks(rank, recurrence), None, None
-        if in_shape is not None:
-            first = checked_shape("in_shape", in_shape, "input_size", recurrence.input_size)
-        if hidden_shape is not None:
-            hidden = checked_shape("hidden_shape", hidden_shape, "hidden_size", recurrence.hidden_size)
+        matrices = plain_kinds(plain, recurrence)
+        sizes_of_bonds = ranks(rank, recurrence, matrices)
+        factors = Factors(form, recurrence, in_shape, hidden_shape, matrices)
         if isinstance(init, str):
             validate.choice("init", init, (LIKE_TORCH, *FAN_MODES, *PRESETS))
         start = Init(std=1 / math.sqrt(3 * self.hidden_size), exact="white") if init == LIKE_TORCH else Init.of(init)
@@ -111,12 +106,15 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         linear: Any = layer_class(type(form), nn.Linear)
         for weight in recurrence.weights():
             sizes = weight.inputs, weight.outputs
-            if weight.kind in plain:
+            if weight.kind in matrices:
                 self.add_module(weight.name, nn.Linear(*sizes, bias=False, **where))
                 continue
-            columns, rows = _split(form, recurrence, weight, first, hidden)
-            own = {"rank": ranks[weight.name], "in_shape": columns, "out_shape": rows, "init": start}
+            columns, rows = factors.of(weight)
+            own = {"rank": sizes_of_bonds[weight.name], "in_shape": columns, "out_shape": rows, "init": start}
             self.add_module(weight.name, linear(*sizes, bias=False, **where, **own, **others, **options))
+        if not [*self._tensor_parts()]:
+            for name, value in others.items():
+                setattr(self, name, value)  # which checks it
         for name in recurrence.biases():
             entries = torch.empty(recurrence.gates * recurrence.hidden_size, **where)
             self.register_parameter(name, nn.Parameter(entries))
@@ -247,34 +245,6 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         own = {name: getattr(self, name) for name in self.own[2:]}
         shown += [f"{name}={value!r}" for name, value in own.items() if value != getattr(defaults, name)]
         return ", ".join(shown)
-
-
-def _ranks(rank: Any, recurrence: Recurrence) -> dict[str, Any]:
-    """Return the rank of each weight, from one for all, or from a mapping of weights or their kinds."""
-    weights = list(recurrence.weights())
-    accepted = [*KINDS, *(weight.name for weight in weights)]
-    if not isinstance(rank, Mapping) or set(accepted).isdisjoint(rank):
-        return {weight.name: rank for weight in weights}
-    for key in rank:
-        validate.choice("a key of rank", key, accepted)
-    return {weight.name: rank.get(weight.name, rank.get(weight.kind)) for weight in weights}
-
-
-_Factors = tuple[int, ...]
-
-
-def _split(
-    form: Format, recurrence: Recurrence, weight: Weight, first: _Factors | None, hidden: _Factors | None
-) -> tuple[_Factors, _Factors]:
-    """Return the factors of a weight's columns and rows. The gates multiply the first factor of the rows."""
-    columns, rows = form.split(weight.inputs, weight.outputs, weight.gates)
-    if weight.kind == "ih" and not weight.layer:
-        columns = first or columns
-    elif hidden and (weight.kind == "hr" or not recurrence.proj_size):
-        columns = weight.inputs // recurrence.hidden_size * hidden[0], *hidden[1:]
-    if hidden and weight.kind != "hr":
-        rows = weight.gates * hidden[0], *hidden[1:]
-    return columns, rows
 
 
 def _divides(part: TensorLayer, gates: int) -> bool:

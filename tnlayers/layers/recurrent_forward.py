@@ -63,9 +63,7 @@ class RunsRecurrence(nn.Module):
 
     @strategy.setter
     def strategy(self, strategy: str) -> None:
-        validate.choice("strategy", strategy, STRATEGIES)
-        for part in self._tensor_parts():
-            part.strategy = strategy
+        self._set("strategy", strategy, STRATEGIES)
 
     @property
     def memory(self) -> str:
@@ -74,12 +72,23 @@ class RunsRecurrence(nn.Module):
 
     @memory.setter
     def memory(self, memory: str) -> None:
-        validate.choice("memory", memory, MEMORY)
-        for part in self._tensor_parts():
-            part.memory = memory
+        self._set("memory", memory, MEMORY)
+
+    def _set(self, name: str, value: str, accepted: Sequence[str]) -> None:
+        parts = [*self._tensor_parts()]
+        if validate.choice(name, value, accepted) != accepted[0] and not parts:
+            raise ValueError(f"{name} is {value!r}, but all weights are plain; it must be {accepted[0]!r}")
+        for part in parts:
+            setattr(part, name, value)
 
     def _biases(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self.recurrence.biases()}
+
+    def _used(self) -> Iterator[Tensor]:
+        """Yield cores, plain weights and biases. In a replica of DataParallel they are no parameters."""
+        for part in self.parts.values():
+            yield from part._listed() if isinstance(part, TensorLayer) else (part.weight,)  # type: ignore[misc]
+        yield from self._biases().values()
 
     def _like(self) -> Tensor:
         """Return a parameter whose dtype and device are the layer's."""
@@ -156,10 +165,13 @@ class RunsRecurrence(nn.Module):
             wanted = "a tensor" if len(shapes) == 1 else "a pair of tensors, (h, c)"
             raise TypeError(f"hx is of type {type(hx).__name__}; {type(self).__name__} takes {wanted}, or None")
         for k, (state, shape) in enumerate(zip(given, shapes, strict=True)):
+            name = "hx" if len(shapes) == 1 else f"hx[{k}]"
             wanted_shape = shape if batched else (shape[0], shape[2])
             if tuple(state.shape) != wanted_shape:
-                name = "hx" if len(shapes) == 1 else f"hx[{k}]"
                 raise RuntimeError(f"{name} has shape {tuple(state.shape)}; it must be {wanted_shape}")
+            # torch's kernels take c in another dtype.
+            if k == 0 and state.dtype != x.dtype and autocast_dtype(x.device.type) is None:
+                raise RuntimeError(f"{name} has dtype {state.dtype}, but the input has {x.dtype}; they must be equal")
         return tuple(given) if batched else tuple(state.unsqueeze(1) for state in given)
 
     def _compute(self, x: Tensor, sizes: Tensor | None, states: States) -> tuple[Tensor, States]:
@@ -193,7 +205,7 @@ class RunsRecurrence(nn.Module):
             return None
         length = x.shape[0] if sizes is None else len(sizes)
         total = x.shape[0] * x.shape[1] if sizes is None else len(x)
-        grad = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *states, *self.parameters()))
+        grad = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *states, *self._used()))
         calls = self._calls(int(length), int(total), grad, x)
         parts = tuple(part._executor if isinstance(part, TensorLayer) else part for part in self.parts.values())
         if parts != self._planned:  # a setting or a rank was changed, or a layer replaced

@@ -14,13 +14,13 @@ from tnlayers import validate
 from tnlayers.backend.input_checks import check_cores, check_indices, check_tensor
 from tnlayers.backend.sharding import whole
 from tnlayers.backend.torch_state import own_precision
-from tnlayers.execution.attributes import from_constructor, from_geometry
+from tnlayers.execution.attributes import from_constructor, from_geometry, switch
 from tnlayers.execution.lookup import LookupExecutor
 from tnlayers.fitting.objective import length
 from tnlayers.formats.base import checked_shape
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.table_arguments import padding, refuse, settled, vocabulary
+from tnlayers.layers.table_arguments import number, padding, refuse, settled, vocabulary
 from tnlayers.ops.row_gradients import divided_by_counts
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.rank import Rank
@@ -46,7 +46,7 @@ class TensorTable(TensorLayer):
     sparse: bool = from_constructor("sparse")
     embedding_dim = from_geometry("embedding_dim", "out_channels")
     padded_embeddings = from_geometry("padded_embeddings", "in_channels")
-    scale_grad_by_freq: bool
+    scale_grad_by_freq: bool = switch("scale_grad_by_freq")
     padding_row: Tensor
 
     def __init__(
@@ -76,7 +76,7 @@ class TensorTable(TensorLayer):
             num_embeddings=rows,
             padding_idx=padding(padding_idx, rows),
             max_norm=None,
-            norm_type=norm_type,
+            norm_type=number("norm_type", norm_type),
             sparse=False,
         )
         super().__init__(
@@ -87,7 +87,7 @@ class TensorTable(TensorLayer):
             options=options,
             **arguments,
         )
-        self.scale_grad_by_freq = validate.boolean("scale_grad_by_freq", scale_grad_by_freq)
+        self.scale_grad_by_freq = scale_grad_by_freq
         if self.padding_idx is not None:
             self.register_buffer("padding_row", self.cores[0].detach().new_zeros(columns))
 
@@ -157,9 +157,12 @@ class TensorTable(TensorLayer):
 
     def _checked(self, input: Any) -> None:
         """Raise if an input holds no indices."""
-        if type(input) is not Tensor:
-            check_tensor(type(self).__name__, input)
+        self._check_tensor(input)
         check_indices("input", input)
+
+    def _check_tensor(self, value: Any, name: str = "input") -> None:
+        if type(value) is not Tensor:
+            check_tensor(type(self).__name__, value, name)
 
     def _batched(self, shape: Sequence[int]) -> tuple[int, ...]:
         return math.prod(shape), 1

@@ -1,6 +1,7 @@
 """Checks of the arguments of tables: what torch's embeddings have, initialisation, and factors of the vocabulary."""
 
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 from tnlayers.formats.base import Format, factorize_up
@@ -24,6 +25,13 @@ def refuse(max_norm: float | None, sparse: bool) -> None:
             "sparse is True; it must be False: the gradient of a row reaches slices of the cores that other rows "
             "share, and the cores are small"
         )
+
+
+def number(name: str, value: Any) -> Any:
+    """Return the value if it is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    return value
 
 
 def padding(value: Any, rows: int) -> int | None:

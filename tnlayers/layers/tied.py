@@ -1,7 +1,7 @@
 """A linear layer over the cores of an embedding: the tied output of a language model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tnlayers import validate
 from tnlayers.backend.input_checks import check_dtypes, check_tensor
 from tnlayers.backend.sharding import place
+from tnlayers.backend.torch_state import constant_to_compilers
 from tnlayers.execution.executor import LayerExecutor
 from tnlayers.execution.module import ExecutableModule
 from tnlayers.init.draw import uniform
@@ -56,7 +57,8 @@ class TiedLinear(ExecutableModule):
             raise TypeError(f"embedding is {type(embedding).__name__}; it must be a tensor embedding")
         self.embedding: Any = embedding
         geometry = Geometry(embedding.embedding_dim, embedding.padded_embeddings, ())
-        self._executor = LayerExecutor(_exchanged(embedding.network), geometry, strategy, memory)
+        self._network = embedding.network
+        self._executor = LayerExecutor(_exchanged(self._network), geometry, strategy, memory)
         if validate.boolean("bias", bias):
             core = embedding.cores[0]
             self.bias = nn.Parameter(torch.empty(self.out_features, device=core.device, dtype=core.dtype))
@@ -66,15 +68,36 @@ class TiedLinear(ExecutableModule):
 
     @property
     def _executor(self) -> LayerExecutor:
-        """The plans, of the embedding's present ranks."""
-        source = self.embedding.network if isinstance(self.embedding, TensorTable) else self._planned[0]
-        if source is not self._planned[0]:
-            self._executor = self._planned[1].anew(network=_exchanged(source))
-        return self._planned[1]
+        """The plans, for the embedding's present network: its ranks may have changed."""
+        if getattr(self.embedding, "network", self._network) is not self._network:
+            self._follow()
+        found: LayerExecutor = self.__dict__["_plans"]
+        return found
 
     @_executor.setter
     def _executor(self, executor: LayerExecutor) -> None:
-        self._planned = self.embedding.network, executor
+        self.__dict__["_plans"] = executor
+
+    @constant_to_compilers
+    def _follow(self) -> None:
+        """Make plans anew for the embedding's network."""
+        self._network = self.embedding.network
+        self._executor = self.__dict__["_plans"].anew(network=_exchanged(self._network))
+
+    @property
+    def rank(self) -> Mapping[str, int]:  # type: ignore[override]
+        """The embedding's ranks."""
+        found: Mapping[str, int] = self.embedding.rank
+        return found
+
+    @property
+    def rank_dropout(self) -> float:
+        """That of the embedding; each of the two draws the entries that it drops."""
+        return float(getattr(self.embedding, "rank_dropout", 0.0))
+
+    @rank_dropout.setter
+    def rank_dropout(self, p: float) -> None:
+        self.embedding.rank_dropout = p
 
     @property
     def in_features(self) -> int:
@@ -128,7 +151,7 @@ class TiedLinear(ExecutableModule):
         if input.is_nested:
             return F.linear(input, self.weight, self.bias)
         x = input.reshape(self._batched(input.shape))
-        y = self._executor(x, self.embedding._thinned(self._listed()), None, self.training)[:, : self.out_features]
+        y = self._executor(x, self._thinned(self._listed()), None, self.training)[:, : self.out_features]
         if self.embedding.padding_idx is not None:
             row: Tensor = self.embedding.padding_row
             here = torch.arange(self.out_features, device=y.device) == int(self.embedding.padding_idx)
