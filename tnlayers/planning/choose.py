@@ -51,8 +51,8 @@ def plan(
     Example:
         >>> cp = TensorNetwork.parse("i:64 r:16, o:64 r, h:3 r, w:3 r")
         >>> found = plan(cp, Geometry(64, 64, (3, 3), padding=1), Setting(32, (32, 32)))
-        >>> found.order, [step.op for step in found.steps]
-        ('0 > 2*3 > 1', ['matmul', 'conv', 'matmul'])
+        >>> found.order, len(found.steps)
+        ('0 > 2*3 > 1', 3)
     """
     choice = tuned_choice(network, geometry, setting, memory) if strategy == "auto" else None
     tuned = _plan(network, geometry, setting, strategy, memory, choice.order) if choice else None
