@@ -134,7 +134,7 @@ def prune_ranks_(
 
     Example:
         >>> import tnlayers
-        >>> conv, linear = tnlayers.TTConv2d(8, 16, 3, rank=8), tnlayers.TuckerLinear(16, 4, rank=4)
+        >>> conv, linear = tnlayers.TTConv2d(8, 16, 3, rank=6), tnlayers.TuckerLinear(16, 4, rank=2)
         >>> model = nn.Sequential(conv, nn.Flatten(), linear)
         >>> batches = [(torch.randn(16, 8, 3, 3), torch.randint(4, (16,))) for _ in range(10)]
         >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
