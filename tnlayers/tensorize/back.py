@@ -9,6 +9,7 @@ from torch import nn
 
 from tnlayers.backend.name_patterns import matches
 from tnlayers.interop.plain_torch import unfold
+from tnlayers.layers.recurrent_base import TensorRecurrent
 from tnlayers.layers.table import TensorTable
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders
@@ -82,7 +83,7 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
 
 
 def _unfolded(layer: Any) -> nn.Module:
-    plain: nn.Module = layer.to_dense() if isinstance(layer, TensorTable) else unfold(layer)
+    plain: nn.Module = layer.to_dense() if isinstance(layer, (TensorTable, TensorRecurrent)) else unfold(layer)
     return plain
 
 

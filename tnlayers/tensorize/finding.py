@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tnlayers.backend.input_checks import check_module
-from tnlayers.tensorize.held_outside import held, ties
+from tnlayers.tensorize.held_outside import held, is_recurrent, ties
+from tnlayers.tensorize.recurrent_sites import RecurrentSite
 from tnlayers.tensorize.sites import LayerSite
 
 ALONE = "which cannot be replaced in place; write `layer = {}`"
@@ -47,7 +48,8 @@ def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> d
     found: dict[nn.Module, LayerSite] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, types):
-            site = found.setdefault(module, LayerSite(module, (), []))
+            kind = RecurrentSite if is_recurrent(module) else LayerSite
+            site = found.setdefault(module, kind(module, (), []))
             site.names += (plain_name(path, model),)
     if not found and what:
         raise ValueError(f"model has no {what} ({type(model).__name__})")

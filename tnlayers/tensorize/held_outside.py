@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tnlayers.backend.shared_memory import sharing
-from tnlayers.layers import by_format
-from tnlayers.layers.base import TensorLayer
-from tnlayers.tensorize.swappable import BASES
+from tnlayers.layers.recurrent import RECURRENT
+from tnlayers.tensorize.swappable import BASES, NETWORKS, tensor_class
 
 HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
 """Attributes of a module that hold hooks."""
@@ -36,12 +35,18 @@ _Link = tuple[Any, str]
 
 
 @cache
-def own_attributes() -> frozenset[str]:
-    """Return the attributes of new layers, ours and torch's. A user has added all others."""
-    layers = (kind(1, 1, *([1] if base.dense_name == "conv" else []), device="meta") for kind, base in BASES.items())
-    return frozenset(
-        name for layer in (*layers, by_format.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer)
-    )
+def own_attributes(recurrent: bool = False) -> frozenset[str]:
+    """Return the attributes of new layers, ours and torch's, recurrent or not. A user has added all others."""
+    kinds = [kind for kind in BASES if (kind in RECURRENT) == recurrent]
+    sizes = [(1, 1, *([1] if BASES[kind].dense_name == "conv" else [])) for kind in kinds]
+    layers = [kind(*given, device="meta") for kind, given in zip(kinds, sizes, strict=True)]
+    layers.append(tensor_class("cp", kinds[-1] if recurrent else nn.Linear)(1, 1, rank=1, device="meta"))
+    return frozenset(name for layer in layers for name in vars(layer))
+
+
+def is_recurrent(layer: nn.Module) -> bool:
+    """Return whether a layer is recurrent, ours or torch's."""
+    return isinstance(layer, (*RECURRENT, *RECURRENT.values()))
 
 
 def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, str]:
@@ -119,7 +124,7 @@ def _reached(model: nn.Module) -> Iterator[tuple[Any, _Link]]:
         waiting.append((type(module), path))
         # A layer's hooks and added attributes move to the new layer; its other attributes are dropped.
         skipped = {*own}
-        skipped |= own_attributes() - HOOKS if isinstance(module, (TensorLayer, *BASES)) else set()
+        skipped |= own_attributes(is_recurrent(module)) - HOOKS if isinstance(module, (*NETWORKS, *BASES)) else set()
         waiting += [(value, (path, f".{name}")) for name, value in vars(module).items() if name not in skipped]
     # By id, since not all can be hashed or compared. The values keep the objects alive, so that ids stay unique.
     seen: dict[int, Any] = {}

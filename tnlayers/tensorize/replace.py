@@ -18,13 +18,14 @@ from tnlayers.tensorize.swappable import NETWORKS
 
 
 def keep_bias(site: LayerSite) -> None:
-    """Give the new layer, if there is one, the old layer's bias parameter."""
+    """Give the new layer, if there is one, the old layer's bias parameters."""
     if site.new is None or not site.whole:
         return
     last = site.new[-1] if isinstance(site.new, nn.Sequential) else site.new
     # Before a final shuffle, the bias is a new one with permuted entries; a parametrized bias is computed.
-    if "bias" in last._parameters and "bias" in site.module._parameters:
-        last.bias = site.module.bias
+    for name in [*last._parameters]:
+        if name.startswith("bias") and name in site.module._parameters:
+            setattr(last, name, site.module._parameters[name])
 
 
 def put_in_place(swap: Swap) -> TensorizeReport:
@@ -71,8 +72,13 @@ def _row(site: LayerSite, held: int) -> LayerReport:
     flops = None
     if site.shapes:
         device = next(site.module.parameters()).device.type
-        dense = dense_flops(site.geometry, site.shapes)
-        flops = dense, dense if tensor is None else fewest_flops(tensor, site.shapes, device)
+        before, after = (
+            fewest_flops(layer, site.shapes, device)
+            if isinstance(layer, TensorLayer)
+            else dense_flops(site.geometry, site.shapes)
+            for layer in (site.module, site.module if new is None else new)
+        )
+        flops = before, after
     return LayerReport(
         name=site.names[0],
         aliases=site.names[1:],

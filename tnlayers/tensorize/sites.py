@@ -12,13 +12,12 @@ from tnlayers.backend.observe import observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import layer_class
 from tnlayers.layers.table import TensorTable
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.config import TensorizeConfig
-from tnlayers.tensorize.held_outside import HOOKS, own_attributes
+from tnlayers.tensorize.held_outside import HOOKS, is_recurrent, own_attributes
 from tnlayers.tensorize.report import Replaced, replaced
-from tnlayers.tensorize.swappable import BASES, DEFAULT_GROUPS, Fold, Swappable, how_to_swap
+from tnlayers.tensorize.swappable import BASES, DEFAULT_GROUPS, Fold, Swappable, how_to_swap, tensor_class
 
 STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
@@ -148,13 +147,13 @@ class LayerSite:
         return float((new - old).norm() / old.norm().clamp_min(torch.finfo(fine).tiny))
 
     @property
-    def layer(self) -> tuple[type[TensorLayer], dict[str, Any]]:
+    def layer(self) -> tuple[type[Any], dict[str, Any]]:
         """Class of the tensor layer, and its keyword arguments beside torch's."""
         own = {name: value for name, value in self.settings.items() if name not in ("format", "options", "decompose")}
         return self._class(self.settings["format"]), own | self.settings["options"]
 
-    def _class(self, format: str) -> type[TensorLayer]:
-        return layer_class(format, self.kind)
+    def _class(self, format: str) -> type[Any]:
+        return tensor_class(format, self.kind)
 
     @property
     def leaving(self) -> list[Tensor]:
@@ -190,7 +189,7 @@ class LayerSite:
         for name in HOOKS - STATE_HOOKS:
             hooks = getattr(old, name)
             setattr(new, name, self.fold.without(hooks) if self.fold else hooks)
-        for name in vars(old).keys() - own_attributes() - {"weight"}:
+        for name in vars(old).keys() - own_attributes(is_recurrent(old)) - {"weight"}:
             setattr(new, name, vars(old)[name])
         for parent, key in self.places:
             parent._modules[key] = new

@@ -9,7 +9,6 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tnlayers import validate
 from tnlayers.backend.observe import observe
-from tnlayers.layers.registry import layer_class
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders, unwrapped
 from tnlayers.tensorize.new_layers import choose_ranks, make_layers
@@ -17,7 +16,7 @@ from tnlayers.tensorize.refusals import left_alone
 from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.sites import LayerSite, Swap, note_moments, note_shape, watch
-from tnlayers.tensorize.swappable import NETWORKS, adapters, fold_of, how_to_swap, swappable
+from tnlayers.tensorize.swappable import NETWORKS, adapters, fold_of, how_to_swap, swappable, tensor_class
 from tnlayers.tensorize.weight_sites import networks, weights
 
 
@@ -145,7 +144,7 @@ def _found(model: nn.Module, config: TensorizeConfig) -> list[LayerSite]:
             return "a tensor layer already"
         if type(layer) is not (kind := how_to_swap(layer).kind):
             return ALONE.format("nn.Sequential(layer)") + ", and swap that"
-        cls = layer_class(config.format, kind)
+        cls = tensor_class(config.format, kind)
         name = f"{'tnlayers.' if cls.__module__.startswith('tnlayers.') else ''}{cls.__name__}"
         given = ({} if config.rank is None else {"rank": config.rank}) | dict(config.options)
         given |= {} if config.decompose else {"decompose": False}
