@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from tnlayers.backend.shared_memory import sharing
 from tnlayers.layers.recurrent import RECURRENT
-from tnlayers.tensorize.swappable import BASES, NETWORKS, tensor_class
+from tnlayers.tensorize.swappable import BASES, NETWORKS, own_modules, tensor_class
 
 HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
 """Attributes of a module that hold hooks."""
@@ -49,14 +49,17 @@ def is_recurrent(layer: nn.Module) -> bool:
     return isinstance(layer, (*RECURRENT, *RECURRENT.values()))
 
 
-def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, str]:
+def ties(
+    model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], leads: Mapping[nn.Module, nn.Module]
+) -> dict[nn.Module, str]:
     """Return by layer the name of a remaining parameter or buffer that shares memory with a leaving tensor.
 
     Args:
         model: the model with the layers.
         leaving: layers, and their parameters that leave the model.
+        leads: by layer, the one that it stays tied to.
     """
-    inside = {part: layer for layer in leaving for part in layer.modules()}
+    inside = {part: layer for layer in leaving for part in own_modules(layer)}
     gone = {layer: {*map(id, tensors)} for layer, tensors in leaving.items()}
     names: list[str] = []
     tensors: list[Tensor] = []
@@ -72,7 +75,8 @@ def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dic
     for pair in sharing(tensors):
         for here, there in (pair, pair[::-1]):
             layer = layers[here]
-            if layer is not None and layers[there] is not layer:
+            other = layers[there]
+            if layer is not None and (other is None or leads.get(other, other) is not leads.get(layer, layer)):
                 found.setdefault(layer, names[there])
     return found
 
@@ -88,7 +92,7 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
     Returns:
         dict[nn.Module, str]: such as "Net.stages[0][1] holds it too, outside of the modules", for held layers only.
     """
-    inside = {} if stay else {part: layer for layer in leaving for part in layer.modules()}
+    inside = {} if stay else {part: layer for layer in leaving for part in own_modules(layer)}
     found: dict[nn.Module, str] = {}
     for parent in model.modules():
         for key, child in parent._modules.items():

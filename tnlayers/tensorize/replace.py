@@ -10,6 +10,7 @@ from tnlayers.backend.optimizers import holders
 from tnlayers.interop.huggingface import follow
 from tnlayers.interop.transformers_quantizer import pretrained
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.tied import TiedLinear
 from tnlayers.tensorize.accounts import entries, held_once, other_rows
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.report import LayerReport, TensorizeReport
@@ -74,7 +75,7 @@ def _row(site: LayerSite, held: int) -> LayerReport:
         device = next(site.module.parameters()).device.type
         before, after = (
             fewest_flops(layer, site.shapes, device)
-            if isinstance(layer, TensorLayer)
+            if isinstance(layer, (TensorLayer, TiedLinear))
             else dense_flops(site.geometry, site.shapes)
             for layer in (site.module, site.module if new is None else new)
         )
@@ -85,7 +86,7 @@ def _row(site: LayerSite, held: int) -> LayerReport:
         kind=site.text,
         swapped=new is not None,
         reason=site.reason,
-        format=None if tensor is None else tensor.format.name,
+        format=None if tensor is None else (site.lead or site).new.format.name,
         rank=None if tensor is None else site.ranks(),
         params=site.counts(),
         held=held,

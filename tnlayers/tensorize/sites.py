@@ -39,6 +39,13 @@ class LayerSite:
     moments: Tensor | None = None
     fold: Fold | None = None
     adapter: str = ""
+    lead: "LayerSite | None" = None
+    """The site of the embedding whose weight this one has too; that site has itself."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether another site decides about the weight."""
+        return self.lead is not None and self.lead is not self
 
     whole: ClassVar[bool] = True
     """Whether the module itself is replaced."""
@@ -115,7 +122,7 @@ class LayerSite:
 
     def ranks(self) -> dict[str, int]:
         """Return the sizes of the new layer's bonds."""
-        return dict(self.new.rank)
+        return dict((self.lead or self).new.rank)
 
     def parts(self, draft: Any) -> Sequence[TensorLayer]:
         """Return the layers that hold the weights of a draft: the draft itself."""
@@ -180,7 +187,9 @@ class LayerSite:
         return repr(self.module) if len(repr(self.module)) < 60 else type(self.module).__name__
 
     def counts(self) -> tuple[int, int]:
-        """Return the entries of the weight before and after."""
+        """Return the entries of the weight before and after; none, if they are counted with another site."""
+        if self.follows:
+            return 0, 0
         return count(self.module, False), count(self.module if self.new is None else self.new, False)
 
     def put(self) -> list[Replaced]:
@@ -193,7 +202,7 @@ class LayerSite:
             setattr(new, name, vars(old)[name])
         for parent, key in self.places:
             parent._modules[key] = new
-        return replaced(dict(old.named_parameters()), dict(new.named_parameters()))
+        return [] if self.follows else replaced(dict(old.named_parameters()), dict(new.named_parameters()))
 
 
 def count(module: nn.Module, bias: bool = True) -> int:

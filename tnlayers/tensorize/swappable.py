@@ -18,6 +18,7 @@ from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.recurrent import RECURRENT, recurrent_class
 from tnlayers.layers.recurrent_base import TensorRecurrent
 from tnlayers.layers.registry import EVERY_KIND, layer_class
+from tnlayers.layers.tied import TiedLinear
 
 GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -28,7 +29,7 @@ GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
 """torch's layers by the names in ``TensorizeConfig.kinds``. Those in ``BASES`` can be swapped."""
 DEFAULT_GROUPS = "conv", "linear"
 """Layers that multiply their inputs by a kernel. The others are swapped on request only."""
-NETWORKS: Any = TensorLayer, TensorRecurrent
+NETWORKS: Any = TensorLayer, TensorRecurrent, TiedLinear
 """Types of layers whose weights are networks."""
 BASES: Mapping[type[nn.Module], type[Any]] = {**EVERY_KIND, **RECURRENT}
 """Base class of the tensor layers that replace a torch layer. A new kind of layer is an entry here."""
@@ -74,6 +75,11 @@ def groups() -> list[str]:
 def tensor_class(format: str, kind: type[nn.Module]) -> type[Any]:
     """Return the class of a format that replaces a torch layer; see ``layer_class`` and ``recurrent_class``."""
     return recurrent_class(format, kind) if kind in RECURRENT else layer_class(format, kind)
+
+
+def own_modules(layer: nn.Module) -> list[nn.Module]:
+    """Return a layer with all modules inside it, but for the embedding of a tied output, which is a layer too."""
+    return [layer] if isinstance(layer, TiedLinear) else [*layer.modules()]
 
 
 def how_to_swap(module: nn.Module) -> Swappable:
