@@ -1,14 +1,11 @@
 """Replacement of a model's old layers by new ones, and its report."""
 
-import sys
 import warnings
-from collections.abc import Sequence
 
 from torch import nn
 
 from tnlayers.backend.optimizers import holders
 from tnlayers.interop.huggingface import follow
-from tnlayers.interop.transformers_quantizer import pretrained
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.tied import TiedLinear
 from tnlayers.tensorize.accounts import entries, held_once, other_rows
@@ -53,19 +50,7 @@ def put_in_place(swap: Swap) -> TensorizeReport:
     if not dry_run:
         after = entries(model.parameters())
         follow(model)
-        _warn_of_weights(model, swapped)
     return TensorizeReport(layers, (before, after), dry_run, others, replaced, order)
-
-
-def _warn_of_weights(model: nn.Module, swapped: Sequence[LayerSite]) -> None:
-    """Warn if ``save_pretrained`` would write a model that ``from_pretrained`` cannot read."""
-    names = [site.names[0] for site in swapped if not site.whole and isinstance(site.new, TensorLayer)]
-    if names and "transformers.modeling_utils" in sys.modules and any(True for _ in pretrained(model)):
-        warnings.warn(
-            f"save_pretrained does not describe networks of single weights ({', '.join(names[:3])}), so "
-            "from_pretrained would draw these weights anew; use tnlayers.save_tensorized, or densify_ them first",
-            stacklevel=4,
-        )
 
 
 def _row(site: LayerSite, held: int) -> LayerReport:
