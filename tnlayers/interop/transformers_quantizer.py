@@ -12,7 +12,6 @@ transformers is optional and takes seconds to import, so it is imported only whe
 
 import importlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -21,15 +20,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tnlayers.interop.transformers_layers import (
+    check_plain,
+    cores_of,
+    described,
+    lacking_keys,
+    made_layer,
+    made_output,
+    made_recurrent,
+    named,
+    other_descriptions,
+    path_in,
+    register_network,
+    replace,
+)
 from tnlayers.layers.any_weight import NetworkWeight
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.description import about_layer, build, check_replaces, describe, exactly
+from tnlayers.layers.description import about_layer, describe, exactly
 from tnlayers.layers.recurrent_base import TensorRecurrent
-from tnlayers.layers.recurrent_description import describe_recurrent, outline_recurrent
-from tnlayers.layers.registry import EVERY_KIND
 from tnlayers.layers.tied import TiedLinear
-from tnlayers.layers.weight_description import build_weight, describe_weight
-from tnlayers.spec.recurrence import KINDS as KINDS_OF_WEIGHTS
 
 METHOD = "tnlayers"
 """The method by which transformers knows our quantizer."""
@@ -115,13 +124,13 @@ class _Quantizer:
             _forget(part.config)
         if not has_layers(model):
             return None, {}
-        layers, inner = _described(model)
+        layers, inner = described(model)
         groups: dict[str, dict[str, Any]] = {}
         for name, layer in layers.items():
             with about_layer(name):
                 text = json.dumps(describe(layer), allow_nan=False)
             groups.setdefault(text, {"names": [], "layer": json.loads(text)})["names"].append(name)
-        recurrent, outputs, weights = _others(model)
+        recurrent, outputs, weights = other_descriptions(model)
         plain = _plain(model, groups.values(), inner)
         changed = [*(layers.keys() - inner), *recurrent, *outputs, *(name.rpartition(".")[0] for name in weights)]
         state, tied = _guards(model, plain, changed) | model.state_dict(), _tied(model)
@@ -140,40 +149,40 @@ class _Quantizer:
         made, guards = dict[nn.Module, TensorLayer](), list[str]()
         prefix, given = model.base_model_prefix, self.quantization_config
         for name, description in given.recurrent.items():
-            _replace(model, name, guards, lambda old, _, of=description: _recurrent(of, old))
-        modules = _named(model)
+            replace(model, name, guards, lambda old, _, of=description: made_recurrent(of, old))
+        modules = named(model)
         for group in self.quantization_config.layers:
             for name in group["names"]:
-                path = _path(name, model.base_model_prefix, modules)
+                path = path_in(name, model.base_model_prefix, modules)
                 if path is None:
                     continue  # a head that this class has not
                 with about_layer(path):
                     old = modules[path]
-                    new = made[old] if old in made else made.setdefault(old, _made(group["layer"], old))
-                guards += _lacking(old.state_dict().keys() - new.state_dict().keys(), name, path)
+                    new = made[old] if old in made else made.setdefault(old, made_layer(group["layer"], old))
+                guards += lacking_keys(old.state_dict().keys() - new.state_dict().keys(), name, path)
                 above, leaf = path.rpartition(".")[::2]
                 modules[above]._modules[leaf] = new
         for name, description in given.weights.items():
             above, leaf = name.rpartition(".")[::2]
-            if (path := _path(above, prefix, modules)) is not None:
+            if (path := path_in(above, prefix, modules)) is not None:
                 with about_layer(name):
-                    _register(modules[path], leaf, description)
-                guards += _lacking([leaf], above, path)
+                    register_network(modules[path], leaf, description)
+                guards += lacking_keys([leaf], above, path)
         for name, about in given.outputs.items():
-            _replace(model, name, guards, lambda old, own, of=about: _output(of, old, own, prefix))
+            replace(model, name, guards, lambda old, own, of=about: made_output(of, old, own, prefix))
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         model._keys_to_ignore_on_load_unexpected = {*ignored, *guards}
         own = dict(model.named_parameters(remove_duplicate=False))
         ties = {name: other for name, other in model.all_tied_weights_keys.items() if name in own and other in own}
         for pair in given.tied.items():
-            name, other = (_path(each, prefix, own) for each in pair)
+            name, other = (path_in(each, prefix, own) for each in pair)
             ties |= {name: other} if name and other else {}
         model.all_tied_weights_keys = ties
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         """Check that all cores were loaded. Take back what says that the weights are quantized: they are not."""
-        for name, layer in _named(model).items():
-            cores = _cores(layer)
+        for name, layer in named(model).items():
+            cores = cores_of(layer)
             if any(core.is_meta for core in cores):
                 raise ValueError(
                     f"layer {name!r}: device_map offloads it, but accelerate moves a layer's own parameters only, and "
@@ -196,134 +205,6 @@ class _Quantizer:
         raise ValueError("dequantize() is not for tensor layers; tnlayers.densify_(model) makes them plain again")
 
 
-def _named(model: nn.Module) -> dict[str, nn.Module]:
-    return dict(model.named_modules(remove_duplicate=False))
-
-
-def _path(name: Any, prefix: str, own: Mapping[str, Any]) -> str | None:
-    """Return a name in a model with or without a head, which may differ from the one that was saved."""
-    paths = str(name), f"{prefix}.{name}", str(name).removeprefix(f"{prefix}.")
-    return next((path for path in paths if path in own), None)
-
-
-def _made(description: Any, old: Any) -> TensorLayer:
-    """Return the layer of a description in the dtype, and with the bias and other attributes, of a plain layer."""
-    dtype = str(next(old.parameters()).dtype).removeprefix("torch.")
-    with torch.device("cpu"):  # transformers makes the meta device the default
-        layer = build(exactly("layer", description, description) | {"dtype": dtype}, device="meta")
-    _check_replaces(description, old)
-    if layer.bias is not None and (bias := getattr(old, "bias", None)) is not None:
-        layer.bias = bias
-    return _like(layer, old)
-
-
-def _like(layer: Any, old: nn.Module) -> Any:
-    """Give a new layer the further attributes of the old one."""
-    for name, value in vars(old).items():
-        if not hasattr(layer, name):
-            setattr(layer, name, value)
-    layer._is_hf_initialized = True  # so that no parent of it draws its weight
-    layer.training = old.training
-    return layer
-
-
-def _recurrent(description: Any, old: Any) -> TensorRecurrent:
-    """Return the layer of a description, whose weights are plain yet."""
-    cls, options, arguments = outline_recurrent(description)
-    if type(old) is not cls.dense_type or cls._arguments(old) != arguments:
-        raise ValueError(f"the file has {cls.__name__} with {arguments}, but the model has {old}")
-    with torch.device("cpu"):
-        layer = cls.from_dense(old, decompose=False, plain=KINDS_OF_WEIGHTS, **options)
-    return _like(layer, old).train(old.training)  # type: ignore[no-any-return]
-
-
-def _output(about: Any, old: Any, own: Mapping[str, nn.Module], prefix: str) -> TiedLinear:
-    """Return the linear layer over the cores of an embedding of the model."""
-    given = exactly("outputs", about, ("embedding", "strategy", "memory"))
-    embedding = own.get(_path(given.pop("embedding"), prefix, own) or "")
-    if embedding is None or not isinstance(old, nn.Linear | TiedLinear):
-        raise ValueError(f"the file has a linear layer tied to an embedding, but the model has {old}")
-    layer = TiedLinear(embedding, **given)
-    if (layer.in_features, layer.out_features) != (old.in_features, old.out_features):
-        raise ValueError(f"the file has {layer}, but the model has {old}")
-    layer.bias = old.bias
-    return _like(layer, old)  # type: ignore[no-any-return]
-
-
-def _register(module: Any, name: str, description: Any) -> None:
-    """Make a parameter of a module the network of a description."""
-    old = module._parameters.get(name)
-    if old is None:
-        raise ValueError(f"the file has a network for {name!r}, but {type(module).__name__} has no such parameter")
-    parametrize.register_parametrization(module, name, build_weight(description, old), unsafe=True)
-    module._is_hf_initialized = True
-
-
-def _replace(model: Any, name: str, guards: list[str], make: Any) -> None:
-    """Replace a module on the meta device, if the model has it."""
-    modules = _named(model)
-    if (path := _path(name, model.base_model_prefix, modules)) is None:
-        return
-    above, leaf = path.rpartition(".")[::2]
-    with about_layer(path):
-        old = modules[path]
-        new = modules[above]._modules[leaf] = make(old, modules)
-    guards += _lacking(old.state_dict().keys() - new.state_dict().keys(), name, path)
-
-
-def _lacking(keys: Iterable[str], *names: str) -> list[str]:
-    return [f"^{re.escape(f'{each}.{key}')}$" for each in names for key in keys]
-
-
-def _cores(module: Any) -> list[Tensor]:
-    """Return the cores of a layer, or of the networks of a module's weights."""
-    if isinstance(module, TensorLayer):
-        return [*module.cores]
-    return [core for _, steps in _networks(module) for core in steps.parameters()]
-
-
-def _networks(module: Any) -> list[tuple[str, Any]]:
-    if not parametrize.is_parametrized(module):
-        return []
-    return [(key, steps) for key, steps in module.parametrizations.items() if isinstance(steps[0], NetworkWeight)]
-
-
-def _described(model: nn.Module) -> tuple[dict[str, TensorLayer], set[str]]:
-    """Return the tensor layers by name, and the names of those that hold weights of a recurrent layer."""
-    named = _named(model)
-    above = {name: named.get(name.rpartition(".")[0]) for name in named}
-    layers = {name: layer for name, layer in named.items() if isinstance(layer, TensorLayer)}
-    layers = {name: layer for name, layer in layers.items() if not isinstance(above[name], TiedLinear)}
-    return layers, {name for name in layers if isinstance(above[name], TensorRecurrent)}
-
-
-def _others(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Describe recurrent layers, outputs tied to embeddings, and networks of single weights, by name."""
-    recurrent, outputs, weights = {}, {}, {}
-    first: dict[nn.Module, str] = {}
-    for name, module in _named(model).items():
-        if not isinstance(_named(model).get(name.rpartition(".")[0]), TiedLinear):
-            first.setdefault(module, name)
-    for name, module in _named(model).items():
-        with about_layer(name):
-            if isinstance(module, TensorRecurrent):
-                recurrent[name] = describe_recurrent(module)
-            elif isinstance(module, TiedLinear):
-                if not isinstance(module.embedding, TensorLayer) or module.embedding not in first:
-                    raise ValueError("it is tied to an embedding that is no tensor layer of the model; densify_ it")
-                own = {"strategy": module.strategy, "memory": module.memory}
-                outputs[name] = {"embedding": first[module.embedding], **own}
-            for key, steps in _networks(module):
-                weights[f"{name}.{key}" if name else key] = describe_weight(steps[0])
-    return recurrent, outputs, weights
-
-
-def _check_replaces(description: Mapping[str, Any], old: nn.Module) -> None:
-    """Check a plain layer of torch. Of others, such as transformers' Conv1D, the file's tensors have the sizes."""
-    if isinstance(old, (*EVERY_KIND, TensorLayer)):
-        check_replaces(description, old, dtype=False)
-
-
 def _plain(model: Any, groups: Iterable[Mapping[str, Any]], inner: set[str]) -> dict[str, nn.Module]:
     """Return the modules, by name, that the class of a model makes.
 
@@ -331,8 +212,8 @@ def _plain(model: Any, groups: Iterable[Mapping[str, Any]], inner: set[str]) -> 
         ValueError: the class of the model makes other modules than the model has, so that it could not be loaded.
     """
     with torch.random.fork_rng([]), torch.device("meta"):
-        plain = _named(type(model)(model.config))
-    own, first = _named(model), dict[nn.Module, nn.Module]()
+        plain = named(type(model)(model.config))
+    own, first = named(model), dict[nn.Module, nn.Module]()
     made_by = type(model).__name__
     for group in groups:
         for name in set(group["names"]) - inner:
@@ -341,11 +222,11 @@ def _plain(model: Any, groups: Iterable[Mapping[str, Any]], inner: set[str]) -> 
                     raise ValueError(f"{made_by} makes no such module, so it could not be loaded")
                 if first.setdefault(plain[name], own[name]) is not own[name]:
                     raise ValueError(f"{made_by} makes one module at several places, and only one could be loaded")
-                _check_replaces(group["layer"], plain[name])
+                check_plain(group["layer"], plain[name])
     for name, theirs in plain.items():
         ours = own.get(name)
         related = isinstance(ours, (TensorLayer, TiedLinear, type(theirs))) or isinstance(theirs, type(ours))
-        if not related and "weight" in ours._parameters and "weight" in theirs._parameters:  # type: ignore[union-attr]
+        if ours is not None and not related and "weight" in ours._parameters and "weight" in theirs._parameters:  # type: ignore[union-attr]
             raise ValueError(
                 f"module {name!r} is a {type(ours).__name__}, but {made_by} makes a {type(theirs).__name__}, which "
                 "would read its weight in its own way; put such a module there, or swap it"
@@ -355,21 +236,26 @@ def _plain(model: Any, groups: Iterable[Mapping[str, Any]], inner: set[str]) -> 
 
 def _guards(model: Any, plain: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, Tensor]:
     """Return empty tensors by the names of the plain parameters that changed modules have not."""
-    guards, own = {}, _named(model)
+    guards, own = {}, named(model)
     for name in names:
         with about_layer(name):
             if name not in plain:
                 raise ValueError(f"{type(model).__name__} makes no such module, so it could not be loaded")
         for key, value in plain[name].state_dict().items():
             if key not in own[name].state_dict():
-                guards[f"{name}.{key}"] = torch.empty([0] * value.ndim, dtype=value.dtype)
+                guards[f"{name}.{key}"] = torch.empty(_empty(value.ndim), dtype=value.dtype)
     return guards
+
+
+def _empty(ndim: int) -> list[int]:
+    # transformers splits parameters of three axes, which hold experts, along the first one.
+    return [1] * (ndim > 2) + [0] * (ndim - (ndim > 2))
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
     """Return the first name of each parameter of tensor layers that has several, by its further names."""
     kinds = TensorLayer, TensorRecurrent, TiedLinear, parametrize.ParametrizationList
-    layers = {name: layer for name, layer in _named(model).items() if isinstance(layer, kinds)}
+    layers = {name: layer for name, layer in named(model).items() if isinstance(layer, kinds)}
     ours = {
         f"{name}.{key}" for name, layer in layers.items() for key, _ in layer.named_parameters(remove_duplicate=False)
     }

@@ -84,7 +84,9 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
 
 
 def _unfolded(layer: Any) -> nn.Module:
-    plain: nn.Module = unfold(layer) if isinstance(layer, TensorLayer) and not isinstance(layer, TensorTable) else layer.to_dense()
+    plain: nn.Module = (
+        unfold(layer) if isinstance(layer, TensorLayer) and not isinstance(layer, TensorTable) else layer.to_dense()
+    )
     return plain
 
 
