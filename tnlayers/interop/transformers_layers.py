@@ -20,6 +20,7 @@ from tnlayers.spec.recurrence import KINDS as KINDS_OF_WEIGHTS
 
 
 def named(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every module by each of its names."""
     return dict(model.named_modules(remove_duplicate=False))
 
 
@@ -105,6 +106,7 @@ def cores_of(module: Any) -> list[Tensor]:
 
 
 def networks_of(module: Any) -> list[tuple[str, Any]]:
+    """Return the parametrizations of a module's weights that are networks, by name."""
     if not parametrize.is_parametrized(module):
         return []
     return [(key, steps) for key, steps in module.parametrizations.items() if isinstance(steps[0], NetworkWeight)]
@@ -112,9 +114,9 @@ def networks_of(module: Any) -> list[tuple[str, Any]]:
 
 def described(model: nn.Module) -> tuple[dict[str, TensorLayer], set[str]]:
     """Return the tensor layers by name, and the names of those that hold weights of a recurrent layer."""
-    named = named(model)
-    above = {name: named.get(name.rpartition(".")[0]) for name in named}
-    layers = {name: layer for name, layer in named.items() if isinstance(layer, TensorLayer)}
+    every = named(model)
+    above = {name: every.get(name.rpartition(".")[0]) for name in every}
+    layers = {name: layer for name, layer in every.items() if isinstance(layer, TensorLayer)}
     layers = {name: layer for name, layer in layers.items() if not isinstance(above[name], TiedLinear)}
     return layers, {name for name in layers if isinstance(above[name], TensorRecurrent)}
 

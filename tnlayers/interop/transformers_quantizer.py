@@ -97,8 +97,8 @@ class _Config:
             raise ValueError(f"quantization_config has version {version!r}; this library reads up to {VERSION}")
         if not isinstance(layers, list | tuple):
             raise TypeError(f"layers is {layers!r}; it must be a list of descriptions")
-        named = {"tied": tied, "recurrent": recurrent, "outputs": outputs, "weights": weights}
-        for name, each in named.items():
+        given = {"tied": tied, "recurrent": recurrent, "outputs": outputs, "weights": weights}
+        for name, each in given.items():
             if not isinstance(each, dict | None):
                 raise TypeError(f"{name} is {each!r}; it must be a mapping of names")
         self.recurrent, self.outputs, self.weights = ({**(each or {})} for each in (recurrent, outputs, weights))
