@@ -95,6 +95,7 @@ def replace(model: Any, name: str, guards: list[str], make: Any) -> None:
 
 
 def lacking_keys(keys: Iterable[str], *names: str) -> list[str]:
+    """Return patterns of the names of parameters in modules."""
     return [f"^{re.escape(f'{each}.{key}')}$" for each in names for key in keys]
 
 

@@ -84,9 +84,8 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
 
 
 def _unfolded(layer: Any) -> nn.Module:
-    plain: nn.Module = (
-        unfold(layer) if isinstance(layer, TensorLayer) and not isinstance(layer, TensorTable) else layer.to_dense()
-    )
+    single = isinstance(layer, TensorTable) or not isinstance(layer, TensorLayer)
+    plain: nn.Module = layer.to_dense() if single else unfold(layer)
     return plain
 
 
