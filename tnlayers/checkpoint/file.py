@@ -83,13 +83,19 @@ def read(file: Any) -> Content:
             raise ValueError(f"layer {name!r} is described with cores of shapes {shapes}; its tensors have {found}")
     recurrent = _recurrent(about.get("recurrent", {}))
     config = None if config is None else TensorizeConfig.from_dict(config)
+    outputs, weights = _others(about)
+    return Content(tensors, layers, aliases, views, config, recurrent, outputs, weights)
+
+
+def _others(about: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return what a file says of tied outputs and of single weights."""
     outputs, weights = about.get("outputs", {}), about.get("weights", {})
     if not isinstance(outputs, dict) or not isinstance(weights, dict):
         raise ValueError("outputs and weights must be JSON objects")
     for name, about_output in outputs.items():
         with about_layer(name):
             exactly("outputs", about_output, ("embedding", "strategy", "memory"))
-    return Content(tensors, layers, aliases, views, config, recurrent, outputs, weights)
+    return outputs, weights
 
 
 def _recurrent(given: Any) -> Mapping[str, Any]:
