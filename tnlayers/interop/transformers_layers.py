@@ -38,7 +38,7 @@ def made_layer(description: Any, old: Any) -> TensorLayer:
     check_plain(description, old)
     if layer.bias is not None and (bias := getattr(old, "bias", None)) is not None:
         layer.bias = bias
-    return with_attributes(layer, old)
+    return with_attributes(layer, old)  # type: ignore[no-any-return]
 
 
 def with_attributes(layer: Any, old: nn.Module) -> Any:

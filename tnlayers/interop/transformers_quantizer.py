@@ -226,7 +226,7 @@ def _plain(model: Any, groups: Iterable[Mapping[str, Any]], inner: set[str]) -> 
     for name, theirs in plain.items():
         ours = own.get(name)
         related = isinstance(ours, (TensorLayer, TiedLinear, type(theirs))) or isinstance(theirs, type(ours))
-        if ours is not None and not related and "weight" in ours._parameters and "weight" in theirs._parameters:  # type: ignore[union-attr]
+        if ours is not None and not related and "weight" in ours._parameters and "weight" in theirs._parameters:
             raise ValueError(
                 f"module {name!r} is a {type(ours).__name__}, but {made_by} makes a {type(theirs).__name__}, which "
                 "would read its weight in its own way; put such a module there, or swap it"

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.tied import TiedLinear
 from tnlayers.planning.choose import parse, plan
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
@@ -29,7 +30,10 @@ def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
 
 
 def fewest_flops(
-    layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: str, network: TensorNetwork | None = None
+    layer: TensorLayer | TiedLinear,
+    shapes: Sequence[tuple[int, ...]],
+    device: str,
+    network: TensorNetwork | None = None,
 ) -> int:
     """Return a tensor layer's FLOPs: those of its own plan or of a 'factorized' one, whichever has fewer.
 

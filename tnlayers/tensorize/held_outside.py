@@ -99,7 +99,7 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
             if child in inside and child not in leaving and inside.get(parent) is not inside[child]:
                 found.setdefault(inside[child], f"{type(parent).__name__}.{key} holds a part of it too")
     loose: list[tuple[Tensor, _Link]] = []
-    for value, path in _reached(model):
+    for value, path in _reached(model, stay):
         if isinstance(value, Tensor):
             loose.append((value, path))
         elif value in inside:
@@ -117,7 +117,7 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
     return found
 
 
-def _reached(model: nn.Module) -> Iterator[tuple[Any, _Link]]:
+def _reached(model: nn.Module, stay: bool) -> Iterator[tuple[Any, _Link]]:
     """Yield once each module and tensor reachable other than by the modules' registered children and parameters."""
     # torch.compile's function of a model copies its attributes, so it refers to these registered places.
     own = ("_modules", "_parameters", "_buffers")
@@ -128,7 +128,9 @@ def _reached(model: nn.Module) -> Iterator[tuple[Any, _Link]]:
         waiting.append((type(module), path))
         # A layer's hooks and added attributes move to the new layer; its other attributes are dropped.
         skipped = {*own}
-        skipped |= own_attributes(is_recurrent(module)) - HOOKS if isinstance(module, (*NETWORKS, *BASES)) else set()
+        # torch's recurrent layers that stay would go on with the weights in their lists.
+        if isinstance(module, (*NETWORKS, *BASES)) and not (stay and is_recurrent(module)):
+            skipped |= own_attributes(is_recurrent(module)) - HOOKS
         waiting += [(value, (path, f".{name}")) for name, value in vars(module).items() if name not in skipped]
     # By id, since not all can be hashed or compared. The values keep the objects alive, so that ids stay unique.
     seen: dict[int, Any] = {}

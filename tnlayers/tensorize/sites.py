@@ -115,7 +115,7 @@ class LayerSite:
         cls, arguments = self.layer
         own = cls._arguments(self.plain)
         layer = cls(**own, **arguments | {"rank": rank}, device="meta", dtype=self.weight.dtype)
-        return layer.train(self.module.training)
+        return layer.train(self.module.training)  # type: ignore[no-any-return]
 
     measured: ClassVar[bool] = True
     """Whether an energy or a budget can choose its rank."""

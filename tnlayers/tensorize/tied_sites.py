@@ -15,6 +15,7 @@ from tnlayers.tensorize.swappable import BASES, GROUPS
 def join(sites: Sequence[LayerSite]) -> None:
     """Note, for embeddings and linear layers with one weight, the embedding that decides about it."""
     tables, shared = GROUPS["embedding"], dict[int, list[LayerSite]]()
+    site: Any
     for site in sites:
         if site.whole and not site.fold and isinstance(site.module, (nn.Linear, *tables)):
             shared.setdefault(id(site.module._parameters.get("weight")), []).append(site)
