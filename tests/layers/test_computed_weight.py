@@ -122,7 +122,12 @@ def test_a_sentence_tells_what_to_do(ways):
         }
         expected = next((text for key, text in told.items() if way.startswith(key)), None)
         if expected is None:
-            for name in ("layer.set_weight_(W)", "layer.reset_parameters()", "layer.to_dense()", "layer.weight.clone()"):
+            for name in (
+                "layer.set_weight_(W)",
+                "layer.reset_parameters()",
+                "layer.to_dense()",
+                "layer.weight.clone()",
+            ):
                 assert name in str(caught.value)
         else:
             assert re.search(re.escape(expected).replace(r"\|", "|"), str(caught.value))

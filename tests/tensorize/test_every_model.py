@@ -6,8 +6,9 @@ from functools import cache
 import pytest
 import torch
 
-from tnlayers import TensorizeConfig, TensorLayer, densify_, tensorize_
+from tnlayers import TensorizeConfig, densify_, tensorize_
 from tnlayers.layers.any_weight import NetworkWeight
+from tnlayers.tensorize.swappable import GROUPS, NETWORKS
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 WORDS = {"input_ids": torch.tensor([[0, 5, 6, 7], [0, 8, 9, 4]])}
@@ -115,15 +116,15 @@ def output(model, inputs):
     return next(found[name] for name in names if name in found)
 
 
-@pytest.mark.filterwarnings("ignore:save_pretrained does not describe networks of single weights")
 @pytest.mark.parametrize("decompose", [False, True], ids=["drawn", "fitted"])
 @pytest.mark.parametrize("make", MODELS)
-def test_every_parameter_is_accounted_for_and_back(make, decompose, monkeypatch):
+def test_every_parameter_is_accounted_for_and_back(make, decompose, monkeypatch, tmp_path):
     monkeypatch.setattr("tnlayers.tensorize.replace.holders", lambda _: [])  # half of the time; no optimizer is there
     torch.manual_seed(0)
     model, inputs = (copy.deepcopy(each) for each in made(make))
     total = sum(p.numel() for p in model.parameters())
     settings = {"rank": 0.6, "decompose": decompose, "parametrize": True, "parametrized": "fold", "depthwise": True}
+    settings["kinds"] = tuple(GROUPS)
     report = tensorize_(model, TensorizeConfig("tucker", **settings))
     rows = report.layers + report.others
     assert sum(row.held for row in rows) == total == report.model_params[0]
@@ -138,7 +139,18 @@ def test_every_parameter_is_accounted_for_and_back(make, decompose, monkeypatch)
     torch.optim.SGD(model.parameters(), lr=1e-3).step()
     before = output(model.eval(), inputs).detach()
     assert torch.isfinite(before).all()
+    if not decompose:  # how it was made is no matter
+        model.save_pretrained(tmp_path)
+        again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values()), info
+        mine, theirs = model.state_dict(), again.state_dict()
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+        assert len({*map(id, again.parameters())}) == len({*map(id, model.parameters())})
+        # The last bit of a product depends on the alignment of its memory.
+        torch.testing.assert_close(output(again, inputs), before, rtol=1e-5, atol=1e-5)
+        model = again
     densify_(model)
-    assert not any(isinstance(module, (TensorLayer, NetworkWeight)) for module in model.modules())
+    assert not any(isinstance(module, (*NETWORKS, NetworkWeight)) for module in model.modules())
     after = output(model, inputs).detach()
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5 * max(1.0, float(before.abs().max())))

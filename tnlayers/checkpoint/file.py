@@ -17,7 +17,7 @@ from tnlayers.tensorize.config import TensorizeConfig
 VERSION = 1
 KEY = "tnlayers"
 _FIELDS = "version", "tnlayers", "config", "layers", "aliases"
-_LATER = "views", "recurrent"
+_LATER = "views", "recurrent", "outputs", "weights"
 """Fields that a file may lack."""
 LONGEST = 2**24  # maximum characters of the JSON text; parsed, it may take some twenty times as many bytes
 _SHOWN = 1000  # maximum characters of an error message, which may quote the file
@@ -39,6 +39,8 @@ class Content(NamedTuple):
     views: Mapping[str, str]
     config: TensorizeConfig | None
     recurrent: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    weights: Mapping[str, Any]
 
 
 def read(file: Any) -> Content:
@@ -81,7 +83,19 @@ def read(file: Any) -> Content:
             raise ValueError(f"layer {name!r} is described with cores of shapes {shapes}; its tensors have {found}")
     recurrent = _recurrent(about.get("recurrent", {}))
     config = None if config is None else TensorizeConfig.from_dict(config)
-    return Content(tensors, layers, aliases, views, config, recurrent)
+    outputs, weights = _others(about)
+    return Content(tensors, layers, aliases, views, config, recurrent, outputs, weights)
+
+
+def _others(about: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return what a file says of tied outputs and of single weights."""
+    outputs, weights = about.get("outputs", {}), about.get("weights", {})
+    if not isinstance(outputs, dict) or not isinstance(weights, dict):
+        raise ValueError("outputs and weights must be JSON objects")
+    for name, about_output in outputs.items():
+        with about_layer(name):
+            exactly("outputs", about_output, ("embedding", "strategy", "memory"))
+    return outputs, weights
 
 
 def _recurrent(given: Any) -> Mapping[str, Any]:

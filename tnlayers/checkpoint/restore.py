@@ -9,6 +9,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers.checkpoint.file import Content, join
+from tnlayers.checkpoint.others import networks, outputs, within
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.description import about_layer, build, check_replaces, describe
 from tnlayers.layers.recurrent_description import with_plain_weights
@@ -28,6 +29,7 @@ def swap(model: nn.Module, content: Content) -> tuple[nn.Module, dict[nn.Module,
     if content.recurrent:
         model = _recurrent(model, modules, content)
         modules = modules_of(model)
+    networks(modules, content.weights)
     found, made = dict(modules.values()), {}
     first: dict[nn.Module, str] = {}
     for name, description in content.layers.items():
@@ -42,13 +44,14 @@ def swap(model: nn.Module, content: Content) -> tuple[nn.Module, dict[nn.Module,
                 if not _is(old, description):
                     made[old] = build(description, device="meta")
     for raw, (name, module) in modules.items():
-        if isinstance(module, TensorLayer) and name not in content.layers:
+        if isinstance(module, TensorLayer) and name not in content.layers and not within(name, module, modules):
             raise ValueError(f"the model has the tensor layer {name!r}, but the file has no such layer")
         if module in made and raw and modules[raw.rpartition(".")[0]][0] == name:
             raise ValueError(f"layer {name!r} is compiled or wrapped by itself in the model; do that after loading")
     weights = {old: [p for name, p in old.named_parameters() if name != "bias"] for old in made}
     _refuse_held(model, weights, first)
-    return _place(model, modules, made), made
+    model = _place(model, modules, made)
+    return _place(model, modules_of(model), outputs(modules_of(model), content.outputs)), made
 
 
 def _recurrent(model: nn.Module, modules: Mapping[str, tuple[str, nn.Module]], content: Content) -> nn.Module:

@@ -25,6 +25,7 @@ from tnlayers.checkpoint.file import (
     views,
     with_own_memory,
 )
+from tnlayers.checkpoint.others import more, within
 from tnlayers.checkpoint.restore import fill, modules_of, swap
 from tnlayers.interop.huggingface import follow
 from tnlayers.layers.base import TensorLayer
@@ -70,9 +71,10 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if isinstance(module, TensorRecurrent):
             with about_layer(name):
                 recurrent[name] = describe_recurrent(module)
-        if isinstance(module, TensorLayer):
+        if isinstance(module, TensorLayer) and not within(name, module, modules):
             with about_layer(name):
                 layers[name] = describe(module)
+    outputs, weights = more(modules)
     state = {name: value for name, (_, value) in _state(model).items()}
     for name, value in state.items():
         check_storable(name, value)
@@ -86,6 +88,8 @@ def save_tensorized(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "aliases": aliases,
     }
     about |= {"recurrent": recurrent} if recurrent else {}
+    about |= {"outputs": outputs} if outputs else {}
+    about |= {"weights": weights} if weights else {}
     about |= {"views": found} if (found := views(state, aliases)) else {}
     from safetensors.torch import save_file  # noqa: PLC0415  (loaded only when used)
 

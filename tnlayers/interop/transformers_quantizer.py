@@ -12,24 +12,37 @@ transformers is optional and takes seconds to import, so it is imported only whe
 
 import importlib
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from tnlayers.interop.transformers_layers import (
+    check_plain,
+    cores_of,
+    described,
+    lacking_keys,
+    made_layer,
+    made_output,
+    made_recurrent,
+    named,
+    other_descriptions,
+    path_in,
+    register_network,
+    replace,
+)
+from tnlayers.layers.any_weight import NetworkWeight
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.description import about_layer, build, check_replaces, describe, exactly
+from tnlayers.layers.description import about_layer, describe, exactly
 from tnlayers.layers.recurrent_base import TensorRecurrent
-from tnlayers.layers.recurrent_description import describe_recurrent, with_plain_weights
-from tnlayers.layers.registry import EVERY_KIND
+from tnlayers.layers.tied import TiedLinear
 
 METHOD = "tnlayers"
 """The method by which transformers knows our quantizer."""
 VERSION = 1
-_OURS = TensorLayer, TensorRecurrent
 _CONFIG, _QUANTIZER = "TensorLayersConfig", "TensorLayersQuantizer"
 
 
@@ -64,7 +77,9 @@ class _Config:
 
     Attributes:
         layers: mappings with "layer", a description, and "names", the modules that it describes.
-        recurrent: descriptions of recurrent layers, whose weights are among ``layers``, by name.
+        recurrent: descriptions of recurrent layers, without those of their weights' layers, by name.
+        outputs: by the name of a linear layer over the cores of an embedding, its embedding and arguments.
+        weights: descriptions of the networks of single weights, by the weights' names.
         tied: by the name of a parameter that is not in the file, the name of the one that it is.
     """
 
@@ -75,16 +90,19 @@ class _Config:
         layers: Sequence[Any] = (),
         tied: Mapping[str, str] | None = None,
         recurrent: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         if type(version) is not int or not 1 <= version <= VERSION:
             raise ValueError(f"quantization_config has version {version!r}; this library reads up to {VERSION}")
         if not isinstance(layers, list | tuple):
             raise TypeError(f"layers is {layers!r}; it must be a list of descriptions")
-        for key, value in (("tied", tied), ("recurrent", recurrent)):
-            if not isinstance(value, dict | None):
-                raise TypeError(f"{key} is {value!r}; it must be a mapping of names")
-        self.quant_method, self.version = quant_method, version
-        self.tied, self.recurrent = dict(tied or {}), dict(recurrent or {})
+        given = {"tied": tied, "recurrent": recurrent, "outputs": outputs, "weights": weights}
+        for name, each in given.items():
+            if not isinstance(each, dict | None):
+                raise TypeError(f"{name} is {each!r}; it must be a mapping of names")
+        self.recurrent, self.outputs, self.weights = ({**(each or {})} for each in (recurrent, outputs, weights))
+        self.quant_method, self.version, self.tied = quant_method, version, dict(tied or {})
         self.layers = [exactly("layers", each, ("names", "layer")) for each in layers]
 
 
@@ -104,59 +122,73 @@ class _Quantizer:
             return None, {}  # only adapters are saved, without a configuration
         for part in pretrained(model):
             _forget(part.config)
-        layers = {name: layer for name, layer in _named(model).items() if isinstance(layer, _OURS)}
-        if not layers:
+        if not has_layers(model):
             return None, {}
+        layers, inner = described(model)
         groups: dict[str, dict[str, Any]] = {}
-        recurrent: dict[str, Any] = {}
         for name, layer in layers.items():
             with about_layer(name):
-                if isinstance(layer, TensorRecurrent):
-                    recurrent[name] = describe_recurrent(layer)
-                    continue
                 text = json.dumps(describe(layer), allow_nan=False)
             groups.setdefault(text, {"names": [], "layer": json.loads(text)})["names"].append(name)
-        config = registered()[0](layers=[*groups.values()], tied=_tied(model, layers), recurrent=recurrent)
-        state, tied = _guards(model, config) | model.state_dict(), config.tied
+        recurrent, outputs, weights = other_descriptions(model)
+        plain = _plain(model, groups.values(), inner)
+        changed = [*(layers.keys() - inner), *recurrent, *outputs, *(name.rpartition(".")[0] for name in weights)]
+        state, tied = _guards(model, plain, changed) | model.state_dict(), _tied(model)
+        config = registered()[0](
+            layers=[*groups.values()], tied=tied, recurrent=recurrent, outputs=outputs, weights=weights
+        )
         self.quantization_config = model.config.quantization_config = config
-        return {name: value for name, value in state.items() if name not in tied}, {}
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        again = buffers.keys() - dict(model.named_buffers()).keys()  # safetensors holds no tensor twice
+        return {
+            name: value.clone() if name in again else value for name, value in state.items() if name not in tied
+        }, {}
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         """Replace the plain layers of a model on the meta device."""
-        modules, made, guards = _named(model), dict[nn.Module, nn.Module](), list[str]()
-        for names, description, make in _described(self.quantization_config):
-            for name in names:
-                path = _path(name, model.base_model_prefix, modules)
+        made, guards = dict[nn.Module, TensorLayer](), list[str]()
+        prefix, given = model.base_model_prefix, self.quantization_config
+        for name, description in given.recurrent.items():
+            replace(model, name, guards, lambda old, _, of=description: made_recurrent(of, old))
+        modules = named(model)
+        for group in self.quantization_config.layers:
+            for name in group["names"]:
+                path = path_in(name, model.base_model_prefix, modules)
                 if path is None:
                     continue  # a head that this class has not
                 with about_layer(path):
                     old = modules[path]
-                    new = made[old] if old in made else made.setdefault(old, make(description, old))
-                lacking = old.state_dict().keys() - new.state_dict().keys()
-                guards += [f"^{re.escape(f'{each}.{key}')}$" for each in (name, path) for key in lacking]
+                    new = made[old] if old in made else made.setdefault(old, made_layer(group["layer"], old))
+                guards += lacking_keys(old.state_dict().keys() - new.state_dict().keys(), name, path)
                 above, leaf = path.rpartition(".")[::2]
                 modules[above]._modules[leaf] = new
-                modules |= _named(new, path)
+        for name, description in given.weights.items():
+            above, leaf = name.rpartition(".")[::2]
+            if (path := path_in(above, prefix, modules)) is not None:
+                with about_layer(name):
+                    register_network(modules[path], leaf, description)
+                guards += lacking_keys([leaf], above, path)
+        for name, about in given.outputs.items():
+            replace(model, name, guards, lambda old, own, of=about: made_output(of, old, own, prefix))
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         model._keys_to_ignore_on_load_unexpected = {*ignored, *guards}
         own = dict(model.named_parameters(remove_duplicate=False))
         ties = {name: other for name, other in model.all_tied_weights_keys.items() if name in own and other in own}
-        for pair in self.quantization_config.tied.items():
-            one, other = (_path(each, model.base_model_prefix, own) for each in pair)
-            ties |= {one: other} if one and other else {}
+        for pair in given.tied.items():
+            name, other = (path_in(each, prefix, own) for each in pair)
+            ties |= {name: other} if name and other else {}
         model.all_tied_weights_keys = ties
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         """Check that all cores were loaded. Take back what says that the weights are quantized: they are not."""
-        for name, layer in _named(model).items():
-            if not isinstance(layer, TensorLayer):
-                continue
-            if any(core.is_meta for core in layer.cores):
+        for name, layer in named(model).items():
+            cores = cores_of(layer)
+            if any(core.is_meta for core in cores):
                 raise ValueError(
                     f"layer {name!r}: device_map offloads it, but accelerate moves a layer's own parameters only, and "
                     "not its cores; map it to a device"
                 )
-            if not all(getattr(core, "_is_hf_initialized", False) for core in layer.cores):
+            if not all(getattr(core, "_is_hf_initialized", False) for core in cores):
                 raise ValueError(
                     f"layer {name!r}: the configuration describes {layer}, but the file does not hold its cores; it "
                     "may be of the plain model, or of other ranks"
@@ -173,90 +205,60 @@ class _Quantizer:
         raise ValueError("dequantize() is not for tensor layers; tnlayers.densify_(model) makes them plain again")
 
 
-def _named(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    return dict(model.named_modules(prefix=prefix, remove_duplicate=False))
-
-
-def _path(name: Any, prefix: str, own: Mapping[str, Any]) -> str | None:
-    """Return a name in a model with or without a head, which may differ from the one that was saved."""
-    paths = str(name), f"{prefix}.{name}", str(name).removeprefix(f"{prefix}.")
-    return next((path for path in paths if path in own), None)
-
-
-def _described(config: Any) -> Iterator[tuple[Sequence[str], Any, Callable[[Any, Any], nn.Module]]]:
-    """Yield names, description, and what makes the layer. Recurrent layers come before those of their weights."""
-    for name, description in config.recurrent.items():
-        yield [name], description, _made_recurrent
-    for group in config.layers:
-        yield group["names"], group["layer"], _made
-
-
-def _made_recurrent(description: Any, old: Any) -> TensorRecurrent:
-    with torch.device("cpu"):
-        layer = with_plain_weights(description, old)
-    layer._is_hf_initialized = True
-    return layer
-
-
-def _made(description: Any, old: Any) -> TensorLayer:
-    """Return the layer of a description in the dtype, and with the bias and other attributes, of a plain layer."""
-    dtype = str(next(old.parameters()).dtype).removeprefix("torch.")
-    with torch.device("cpu"):  # transformers makes the meta device the default
-        layer = build(exactly("layer", description, description) | {"dtype": dtype}, device="meta")
-    _check_replaces(description, old)
-    if layer.bias is not None and (bias := getattr(old, "bias", None)) is not None:
-        layer.bias = bias
-    for name, value in vars(old).items():
-        if not hasattr(layer, name):
-            setattr(layer, name, value)
-    layer._is_hf_initialized = True  # so that no parent of it draws its weight
-    return layer.train(old.training)
-
-
-def _check_replaces(description: Mapping[str, Any], old: nn.Module) -> None:
-    """Check a plain layer of torch. Of others, such as transformers' Conv1D, the file's tensors have the sizes."""
-    if isinstance(old, (*EVERY_KIND, TensorLayer)):
-        check_replaces(description, old, dtype=False)
-
-
-def _guards(model: Any, config: Any) -> dict[str, Tensor]:
-    """Return empty tensors by the names of the plain parameters that tensor layers have not.
+def _plain(model: Any, groups: Iterable[Mapping[str, Any]], inner: set[str]) -> dict[str, nn.Module]:
+    """Return the modules, by name, that the class of a model makes.
 
     Raises:
         ValueError: the class of the model makes other modules than the model has, so that it could not be loaded.
     """
     with torch.random.fork_rng([]), torch.device("meta"):
-        plain = _named(type(model)(model.config))
-    guards, own, first = {}, _named(model), dict[nn.Module, nn.Module]()
+        plain = named(type(model)(model.config))
+    own, first = named(model), dict[nn.Module, nn.Module]()
     made_by = type(model).__name__
-    for names, description, make in _described(config):
-        for name in names:
+    for group in groups:
+        for name in set(group["names"]) - inner:
             with about_layer(name):
-                if (theirs := plain.get(name)) is None:
+                if name not in plain:
                     raise ValueError(f"{made_by} makes no such module, so it could not be loaded")
-                if first.setdefault(theirs, own[name]) is not own[name]:
+                if first.setdefault(plain[name], own[name]) is not own[name]:
                     raise ValueError(f"{made_by} makes one module at several places, and only one could be loaded")
-                if make is _made:
-                    _check_replaces(description, theirs)
-                else:
-                    plain |= _named(make(description, theirs), name)
-            for key, value in theirs.state_dict().items():
-                if key not in own[name].state_dict():
-                    guards[f"{name}.{key}"] = torch.empty([0] * value.ndim, dtype=value.dtype)
+                check_plain(group["layer"], plain[name])
     for name, theirs in plain.items():
         ours = own.get(name)
-        related = isinstance(ours, (TensorLayer, type(theirs))) or isinstance(theirs, type(ours))
+        related = isinstance(ours, (TensorLayer, TiedLinear, type(theirs))) or isinstance(theirs, type(ours))
         if ours is not None and not related and "weight" in ours._parameters and "weight" in theirs._parameters:
             raise ValueError(
                 f"module {name!r} is a {type(ours).__name__}, but {made_by} makes a {type(theirs).__name__}, which "
                 "would read its weight in its own way; put such a module there, or swap it"
             )
+    return plain
+
+
+def _guards(model: Any, plain: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return empty tensors by the names of the plain parameters that changed modules have not."""
+    guards, own = {}, named(model)
+    for name in names:
+        with about_layer(name):
+            if name not in plain:
+                raise ValueError(f"{type(model).__name__} makes no such module, so it could not be loaded")
+        for key, value in plain[name].state_dict().items():
+            if key not in own[name].state_dict():
+                guards[f"{name}.{key}"] = torch.empty(_empty(value.ndim), dtype=value.dtype)
     return guards
 
 
-def _tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+def _empty(ndim: int) -> list[int]:
+    # transformers splits parameters of three axes, which hold experts, along the first one.
+    return [1] * (ndim > 2) + [0] * (ndim - (ndim > 2))
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
     """Return the first name of each parameter of tensor layers that has several, by its further names."""
-    ours = {f"{name}.{key}" for name, layer in layers.items() for key, _ in layer.named_parameters()}
+    kinds = TensorLayer, TensorRecurrent, TiedLinear, parametrize.ParametrizationList
+    layers = {name: layer for name, layer in named(model).items() if isinstance(layer, kinds)}
+    ours = {
+        f"{name}.{key}" for name, layer in layers.items() for key, _ in layer.named_parameters(remove_duplicate=False)
+    }
     first: dict[nn.Parameter, str] = {}
     names = ((name, first.setdefault(each, name)) for name, each in model.named_parameters(remove_duplicate=False))
     return {name: other for name, other in names if name != other and not ours.isdisjoint((name, other))}
@@ -270,7 +272,7 @@ def pretrained(model: nn.Module) -> Iterator[Any]:
 
 def has_layers(model: nn.Module) -> bool:
     """Return whether a module holds tensor layers."""
-    return any(isinstance(module, _OURS) for module in model.modules())
+    return any(isinstance(module, TensorLayer | TensorRecurrent | NetworkWeight) for module in model.modules())
 
 
 def foreign(model: Any) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,9 @@ class TiedLinear(ExecutableModule):
         >>> head(embedding(torch.tensor([3, 99]))).shape
         torch.Size([2, 100])
     """
+
+    dense_name: ClassVar[str] = "linear"
+    dense_type: ClassVar[type[nn.Module]] = nn.Linear
 
     def __init__(
         self, embedding: nn.Module, bias: bool = False, *, strategy: str = "auto", memory: str = "auto"
@@ -120,6 +123,16 @@ class TiedLinear(ExecutableModule):
         """The embedding's table, of shape (out_features, in_features)."""
         found: Tensor = self.embedding.weight
         return found
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.Linear:
+        """Return a plain ``nn.Linear`` with the same function and a weight of its own, on the same device."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta").train(self.training)
+        weight = self.embedding.weight.detach().clone()
+        linear.weight = nn.Parameter(weight, any(each.requires_grad for each in self.embedding.parameters()))
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        return linear
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

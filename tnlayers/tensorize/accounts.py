@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from tnlayers.tensorize.finding import plain_name
 from tnlayers.tensorize.report import LayerReport
 from tnlayers.tensorize.sites import LayerSite
-from tnlayers.tensorize.swappable import GROUPS, adapters, groups, swappable
+from tnlayers.tensorize.swappable import GROUPS, adapters, groups, own_modules, swappable
 from tnlayers.tensorize.weight_sites import is_matrix
 
 VECTORS = "(vectors)"
@@ -42,7 +42,7 @@ def held_once(parameters: Iterable[Iterable[Tensor]]) -> list[int]:
 def other_rows(model: nn.Module, sites: Sequence[LayerSite]) -> tuple[LayerReport, ...]:
     """Return a row for each module whose parameters no site covers, and one for all vectors."""
     names = {id(each): site.names[0] for site in sites for each in site.parameters}
-    covered = {inner for site in sites if site.whole for inner in site.module.modules()}
+    covered = {inner for site in sites if site.whole for inner in own_modules(site.module)}
     inside, vectors = adapters(model), 0
     rows = []
     for path, module in model.named_modules():

@@ -9,6 +9,7 @@ from torch import nn
 
 from tnlayers.backend.name_patterns import matches
 from tnlayers.interop.plain_torch import unfold
+from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.table import TensorTable
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders
@@ -16,6 +17,7 @@ from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, Swap
 from tnlayers.tensorize.swappable import NETWORKS
+from tnlayers.tensorize.tied_sites import tie_again
 from tnlayers.tensorize.weight_readers import Read, mentions, reads
 from tnlayers.tensorize.weight_sites import networks
 
@@ -82,7 +84,8 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
 
 
 def _unfolded(layer: Any) -> nn.Module:
-    plain: nn.Module = layer.to_dense() if isinstance(layer, TensorTable) else unfold(layer)
+    single = isinstance(layer, TensorTable) or not isinstance(layer, TensorLayer)
+    plain: nn.Module = layer.to_dense() if single else unfold(layer)
     return plain
 
 
@@ -121,6 +124,7 @@ def _back(
             _make_readable(site, read.get(site.module, unseen))
         for site in chosen:
             keep_bias(site)
+    tie_again(chosen)
     # Before the first replacement, find all that leaves the model, and what would keep it.
     stays = {id(p) for site in chosen for p in site.new.parameters()}
     note_holders(model, chosen, lambda site: [p for p in site.parameters if id(p) not in stays])

@@ -7,8 +7,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tnlayers.backend.input_checks import check_module
-from tnlayers.tensorize.held_outside import held, ties
+from tnlayers.layers.tied import TiedLinear
+from tnlayers.tensorize.held_outside import held, is_recurrent, ties
+from tnlayers.tensorize.recurrent_sites import RecurrentSite
 from tnlayers.tensorize.sites import LayerSite
+from tnlayers.tensorize.swappable import own_modules
 
 ALONE = "which cannot be replaced in place; write `layer = {}`"
 
@@ -45,14 +48,19 @@ def layers(model: nn.Module, types: tuple[type[nn.Module], ...], what: str) -> d
     """Find the model's layers of some types, each once, with all their names; the model may be one itself."""
     check_module("model", model)
     found: dict[nn.Module, LayerSite] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, types):
-            site = found.setdefault(module, LayerSite(module, (), []))
+    paths = [*model.named_modules(remove_duplicate=False)]
+    outputs = {path for path, module in paths if isinstance(module, TiedLinear)}
+    # An embedding is named by its own place rather than by that in an output tied to it.
+    paths.sort(key=lambda each: each[0].rpartition(".")[0] in outputs)
+    for path, module in paths:
+        if isinstance(module, types) and not (module in found and path.rpartition(".")[0] in outputs):
+            kind = RecurrentSite if is_recurrent(module) else LayerSite
+            site = found.setdefault(module, kind(module, (), []))
             site.names += (plain_name(path, model),)
     if not found and what:
         raise ValueError(f"model has no {what} ({type(model).__name__})")
     # Modules inside a layer, such as a parametrization, belong to it.
-    inside = {inner for module in found for inner in module.modules() if inner is not module}
+    inside = {inner for module in found for inner in own_modules(module) if inner is not module}
     return {module: site for module, site in found.items() if module not in inside}
 
 
@@ -69,9 +77,10 @@ def note_holders(
     for whole in (True, False):
         chosen = [site for site in sites if site.whole == whole]
         gone: dict[nn.Module, list[Tensor]] = {}
+        leads = {site.module: site.lead.module for site in chosen if site.lead}
         for site in chosen:
             gone.setdefault(site.module, []).extend(leaving(site))
-        holders, tied = (held(model, gone, not whole), ties(model, gone)) if chosen else ({}, {})
+        holders, tied = (held(model, gone, not whole), ties(model, gone, leads)) if chosen else ({}, {})
         for site in chosen:
             site.held, site.tied = holders.get(site.module, ""), tied.get(site.module, "")
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from tnlayers.execution.executor import LayerExecutor
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.tied import TiedLinear
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
@@ -29,17 +29,19 @@ def dense_flops(geometry: Geometry, shapes: Sequence[tuple[int, ...]]) -> int:
 
 
 def fewest_flops(
-    layer: TensorLayer, shapes: Sequence[tuple[int, ...]], device: str, network: TensorNetwork | None = None
+    layer: TensorLayer | TiedLinear,
+    shapes: Sequence[tuple[int, ...]],
+    device: str,
+    network: TensorNetwork | None = None,
 ) -> int:
     """Return a tensor layer's FLOPs: those of its own plan or of a 'factorized' one, whichever has fewer.
 
     Plans are made for the kind of device given, since the layer may still be on the meta device. With ``network``, they
     are those of a layer that differs in its network alone.
     """
-    executors = [layer._executor]
-    if network is not None:
-        executors = [layer.executor_type(network, layer.geometry, layer.strategy, layer.memory)]
+    own = layer._executor if network is None else layer._executor.anew(network=network)
+    executors = [own]
     with suppress(ValueError):  # groups may cut through a factor
-        executors.append(LayerExecutor(executors[0].network, layer.geometry, "factorized", layer.memory))
+        executors.append(own.anew(strategy="factorized"))
     settings = [replace(layer._setting(shape), device=device) for shape in shapes]
     return sum(min(executor.plan(setting).flops for executor in executors) for setting in settings)

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tnlayers.backend.shared_memory import sharing
-from tnlayers.layers import by_format
-from tnlayers.layers.base import TensorLayer
-from tnlayers.tensorize.swappable import BASES
+from tnlayers.layers.recurrent import RECURRENT
+from tnlayers.tensorize.swappable import BASES, NETWORKS, own_modules, tensor_class
 
 HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
 """Attributes of a module that hold hooks."""
@@ -36,22 +35,31 @@ _Link = tuple[Any, str]
 
 
 @cache
-def own_attributes() -> frozenset[str]:
-    """Return the attributes of new layers, ours and torch's. A user has added all others."""
-    layers = (kind(1, 1, *([1] if base.dense_name == "conv" else []), device="meta") for kind, base in BASES.items())
-    return frozenset(
-        name for layer in (*layers, by_format.CPLinear(1, 1, rank=1, device="meta")) for name in vars(layer)
-    )
+def own_attributes(recurrent: bool = False) -> frozenset[str]:
+    """Return the attributes of new layers, ours and torch's, recurrent or not. A user has added all others."""
+    kinds = [kind for kind in BASES if (kind in RECURRENT) == recurrent]
+    sizes = [(1, 1, *([1] if BASES[kind].dense_name == "conv" else [])) for kind in kinds]
+    layers = [kind(*given, device="meta") for kind, given in zip(kinds, sizes, strict=True)]
+    layers.append(tensor_class("cp", kinds[-1] if recurrent else nn.Linear)(1, 1, rank=1, device="meta"))
+    return frozenset(name for layer in layers for name in vars(layer))
 
 
-def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, str]:
+def is_recurrent(layer: nn.Module) -> bool:
+    """Return whether a layer is recurrent, ours or torch's."""
+    return issubclass(type(layer), (*RECURRENT, *RECURRENT.values()))  # reads no attribute, unlike isinstance
+
+
+def ties(
+    model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], leads: Mapping[nn.Module, nn.Module]
+) -> dict[nn.Module, str]:
     """Return by layer the name of a remaining parameter or buffer that shares memory with a leaving tensor.
 
     Args:
         model: the model with the layers.
         leaving: layers, and their parameters that leave the model.
+        leads: by layer, the one that it stays tied to.
     """
-    inside = {part: layer for layer in leaving for part in layer.modules()}
+    inside = {part: layer for layer in leaving for part in own_modules(layer)}
     gone = {layer: {*map(id, tensors)} for layer, tensors in leaving.items()}
     names: list[str] = []
     tensors: list[Tensor] = []
@@ -67,7 +75,8 @@ def ties(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]]) -> dic
     for pair in sharing(tensors):
         for here, there in (pair, pair[::-1]):
             layer = layers[here]
-            if layer is not None and layers[there] is not layer:
+            other = layers[there]
+            if layer is not None and (other is None or leads.get(other, other) is not leads.get(layer, layer)):
                 found.setdefault(layer, names[there])
     return found
 
@@ -83,14 +92,14 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
     Returns:
         dict[nn.Module, str]: such as "Net.stages[0][1] holds it too, outside of the modules", for held layers only.
     """
-    inside = {} if stay else {part: layer for layer in leaving for part in layer.modules()}
+    inside = {} if stay else {part: layer for layer in leaving for part in own_modules(layer)}
     found: dict[nn.Module, str] = {}
     for parent in model.modules():
         for key, child in parent._modules.items():
             if child in inside and child not in leaving and inside.get(parent) is not inside[child]:
                 found.setdefault(inside[child], f"{type(parent).__name__}.{key} holds a part of it too")
     loose: list[tuple[Tensor, _Link]] = []
-    for value, path in _reached(model):
+    for value, path in _reached(model, stay):
         if isinstance(value, Tensor):
             loose.append((value, path))
         elif value in inside:
@@ -108,7 +117,7 @@ def held(model: nn.Module, leaving: Mapping[nn.Module, Sequence[Tensor]], stay: 
     return found
 
 
-def _reached(model: nn.Module) -> Iterator[tuple[Any, _Link]]:
+def _reached(model: nn.Module, stay: bool) -> Iterator[tuple[Any, _Link]]:
     """Yield once each module and tensor reachable other than by the modules' registered children and parameters."""
     # torch.compile's function of a model copies its attributes, so it refers to these registered places.
     own = ("_modules", "_parameters", "_buffers")
@@ -119,7 +128,9 @@ def _reached(model: nn.Module) -> Iterator[tuple[Any, _Link]]:
         waiting.append((type(module), path))
         # A layer's hooks and added attributes move to the new layer; its other attributes are dropped.
         skipped = {*own}
-        skipped |= own_attributes() - HOOKS if isinstance(module, (TensorLayer, *BASES)) else set()
+        # torch's recurrent layers that stay would go on with the weights in their lists.
+        if isinstance(module, (*NETWORKS, *BASES)) and not (stay and is_recurrent(module)):
+            skipped |= own_attributes(is_recurrent(module)) - HOOKS
         waiting += [(value, (path, f".{name}")) for name, value in vars(module).items() if name not in skipped]
     # By id, since not all can be hashed or compared. The values keep the objects alive, so that ids stay unique.
     seen: dict[int, Any] = {}

@@ -8,10 +8,10 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from tnlayers.backend.name_patterns import matches
 from tnlayers.init.like import resolved
-from tnlayers.layers.base import DTYPES, TensorLayer
+from tnlayers.layers.base import DTYPES
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite
-from tnlayers.tensorize.swappable import NETWORKS, Fold, fold_of, network_of
+from tnlayers.tensorize.swappable import BASES, NETWORKS, Fold, fold_of, network_of
 from tnlayers.tensorize.weight_sites import WeightSite
 
 _TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_executor")
@@ -69,7 +69,7 @@ def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
     if getattr(module, "_compiled_call_impl", None) is not None or any(key == "_orig_mod" for _, key in site.places):
         yield "it is compiled by itself; compile the model instead"
     names = vars(module).keys() - vars(site.plain).keys() - ({"weight"} if site.fold else set())
-    if taken := [name for name in names if hasattr(TensorLayer, name) or name in _TAKEN]:
+    if taken := [name for name in names if hasattr(BASES[site.kind], name) or name in _TAKEN]:
         yield f"its attributes {', '.join(taken)} are a tensor layer's own"
     if any(_others(getattr(module, name), site.fold) for name in STATE_HOOKS):
         yield "it has hooks on its state_dict"

@@ -1,15 +1,13 @@
 """Replacement of a model's old layers by new ones, and its report."""
 
-import sys
 import warnings
-from collections.abc import Sequence
 
 from torch import nn
 
 from tnlayers.backend.optimizers import holders
 from tnlayers.interop.huggingface import follow
-from tnlayers.interop.transformers_quantizer import pretrained
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.tied import TiedLinear
 from tnlayers.tensorize.accounts import entries, held_once, other_rows
 from tnlayers.tensorize.flops import dense_flops, fewest_flops
 from tnlayers.tensorize.report import LayerReport, TensorizeReport
@@ -18,13 +16,14 @@ from tnlayers.tensorize.swappable import NETWORKS
 
 
 def keep_bias(site: LayerSite) -> None:
-    """Give the new layer, if there is one, the old layer's bias parameter."""
+    """Give the new layer, if there is one, the old layer's bias parameters."""
     if site.new is None or not site.whole:
         return
     last = site.new[-1] if isinstance(site.new, nn.Sequential) else site.new
     # Before a final shuffle, the bias is a new one with permuted entries; a parametrized bias is computed.
-    if "bias" in last._parameters and "bias" in site.module._parameters:
-        last.bias = site.module.bias
+    for name in [*last._parameters]:
+        if name.startswith("bias") and name in site.module._parameters:
+            setattr(last, name, site.module._parameters[name])
 
 
 def put_in_place(swap: Swap) -> TensorizeReport:
@@ -51,19 +50,7 @@ def put_in_place(swap: Swap) -> TensorizeReport:
     if not dry_run:
         after = entries(model.parameters())
         follow(model)
-        _warn_of_weights(model, swapped)
     return TensorizeReport(layers, (before, after), dry_run, others, replaced, order)
-
-
-def _warn_of_weights(model: nn.Module, swapped: Sequence[LayerSite]) -> None:
-    """Warn if ``save_pretrained`` would write a model that ``from_pretrained`` cannot read."""
-    names = [site.names[0] for site in swapped if not site.whole and isinstance(site.new, TensorLayer)]
-    if names and "transformers.modeling_utils" in sys.modules and any(True for _ in pretrained(model)):
-        warnings.warn(
-            f"save_pretrained does not describe networks of single weights ({', '.join(names[:3])}), so "
-            "from_pretrained would draw these weights anew; use tnlayers.save_tensorized, or densify_ them first",
-            stacklevel=4,
-        )
 
 
 def _row(site: LayerSite, held: int) -> LayerReport:
@@ -71,15 +58,20 @@ def _row(site: LayerSite, held: int) -> LayerReport:
     flops = None
     if site.shapes:
         device = next(site.module.parameters()).device.type
-        dense = dense_flops(site.geometry, site.shapes)
-        flops = dense, dense if tensor is None else fewest_flops(tensor, site.shapes, device)
+        before, after = (
+            fewest_flops(layer, site.shapes, device)
+            if isinstance(layer, (TensorLayer, TiedLinear))
+            else dense_flops(site.geometry, site.shapes)
+            for layer in (site.module, site.module if new is None else new)
+        )
+        flops = before, after
     return LayerReport(
         name=site.names[0],
         aliases=site.names[1:],
         kind=site.text,
         swapped=new is not None,
         reason=site.reason,
-        format=None if tensor is None else tensor.format.name,
+        format=None if tensor is None else (site.lead or site).new.format.name,
         rank=None if tensor is None else site.ranks(),
         params=site.counts(),
         held=held,

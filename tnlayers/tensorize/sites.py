@@ -12,13 +12,12 @@ from tnlayers.backend.observe import InputNumbers, observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import layer_class
 from tnlayers.layers.table import TensorTable
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.config import TensorizeConfig
-from tnlayers.tensorize.held_outside import HOOKS, own_attributes
+from tnlayers.tensorize.held_outside import HOOKS, is_recurrent, own_attributes
 from tnlayers.tensorize.report import Replaced, replaced
-from tnlayers.tensorize.swappable import BASES, DEFAULT_GROUPS, Fold, Swappable, how_to_swap
+from tnlayers.tensorize.swappable import BASES, DEFAULT_GROUPS, Fold, Swappable, how_to_swap, tensor_class
 
 STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
@@ -41,6 +40,13 @@ class LayerSite:
     moments: Tensor | None = None
     fold: Fold | None = None
     adapter: str = ""
+    lead: "LayerSite | None" = None
+    """The site of the embedding whose weight this one has too; that site has itself."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether another site decides about the weight."""
+        return self.lead is not None and self.lead is not self
 
     whole: ClassVar[bool] = True
     """Whether the module itself is replaced."""
@@ -110,14 +116,14 @@ class LayerSite:
         cls, arguments = self.layer
         own = cls._arguments(self.plain)
         layer = cls(**own, **arguments | {"rank": rank}, device="meta", dtype=self.weight.dtype)
-        return layer.train(self.module.training)
+        return layer.train(self.module.training)  # type: ignore[no-any-return]
 
     measured: ClassVar[bool] = True
     """Whether an energy or a budget can choose its rank."""
 
     def ranks(self) -> dict[str, int]:
         """Return the sizes of the new layer's bonds."""
-        return dict(self.new.rank)
+        return dict((self.lead or self).new.rank)
 
     def parts(self, draft: Any) -> Sequence[TensorLayer]:
         """Return the layers that hold the weights of a draft: the draft itself."""
@@ -149,13 +155,13 @@ class LayerSite:
         return float((new - old).norm() / old.norm().clamp_min(torch.finfo(fine).tiny))
 
     @property
-    def layer(self) -> tuple[type[TensorLayer], dict[str, Any]]:
+    def layer(self) -> tuple[type[Any], dict[str, Any]]:
         """Class of the tensor layer, and its keyword arguments beside torch's."""
         own = {name: value for name, value in self.settings.items() if name not in ("format", "options", "decompose")}
         return self._class(self.settings["format"]), own | self.settings["options"]
 
-    def _class(self, format: str) -> type[TensorLayer]:
-        return layer_class(format, self.kind)
+    def _class(self, format: str) -> type[Any]:
+        return tensor_class(format, self.kind)
 
     @property
     def leaving(self) -> list[Tensor]:
@@ -182,7 +188,9 @@ class LayerSite:
         return repr(self.module) if len(repr(self.module)) < 60 else type(self.module).__name__
 
     def counts(self) -> tuple[int, int]:
-        """Return the entries of the weight before and after."""
+        """Return the entries of the weight before and after; none, if they are counted with another site."""
+        if self.follows:
+            return 0, 0
         return count(self.module, False), count(self.module if self.new is None else self.new, False)
 
     def put(self) -> list[Replaced]:
@@ -191,11 +199,11 @@ class LayerSite:
         for name in HOOKS - STATE_HOOKS:
             hooks = getattr(old, name)
             setattr(new, name, self.fold.without(hooks) if self.fold else hooks)
-        for name in vars(old).keys() - own_attributes() - {"weight"}:
+        for name in vars(old).keys() - own_attributes(is_recurrent(old)) - {"weight"}:
             setattr(new, name, vars(old)[name])
         for parent, key in self.places:
             parent._modules[key] = new
-        return replaced(dict(old.named_parameters()), dict(new.named_parameters()))
+        return [] if self.follows else replaced(dict(old.named_parameters()), dict(new.named_parameters()))
 
 
 def count(module: nn.Module, bias: bool = True) -> int:

@@ -9,7 +9,6 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tnlayers import validate
 from tnlayers.backend.observe import observe
-from tnlayers.layers.registry import layer_class
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders, unwrapped
 from tnlayers.tensorize.new_layers import choose_ranks, make_layers
@@ -17,7 +16,8 @@ from tnlayers.tensorize.refusals import left_alone
 from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.sites import LayerSite, Swap, note_moments, note_shape, watch
-from tnlayers.tensorize.swappable import NETWORKS, adapters, fold_of, how_to_swap, swappable
+from tnlayers.tensorize.swappable import NETWORKS, adapters, fold_of, how_to_swap, swappable, tensor_class
+from tnlayers.tensorize.tied_sites import follow, join, keep_together
 from tnlayers.tensorize.weight_sites import networks, weights
 
 
@@ -90,7 +90,8 @@ def tensorize_(
     with torch.inference_mode(False), torch.no_grad():
         choose_ranks(swap)
         make_layers(swap)
-    for site in swap.chosen:
+        follow(swap.sites)
+    for site in swap.sites:
         keep_bias(site)
     report = put_in_place(swap)
     if not dry_run:
@@ -111,10 +112,12 @@ def _find_sites(swap: Swap, example: Any) -> None:
             site.shapes = shapes.get(site.module, []) if site.called else []
     elif any(isinstance(p, nn.UninitializedParameter) for p in model.parameters()):
         observe(model, (), batches[:1], lambda *_: None)
+    join(sites)
     note_holders(model, sites, lambda site: site.leaving)
     for site in sites:
         site.reason = left_alone(site, config)
-    swap.sites, swap.chosen = sites, [site for site in sites if not site.reason]
+    keep_together(sites)
+    swap.sites, swap.chosen = sites, [site for site in sites if not site.reason and not site.follows]
     if not swap.chosen:
         left = "; ".join(f"{site.names[0]}: {site.reason}" for site in sites[:3])
         raise ValueError(f"model has no layer to swap ({left}{', ...' if len(sites) > 3 else ''})")
@@ -145,7 +148,7 @@ def _found(model: nn.Module, config: TensorizeConfig) -> list[LayerSite]:
             return "a tensor layer already"
         if type(layer) is not (kind := how_to_swap(layer).kind):
             return ALONE.format("nn.Sequential(layer)") + ", and swap that"
-        cls = layer_class(config.format, kind)
+        cls = tensor_class(config.format, kind)
         name = f"{'tnlayers.' if cls.__module__.startswith('tnlayers.') else ''}{cls.__name__}"
         given = ({} if config.rank is None else {"rank": config.rank}) | dict(config.options)
         given |= {} if config.decompose else {"decompose": False}

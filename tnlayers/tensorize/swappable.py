@@ -15,7 +15,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from tnlayers.layers.any_weight import NetworkWeight
 from tnlayers.layers.base import TensorLayer
-from tnlayers.layers.registry import EVERY_KIND
+from tnlayers.layers.recurrent import RECURRENT, recurrent_class
+from tnlayers.layers.recurrent_base import TensorRecurrent
+from tnlayers.layers.registry import EVERY_KIND, layer_class
+from tnlayers.layers.tied import TiedLinear
 
 GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -26,9 +29,9 @@ GROUPS: Mapping[str, tuple[type[nn.Module], ...]] = {
 """torch's layers by the names in ``TensorizeConfig.kinds``. Those in ``BASES`` can be swapped."""
 DEFAULT_GROUPS = "conv", "linear"
 """Layers that multiply their inputs by a kernel. The others are swapped on request only."""
-NETWORKS: Any = (TensorLayer,)
+NETWORKS: Any = TensorLayer, TensorRecurrent, TiedLinear
 """Types of layers whose weights are networks."""
-BASES: Mapping[type[nn.Module], type[TensorLayer]] = EVERY_KIND
+BASES: Mapping[type[nn.Module], type[Any]] = {**EVERY_KIND, **RECURRENT}
 """Base class of the tensor layers that replace a torch layer. A new kind of layer is an entry here."""
 _ADAPTER = "peft.tuners.tuners_utils", "BaseTunerLayer"
 
@@ -69,18 +72,32 @@ def groups() -> list[str]:
     return [name for name, kinds in GROUPS.items() if any(kind in BASES for kind in kinds)]
 
 
+def tensor_class(format: str, kind: type[nn.Module]) -> type[Any]:
+    """Return the class of a format that replaces a torch layer; see ``layer_class`` and ``recurrent_class``."""
+    return recurrent_class(format, kind) if kind in RECURRENT else layer_class(format, kind)
+
+
+def own_modules(layer: nn.Module) -> list[nn.Module]:
+    """Return a layer with all modules inside it, but for the embedding of a tied output, which is a layer too."""
+    return [layer] if isinstance(layer, TiedLinear) else [*layer.modules()]
+
+
 def how_to_swap(module: nn.Module) -> Swappable:
     """Return the entry of a module's type.
 
     Raises:
         StopIteration: there is none.
     """
-    return next(each for each in swappable() if isinstance(module, each.cls))
+    own = getattr(module, "dense_type", None)  # of tensor layers
+    return next(each for each in swappable() if own is each.cls or isinstance(module, each.cls))
 
 
 def _twin(kind: Any) -> Callable[[Any], Any]:
     def plain(module: Any) -> Any:
-        twin = kind(**BASES[kind]._arguments(module), device="meta")
+        given = BASES[kind]._arguments(module)
+        # torch's recurrent layers would warn, at each call, of a dropout without effect.
+        twin = kind(**given | {name: 0.0 for name in ("dropout",) if name in given}, device="meta")
+        twin.__dict__.update({name: given[name] for name in ("dropout",) if name in given})
         for name in [*twin._parameters]:
             if name in module._parameters:
                 setattr(twin, name, module._parameters[name])

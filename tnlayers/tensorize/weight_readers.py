@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tnlayers.backend.observe import observe
-from tnlayers.tensorize.held_outside import own_attributes
+from tnlayers.tensorize.held_outside import is_recurrent, own_attributes
 
 _ANSWERED = Tensor.dtype.__get__, Tensor.device.__get__  # type: ignore[attr-defined]
 """Properties of a weight that a sequence of layers, which has none, can provide."""
@@ -98,7 +98,7 @@ def _spy(kind: type[Any], names: dict[str, None], within: list[bool]) -> type[An
     class Spy(kind):  # type: ignore[misc]
         def __getattribute__(self, name: str) -> Any:
             get = super().__getattribute__
-            own = own_attributes()
+            own = own_attributes(is_recurrent(self))
             if within or name.startswith("_") or name in _general() or name in get("__dict__").keys() - own:
                 return get(name)
             with inside():

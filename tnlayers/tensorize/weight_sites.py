@@ -118,6 +118,9 @@ class WeightSite(LayerSite):
             # Unsafe only skips a contraction to check the shape.
             parametrize.register_parametrization(self.module, self.parameter, network, unsafe=True)
         else:
+            kind = type(self.module)  # copies share it, and torch would take the weight from all of them
+            own = {key: each for key, each in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+            self.module.__class__ = type(kind.__name__, kind.__bases__, own)
             with torch.enable_grad():  # without gradients, torch would make it a buffer
                 parametrize.remove_parametrizations(self.module, self.parameter)
             value = self.module._buffers.pop(self.parameter, None)  # torch makes one of frozen cores

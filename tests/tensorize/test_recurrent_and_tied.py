@@ -1,0 +1,86 @@
+"""Recurrent layers, and embeddings with outputs tied to them, are swapped on request, come back, and are saved."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tnlayers
+from tnlayers import TensorizeConfig, TiedLinear, densify_, load_tensorized, save_tensorized, tensorize_, unfold_
+
+KINDS = "linear", "embedding", "recurrent"
+
+
+class Model(nn.Module):
+    """Two embeddings and an output with one weight, a recurrent layer, and attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(53, 16, padding_idx=3)
+        self.again = nn.Embedding(53, 16, padding_idx=3)
+        self.steps = nn.LSTM(16, 16, 2, dropout=0.1, bidirectional=True, proj_size=8)
+        self.attention = nn.MultiheadAttention(16, 2)
+        self.head = nn.Linear(16, 53)
+        self.head.weight = self.again.weight = self.table.weight
+        self.steps.tag = "mine"
+
+    def forward(self, x):
+        y = self.steps(self.table(x) + self.again(x + 1))[0]
+        return self.head(self.attention(y, y, y)[0])
+
+
+TOKENS = torch.tensor([[1, 2, 3], [5, 6, 50]])
+
+
+def model():
+    torch.manual_seed(0)
+    return Model().double().eval()
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+def test_there_and_back(decompose, tmp_path):
+    new = model()
+    bias = new.steps.bias_ih_l0
+    config = TensorizeConfig("tt", rank=0.5, kinds=KINDS, decompose=decompose, parametrize=True)
+    report = tensorize_(new, config, example_input=TOKENS)
+    assert sum(row.held for row in report.layers + report.others) == report.model_params[0]
+    assert type(new.steps) is tnlayers.TTLSTM
+    assert (new.steps.tag, new.steps.dropout) == ("mine", 0.1)
+    assert new.steps.bias_ih_l0 is bias
+    assert type(new.head) is TiedLinear
+    assert new.head.embedding is new.table
+    assert new.again.cores[0] is new.table.cores[0]
+    assert report["head"].reason == report["again"].reason == "tied to table, with which its weight is counted"
+    assert report["head"].rank == report["table"].rank
+    y = new(TOKENS).detach()
+    save_tensorized(new, tmp_path / "model")
+    loaded = load_tensorized(model, tmp_path / "model")
+    assert torch.equal(loaded(TOKENS), y)
+    assert loaded.head.embedding is loaded.table
+    assert load_tensorized(lambda: loaded, tmp_path / "model") is loaded
+    for back in (densify_, unfold_):
+        plain = copy.deepcopy(new)
+        back(plain)
+        assert type(plain.steps) is nn.LSTM
+        assert plain.head.weight is plain.table.weight is plain.again.weight
+        torch.testing.assert_close(plain(TOKENS), y, rtol=0, atol=1e-10)
+
+
+def test_what_stays():
+    new = model()
+    report = tensorize_(new, TensorizeConfig("tt", rank=0.5, parametrize=True), dry_run=True)
+    assert report["steps"].reason == "not in kinds (kinds=('conv', 'linear', 'recurrent') swaps it)"
+    assert "table.weight, which stays (not in kinds" in report["head"].reason
+    report = tensorize_(new, TensorizeConfig("tt", budget={"params": 0.5}, kinds=KINDS), dry_run=True)
+    assert report["steps"].reason == "refused: no rule or budget chooses its ranks; give a rank by overrides"
+    config = TensorizeConfig("tt", rank=0.5, kinds=KINDS, overrides={"head": {"rank": 2}})
+    reason = "refused: head and table have one weight, but different overrides"
+    assert tensorize_(new, config, dry_run=True)["table"].reason == reason
+
+
+def test_a_swapped_model_again():
+    new = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    tensorize_(new, TensorizeConfig("cp", rank=2, include=["0"]))
+    report = tensorize_(new, TensorizeConfig("cp", rank=2), example_input=torch.ones(1, 16))
+    assert report["0"].flops == (128, 128)
