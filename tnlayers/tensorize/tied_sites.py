@@ -18,7 +18,7 @@ def join(sites: Sequence[LayerSite]) -> None:
     site: Any
     for site in sites:
         if site.whole and not site.fold and isinstance(site.module, (nn.Linear, *tables)):
-            shared.setdefault(id(site.module._parameters.get("weight")), []).append(site)
+            shared.setdefault(id(vars(site.module)["_parameters"].get("weight")), []).append(site)
     for group in shared.values():
         leads = [site for site in group if isinstance(site.module, tables)]
         own = [(each.kind, BASES[each.kind]._arguments(each.module)) for each in leads]
