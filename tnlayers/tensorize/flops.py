@@ -34,9 +34,6 @@ def fewest_flops(
     shapes: Sequence[tuple[int, ...]],
     device: str,
     network: TensorNetwork | None = None,
-    shapes: Sequence[tuple[int, ...]],
-    device: str,
-    network: TensorNetwork | None = None,
 ) -> int:
     """Return a tensor layer's FLOPs: those of its own plan or of a 'factorized' one, whichever has fewer.
 
