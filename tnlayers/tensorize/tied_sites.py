@@ -14,13 +14,11 @@ from tnlayers.tensorize.swappable import BASES, GROUPS
 
 def join(sites: Sequence[LayerSite]) -> None:
     """Note, for embeddings and linear layers with one weight, the embedding that decides about it."""
-    tables: Any = GROUPS["embedding"]
-    shared = dict[int, list[LayerSite]]()
+    tables, shared = GROUPS["embedding"], dict[int, list[LayerSite]]()
     site: Any
     for site in sites:
-        module: Any = site.module
-        if site.whole and not site.fold and isinstance(module, (nn.Linear, *tables)):
-            shared.setdefault(id(module._parameters.get("weight")), []).append(site)
+        if site.whole and not site.fold and isinstance(site.module, (nn.Linear, *tables)):
+            shared.setdefault(id(vars(site.module)["_parameters"].get("weight")), []).append(site)
     for group in shared.values():
         leads = [site for site in group if isinstance(site.module, tables)]
         own = [(each.kind, BASES[each.kind]._arguments(each.module)) for each in leads]
