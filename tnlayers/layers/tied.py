@@ -67,7 +67,7 @@ class TiedLinear(ExecutableModule):
             self.register_parameter("bias", None)
 
     @property
-    def _executor(self) -> LayerExecutor:  # type: ignore[override]
+    def _executor(self) -> LayerExecutor:
         """The plans, for the embedding's present network: its ranks may have changed."""
         if getattr(self.embedding, "network", self._network) is not self._network:
             self._follow()
@@ -91,7 +91,7 @@ class TiedLinear(ExecutableModule):
         return found
 
     @property
-    def rank_dropout(self) -> float:  # type: ignore[override]
+    def rank_dropout(self) -> float:
         """That of the embedding; each of the two draws the entries that it drops."""
         return float(getattr(self.embedding, "rank_dropout", 0.0))
 
