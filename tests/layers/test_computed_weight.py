@@ -122,7 +122,12 @@ def test_a_sentence_tells_what_to_do(ways):
         }
         expected = next((text for key, text in told.items() if way.startswith(key)), None)
         if expected is None:
-            for name in ("layer.set_weight_(W)", "layer.reset_parameters()", "layer.to_conv()", "layer.weight.clone()"):
+            for name in (
+                "layer.set_weight_(W)",
+                "layer.reset_parameters()",
+                "layer.to_dense()",
+                "layer.weight.clone()",
+            ):
                 assert name in str(caught.value)
         else:
             assert re.search(re.escape(expected).replace(r"\|", "|"), str(caught.value))
@@ -171,7 +176,7 @@ def test_an_assignment_or_registration_raises_a_sentence(way, training):
         before = {name: value.clone() for name, value in made.state_dict().items()}
         with pytest.raises((AttributeError, KeyError)) as caught:
             SETS[way](made)
-        for name in ("layer.set_weight_(W)", "layer.reset_parameters()", "layer.to_conv()"):
+        for name in ("layer.set_weight_(W)", "layer.reset_parameters()", "layer.to_dense()"):
             assert name in str(caught.value)
         assert before.keys() == made.state_dict().keys()
         assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
