@@ -10,7 +10,7 @@ import torch
 
 from tnlayers.backend import devices, rate_tables
 from tnlayers.ops import contraction
-from tnlayers.planning import choose, options, plan, search_space
+from tnlayers.planning import choose, core_contractions, options, plan, search_space
 
 # The tensors here are tiny: threads only wait for each other, and the runner keeps the cores busy with several tests.
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ def _collector_ignores_what_is_there():
 
 
 def _forget_plans():
-    for module in (choose, options, plan, search_space, contraction):
+    for module in (choose, core_contractions, options, plan, search_space, contraction):
         for value in vars(module).values():
             getattr(value, "cache_clear", lambda: None)()
 

@@ -219,6 +219,7 @@ def _scale(rows: Rows, conv: str, processes: str, way: str, column: str) -> str:
 
 FIGURES: dict[str, Callable[..., str]] = {
     "speed/max": lambda rows, other, only="": f"{_ratios(rows, other, only).max():.2f}",
+    "speed_kinds/max": lambda rows, other, only="": f"{_ratios(rows, other, only).max():.2f}",
     "speed/range": lambda rows, other, only="": _span([*_ratios(rows, other, only)], "{:.2f}"),
     "speed/above": _above,
     "speed/largest": lambda rows, column: f"{max(float(row[column]) for row in rows):.1f}",

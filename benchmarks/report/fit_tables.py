@@ -66,3 +66,27 @@ def fits(rows: Rows) -> str:
     ]
     header = ["family", "keep", "mean error", "error / best peer's", "kernels with a peer", "refusals", "seconds"]
     return f"{markdown(header, table)}\n\n{source(rows)}"
+
+
+def encoder(rows: Rows) -> str:
+    """Return cosines of embeddings to the original ones, and how often a text is found, by format and keep ratio."""
+    plain = {row["keep"]: 1 - float(row["cosine"]) for row in rows if row["format"] == "svd"}
+    table = []
+    for row in rows:
+        lost, least = 1 - float(row["cosine"]), plain.get(row["keep"])
+        table.append(
+            [
+                row["format"],
+                row["keep"],
+                {"True": "inputs", "False": "weights"}.get(row["calibrated"], ""),
+                f"{int(row['parameters']):,}",
+                f"{int(row['parameters']) / int(row['dense_parameters']):.1%}",
+                f"{float(row['cosine']):.3f}",
+                "" if least is None else f"{lost:.3f}",
+                "" if least is None else f"{lost / least:.2f}",
+                f"{float(row['found']):.1%}",
+            ]
+        )
+    header = ["format", "keep", "fitted to", "parameters of the linear layers", "of dense"]
+    header += ["cosine", "cosine lost", "lost / SVD's", "texts found"]
+    return f"{markdown(header, table)}\n\n{source(rows)}"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.common.rows import REPOSITORY, Rows, read_csv
 from benchmarks.report.figures import figure
-from benchmarks.report.fit_tables import compress, fits
+from benchmarks.report.fit_tables import compress, encoder, fits
 from benchmarks.report.headline import headline
 from benchmarks.report.markdown import ReportError
 from benchmarks.report.prose import numbers_by_hand, prose_of
@@ -53,6 +53,7 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "planning": planning,
     "compress": compress,
     "fits": fits,
+    "encoder": encoder,
     "depth": depth,
     "init_scale": init_scale,
     "construct": construct,

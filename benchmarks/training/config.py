@@ -135,6 +135,7 @@ class Config:
             ("cutmix", 0 <= self.cutmix <= 1, "it must be from 0 to 1"),
             ("rank", self.rank is None or self.conv != DENSE, "dense convolutions have none"),
             ("rank_schedule", not self.rank_schedule or self.conv != DENSE, "dense convolutions have no ranks"),
+            ("rank_schedule", not self.rank_schedule or self.epochs > 1, "one epoch would not train the last ranks"),
             ("rank_schedule", self.rank_schedule is None or 0 < self.rank_schedule <= 1, "it must be in (0, 1]"),
             (
                 "rank_schedule",

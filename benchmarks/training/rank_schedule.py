@@ -24,7 +24,7 @@ class RankSchedule:
         model: its network, with the ranks that it starts with.
 
     Raises:
-        ConfigError: the network starts with fewer parameters than it shall end with.
+        ConfigError: the network starts with fewer parameters than it shall end with, or has more at ranks of one.
     """
 
     def __init__(self, config: Config, model: nn.Module) -> None:
@@ -36,6 +36,13 @@ class RankSchedule:
             raise ConfigError(
                 f"rank_schedule is {self.last:g}, but the network starts with {self.first:.3g} of the dense "
                 "parameters: give a larger rank"
+            )
+
+        least = sum(layer.network.resize(dict.fromkeys(layer.rank, 1)).num_params for layer in self.layers.values())
+        if int(self.last * dense) < least:
+            raise ConfigError(
+                f"rank_schedule is {self.last:g}, but ranks of one have {least / dense:.3g} of the dense parameters: "
+                "give a larger share"
             )
 
     def keep(self, epoch: int) -> float:

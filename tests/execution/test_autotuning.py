@@ -16,7 +16,7 @@ from tnlayers.__main__ import main
 from tnlayers.backend import progress, rate_tables
 from tnlayers.execution import autotuning
 from tnlayers.planning import tuned
-from tnlayers.planning.choose import LIMIT, _dense, plan
+from tnlayers.planning.choose import LIMIT, _dense, _search, plan
 from tnlayers.planning.setting import Setting
 
 SHAPE = 2, 8, 6, 6
@@ -258,7 +258,7 @@ def test_a_kept_order_keeps_the_limit_of_memory(folder):
     """Named, an order runs whatever memory it takes; under 'auto' it does not."""
     module, shape = tnlayers.TRConv2d(4, 4, 3, padding=1, rank=12), (4, 4, 16, 16)
     setting, planned = module._setting(shape), order_of(module, shape)
-    limit = LIMIT * _dense(module.network, module.geometry, setting)
+    limit = LIMIT * _dense(_search(module.network, module.geometry, setting, "auto", "auto").pricing)
     found = plan(module.network, module.geometry, setting, "0 > 1 > 2")
     assert found.peak > limit
     name = tuned.key(module.network, module.geometry, setting, "auto")

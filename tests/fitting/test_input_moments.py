@@ -351,3 +351,71 @@ def test_moments_are_kept_only_where_ranks_are_chosen_by_them(monkeypatch):
     for options, count in (({}, 0), ({"rank": None, "budget": {"params": 0.5}}, 3)):
         calibrated(PLAIN, [torch.randn(2, 8, 6, 6)], **options)
         assert len(seen) == count
+
+
+# ------------------------------------------------------------------ large models: streams, and runs that end early
+
+
+@pytest.mark.parametrize(("geometry", "shape"), [(Geometry(6, 4, ()), (24, 3, 6)), (Geometry(6, 4, (3,)), (24, 6, 9))])
+def test_streamed_moments_are_those_of_one_batch(geometry, shape):
+    old, new = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
+    wanted = second_moments([(old, new)], geometry)
+    found = second_moments(zip(old.split(5), new.split(5), strict=True), geometry)
+    for some, others in zip(found, wanted, strict=True):
+        torch.testing.assert_close(some, others, rtol=1e-10, atol=1e-10)
+
+
+class Attention(nn.Module):
+    """Three projections of one tensor, as in a transformer, and a count of the runs that come to the last layer."""
+
+    def __init__(self, inplace=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.inplace, self.begun, self.ended = inplace, 0, 0
+
+    def forward(self, x):
+        self.begun += 1
+        x = x + 1
+        query = self.query(x)
+        if self.inplace:
+            x.mul_(2)  # now the others get other values, in the same memory
+        key, value = self.key(x), self.value(x)
+        y = self.out((query @ key.mT).softmax(-1) @ value)
+        self.ended += 1
+        return y
+
+
+def attention(inplace=False):
+    model = Attention(inplace)
+    batches = [torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+    report = tnlayers.tensorize_(model, tnlayers.TensorizeConfig("tucker", rank=3), calibration=batches)
+    assert {row.reason for row in report.layers} == {"fitted, to its inputs"}
+    return model
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_layers_of_one_input_share_their_runs_and_runs_end_at_the_layer(inplace, monkeypatch):
+    shared = attention(inplace)
+    groups = 3 if inplace else 2  # of layers with the same input
+    assert (shared.begun, shared.ended) == (2 * (1 + 2 * groups), 2)
+    monkeypatch.setattr("tnlayers.backend.observe._state", lambda _: None)
+    alone = attention(inplace)
+    assert alone.begun == 2 * (1 + 2 * 4)
+    assert torch.equal(cores(shared), cores(alone))
+
+
+def test_runs_of_a_layer_that_is_called_twice_do_not_end_at_it():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.ended = nn.Linear(8, 8), 0
+
+        def forward(self, x):
+            y = self.layer(self.layer(x).relu())
+            self.ended += 1
+            return y
+
+    model = Twice()
+    tnlayers.tensorize_(model, tnlayers.TensorizeConfig("tucker", rank=3), calibration=[torch.randn(3, 8)] * 2)
+    assert model.ended == 2 * (1 + 2)

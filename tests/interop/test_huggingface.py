@@ -298,6 +298,39 @@ def test_parts_and_copies(tmp_path):
     assert_same(loaded(whole, tmp_path / "clip"), whole, inputs)
 
 
+@pytest.mark.parametrize("plain", [(), ("hh",), ("ih", "hh")])
+def test_recurrent_layers(plain, tmp_path):
+    """Of a model with two of nn.LSTM, in its encoder and decoder."""
+    torch.manual_seed(0)
+    config = transformers().EncodecConfig(
+        hidden_size=8, num_filters=4, upsampling_ratios=[2], codebook_size=8, codebook_dim=8, num_residual_layers=1,
+    )  # fmt: skip
+    model = transformers().EncodecModel(config).eval()
+    dense = [name for name, module in model.named_modules() if isinstance(module, nn.LSTM)]
+    assert len(dense) == 2
+    for name in dense:
+        made = tnlayers.TTLSTM.from_lstm(model.get_submodule(name), rank=2, decompose=False, plain=plain)
+        model.set_submodule(name, made)
+    register_with_transformers(model)
+    model.save_pretrained(tmp_path)
+    again = loaded(model, tmp_path)
+    mine, theirs = model.state_dict(), again.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    x = torch.randn(5, 1, 2, model.get_submodule(dense[0]).input_size)
+    for name in dense:
+        here, there = model.get_submodule(name), again.get_submodule(name)
+        assert type(there) is tnlayers.TTLSTM
+        assert torch.equal(here(x[:, 0])[0], there(x[:, 0])[0])
+        assert [type(part) for part in here.parts.values()] == [type(part) for part in there.parts.values()]
+    again.save_pretrained(tmp_path / "again")
+    assert described(tmp_path / "again") == described(tmp_path)
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in (tmp_path, tmp_path / "again"))
+    assert first == second
+    with pytest.raises(ValueError, match=r"lstm': the file has TTLSTM.*num_layers=2.*but the model has LSTM"):
+        type(model).from_pretrained(tmp_path, num_lstm_layers=1)
+
+
 def test_layers_that_came_about_otherwise(tmp_path):
     torch.manual_seed(0)
     model, inputs = bert()

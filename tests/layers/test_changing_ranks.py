@@ -308,3 +308,54 @@ def test_a_frozen_layer_stays_frozen_with_new_weights():
         assert layer.frozen
         torch.testing.assert_close(layer(x), layer.to_conv()(x), rtol=0, atol=1e-10)
     testing.assert_same_function(layer, x)
+
+
+@pytest.mark.parametrize("limit", [0.0, 3e-9, 1e-7])
+def test_an_error_below_that_of_float32_is_kept(limit):
+    layer = tnlayers.TTLinear(16, 16, in_shape=(4, 4), out_shape=(4, 4), rank=16, dtype=torch.float64)
+    with torch.no_grad():
+        layer.set_weight_(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double())
+        for core in layer.cores:
+            core.mul_(10.0 ** -torch.arange(core.shape[-1]))
+    before = layer.weight
+    assert layer.truncate_(error=limit) <= max(limit, 1e-13)
+    assert (layer.weight - before).norm() <= max(limit, 1e-13) * before.norm()
+
+
+def test_it_works_in_inference_mode_and_under_another_default_device():
+    layer, x = made(), torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    with torch.inference_mode(), torch.device("meta"):
+        layer.truncate_(rank=2)
+        layer.grow_(rank=3)
+    layer(x).sum().backward()
+    assert all(core.grad is not None for core in layer.cores)
+
+
+def test_a_tied_output_follows_its_embedding():
+    embedding = tnlayers.TTEmbedding(90, 16, rank=6, dtype=torch.float64)
+    head, x = tnlayers.TiedLinear(embedding), torch.randn(3, 16, dtype=torch.float64)
+    twin = copy.deepcopy(nn.ModuleList([embedding, head]))
+    for change in (lambda layer: layer.truncate_(2), lambda layer: layer.grow_(4)):
+        for one, other in ((embedding, head), twin):
+            other(x)
+            change(one)
+            torch.testing.assert_close(other(x), x @ one.weight.T, rtol=0, atol=1e-10)
+            assert other.network.sizes["r1"] == one.rank["r1"]
+    embedding.rank_dropout = 0.9
+    rows = []
+    for call in (lambda: head(x), lambda: x @ embedding(torch.arange(90)).T):
+        torch.manual_seed(0)
+        rows.append(call())
+    torch.testing.assert_close(*rows, rtol=0, atol=1e-10)
+    assert not torch.allclose(rows[0], x @ embedding.weight.T)
+    nn.ModuleList([embedding, head]).eval()
+    torch.testing.assert_close(head(x), x @ embedding.weight.T, rtol=0, atol=1e-10)
+
+
+def test_momentum_of_scaled_steps_is_not_taken_for_gradients():
+    layer = made()
+    optimizer = torch.optim.RMSprop(layer.parameters(), lr=1e-3, momentum=0.9)
+    loss(layer).backward()
+    optimizer.step()
+    layer.truncate_(rank=2, optimizer=optimizer)
+    assert {*map(id, optimizer.state)} == {id(layer.bias)}

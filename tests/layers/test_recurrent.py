@@ -447,7 +447,11 @@ def test_a_replica_of_data_parallel_trains(strategy, monkeypatch):
     """Its parameters are plain attributes, so that it has none; its plans are nevertheless those of training."""
     replication = sys.modules["torch.nn.parallel.replicate"]
     monkeypatch.setattr(replication, "_get_device_index", lambda device, *_: device)
-    monkeypatch.setattr(replication, "_broadcast_coalesced_reshape", lambda each, *_, **__: [[x.clone() for x in each]])
+    monkeypatch.setattr(
+        replication,
+        "_broadcast_coalesced_reshape",
+        lambda tensors, *_, **__: [[each.view_as(each) for each in tensors]],
+    )
     layer = tnlayers.TTLSTM(INPUT, HIDDEN, rank=2, plain=("hh",), strategy=strategy, dtype=torch.float64)
     (replica,) = replication.replicate(layer, [0])
     assert not [*replica.parameters()]

@@ -131,7 +131,7 @@ def test_a_cpus_derived_rates_choose_plans_near_those_of_its_measured_ones(capab
         search, best, recompute = searched(network, geometry, setting, measured)
         _, other, _ = searched(network, geometry, setting, estimated)
         there = search.pricing.price(other.path)
-        limit = choose.LIMIT * choose._dense(network, geometry, setting)
+        limit = choose.LIMIT * choose._dense(search.pricing)
         again = choose._within(search.pricing, there, limit) if row["mode"] == "train" else None
         seconds = there.seconds + (again.seconds if again else 0)
         ratios.append(seconds / (best.seconds + recompute.seconds))

@@ -131,17 +131,29 @@ def test_a_budget_of_parameters_is_kept_and_used(name, decompose):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_budget_tries_the_networks_and_flops_of_the_layers(name):
     """Of the layers that would be made, for a rank that a search tries."""
-    for module, size in ((nn.Conv2d(8, 16, 3, groups=2), (6, 6)), (nn.Linear(16, 12), ())):
-        site = LayerSite(module, ("0",), [], shapes=[(4, module.weight.shape[1] * getattr(module, "groups", 1), *size)])
+    for module, shape in (
+        (nn.Conv2d(8, 16, 3, groups=2), (4, 8, 6, 6)),
+        (nn.Linear(16, 12), (4, 16)),
+        (nn.Embedding(23, 12), (4,)),
+    ):
+        site = LayerSite(module, ("0",), [], shapes=[shape])
         site.settings = {"format": name, "options": {}, "decompose": False, "rank": None}
-        candidate = _candidate(site, "flops")
+        params = _candidate(site, "params")
         for rank in (1, 2, 0.9):
-            network, free = candidate.build(rank)
             layer = site.make(rank)
-            assert network == layer.network
-            assert free == layer.rank
-            assert candidate.build(free)[0] == network
-            assert candidate.cost(network) == fewest_flops(layer, site.shapes, "cpu")
+            network, free = params.build(rank)
+            assert (network, free) == (layer.network, layer.rank)
+            assert params.build(free)[0] == network
+            assert params.cost(network) == sum(core.numel() for core in layer.cores)
+            if site.called:
+                assert _candidate(site, "flops").cost(network) == fewest_flops(layer, site.shapes, "cpu")
+
+
+def test_flops_of_rows_are_those_of_their_look_up():
+    """A layer that looks rows up has plans of its own kind, not those of a matrix product."""
+    layer = tnlayers.TTEmbedding(64, 32, rank=4, device="meta")
+    for network in (None, layer.network):
+        assert fewest_flops(layer, [(4, 8)], "cpu", network) == layer.flops((4, 8))
 
 
 def test_a_budget_of_flops_is_kept():

@@ -103,3 +103,27 @@ def test_arguments_are_checked():
     nn.utils.parametrize.register_parametrization(model[0].cores, "0", nn.Identity())
     with pytest.raises(TypeError, match="cores of 0 are parametrized"):
         load_dense_(model, dense().state_dict())
+
+
+class Language(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(24, 8)
+        self.body = nn.LSTM(8, 8, bidirectional=True, proj_size=4)
+        self.head = nn.Linear(8, 24)
+        self.head.weight = self.embedding.weight
+
+
+def test_weights_of_recurrent_and_of_tied_layers_have_the_dense_models_names():
+    torch.manual_seed(0)
+    model = Language().double()
+    state = copy.deepcopy(model.state_dict())
+    model.embedding = tnlayers.TTEmbedding(24, 8, rank=64, dtype=torch.float64)
+    model.head = tnlayers.TiedLinear(model.embedding, bias=True)
+    model.body = tnlayers.TRLSTM(8, 8, bidirectional=True, proj_size=4, rank=8, dtype=torch.float64)
+    report = load_dense_(model, state, workers=1)
+    assert len(report.layers) == 7
+    assert max(row.error for row in report.layers) < 1e-5
+    torch.testing.assert_close(model.head.weight, state["head.weight"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.body.to_dense().weight_hr_l0, state["body.weight_hr_l0"], rtol=0, atol=1e-5)
+    assert torch.equal(model.body.bias_ih_l0, state["body.bias_ih_l0"])

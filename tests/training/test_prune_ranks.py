@@ -202,6 +202,7 @@ def shared():
         ({"batches": []}, "batches is empty"),
         ({"loss": None}, "loss is None; it must be a function"),
         ({"loss": lambda model, batch: model(batch[0])}, "it must return a tensor with one entry"),
+        ({"loss": lambda model, batch: torch.ones(2, 3)}, r"loss returned a tensor of shape \(2, 3\); it must"),
         ({"loss": lambda model, batch: torch.ones(())}, "loss returned a tensor without a gradient"),
         ({"loss": lambda model, batch: model[0](batch[0]).sum()}, "no batch reaches 2; leave it out by include"),
         ({"loss": lambda model, batch: model(batch[0]).sum() * math.inf}, "a gradient of 0 is not finite"),

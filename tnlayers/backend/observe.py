@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -46,6 +46,38 @@ def input_of(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor | N
     return x if isinstance(x, Tensor) else None
 
 
+class Seen(BaseException):
+    """Raised by an observer to end a run: all that was wanted of it has been seen."""
+
+
+class InputNumbers:
+    """Numbers of inputs. One that follows another with the same values in the same memory gets the other's number.
+
+    Example:
+        >>> number, x = InputNumbers(), torch.ones(3)
+        >>> number(x), number(x.detach()), number(x[:2]), number(x), number(x.add_(1))
+        (0, 0, 1, 2, 3)
+    """
+
+    def __init__(self) -> None:
+        self.number, self.state = -1, None
+        self.last: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> int:
+        """Return the number of the next input."""
+        before, self.state = self.state, _state(x)
+        self.number += self.state is None or self.state != before
+        self.last = x  # stays alive, so that no other input gets its memory before the comparison
+        return self.number
+
+
+def _state(x: Tensor) -> Any:
+    """Return memory, shape and number of writes; None if unknown."""
+    if x.is_inference() or not x.data_ptr():
+        return None
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, x._version
+
+
 def observe(
     model: nn.Module,
     layers: Iterable[nn.Module],
@@ -62,7 +94,7 @@ def observe(
         model: any module.
         layers: layers to observe.
         examples: one argument of ``run`` for each run.
-        see: called with a layer and its input, at each call of the layer.
+        see: called with a layer and its input, at each call of the layer. If it raises ``Seen``, the run ends there.
         stand_ins: modules that compute the outputs of layers in their place.
 
     Raises:
@@ -86,7 +118,8 @@ def observe(
     try:
         with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for example in examples:
-                run_on_copy(model, example)
+                with suppress(Seen):
+                    run_on_copy(model, example)
     finally:
         for handle in handles:
             handle.remove()

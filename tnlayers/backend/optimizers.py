@@ -13,6 +13,8 @@ GRADIENTS = {"momentum_buffer", "exp_avg", "grad_avg"}
 """Names of optimizers' buffers that are sums of gradients."""
 SQUARES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
 """Names of buffers that are sums of squared gradients."""
+STEPS = {"momentum_buffer"}
+"""Names of buffers that are sums of steps instead of gradients if the optimizer divides by SQUARES first."""
 
 
 def check_exchange(optimizer: Any, parameters: Sequence[Tensor]) -> None:
@@ -76,9 +78,10 @@ def _moved(
 ) -> dict[str, Any]:
     """Return the state of the new parameter; empty if it has a buffer of unknown meaning."""
     moved: dict[str, Any] = {}
+    known = (GRADIENTS | SQUARES) - (STEPS if SQUARES.intersection(state) else set())
     for name, value in state.items():
         buffer = isinstance(value, Tensor) and value.dim() > 0
-        if buffer and (value.shape != old.shape or name not in GRADIENTS | SQUARES):
+        if buffer and (value.shape != old.shape or name not in known):
             return {}
         moved[name] = place(move(whole(value), name in SQUARES).to(value), new) if buffer else value
     return moved

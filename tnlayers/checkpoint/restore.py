@@ -11,8 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tnlayers.checkpoint.file import Content, join
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.description import about_layer, build, check_replaces, describe
-from tnlayers.layers.recurrent_description import outline_recurrent
-from tnlayers.spec.recurrence import KINDS as KINDS_OF_WEIGHTS
+from tnlayers.layers.recurrent_description import with_plain_weights
 from tnlayers.tensorize.held_outside import held
 
 _PARALLEL = DataParallel, DistributedDataParallel
@@ -64,13 +63,10 @@ def _recurrent(model: nn.Module, modules: Mapping[str, tuple[str, nn.Module]], c
         if description != content.recurrent[twin]:
             raise ValueError(f"{twin!r} and {name!r} are one module in the model, but differ in the file")
         with about_layer(name):
-            cls, options, arguments = outline_recurrent(description)
-            theirs = f"{cls.__name__}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
-            if not isinstance(old, cls.dense_type | cls) or cls._arguments(old) != arguments:
-                raise ValueError(f"the file has {theirs}, but the model has {old}")
+            new = with_plain_weights(description, old)
             _refuse_hooks(old)
-            if not isinstance(old, cls):
-                made[old] = cls.from_dense(old, plain=KINDS_OF_WEIGHTS, **options)
+            if new is not old:
+                made[old] = new
     _refuse_held(model, {old: [] for old in made}, first)  # torch's layer holds its own parameters in a list
     return _place(model, modules, made)
 

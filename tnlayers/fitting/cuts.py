@@ -69,7 +69,7 @@ def _unfolded(network: TensorNetwork, kernel: Tensor, measure: Callable[[Tensor]
             continue
         if (side := math.prod(network.shape(rows))) > LARGEST_SIDE:
             raise ValueError(
-                f"an unfolding of the kernel has sides of at least {side}, of which an energy or budget needs "
+                f"an unfolding of the kernel has sides of at least {side}, of which an energy, a budget or vbmf needs "
                 f"the singular values; at most {LARGEST_SIDE} are taken, so give this layer a rank"
             )
         unfolding = frozenset(rows + blocks)
@@ -105,7 +105,7 @@ def _raised(network: TensorNetwork, free: Sequence[str], needs: Sequence[tuple[A
         while raised and fixed * math.prod(sizes[bond] for bond in raised) < needed:
             sizes[min(raised, key=sizes.__getitem__)] += 1
     # A network checks its axes and sizes, so none is made if nothing changed.
-    return network if all(network.sizes[bond] == size for bond, size in sizes.items()) else network.resize(sizes)
+    return network if network.shape(sizes) == (*sizes.values(),) else network.resize(sizes)
 
 
 def by_energy(network: TensorNetwork, free: Sequence[str], kernel: Tensor, energy: float) -> dict[str, int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tnlayers.backend.torch_state import own_precision
+from tnlayers.fitting.blocks import block_fit
 from tnlayers.fitting.decomposition import Decomposition, network_of
 from tnlayers.fitting.gauge import level
 from tnlayers.fitting.matrices import matrix_fit
@@ -57,10 +58,11 @@ def decompose(
     five axes, all axes but the first are input axes, and there is no kernel. If the text of a network has as many dense
     axes as the tensor, they are the tensor's axes, in the order o1, o2, ..., i1, i2, ..., d, h, w.
 
-    Kernels that are matrices between two cores get their best fit at once. Other trees and rings start from singular
-    value decompositions. Networks that are not trees have several starts. The alternating least squares never end above
-    the error of their start. Large kernels are multiplied in float32 but for the last sweeps. Long fits are logged to
-    ``logging.getLogger("tnlayers")`` at level INFO.
+    Kernels that are matrices between two cores, or consist of such blocks, get their best fit at once. With moments,
+    such blocks are fitted in turn. Other trees and rings start from singular value decompositions. Networks that are
+    not trees have several starts. The alternating least squares never end above the error of their start. Large kernels
+    are multiplied in float32 but for the last sweeps. Long fits are logged to ``logging.getLogger("tnlayers")`` at
+    level INFO.
 
     Memory, in float64: five times the kernel; per start twice the cores; the largest intermediate tensor, a kernel with
     an axis replaced by bonds; matrices of side ``DIRECT``, and of side ``SIDE`` in ``tnlayers.fitting.starts``. No Gram
@@ -144,7 +146,7 @@ def _fit(
     if is_large_sum(network, target):
         count = min(count, TERMS)
     if metric is None:
-        best = matrix_fit(network, target, generator)
+        best = matrix_fit(network, target, generator) or block_fit(network, target, generator)
         if best:
             return balance(best)
         return race(Objective(network, target), [*begin, *starts(network, target, generator)], count)
@@ -157,6 +159,8 @@ def _fit(
         axes = inputs + network.kernel
         return race(Objective(network, target, metric.reshape(2 * network.shape(axes)), axes), [cores], POLISH)
     (home, *others) = [k for k, core in enumerate(network.cores) if not set(core).isdisjoint(inputs)]
+    if best := block_fit(network, target, generator, metric):
+        return balance(best)
     if others:
         objective = Objective(network, target, metric.reshape(*shape, *shape), inputs)
         return race(objective, starts(network, target, generator), count)

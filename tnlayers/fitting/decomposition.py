@@ -102,7 +102,7 @@ def _format(form: Any, options: Mapping[str, Any]) -> Format:
             f"network is {form!r}; it must be a format's name ({', '.join(FORMATS)}), a format, a network's text such "
             "as 'i r, r o', or a tnlayers.TensorNetwork"
         )
-    return form.of(options, "decompose", "rank, energy, in_shape, out_shape, moments, start, seed")
+    return form.of(options, "decompose", "rank, in_shape, out_shape, moments, start, seed")
 
 
 def _shapes(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tnlayers.backend.observe import observe
+from tnlayers.backend.observe import Seen, observe
 from tnlayers.backend.torch_state import own_precision
 from tnlayers.fitting.metric import damped
 from tnlayers.spec.geometry import Geometry
@@ -117,18 +117,32 @@ def follow(kernel: Tensor, own: Tensor, cross: Tensor) -> Tensor:
 
 
 def pairs(
-    model: nn.Module, layer: nn.Module, stand_ins: Mapping[nn.Module, nn.Module], examples: Iterable[Any]
+    model: nn.Module,
+    layer: nn.Module,
+    stand_ins: Mapping[nn.Module, nn.Module],
+    examples: Iterable[Any],
+    once: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a layer's inputs in runs of the original model, and with the modules ``stand_ins`` in place."""
+    """Yield a layer's inputs in runs of the original model, and with the modules ``stand_ins`` in place.
+
+    Runs end at the layer if it is called ``once`` in each of them.
+    """
     for example in examples:
-        before, now = (_inputs(model, layer, example, others) for others in ({}, stand_ins))
+        before, now = (_inputs(model, layer, example, others, once) for others in ({}, stand_ins))
         # If control flow depends on values, the inputs may not correspond. Then use the new ones for both.
         same = [x.shape for x in before] == [x.shape for x in now]
         yield from zip(before if same else now, now, strict=True)
 
 
-def _inputs(model: nn.Module, layer: nn.Module, example: Any, stand_ins: Mapping[nn.Module, nn.Module]) -> list[Tensor]:
+def _inputs(
+    model: nn.Module, layer: nn.Module, example: Any, stand_ins: Mapping[nn.Module, nn.Module], once: bool
+) -> list[Tensor]:
     found: list[Tensor] = []
-    # Copy, because later modules may write into them in place.
-    observe(model, [layer], [example], lambda _, x: found.append(x.clone()), stand_ins)
+
+    def see(_: nn.Module, x: Tensor) -> None:
+        found.append(x if once else x.clone())  # a copy, because later modules may write into it in place
+        if once:
+            raise Seen
+
+    observe(model, [layer], [example], see, stand_ins)
     return found

@@ -51,8 +51,8 @@ def matrix_fit(network: TensorNetwork, target: Tensor, generator: Generator) -> 
         return None
     short = tuple(axis for k in found for axis in dense[k])
     matrix = target.permute(permutation(network.dense_axes, (*dense[long[0]], *dense[long[1]], *short)))
-    parts = _truncated(matrix.reshape(lengths), len(pairs))
-    for side, (k, part, index) in enumerate(zip(long, parts, pairs.T, strict=True)):
+    left, right = truncated(matrix.reshape(lengths), len(pairs))
+    for side, (k, part, index) in enumerate(zip(long, (left.mT, right), pairs.T, strict=True)):
         whole = torch.randn(sizes[side], lengths[side], generator=generator, dtype=target.dtype, device="cpu").to(part)
         whole *= PADDING * part.square().mean().sqrt()
         # Of indices beyond the kernel's rank, one side is zero and the other is not: so both learn.
@@ -91,12 +91,21 @@ def _joined(network: TensorNetwork, found: dict[int, Tensor], sides: list[Axes],
     return contract(values, bonds, sides[0] + tuple(twins.values())).reshape(sizes).nonzero()
 
 
-def _truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the leading singular vectors as rows, each pair scaled by the root of its singular value."""
-    tall = matrix.shape[0] > matrix.shape[1]
+def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return factors (..., rows, rank) and (..., rank, columns) of the best fits to matrices, equal in norm.
+
+    Each pair of singular vectors is scaled by the root of its singular value.
+
+    Example:
+        >>> left, right = truncated(torch.diag(torch.tensor([4.0, 1.0])), 1)
+        >>> left @ right
+        tensor([[4., 0.],
+                [0., 0.]])
+    """
+    tall = matrix.shape[-2] > matrix.shape[-1]
     wide = matrix.mT if tall else matrix
-    vectors = torch.linalg.eigh(wide @ wide.mT)[1].flip(1)[:, :rank].mT
-    others = vectors @ wide
-    scale = others.norm(dim=1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
-    sides = vectors * scale, others / scale
-    return (sides[1], sides[0]) if tall else sides
+    vectors = torch.linalg.eigh(wide @ wide.mT)[1].flip(-1)[..., :rank]
+    others = vectors.mT @ wide
+    scale = others.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
+    sides = vectors * scale.mT, others / scale
+    return (sides[1].mT, sides[0].mT) if tall else sides

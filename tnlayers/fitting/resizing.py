@@ -15,7 +15,9 @@ from tnlayers.ops.contraction import reconstruct
 from tnlayers.spec.network import TensorNetwork
 
 LOSSLESS = 1e-12
-"""Share of the squared norm that is always cut: singular values of zero, up to rounding."""
+"""Share of the squared norm that an unfolding loses even if all energy is kept: zeros, up to the cores' rounding."""
+ROUNDING = 1e-28
+"""The same if an error is given, which may be below the cores' rounding: zeros, up to that of float64."""
 FINER = 0.5
 """Factor between the losses for which ranks are tried, if the ranks follow from an error and each must be fitted."""
 TRIED = 40
@@ -166,9 +168,9 @@ def _rule(
         nonlocal left, bonds
         if bond not in free:
             return network.sizes[bond]
-        share = 1 - energy if energy is not None else left / bonds
+        share = max(1 - energy, LOSSLESS) if energy is not None else max(left / bonds, ROUNDING)
         beyond = squares.flip(0).cumsum(0).flip(0) / total
-        rank = int((beyond > max(share, LOSSLESS)).sum())
+        rank = int((beyond > share).sum())
         left, bonds = left - (float(beyond[rank]) if rank < len(beyond) else 0.0), bonds - 1
         return rank
 

@@ -109,7 +109,9 @@ class _Rounding:
         self.total = self.lost = 0.0
         count = torch.Size(network.shape(self.common)).numel()
         self.legs = {
-            (k, bond): torch.eye(network.sizes[bond]).to(values[k]).expand(count, -1, -1)
+            (k, bond): torch.eye(network.sizes[bond], dtype=values[k].dtype, device=values[k].device).expand(
+                count, -1, -1
+            )
             for bond, pair in self.links.items()
             for k in pair
         }

@@ -38,9 +38,9 @@ than zeros make every tap real.
 borders :math:`T_{fwd}` is :math:`\prod K/s` and :math:`T_{bwd}` is :math:`\prod K`. In a linear layer both are 1.
 
 **The rule.** fan_in = :math:`C_{in}/g \cdot T_{fwd}`, fan_out = :math:`C_{out}/g \cdot T_{bwd}`, fan_avg their mean.
-The target is :math:`\mathrm{Var}(W) = gain^2 / fan`. (1) is solved for the :math:`\sigma_k`, either all equal (the
-paper's split) or such that all cores have the same expected norm. It is solved in logarithms, so a hundred cores do not
-overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
+The target is :math:`\mathrm{Var}(W) = gain^2 / fan`, or a given :math:`std^2`. (1) is solved for the
+:math:`\sigma_k`, either all equal (the paper's split) or such that all cores have the same expected norm. It is solved
+in logarithms, so a hundred cores do not overflow. With one core and stride 1 this is Kaiming's and Xavier's rule.
 """
 
 import math
@@ -56,6 +56,8 @@ from tnlayers.spec.network import TensorNetwork
 FAN_MODES = ("fan_in", "fan_out", "fan_avg")
 DISTRIBUTIONS = ("normal", "truncated_normal", "uniform", "orthogonal")
 SPLITS = ("equal", "balanced")
+SCALE = ("mode", "nonlinearity", "param", "input_size")
+"""Fields of ``Init`` that say how large the kernel is, unless ``std`` does."""
 # Names that torch.nn.init.calculate_gain documents. Only for the error message: torch's ValueError decides.
 NONLINEARITIES = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu", "conv1d", "conv2d", "conv3d")
 
@@ -86,7 +88,8 @@ class Init:
         typical: make the mean logarithm of the gain zero over smooth rectified inputs, instead of the logarithm of the
             mean, which is larger. Estimated from random inputs at each draw.
         input_size: spatial size of the layer's input. If given, taps at the border are counted exactly.
-        std: standard deviation of the kernel's entries, in place of the rule of mode, nonlinearity and param.
+        std: standard deviation of the kernel's entries, in place of the rule of mode, nonlinearity, param and
+            input_size, which must then have their defaults.
 
     Raises:
         TypeError, ValueError: an argument is not as above. The message names it.
@@ -137,7 +140,7 @@ class Init:
         if not 0 < self.std < math.inf:
             raise ValueError(f"std is {self.std!r}; it must be positive and finite")
         object.__setattr__(self, "std", float(self.std))
-        for name in ("mode", "nonlinearity", "param"):
+        for name in SCALE:
             if (value := getattr(self, name)) != getattr(type(self), name):
                 raise ValueError(f"{name} is {value!r}, but std is {self.std!r} and takes its place; give one of them")
 
@@ -207,7 +210,7 @@ def solve(network: TensorNetwork, geometry: Geometry, init: Init = Init()) -> Va
     Args:
         network: contracts to shape ``(out_channels, in_channels / groups, *kernel_size)``.
         geometry: the convolution.
-        init: mode, nonlinearity and split. The distribution is not used.
+        init: mode and nonlinearity, or std; and split. The distribution is not used.
 
     Returns:
         Variance: one standard deviation per core, and the quantities they follow from.

@@ -13,7 +13,7 @@ transformers is optional and takes seconds to import, so it is imported only whe
 import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,11 +22,14 @@ from torch import Tensor, nn
 
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.description import about_layer, build, check_replaces, describe, exactly
+from tnlayers.layers.recurrent_base import TensorRecurrent
+from tnlayers.layers.recurrent_description import describe_recurrent, with_plain_weights
 from tnlayers.layers.registry import EVERY_KIND
 
 METHOD = "tnlayers"
 """The method by which transformers knows our quantizer."""
 VERSION = 1
+_OURS = TensorLayer, TensorRecurrent
 _CONFIG, _QUANTIZER = "TensorLayersConfig", "TensorLayersQuantizer"
 
 
@@ -61,6 +64,7 @@ class _Config:
 
     Attributes:
         layers: mappings with "layer", a description, and "names", the modules that it describes.
+        recurrent: descriptions of recurrent layers, whose weights are among ``layers``, by name.
         tied: by the name of a parameter that is not in the file, the name of the one that it is.
     """
 
@@ -70,14 +74,17 @@ class _Config:
         version: int = VERSION,
         layers: Sequence[Any] = (),
         tied: Mapping[str, str] | None = None,
+        recurrent: Mapping[str, Any] | None = None,
     ) -> None:
         if type(version) is not int or not 1 <= version <= VERSION:
             raise ValueError(f"quantization_config has version {version!r}; this library reads up to {VERSION}")
         if not isinstance(layers, list | tuple):
             raise TypeError(f"layers is {layers!r}; it must be a list of descriptions")
-        if not isinstance(tied, dict | None):
-            raise TypeError(f"tied is {tied!r}; it must be a mapping of names")
-        self.quant_method, self.version, self.tied = quant_method, version, dict(tied or {})
+        for key, value in (("tied", tied), ("recurrent", recurrent)):
+            if not isinstance(value, dict | None):
+                raise TypeError(f"{key} is {value!r}; it must be a mapping of names")
+        self.quant_method, self.version = quant_method, version
+        self.tied, self.recurrent = dict(tied or {}), dict(recurrent or {})
         self.layers = [exactly("layers", each, ("names", "layer")) for each in layers]
 
 
@@ -97,41 +104,46 @@ class _Quantizer:
             return None, {}  # only adapters are saved, without a configuration
         for part in pretrained(model):
             _forget(part.config)
-        layers = {name: layer for name, layer in _named(model).items() if isinstance(layer, TensorLayer)}
+        layers = {name: layer for name, layer in _named(model).items() if isinstance(layer, _OURS)}
         if not layers:
             return None, {}
         groups: dict[str, dict[str, Any]] = {}
+        recurrent: dict[str, Any] = {}
         for name, layer in layers.items():
             with about_layer(name):
+                if isinstance(layer, TensorRecurrent):
+                    recurrent[name] = describe_recurrent(layer)
+                    continue
                 text = json.dumps(describe(layer), allow_nan=False)
             groups.setdefault(text, {"names": [], "layer": json.loads(text)})["names"].append(name)
-        state, tied = _guards(model, groups.values()) | model.state_dict(), _tied(model, layers)
-        config = registered()[0](layers=[*groups.values()], tied=tied)
+        config = registered()[0](layers=[*groups.values()], tied=_tied(model, layers), recurrent=recurrent)
+        state, tied = _guards(model, config) | model.state_dict(), config.tied
         self.quantization_config = model.config.quantization_config = config
         return {name: value for name, value in state.items() if name not in tied}, {}
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         """Replace the plain layers of a model on the meta device."""
-        modules, made, guards = _named(model), dict[nn.Module, TensorLayer](), list[str]()
-        for group in self.quantization_config.layers:
-            for name in group["names"]:
+        modules, made, guards = _named(model), dict[nn.Module, nn.Module](), list[str]()
+        for names, description, make in _described(self.quantization_config):
+            for name in names:
                 path = _path(name, model.base_model_prefix, modules)
                 if path is None:
                     continue  # a head that this class has not
                 with about_layer(path):
                     old = modules[path]
-                    new = made[old] if old in made else made.setdefault(old, _made(group["layer"], old))
+                    new = made[old] if old in made else made.setdefault(old, make(description, old))
                 lacking = old.state_dict().keys() - new.state_dict().keys()
                 guards += [f"^{re.escape(f'{each}.{key}')}$" for each in (name, path) for key in lacking]
                 above, leaf = path.rpartition(".")[::2]
                 modules[above]._modules[leaf] = new
+                modules |= _named(new, path)
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         model._keys_to_ignore_on_load_unexpected = {*ignored, *guards}
         own = dict(model.named_parameters(remove_duplicate=False))
         ties = {name: other for name, other in model.all_tied_weights_keys.items() if name in own and other in own}
         for pair in self.quantization_config.tied.items():
-            name, other = (_path(each, model.base_model_prefix, own) for each in pair)
-            ties |= {name: other} if name and other else {}
+            one, other = (_path(each, model.base_model_prefix, own) for each in pair)
+            ties |= {one: other} if one and other else {}
         model.all_tied_weights_keys = ties
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
@@ -161,14 +173,29 @@ class _Quantizer:
         raise ValueError("dequantize() is not for tensor layers; tnlayers.densify_(model) makes them plain again")
 
 
-def _named(model: nn.Module) -> dict[str, nn.Module]:
-    return dict(model.named_modules(remove_duplicate=False))
+def _named(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    return dict(model.named_modules(prefix=prefix, remove_duplicate=False))
 
 
 def _path(name: Any, prefix: str, own: Mapping[str, Any]) -> str | None:
     """Return a name in a model with or without a head, which may differ from the one that was saved."""
     paths = str(name), f"{prefix}.{name}", str(name).removeprefix(f"{prefix}.")
     return next((path for path in paths if path in own), None)
+
+
+def _described(config: Any) -> Iterator[tuple[Sequence[str], Any, Callable[[Any, Any], nn.Module]]]:
+    """Yield names, description, and what makes the layer. Recurrent layers come before those of their weights."""
+    for name, description in config.recurrent.items():
+        yield [name], description, _made_recurrent
+    for group in config.layers:
+        yield group["names"], group["layer"], _made
+
+
+def _made_recurrent(description: Any, old: Any) -> TensorRecurrent:
+    with torch.device("cpu"):
+        layer = with_plain_weights(description, old)
+    layer._is_hf_initialized = True
+    return layer
 
 
 def _made(description: Any, old: Any) -> TensorLayer:
@@ -192,7 +219,7 @@ def _check_replaces(description: Mapping[str, Any], old: nn.Module) -> None:
         check_replaces(description, old, dtype=False)
 
 
-def _guards(model: Any, groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+def _guards(model: Any, config: Any) -> dict[str, Tensor]:
     """Return empty tensors by the names of the plain parameters that tensor layers have not.
 
     Raises:
@@ -202,21 +229,24 @@ def _guards(model: Any, groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor
         plain = _named(type(model)(model.config))
     guards, own, first = {}, _named(model), dict[nn.Module, nn.Module]()
     made_by = type(model).__name__
-    for group in groups:
-        for name in group["names"]:
+    for names, description, make in _described(config):
+        for name in names:
             with about_layer(name):
-                if name not in plain:
+                if (theirs := plain.get(name)) is None:
                     raise ValueError(f"{made_by} makes no such module, so it could not be loaded")
-                if first.setdefault(plain[name], own[name]) is not own[name]:
+                if first.setdefault(theirs, own[name]) is not own[name]:
                     raise ValueError(f"{made_by} makes one module at several places, and only one could be loaded")
-                _check_replaces(group["layer"], plain[name])
-            for key, value in plain[name].state_dict().items():
+                if make is _made:
+                    _check_replaces(description, theirs)
+                else:
+                    plain |= _named(make(description, theirs), name)
+            for key, value in theirs.state_dict().items():
                 if key not in own[name].state_dict():
                     guards[f"{name}.{key}"] = torch.empty([0] * value.ndim, dtype=value.dtype)
     for name, theirs in plain.items():
         ours = own.get(name)
         related = isinstance(ours, (TensorLayer, type(theirs))) or isinstance(theirs, type(ours))
-        if not related and "weight" in ours._parameters and "weight" in theirs._parameters:  # type: ignore[union-attr]
+        if ours is not None and not related and "weight" in ours._parameters and "weight" in theirs._parameters:
             raise ValueError(
                 f"module {name!r} is a {type(ours).__name__}, but {made_by} makes a {type(theirs).__name__}, which "
                 "would read its weight in its own way; put such a module there, or swap it"
@@ -224,7 +254,7 @@ def _guards(model: Any, groups: Iterable[Mapping[str, Any]]) -> dict[str, Tensor
     return guards
 
 
-def _tied(model: nn.Module, layers: Mapping[str, TensorLayer]) -> dict[str, str]:
+def _tied(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return the first name of each parameter of tensor layers that has several, by its further names."""
     ours = {f"{name}.{key}" for name, layer in layers.items() for key, _ in layer.named_parameters()}
     first: dict[nn.Parameter, str] = {}
@@ -240,7 +270,7 @@ def pretrained(model: nn.Module) -> Iterator[Any]:
 
 def has_layers(model: nn.Module) -> bool:
     """Return whether a module holds tensor layers."""
-    return any(isinstance(module, TensorLayer) for module in model.modules())
+    return any(isinstance(module, _OURS) for module in model.modules())
 
 
 def foreign(model: Any) -> str:

@@ -21,6 +21,7 @@ from tnlayers.fitting.objective import length
 from tnlayers.formats import Format
 from tnlayers.formats.base import checked_shape
 from tnlayers.init.draw import draw, uniform
+from tnlayers.init.like import resolved
 from tnlayers.init.variance import Init
 from tnlayers.layers import core_memory
 from tnlayers.layers.changing_ranks import ChangesRanks
@@ -189,11 +190,11 @@ class TensorLayer(HasFormat, ComputesWeight, ChangesRanks):
             rank: as for the class; or ``"vbmf"``, the ranks that variational Bayes finds in the weight's unfoldings.
             decompose: fit the cores to the layer's weight, or else draw them.
             moments: of the inputs, as in ``set_weight_``; only with ``decompose``.
-            **kwargs: the class' other keyword arguments: in_shape, out_shape, init, strategy, memory, the format's own.
+            **kwargs: the class' other keyword arguments. init may be 'like': a kernel as large as the layer's weight.
 
         Raises:
             TypeError: ``dense`` has another type.
-            ValueError: ``decompose`` for a weight without values (meta device), or ``moments`` without ``decompose``.
+            ValueError: ``decompose`` or 'like' for a weight without values (meta device), or ``moments`` alone.
         """
         if moments is not None and not validate.boolean("decompose", decompose):
             raise ValueError("moments is given, but decompose is False and nothing is fitted; moments must be None")
@@ -207,21 +208,20 @@ class TensorLayer(HasFormat, ComputesWeight, ChangesRanks):
         cls, dense: nn.Module, *, rank: Rank | str | None = None, decompose: bool = True, **kwargs: Any
     ) -> Self:
         """Return ``from_dense``'s layer before the fit: without values in its cores, or drawn."""
-        name = cls.dense_name
-        if type(dense) is not cls.dense_type:
-            raise TypeError(
-                f"{name} is {type(dense).__name__}; {cls.__name__}.from_{name} takes an nn.{cls.dense_type.__name__}"
-            )
+        name, accepted = cls.dense_name, cls.dense_type
+        if type(dense) is not accepted:
+            given = f"{name} is {type(dense).__name__}"
+            raise TypeError(f"{given}; {cls.__name__}.from_{name} takes an nn.{accepted.__name__}")
         weight: Any = dense.weight
         if validate.boolean("decompose", decompose) and weight.is_meta:
             raise ValueError(
                 f"decompose is True, but {name} is on the meta device and has no values; pass decompose=False"
             )
+        kwargs = resolved(kwargs, dense, name)
         if isinstance(rank, str):
             draft = cls(**cls._arguments(dense), device="meta", rank=1, **kwargs)
             rank = by_rule(draft.network, [*draft.rank], draft._ordered(weight), rank)
-        # The cores of a fit need not be drawn first.
-        device = "meta" if decompose else weight.device
+        device = "meta" if decompose else weight.device  # the cores of a fit need not be drawn first
         layer = cls(**cls._arguments(dense), device=device, dtype=weight.dtype, rank=rank, **kwargs)
         if decompose:
             core_memory.check(cls.__name__, layer.network, rank, weight)

@@ -86,7 +86,7 @@ class ChangesRanks(ExecutableModule):
             >>> dict(layer.rank), 0 < error < 1
             ({'r1': 4, 'r2': 4}, True)
         """
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # cores of inference mode could not be trained
             return self._truncate(rank, energy, error, optimizer)
 
     def grow_(self, rank: Rank, *, optimizer: Optimizer | None = None) -> None:
@@ -119,7 +119,7 @@ class ChangesRanks(ExecutableModule):
             >>> layer.keep_ratio, torch.allclose(layer(x), before, atol=1e-5)
             (0.5, True)
         """
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # as in truncate_
             self._grow(rank, optimizer)
 
     def _truncate(

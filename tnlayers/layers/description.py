@@ -21,6 +21,9 @@ _KEYS = (
     "format", "options", "kind", "arguments", "dtype", "rank", "in_shape", "out_shape", "init", "strategy", "memory",
 )  # fmt: skip
 
+_LATER = {"std": None}
+"""Fields of ``Init`` that older descriptions lack, with the values that they stand for."""
+
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 # Descriptions are untrusted input. Within these limits, nothing in this library takes much time or memory.
@@ -151,9 +154,7 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
             if max(_numbers(value), default=0) > _LARGEST:
                 raise ValueError(f"{name} is {value}; at most {_LARGEST:,} is accepted")
         given["dtype"] = _DTYPES[validate.choice("dtype", given["dtype"], _DTYPES)]
-        init = (
-            {"std": None} | given["init"] if isinstance(given["init"], dict) else given["init"]
-        )  # older files lack it
+        init = _LATER | given["init"] if isinstance(given["init"], dict) else given["init"]
         given["init"] = Init(**exactly("init", init, [field.name for field in fields(Init)]))
         if not isinstance(given["rank"], dict):
             raise TypeError(f"rank is {given['rank']!r}; it must map every bond to its size")

@@ -107,5 +107,6 @@ class TensorEmbedding(TensorTable):
         """
         self._checked(input)
         if input.is_nested:
-            return F.embedding(input, self._kernel(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+            table = self._kernel(self._thinned(self._listed()))
+            return F.embedding(input, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
         return self._run(input).reshape(*input.shape, self.embedding_dim)

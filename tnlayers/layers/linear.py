@@ -102,7 +102,7 @@ class TensorLinear(TensorLayer):
     def _nested(self, input: Tensor) -> Tensor:
         """Apply the dense kernel to a nested tensor, as ``nn.Linear``."""
         check_dtypes(input, self.cores[0].dtype, self.bias)
-        return F.linear(input, self._kernel(), self.bias)
+        return F.linear(input, self._kernel(self._thinned(self._listed())), self.bias)
 
     def _unbatched(self, y: Tensor, shape: Sequence[int]) -> Tensor:
         return y.reshape(*shape[:-1], y.shape[-1])

@@ -8,6 +8,7 @@ from tnlayers.formats import FORMATS
 from tnlayers.layers.description import as_json, check_length, exactly, own_members, sentences, tuples
 from tnlayers.layers.recurrent import RECURRENT, recurrent_class
 from tnlayers.layers.recurrent_base import TensorRecurrent
+from tnlayers.spec.recurrence import KINDS
 
 
 def describe_recurrent(layer: TensorRecurrent) -> dict[str, Any]:
@@ -59,3 +60,22 @@ def outline_recurrent(description: Any) -> tuple[type[TensorRecurrent], dict[str
         options = exactly("options", given["options"], [field.name for field in fields(form)])
         arguments = exactly("arguments", given["arguments"], RECURRENT[kind].own)
         return recurrent_class(form, kind), {name: tuples(value) for name, value in options.items()}, arguments
+
+
+def with_plain_weights(description: Any, old: Any) -> TensorRecurrent:
+    """Return the recurrent layer of a description for a module in its place, with the module's own weights, all plain.
+
+    Args:
+        description: result of ``describe_recurrent``, or any untrusted value.
+        old: torch's layer; or a layer of the description's class, which is returned.
+
+    Raises:
+        TypeError, ValueError: as for ``outline_recurrent``, or ``old`` is another layer.
+    """
+    cls, options, arguments = outline_recurrent(description)
+    if not isinstance(old, cls.dense_type | cls) or cls._arguments(old) != arguments:
+        theirs = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise ValueError(f"the file has {cls.__name__}({theirs}), but the model has {old}")
+    if isinstance(old, cls):
+        return old
+    return cls.from_dense(old, plain=KINDS, decompose=not old.weight_ih_l0.is_meta, **options)

@@ -31,6 +31,7 @@ from tnlayers.formats import BTT, CP, TR, TT, Tucker
 from tnlayers.ops.contraction import Contraction
 from tnlayers.ops.input_step import reorder
 from tnlayers.planning.choose import plan
+from tnlayers.planning.options import is_single
 from tnlayers.planning.path import Path
 from tnlayers.planning.plan import build_plan
 from tnlayers.planning.search import Search
@@ -61,9 +62,6 @@ ENTRIES = 1 << 23
 
 VALUES = 1 << 24
 """Number of values that inputs and weights are made of; the largest weight has as many."""
-
-SMALL = 20480
-"""Maximum number of elements of one image for the kinds 'conv single' and 'point single'."""
 
 KERNELS: Mapping[str, tuple[tuple[int, ...], ...]] = MappingProxyType({
     "": ((3, 3), (3, 3), (3, 1), (1, 3)),
@@ -165,7 +163,11 @@ class Sampler:
             )
             image = per[0] * size**ndim
             most = batch * groups * max(image, per[1] * math.prod(geometry.output_size((size,) * ndim)))
-            if groups * max(per) <= 1024 and most <= ENTRIES and ("single" not in words or image <= SMALL):
+            if (
+                groups * max(per) <= 1024
+                and most <= ENTRIES
+                and ("single" not in words or is_single(per[0], (size,) * ndim))
+            ):
                 return geometry, batch, (size,) * ndim
 
     def _channels(self, words: Sequence[str]) -> tuple[int, tuple[int, int]]:

@@ -51,8 +51,8 @@ def plan(
     Example:
         >>> cp = TensorNetwork.parse("i:64 r:16, o:64 r, h:3 r, w:3 r")
         >>> found = plan(cp, Geometry(64, 64, (3, 3), padding=1), Setting(32, (32, 32)))
-        >>> found.order, [step.op for step in found.steps]
-        ('0 > 2*3 > 1', ['matmul', 'conv', 'matmul'])
+        >>> found.order, len(found.steps)
+        ('0 > 2*3 > 1', 3)
     """
     choice = tuned_choice(network, geometry, setting, memory) if strategy == "auto" else None
     tuned = _plan(network, geometry, setting, strategy, memory, choice.order) if choice else None
@@ -157,7 +157,7 @@ def candidates(
 def _choices(pricing: Pricing, paths: Iterable[Path], strategy: str, memory: str) -> Iterator[tuple[Path, Recompute]]:
     """Yield paths, given the fastest first, with their recomputation to save memory, in the order of ``candidates``."""
     setting, doubt = pricing.setting, pricing.rates.doubt if strategy == "auto" else 0.0
-    limit = LIMIT * _dense(pricing.space.network, pricing.space.geometry, setting)
+    limit = LIMIT * _dense(pricing)
     waiting: list[tuple[float, int, Path, Recompute]] = []  # until no later path can precede it
     some = False
     for number, path in enumerate(paths):
@@ -204,11 +204,13 @@ def _within(pricing: Pricing, path: Path, limit: float) -> Recompute | None:
     return best
 
 
-def _dense(network: TensorNetwork, geometry: Geometry, setting: Setting) -> int:
-    """Return the bytes of the dense layer's training step: kernel, input and output, and their gradients."""
+def _dense(pricing: Pricing) -> int:
+    """Return the bytes of the dense layer's training step: kernel, input and output, their gradients, and copies."""
+    setting, geometry, every = pricing.setting, pricing.space.geometry, pricing.space.all
     x = geometry.in_channels * setting.batch * math.prod(setting.size)
     y = geometry.out_channels * setting.batch * math.prod(geometry.output_size(setting.size))
-    return setting.dtype.itemsize * 2 * (network.dense_params + x + y)
+    copied = max(pricing.copied(0, every, kind) for *_, kind, _ in pricing.kinds(0, every))
+    return setting.dtype.itemsize * (2 * (pricing.space.network.dense_params + x + y) + copied)
 
 
 def parse(strategy: str, network: TensorNetwork, geometry: Geometry) -> str | tuple[int, ...]:

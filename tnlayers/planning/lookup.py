@@ -11,8 +11,8 @@ from tnlayers.backend.rates import CONTRACT, MOVE, WEIGHTS
 from tnlayers.ops.contraction import Contraction
 from tnlayers.ops.gather import Gather
 from tnlayers.planning.choose import LIMIT, parse, tuned_choice
+from tnlayers.planning.core_contractions import contractions
 from tnlayers.planning.lookup_plan import LookupPlan, Part
-from tnlayers.planning.options import contractions
 from tnlayers.planning.search_space import CoreMask, SearchSpace, space_of
 from tnlayers.planning.setting import INDEX, STRATEGIES, Setting
 from tnlayers.planning.tuned import Choice

@@ -16,7 +16,8 @@ class MemoryEstimate:
     Attributes:
         weights: bytes of the cores, their gradients and the results of their contractions.
         tensors: bytes of the input and of the result of each input step; the last is the output.
-        copies: bytes of the reordered input of each input step, and of its gradient; 0 if it is not reordered.
+        copies: bytes of the reordered input of each input step, and of its gradient, 0 if it is not reordered; and of
+            the copies of the input for every tap that torch makes.
     """
 
     weights: int
@@ -29,14 +30,16 @@ class MemoryEstimate:
         space, geometry, batch = pricing.space, pricing.space.geometry, pricing.setting.batch
         absorbed, between = 0, sum(pricing.contractions.between(option.cores) for option in path.options)
         built = sum(space.volume(space.weight_axes(option.cores)) for option in path.options) if between else 0
-        tensors = [batch * geometry.in_channels * pricing.length(0)]
+        tensors, copied = [batch * geometry.in_channels * pricing.length(0)], []
         for option in path.options:
+            copied.append(pricing.copied(absorbed, option.cores, option.kind))
             absorbed |= option.cores
             tensors.append(batch * space.volume(space.x_axes(absorbed)) * pricing.length(absorbed))
         tensors[-1] = batch * geometry.out_channels * pricing.length(absorbed)
         size = pricing.setting.dtype.itemsize
         weights = size * (2 * space.params + built + between)
-        copies = (2 * x * option.moved for x, option in zip(tensors, path.options, strict=False))
+        steps = zip(tensors, path.options, copied, strict=False)
+        copies = (2 * x * option.moved + more for x, option, more in steps)
         return cls(weights, tuple(size * entries for entries in tensors), tuple(size * entries for entries in copies))
 
     @property

@@ -5,96 +5,38 @@ Rates come from ``tnlayers.backend.rates``. Sets of cores and of axes are bit ma
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache
 
-from tnlayers.backend.rates import CONTRACT, FORM_OF, MOVE, SINGLE, TRANSPOSED, WEIGHTS, Rates, floor, in_form
+from tnlayers.backend.rates import CONTRACT, FORM_OF, MOVE, SINGLE, THREE, TRANSPOSED, Rates, floor, in_form
 from tnlayers.backend.views import FIRST, LAST
 from tnlayers.ops.input_step import CONV, MATMUL
+from tnlayers.planning.core_contractions import added, contractions
 from tnlayers.planning.path import FREE, Cost, Path, PathStep, PathSteps, StepSizes
 from tnlayers.planning.search_space import CoreMask, SearchSpace, refine
 from tnlayers.planning.setting import Setting
 
-_CACHED = 1e-3
-"""Factor for the cost of contractions whose results are cached: enough to prefer the smaller ones."""
-
 _SINGLE = 20480
 """Maximum entries of one image for which torch on a CPU has another convolution, which converts channels last."""
+
+
+def is_single(channels: int, size: Sequence[int]) -> bool:
+    """Return whether torch on a CPU convolves one image in another way. It does not count the third spatial axis.
+
+    Example:
+        >>> is_single(16, (32, 32)), is_single(16, (64, 64)), is_single(16, (32, 32, 99))
+        (True, False, True)
+    """
+    return channels * math.prod(size[:2]) <= _SINGLE
+
+
+_COPIES = in_form("conv single", THREE)
+"""The kind of operation that first copies the input once for every tap."""
 
 COLUMNS = 16
 """A matrix product over the positions of an image takes the time of the next multiple of this."""
 
 PARTS = 16
 """Maximum number of chunks of the batch in the backward."""
-
-
-class Contractions:
-    """Contractions of sets of cores and their costs, the same for inputs of every size.
-
-    Attributes:
-        of: returns for a set of cores its two parts contracted last (None for one core), and the total cost.
-        between: returns the number of entries of all results in a set's contraction.
-    """
-
-    def __init__(self, space: SearchSpace, rates: Rates, mode: str, itemsize: int) -> None:
-        self.space, self.table, self.infer, self.itemsize = space, rates.of(mode), rates.infer, itemsize
-        self.share = _CACHED if mode == "cached" else 1.0
-        self.of, self.between = cache(self._of), cache(self._between)
-
-    def _of(self, tensor: CoreMask) -> tuple[tuple[int, int] | None, Cost]:
-        if not tensor & (tensor - 1):
-            return None, FREE
-        space, volume = self.space, self.space.volume
-        axes, rate = space.weight_axes(tensor), self.table[WEIGHTS]
-        best: tuple[float, int, int, int] | None = None
-        for left in self._lefts(tensor):
-            a, b = space.weight_axes(left), space.weight_axes(tensor & ~left)
-            flops = 2 * volume(a | b) if (a | b) != axes else 0
-            entries = volume(a) + volume(b) + volume(axes)
-            seconds = self.share * rate.seconds(flops, entries * self.itemsize)
-            seconds += self.of(left)[1].seconds + self.of(tensor & ~left)[1].seconds
-            if best is None or seconds < best[0]:
-                best = seconds, left, flops, entries
-        assert best is not None
-        seconds, left, flops, entries = best
-        halves = left, tensor & ~left
-        size = entries * self.itemsize
-        forward = self.infer[WEIGHTS].seconds(flops, size)
-        step = Cost(seconds, forward, flops, size)
-        total = _sum(step, _sum(*(self.of(half)[1] for half in halves)))
-        return halves, total._replace(seconds=seconds)
-
-    def _lefts(self, tensor: CoreMask) -> list[int]:
-        """Return one part of each split of a set: into two sets of ``space.tensors``, or else as the cores merge."""
-        lowest, others, known = tensor & -tensor, ~tensor, self.space.known()
-        sets = self.space.tensors()
-        found = [part for part in sets if not part & others and part & lowest and tensor & ~part in known]
-        return found or [self.space.halve(tensor)]
-
-    def pairs(self, tensor: CoreMask, cores: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the steps of a set's contraction in the form for ``tnlayers.ops.contraction.Contraction.of``."""
-        found: list[tuple[int, int]] = []
-
-        def visit(part: int) -> int:
-            halves, _ = self.of(part)
-            if halves is None:
-                return cores.index(part.bit_length() - 1)
-            found.append((visit(halves[0]), visit(halves[1])))
-            return len(cores) + len(found) - 1
-
-        visit(tensor)
-        return found
-
-    def _between(self, tensor: CoreMask) -> int:
-        """Count the entries of all results in a set's contraction, the last included."""
-        halves, _ = self.of(tensor)
-        made = self.space.volume(self.space.weight_axes(tensor)) if halves else 0
-        return made + sum(map(self.between, halves or ()))
-
-
-@lru_cache(maxsize=512)
-def contractions(space: SearchSpace, rates: Rates, mode: str, itemsize: int) -> Contractions:
-    """Return the contractions of a layer's cores under a table of rates."""
-    return Contractions(space, rates, mode, itemsize)
 
 
 class Pricing:
@@ -207,11 +149,12 @@ class Pricing:
 
         These FLOPs include padding: some operations round up their channels or positions.
         """
-        channels, x, _, _, flops = self.sizes(absorbed, tensor)
+        channels, _, _, _, flops = self.sizes(absorbed, tensor)
         folded, groups, summed, new = channels
         pointwise = not self.space.roles(absorbed, tensor).kernel & ~self.trivial
         form = TRANSPOSED if self.space.geometry.transposed and not pointwise else self.form
-        tiny = self.setting.device == "cpu" and self.setting.batch * folded == groups == 1 and x <= _SINGLE
+        one = self.setting.device == "cpu" and self.setting.batch * folded == groups == 1
+        tiny = one and is_single(summed, self._places(absorbed))
         found = []
         if self.places:
             deep = summed == new == 1 < groups
@@ -240,10 +183,16 @@ class Pricing:
         """Map each operation for a step (op, source and target layout) to its row of the rate table and its cost."""
         _, x, y, weight, flops = self.sizes(absorbed, tensor)
         fresh = self._fresh(y, x)
-        return {
-            (op, source, target): (kind, _sum(self._cost(kind, flops, x + y + weight, work), fresh))
-            for op, source, target, kind, work in self.kinds(absorbed, tensor)
-        }
+        found = {}
+        for op, source, target, kind, work in self.kinds(absorbed, tensor):
+            entries = x + y + weight + self.copied(absorbed, tensor, kind)
+            found[op, source, target] = kind, added(self._cost(kind, flops, entries, work), fresh)
+        return found
+
+    def copied(self, absorbed: CoreMask, tensor: CoreMask, kind: str) -> int:
+        """Return the entries that a kind of operation copies of ``x`` before it multiplies."""
+        taps = self.space.volume(self.space.roles(absorbed, tensor).kernel)
+        return self.sizes(absorbed, tensor).x * taps if kind == _COPIES else 0
 
     def _priced(
         self, absorbed: CoreMask, tensor: CoreMask, way: tuple[str, str, str], moved: bool, tail: bool
@@ -253,14 +202,18 @@ class Pricing:
         _, x, y, weight, _ = self.sizes(absorbed, tensor)
         for moving, entries in ((moved, x), (tail, y)):
             if moving:
-                cost = _sum(cost, self._cost(MOVE, 0, 2 * entries, 0))
-                cost = _sum(cost, self._fresh(entries, entries))
+                cost = added(cost, self._cost(MOVE, 0, 2 * entries, 0))
+                cost = added(cost, self._fresh(entries, entries))
         return kind, cost, self.rates.train[kind].seconds(0, 3 * weight * self.itemsize)
 
     def _length(self, absorbed: CoreMask) -> int:
         """Return the positions per image after ``x`` absorbed some cores."""
+        return math.prod(self._places(absorbed))
+
+    def _places(self, absorbed: CoreMask) -> list[int]:
+        """Return the size of an image along each axis after ``x`` absorbed some cores."""
         met = self.space._union(absorbed)
-        return math.prod(after if bit & met else before for bit, (before, after) in self.places.items())
+        return [after if bit & met else before for bit, (before, after) in self.places.items()]
 
     def _sizes(self, absorbed: CoreMask, tensor: CoreMask) -> StepSizes:
         """Return the sizes of an input step."""
@@ -289,10 +242,6 @@ class Pricing:
         forward = made * each if made * self.itemsize > large else 0.0
         training = self.setting.mode == "train" and gradient * self.itemsize > large
         return Cost(forward + (gradient * each if training else 0.0), forward, 0, 0)
-
-
-def _sum(a: Cost, b: Cost) -> Cost:
-    return Cost(a.seconds + b.seconds, a.forward + b.forward, a.flops + b.flops, a.bytes + b.bytes)
 
 
 def _up(number: int, multiple: int) -> int:

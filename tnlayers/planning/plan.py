@@ -11,8 +11,9 @@ from tnlayers.backend.moves import moved, needed, permute, reshape
 from tnlayers.backend.views import LAST, view
 from tnlayers.ops.contraction import Contraction
 from tnlayers.ops.input_step import CONV, MATMUL, InputStep
+from tnlayers.planning.core_contractions import Contractions
 from tnlayers.planning.memory import MemoryEstimate
-from tnlayers.planning.options import Contractions, Pricing
+from tnlayers.planning.options import Pricing
 from tnlayers.planning.path import Cost, Path, PathSteps
 from tnlayers.planning.search_space import CoreMask
 from tnlayers.planning.setting import Setting
@@ -95,8 +96,8 @@ class Plan:
         alone = len(self.steps) == 1 and self.steps[0].plain and not self.prepad and self.tail is None
         object.__setattr__(self, "direct", self.steps[0] if alone else None)
         # Autograd forms the gradient of a product's weight once for each image.
-        folded = max((step.folded for step in self.steps if step.op == MATMUL), default=1)
-        simple = self.setting.batch * folded == 1 or (alone and self.chunks == 1 and not self.steps[0].unsafe)
+        images = self.setting.batch * max((step.folded for step in self.steps if step.op == MATMUL), default=1)
+        simple = images == 1 or (alone and self.chunks == 1 and not self.steps[0].unsafe)
         object.__setattr__(self, "own_backward", self.rebuild_weights or not simple)
         pairs = zip(self.weights, self.steps, strict=True)
         object.__setattr__(self, "prepared", tuple(_preparation(self.network, *pair) for pair in pairs))
@@ -292,9 +293,8 @@ def _move(names: Callable[[int], Axes], have: tuple[int, ...], want: tuple[int, 
 
 def _weight(contractions: Contractions, tensor: CoreMask, axes: Axes, sizes: dict[str, int]) -> StepWeight:
     """Return the weight that some cores contract to, with axes in the given order."""
-    space = contractions.space
     cores = tuple(bits(tensor))
-    operands = [space.cores[k] for k in cores]
+    operands = [contractions.space.cores[k] for k in cores]
     views = tuple(tuple(sizes[axis] for axis in core) for core in operands)
     contraction = Contraction.of(operands, contractions.pairs(tensor, cores), axes, sizes)
     return StepWeight(cores, views, contraction, contractions.of(tensor)[1])

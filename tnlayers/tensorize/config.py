@@ -12,6 +12,7 @@ from tnlayers import validate
 from tnlayers.backend.name_patterns import check_pattern, matches
 from tnlayers.fitting.cuts import RULES
 from tnlayers.formats import FORMATS
+from tnlayers.init.like import LIKE
 from tnlayers.init.variance import Init
 from tnlayers.planning.setting import MEMORY
 from tnlayers.spec.rank import Rank
@@ -56,7 +57,9 @@ class TensorizeConfig:
             names.
         parametrized: what becomes of layers whose weight is computed by torch's parametrizations, such as
             ``weight_norm``: 'leave' them, or 'fold' the computed weight into the kernel and drop the parametrization.
-        init: initialisation of cores that are not fitted.
+        init: initialisation of cores that are not fitted. 'like': kernels are drawn with the root mean square of the
+            weights that they replace (0.02 in BERT), so that a recipe for the plain model keeps its scale. Layers whose
+            weight is zero have no such scale and stay plain.
         decompose: fit the cores to the model's kernels. Use False for a model to be trained from scratch: fits of
             random kernels lose much of their variance, drawn cores have all of it.
         strategy, memory: arguments of the layers.
@@ -266,7 +269,9 @@ def _known(name: str, given: Mapping[str, Any], accepted: Sequence[str]) -> None
             raise ValueError(f"{name} has the key {key!r}{hint}; accepted: {', '.join(accepted)}")
 
 
-def _init(value: Any) -> Init:
+def _init(value: Any) -> str | Init:
+    if isinstance(value, str) and value == LIKE:
+        return value
     if not isinstance(value, Mapping):
         return Init.of(value)
     given = _mapping("init", value)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from tnlayers.execution.executor import LayerExecutor
 from tnlayers.layers.base import TensorLayer
-from tnlayers.planning.choose import parse, plan
 from tnlayers.spec.geometry import Geometry
 from tnlayers.spec.network import TensorNetwork
 
@@ -36,13 +36,10 @@ def fewest_flops(
     Plans are made for the kind of device given, since the layer may still be on the meta device. With ``network``, they
     are those of a layer that differs in its network alone.
     """
-    network = layer.network if network is None else network
-    strategies = [layer.strategy]
+    executors = [layer._executor]
+    if network is not None:
+        executors = [layer.executor_type(network, layer.geometry, layer.strategy, layer.memory)]
     with suppress(ValueError):  # groups may cut through a factor
-        parse("factorized", network, layer.geometry)
-        strategies.append("factorized")
+        executors.append(LayerExecutor(executors[0].network, layer.geometry, "factorized", layer.memory))
     settings = [replace(layer._setting(shape), device=device) for shape in shapes]
-    return sum(
-        min(plan(network, layer.geometry, setting, strategy, layer.memory).flops for strategy in strategies)
-        for setting in settings
-    )
+    return sum(min(executor.plan(setting).flops for executor in executors) for setting in settings)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -142,8 +143,15 @@ def _fit(swap: Swap, sites: list[LayerSite], progress: Progress) -> None:
 
     if swap.batches:
         fitted: dict[nn.Module, nn.Module] = {}
+        key: Any = None
         for site in sites:
-            plain, moments = _calibrated(swap, site, fitted)
+            plain, moments = site.plain, None
+            if site.called:
+                # Layers that get the same tensors, as the projections of attention, have the same moments.
+                before, key = key, (site.inputs, replace(site.geometry, out_channels=site.geometry.in_channels))
+                if key != before:
+                    sums = _sums(swap, site, fitted)
+                plain, moments = _calibrated(site, sums)
             site.new = _named(site, partial(site.fitted, plain, moments))
             if site.whole:
                 fitted[site.module] = site.new
@@ -172,15 +180,19 @@ def _named(site: LayerSite, make: Callable[[], T]) -> T:
         raise ValueError(f"{site.names[0]}: {error}") from None
 
 
-def _calibrated(swap: Swap, site: LayerSite, stand_ins: dict[nn.Module, nn.Module]) -> tuple[nn.Module, Tensor | None]:
+def _sums(swap: Swap, site: LayerSite, stand_ins: dict[nn.Module, nn.Module]) -> tuple[Tensor, Tensor] | None:
+    """Return the sums of ``second_moments`` over all batches, or None if the layer is not called."""
+    once = [run for run, _ in site.inputs] == [*range(len(swap.batches))]
+    found = second_moments(pairs(swap.model, site.module, stand_ins, swap.batches, once), site.geometry)
+    check_finite(site, *(found or ()))
+    return found
+
+
+def _calibrated(site: LayerSite, found: tuple[Tensor, Tensor] | None) -> tuple[nn.Module, Tensor | None]:
     """Return the plain layer to fit to, and the second moments of its inputs, or None if these are all zero."""
     plain: Any = site.plain
-    if not site.called:
-        return plain, None
-    found = second_moments(pairs(swap.model, site.module, stand_ins, swap.batches), site.geometry)
     if found is None or not found[0].any():
         return plain, None
-    check_finite(site, *found)
     kernel, groups = follow(site.kernel, *found), site.geometry.groups
     weight = exchange(kernel, groups) if site.geometry.transposed else kernel
     plain.weight = nn.Parameter(weight.contiguous(), requires_grad=plain.weight.requires_grad)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from tnlayers.backend.name_patterns import matches
+from tnlayers.init.like import resolved
 from tnlayers.layers.base import DTYPES, TensorLayer
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite
@@ -42,6 +43,7 @@ def _reasons(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
         if (group := site.how.group) not in config.kinds:
             yield f"not in kinds (kinds={(*config.kinds, group)} swaps it)"
         yield from (f"refused: {refusal}" for refusal in _refusals(site, config))
+    yield from (f"refused: {refusal}" for refusal in _without_size(site))
     yield from _policy(site, config)
 
 
@@ -102,6 +104,14 @@ def _ties(site: LayerSite) -> Iterator[str]:
         yield site.held
     if site.tied:
         yield f"another module has the same weight: {site.tied}"
+
+
+def _without_size(site: LayerSite) -> Iterator[str]:
+    """Replace an ``init`` of 'like' by that of the weight, or yield why the weight has none."""
+    try:
+        site.settings = resolved(site.settings, site.plain, "this layer")
+    except ValueError as error:
+        yield str(error)
 
 
 def _weight_refusals(weight: Any) -> Iterator[str]:

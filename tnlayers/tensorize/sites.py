@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tnlayers.backend.observe import observe
+from tnlayers.backend.observe import InputNumbers, observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
 from tnlayers.layers.base import TensorLayer
@@ -37,6 +37,7 @@ class LayerSite:
     new: Any = None
     error: float | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    inputs: list[tuple[int, int]] = field(default_factory=list)  # numbers of the run and of the input, for each call
     moments: Tensor | None = None
     fold: Fold | None = None
     adapter: str = ""
@@ -234,16 +235,19 @@ def watch(
     """Run the model, and call ``note`` with every input of every layer.
 
     Returns:
-        list[LayerSite]: in the order of their first calls; those without a call last.
+        list[LayerSite]: in the order of their first calls; those without a call last. Their ``inputs`` are noted.
     """
     watched = {site.module: site for site in sites if site.called}
     order: dict[nn.Module, int] = {}
+    run, number = -1, InputNumbers()
 
     def see(layer: nn.Module, x: Tensor) -> None:
         order.setdefault(layer, len(order))
+        watched[layer].inputs.append((run, number(x)))
         note(watched[layer], x)
 
-    observe(model, watched, examples, see)
+    for run, example in enumerate(examples):  # noqa: B007  (see notes it)
+        observe(model, watched, [example], see)
     sites = sorted(sites, key=lambda site: order.get(site.module, len(order)))
     for site in sites:  # the error names the first layer called
         if site.moments is not None:

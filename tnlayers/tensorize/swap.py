@@ -49,11 +49,11 @@ def tensorize_(
             their shapes, so they are swapped as others.
         calibration: a list of such inputs. Layers are fitted in the order of their calls: each, on its inputs from the
             fitted layers before it, to its original outputs. The error is measured by second moments of input patches;
-            for patches of more than 2,304 entries and in transposed layers, of channels alone. The model runs on the
-            whole list once, then twice for every fitted layer, in eval mode without gradients. This takes memory for
-            one input, a layer's inputs in that run, 2**25 entries of patches (at least one image's), each of these
-            twice, and some float64 matrices with a row and a column per patch entry; with an energy or a budget, one
-            with a row and a column per channel for every layer.
+            for patches of more than 2,304 entries and in transposed layers, of channels alone. In eval mode, the model
+            runs on the list once, then twice, up to the layer, for every fitted layer; layers with one input share
+            this. It takes memory for an input, a layer's inputs in that run, 2**25 entries of patches (at least one
+            image's), each of these twice, and some float64 matrices with a row and a column per patch entry; with
+            an energy or a budget, one with a row and a column per channel for every layer.
         dry_run: only report. Nothing is fitted, so there are no errors of fits.
         progress: show a bar on stderr. None: if stderr is a terminal and fits take longer than two seconds.
         workers: maximum number of layers fitted side by side on a CPU, each in one of torch's threads, whose number is

@@ -134,7 +134,7 @@ def prune_ranks_(
 
     Example:
         >>> import tnlayers
-        >>> conv, linear = tnlayers.TTConv2d(8, 16, 3, rank=8), tnlayers.TuckerLinear(16, 4, rank=4)
+        >>> conv, linear = tnlayers.TTConv2d(8, 16, 3, rank=6), tnlayers.TuckerLinear(16, 4, rank=2)
         >>> model = nn.Sequential(conv, nn.Flatten(), linear)
         >>> batches = [(torch.randn(16, 8, 3, 3), torch.randint(4, (16,))) for _ in range(10)]
         >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
@@ -223,7 +223,8 @@ def _measure(model: nn.Module, pruned: Mapping[str, _Pruned], batches: Iterable[
 
 def _loss(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise TypeError(f"loss returned {value!r}; it must return a tensor with one entry")
+        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"loss returned {shown}; it must return a tensor with one entry")
     if not value.requires_grad:
         raise ValueError("loss returned a tensor without a gradient; it must call the model, without no_grad")
     return value

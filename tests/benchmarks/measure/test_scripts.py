@@ -22,6 +22,7 @@ def test_every_script_refuses_before_it_measures_what_it_could_not_write(script,
         "convergence": ("--config", "configs/convergence-digits.yaml"),
         "results": ("--config", "configs/results-smoke.yaml"),
         "compress": ("--weights", "resnet20-12fca82f.th"),
+        "encoder": ("--model", "all-minilm-l6-v2"),
     }
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", [script, "--out", str(tmp_path), *needed.get(script, ())])

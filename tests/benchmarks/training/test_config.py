@@ -41,6 +41,7 @@ def test_every_preset_states_only_what_differs(path):
         ("lr: .nan", "lr is nan, but it must be above 0"),
         ("rank: 3", "rank is 3, but dense convolutions have none"),
         ("rank_schedule: 0.1", "rank_schedule is 0.1, but dense convolutions have no ranks"),
+        ("rank_schedule: 0.1\nconv: tr\nepochs: 1", "rank_schedule is 0.1, but one epoch would not train the last"),
         ("rank_schedule: 1.5\nconv: tr", r"rank_schedule is 1.5, but it must be in \(0, 1\]"),
         ("rank_schedule: 0.1\nconv: tr\nema: 0.9", "rank_schedule is 0.1, but ema, compile and shard need ranks"),
         ("- epochs", r"holds \['epochs'\], but lines of the form"),

@@ -77,6 +77,8 @@ def test_ranks_fall_to_the_schedules_end_and_a_resumed_run_ends_with_the_same_nu
     assert all(torch.equal(weights[name], value) for name, value in whole.model.state_dict().items())
     with pytest.raises(ConfigError, match=r"rank_schedule is 0\.3, but the network starts with 0\.195 of the"):
         Run(replace(config, rank=0.2, overwrite=True))
+    with pytest.raises(ConfigError, match=r"rank_schedule is 0\.0001, but ranks of one have 0\.\d+ of the dense"):
+        Run(replace(config, rank_schedule=1e-4, overwrite=True))
 
 
 def test_a_run_repeats_itself_and_another_seed_does_not(config):
