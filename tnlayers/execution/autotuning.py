@@ -37,11 +37,11 @@ def autotune(
 ) -> AutotuneReport:
     """Time the best-estimated plans of every tensor layer on its actual inputs, and set the fastest.
 
-    The model runs once on a copy of ``example_input`` to record each layer's input, and whether autocast is on there. A layer in training mode is timed forward and
-    backward, a layer in eval mode as inference. Equal layers with equal inputs are timed once. The fastest order, such
-    as ``'0 > 1*2'``, becomes the layer's ``strategy``. The constructor accepts it too, so a configuration can store it.
-    Only layers with strategy 'auto' change. Parameters, gradients, buffers and torch's random state on the CPU stay, except for what one
-    forward changes (running statistics).
+    The model runs once on a copy of ``example_input`` to record each layer's input, and whether autocast is on there. A
+    layer in training mode is timed forward and backward, a layer in eval mode as inference. Equal layers with equal
+    inputs are timed once. The fastest order, such as ``'0 > 1*2'``, becomes the layer's ``strategy``. The constructor
+    accepts it too, so a configuration can store it. Only layers with strategy 'auto' change. Parameters, gradients,
+    buffers and torch's random state on the CPU stay, except for what one forward changes (running statistics).
 
     With ``cache=True`` the orders are kept in the user's cache. They count for exactly their setting: network,
     geometry, batch and sizes, layout, mode, dtype, memory, device, number of threads, and the versions of torch

@@ -197,7 +197,8 @@ class InputStep:
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # torch.jit.trace checks without gradients, and expects the same operations.
-        if not (self.unsafe and (torch.is_grad_enabled() or torch.jit.is_tracing())):
+        tracing = self.unsafe and torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not (tracing or (self.unsafe and torch.is_grad_enabled())):
             return self._convolution(x, weight, bias)
         y = self._convolution(_packed(x), _packed(weight), bias)  # for torch's own backward
         return _channels_last(y) if self.source == LAST else y
