@@ -31,10 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     rates.add_argument("--device", default="cpu", help="cpu, cuda, mps or another device type of torch; default: cpu")
     rates.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     rates.add_argument("--seconds", type=float, default=50, help="how long to measure; default: 50")
-    rates.add_argument(
+    file = rates.add_mutually_exclusive_group()
+    file.add_argument(
         "--out", metavar="FILE", help=f"write this file instead of the one in the user's cache, which {VARIABLE} moves"
     )
-    rates.add_argument("--dry-run", action="store_true", help="measure and print, and write nothing")
+    file.add_argument("--dry-run", action="store_true", help="measure and print, and write nothing")
     commands.add_parser(
         "info",
         help="print versions, devices, threads, rate tables and tuned settings",
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error) if error.strerror is None else f"{error.filename} cannot be written: {error.strerror}")
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, f"\n{parser.prog}: interrupted; nothing was written\n")
     print(found)
     print("nothing was written" if found.path is None else f"written to {found.path}", file=sys.stderr)
 

@@ -149,6 +149,15 @@ def test_the_users_table_comes_first_and_explain_names_it(folder):
     assert layer.explain((2, 8, 6, 6)).splitlines()[-1] == "rates: cpu avx512 float32, measured 2031-02-03"
 
 
+def test_the_folder_is_absolute_and_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value, found in (("a", "a"), ("~/a", "home/a"), ("../a", "../a")):
+        monkeypatch.setenv(rate_tables.VARIABLE, value)
+        assert cache_folder() == (tmp_path / found).resolve()
+        assert own_file("cpu", "float32").is_absolute()
+
+
 TEXT = written(shipped()["cpu avx512", "float32"]).replace("machine: AMD EPYC", "machine: {machine}")
 FOREIGN = {
     "an empty file": ("", "it is no rate table"),

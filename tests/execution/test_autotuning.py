@@ -328,3 +328,48 @@ def test_an_empty_cache_warns_of_nothing(folder):
         warnings.simplefilter("error")
         assert tuned.all_kept("cpu") == tuned.all_kept("meta") == {}
         assert plan(layer().network, layer().geometry, Setting(2, (6, 6), device="meta")).order
+
+
+class Cast(nn.Module):
+    """A layer that the model itself runs under another autocast than the caller's."""
+
+    def __init__(self, enabled):
+        super().__init__()
+        self.enabled, self.layer = enabled, layer()
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
+            return self.layer(self.layer(x))
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_layer_is_timed_under_the_autocast_that_the_model_sets(wanted, folder, enabled):
+    with torch.autocast("cpu", torch.bfloat16, enabled=not enabled):
+        tnlayers.autotune(Cast(enabled), torch.randn(SHAPE), cache=True)
+    (name,) = tuned.all_kept("cpu")
+    assert f"; {'bfloat16' if enabled else 'float32'}; " in name
+
+
+def test_the_example_and_the_random_state_stay(wanted):
+    model, x = nn.Sequential(nn.ReLU(inplace=True), layer(), nn.Dropout(0.5)), torch.randn(SHAPE)
+    tnlayers.rank_dropout_(model, 0.5)
+    example, state = x.clone(), torch.get_rng_state()
+    tnlayers.autotune(model, x)
+    assert torch.equal(x, example)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_layer_made_in_inference_mode_is_timed_as_inference(wanted, folder):
+    with torch.inference_mode():
+        module, x = layer(), torch.randn(SHAPE)
+    tnlayers.autotune(module, x, cache=True)
+    (name,) = tuned.all_kept("cpu")
+    assert "; mode infer; " in name
+
+
+def test_what_is_no_model_or_no_input_is_said():
+    with pytest.raises(TypeError, match="model is of type int; it must be a torch"):
+        tnlayers.autotune(5, torch.randn(SHAPE))
+    with pytest.raises(Exception) as raised:  # noqa: PT011  (the model's own)
+        tnlayers.autotune(layer(), [torch.randn(SHAPE)])
+    assert "A tuple is taken as arguments" in raised.value.__notes__[0]

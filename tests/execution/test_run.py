@@ -164,3 +164,13 @@ def test_terms_that_cancel_survive_autocast_where_the_kernel_is_built(training):
     layer.strategy = "factorized"
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
         assert (layer(x) - wanted).norm() > 0.1 * wanted.norm()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["TuckerConv2d", "TTConv2d"])
+def test_a_strided_convolution_of_one_tap_is_traced(name):
+    """torch.jit.trace checks the operations again without gradients."""
+    layer = getattr(tnlayers, name)(8, 12, 1, stride=2, rank=2, dtype=torch.float64)
+    traced = torch.jit.trace(layer, torch.randn(1, 8, 5, 5, dtype=torch.float64))
+    x = torch.randn(4, 8, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(traced(x), layer(x), rtol=1e-10, atol=1e-10)

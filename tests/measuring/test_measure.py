@@ -310,6 +310,11 @@ def test_rates_from_the_command_line(tiny, capsys, monkeypatch, tmp_path):
         ),
         (("rates", "--seconds", "0"), "python -m tnlayers: seconds is 0.0; it must be a number above 0"),
         (("rates", "--out", "."), "python -m tnlayers: "),
+        (
+            ("rates", "--out", "a", "--dry-run"),
+            "python -m tnlayers rates: argument --dry-run: not allowed with argument --out",
+        ),
+        (("rates", "--device", "hpu"), "python -m tnlayers: device is 'hpu', and torch finds no such device here"),
         (("rates", "--out", "file/below"), "python -m tnlayers: file cannot be written: "),
     ],
 )
@@ -347,3 +352,23 @@ def test_info_names_the_users_table_and_what_was_estimated(tiny, monkeypatch, ca
     rate_tables._table_of.cache_clear()
     _, out, _ = run(capsys, "info")
     assert re.search(rf"rates cpu float64 +cpu .* float32, measured .* \(own, {path.name}\)", out)
+
+
+def test_an_argument_without_effect_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(measure, "_timed", None)  # nothing is begun
+    with pytest.raises(ValueError, match="path is 'a', and save is False; give a path only with save=True"):
+        tnlayers.measure_rates(path="a", save=False)
+    for name in ("save", "progress"):
+        with pytest.raises(TypeError, match=f"{name} is 'no'; it must be True or False"):
+            tnlayers.measure_rates(**{name: "no"})
+
+
+def test_an_interruption_is_one_sentence(tiny, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tnlayers.__main__.keep_freed_memory", lambda: None)
+    monkeypatch.setattr(measure, "_timed", interrupted)
+    code, out, err = run(capsys, "rates")
+    assert (code, out, err) == (130, "", "\npython -m tnlayers: interrupted; nothing was written\n")
+    assert not [path for path in tiny.rglob("*") if path.is_file()]

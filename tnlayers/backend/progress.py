@@ -1,5 +1,6 @@
 """A line on stderr that shows how far long work is."""
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -45,12 +46,13 @@ class Progress:
         """Write the bar anew if it is shown."""
         seconds = time.monotonic() - self.begun
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        if self.shown or (self.shown is None and terminal and seconds > PATIENCE):
+        if sys.stderr is not None and (self.shown or (self.shown is None and terminal and seconds > PATIENCE)):
             full = WIDTH * self.done // max(self.total, 1)
             bar = "#" * full + "." * (WIDTH - full)
             self._write(f"{self.what} {self.done}/{self.total} [{bar}] {seconds:.0f} s {self.last}")
 
     def _write(self, line: str) -> None:
+        line = line[: shutil.get_terminal_size().columns - 1]  # a line that wraps is not rewritten in place
         sys.stderr.write("\r" + line.ljust(self.length))
         sys.stderr.flush()
         self.length = len(line)

@@ -38,8 +38,8 @@ def table_of(device: str, dtype: str) -> RateTable:
 
 
 def cache_folder() -> Path:
-    """Return the folder of the user's tables, which need not be there."""
-    return Path(os.environ.get(VARIABLE) or _user_folder())
+    """Return the absolute path of the folder of the user's tables, which need not be there; ``~`` is the home."""
+    return Path(os.path.abspath(os.path.expanduser(os.environ.get(VARIABLE) or _user_folder())))
 
 
 def own_file(device: str, dtype: str) -> Path:

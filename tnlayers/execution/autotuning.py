@@ -3,17 +3,20 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import islice
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tnlayers import validate
-from tnlayers.backend.observe import run
+from tnlayers.backend.input_checks import check_module
+from tnlayers.backend.observe import as_written, input_of, run_on_copy
 from tnlayers.backend.progress import Progress
+from tnlayers.backend.torch_state import autocast_dtype
 from tnlayers.backend.whole_files import check_writable
 from tnlayers.execution.module import ExecutableModule
 from tnlayers.execution.tuning_report import AutotuneReport, TunedLayer
@@ -34,11 +37,11 @@ def autotune(
 ) -> AutotuneReport:
     """Time the best-estimated plans of every tensor layer on its actual inputs, and set the fastest.
 
-    The model runs once on ``example_input`` to record each layer's input. A layer in training mode is timed forward and
-    backward, a layer in eval mode as inference. Equal layers with equal inputs are timed once. The fastest order, such
-    as ``'0 > 1*2'``, becomes the layer's ``strategy``. The constructor accepts it too, so a configuration can store it.
-    Only layers with strategy 'auto' change. Parameters, gradients and buffers stay, except for what one forward changes
-    (running statistics).
+    The model runs once on a copy of ``example_input`` to record each layer's input, and whether autocast is on there. A
+    layer in training mode is timed forward and backward, a layer in eval mode as inference. Equal layers with equal
+    inputs are timed once. The fastest order, such as ``'0 > 1*2'``, becomes the layer's ``strategy``. The constructor
+    accepts it too, so a configuration can store it. Only layers with strategy 'auto' change. Parameters, gradients,
+    buffers and torch's random state on the CPU stay, except for what one forward changes (running statistics).
 
     With ``cache=True`` the orders are kept in the user's cache. They count for exactly their setting: network,
     geometry, batch and sizes, layout, mode, dtype, memory, device, number of threads, and the versions of torch
@@ -71,6 +74,7 @@ def autotune(
         0      0...timed
         1 layer, 1 timed; in total ... ms, ...% saved
     """
+    check_module("model", model)
     candidates, cache = validate.integer("candidates", candidates), validate.boolean("cache", cache)
     shown = progress if progress is None else validate.boolean("progress", progress, " or None")
     layers = {
@@ -79,7 +83,7 @@ def autotune(
         if isinstance(module, ExecutableModule) and module.strategy == STRATEGIES[0]
     }
     inputs = _inputs(model, layers, example_input)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         plans = {name: plan for name in layers if name in inputs and (plan := _planned(layers[name], inputs[name]))}
         settings = {name: _setting(layers[name], plan) for name, plan in plans.items()}
         known = _known(settings.values(), candidates) if cache else {}
@@ -114,28 +118,36 @@ _Setting = tuple[str, str]
 """A device type, and the text that names a setting in the cache."""
 
 
-def _inputs(model: nn.Module, layers: Mapping[str, ExecutableModule], example_input: Any) -> dict[str, Tensor]:
+class _Input(NamedTuple):
+    """A layer's input, and the dtype of autocast that it came with; None if autocast was off."""
+
+    x: Tensor
+    cast: torch.dtype | None
+
+
+def _inputs(model: nn.Module, layers: Mapping[str, ExecutableModule], example_input: Any) -> dict[str, _Input]:
     """Return a copy of each layer's input in one run of the model."""
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, _Input] = {}
 
     def listen(name: str) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            with torch.inference_mode(False):
-                inputs[name] = (arguments[0] if arguments else named["input"]).detach().clone()
+        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if (x := input_of(arguments, named)) is not None:
+                with torch.inference_mode(False):
+                    inputs[name] = _Input(x.detach().clone(), autocast_dtype(x.device.type))
 
         return hook
 
     hooks = [layer.register_forward_pre_hook(listen(name), with_kwargs=True) for name, layer in layers.items()]
     try:
-        with torch.no_grad():
-            run(model, example_input)
+        with as_written(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            run_on_copy(model, example_input)
     finally:
         for handle in hooks:
             handle.remove()
     return inputs
 
 
-def _planned(layer: ExecutableModule, x: Tensor) -> Plan | None:
+def _planned(layer: ExecutableModule, x: _Input) -> Plan | None:
     """Return the plan that a pass runs, whose setting has the pass's own mode, layout and dtype."""
     _pass(layer, x)
     return layer._executor.latest
@@ -159,7 +171,7 @@ def _keep(timed: Mapping[_Setting, Choice]) -> None:
         keep(device, choices)
 
 
-def _fastest(layer: ExecutableModule, x: Tensor, planned: Plan, candidates: int) -> Choice:
+def _fastest(layer: ExecutableModule, x: _Input, planned: Plan, candidates: int) -> Choice:
     """Return the order with the smallest median time, of the planned one and the best by estimate."""
     found = layer._executor.candidates(planned.setting)
     likely = (planned.order, *(plan.order for plan in islice(found, 8 * candidates)))
@@ -180,23 +192,26 @@ def _fastest(layer: ExecutableModule, x: Tensor, planned: Plan, candidates: int)
     return Choice(best, median(times[planned.order]), median(times[best]), candidates, date)
 
 
-def _seconds(layer: ExecutableModule, x: Tensor) -> float:
+def _seconds(layer: ExecutableModule, x: _Input) -> float:
     """Return the time of a pass."""
     start = time.perf_counter()
     _pass(layer, x)
     return time.perf_counter() - start
 
 
-def _pass(layer: ExecutableModule, x: Tensor) -> None:
-    parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    if layer.training and parameters:
-        with torch.enable_grad():
-            leaf = x.clone().requires_grad_(x.is_floating_point())  # indices have no gradient
-            y = layer._run(leaf)
-            leaves = [leaf, *parameters] if leaf.requires_grad else parameters
-            torch.autograd.grad(y, leaves, torch.ones_like(y))
-    else:
-        with torch.no_grad():
-            layer._run(x)
-    if x.device.type == "cuda":
+def _pass(layer: ExecutableModule, given: _Input) -> None:
+    x, cast = given
+    # What was made in inference mode cannot be trained.
+    parameters = [each for each in layer.parameters() if each.requires_grad and not each.is_inference()]
+    train, kind = layer.training and bool(parameters), x.device.type
+    precision = (
+        torch.autocast(kind, cast, enabled=cast is not None) if torch.amp.is_autocast_available(kind) else nullcontext()
+    )
+    with torch.set_grad_enabled(train), precision:
+        leaf = x.clone().requires_grad_(x.is_floating_point()) if train else x  # indices have no gradient
+        y = layer._run(leaf)
+    if train:
+        leaves = [leaf, *parameters] if leaf.requires_grad else parameters
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+    if kind == "cuda":
         torch.cuda.synchronize(x.device)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import torch
 
+from tnlayers import validate
 from tnlayers.backend.devices import kind_of, name_of
 from tnlayers.backend.rate_files import MEASURED, RateTable
 from tnlayers.backend.rate_tables import own_file, table_of, write
@@ -91,7 +92,7 @@ def measure_rates(
         seconds: how long to measure. Operations of each kind are timed at least four times, so a short run may take
             longer than this.
         progress: whether to count on stderr, where that is a terminal.
-        path: the file to write instead of the one in the user's cache.
+        path: the file to write instead of the one in the user's cache; not with ``save=False``.
         save: whether to write a file.
 
     Returns:
@@ -106,6 +107,9 @@ def measure_rates(
         >>> print(found)  # how far the fits of every kind, and estimates of whole plans, are off  # doctest: +SKIP
     """
     _check(device, dtype, seconds)
+    progress, save = validate.boolean("progress", progress), validate.boolean("save", save)
+    if path is not None and not save:
+        raise ValueError(f"path is {os.fspath(path)!r}, and save is False; give a path only with save=True")
     name = str(dtype).removeprefix("torch.")
     target = (Path(path) if path is not None else own_file(device, name)) if save else None
     if target is not None:
@@ -148,7 +152,7 @@ def _check(device: str, dtype: torch.dtype, seconds: float) -> None:
         raise ValueError("device is 'meta', which computes nothing; accepted: 'cpu', 'cuda', 'mps'")
     try:
         torch.zeros(1, device=device).add_(1).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, ImportError):
         raise ValueError(f"device is {device!r}, and torch finds no such device here") from None
     if dtype not in (accepted := [getattr(torch, name) for name in DTYPES]):
         raise ValueError(f"dtype is {dtype!r}; accepted: {', '.join(map(str, accepted))}")

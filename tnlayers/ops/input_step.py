@@ -196,7 +196,9 @@ class InputStep:
         return for_x, for_weight
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not (self.unsafe and torch.is_grad_enabled()):
+        # torch.jit.trace checks without gradients, and expects the same operations.
+        tracing = self.unsafe and torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not (tracing or (self.unsafe and torch.is_grad_enabled())):
             return self._convolution(x, weight, bias)
         y = self._convolution(_packed(x), _packed(weight), bias)  # for torch's own backward
         return _channels_last(y) if self.source == LAST else y
