@@ -403,6 +403,6 @@ def test_rows_hold_each_parameter_once():
     assert "prompt 1 x 4 x 8" in report[""].kind
     assert report.reached == 64 / report.model_params[0]
     assert f"within reach: {report.reached:.1%} of all parameters" in str(report)
-    assert "1 of 3 layers would be swapped" in str(report)
+    assert "1 of 4 layers would be swapped" in str(report)
     expected = report.model_params
     assert tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False)).model_params == expected
