@@ -91,7 +91,7 @@ def test_a_figure_stands_in_a_line_and_its_neighbours_stay(report):
     [
         ("penalty/btt/keep-0.1", "no table has one row 'btt'"),
         ("penalty/cp", "a name is TABLE/ROW/COLUMN"),
-        ("fingers/cp/keep", "there are only digits, speed"),
+        ("fingers/cp/keep", "there are only digits, "),
         ("speed/max/dense", r"there is no benchmarks/results/speed\.csv"),
         ("latency/slowest", "it does not take these arguments"),
         ("latency/slowest/64", "it does not take these arguments"),
