@@ -31,7 +31,7 @@ $(VENV)/docs-ready: $(VENV)/ready
 
 docs: $(VENV)/docs-ready
 	$(PY) benchmarks/report/tables.py --check
-	OMP_NUM_THREADS=1 $(PY) -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -E -a -b html -W --keep-going -q docs docs/_build/html
 
 test-docs: docs
 	$(PY) -m pytest -m site tests/site

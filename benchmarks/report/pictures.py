@@ -296,6 +296,24 @@ def tools(rows: Rows) -> Figure:
     return figure
 
 
+def encoder(rows: Rows) -> Figure:
+    """Draw the cosine to the original embeddings by parameters: a line per form, fitted to weights or to inputs."""
+    figure = sheet(3.3)
+    axes = figure.subplots()
+    forms = {"svd": DENSE_COLOUR, "matrices": COLOURS["cp"], "blocktt": ALL_COLOURS["blocktt"]}
+    for (form, inputs), runs in groups(rows, "format", "calibrated"):
+        if form in forms and (form == "svd" or inputs == "True"):
+            share = [100 * float(row["parameters"]) / float(row["dense_parameters"]) for row in runs]
+            axes.plot(share, [float(row["cosine"]) for row in runs], "o-", color=forms[form], ms=6)
+    axes.set(
+        xlabel="% of the parameters of the linear layers", ylabel="cosine to the original", ylim=(0, 1), xlim=(0, 60)
+    )
+    plain(axes)
+    names = {"svd": "truncated SVD", "matrices": "two matrices, calibrated", "blocktt": "BlockTT, calibrated"}
+    legend(figure, [key(name, forms[form], marker="o") for form, name in names.items()], 3)
+    return figure
+
+
 PICTURES: dict[str, tuple[str, Callable[[Rows], Figure]]] = {
     "speed": ("speed", speed),
     "compress": ("compress", compress),
@@ -306,6 +324,7 @@ PICTURES: dict[str, tuple[str, Callable[[Rows], Figure]]] = {
     "results": ("results", results),
     "scale": ("scale", scale),
     "construct": ("construct", construct),
+    "encoder": ("encoder", encoder),
     "tools": ("tools", tools),
 }
 """File and function of each picture."""
