@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from tnlayers import validate
-from tnlayers.formats import FORMATS
+from tnlayers.formats import FORMATS, Format
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import DTYPES, TensorLayer
 from tnlayers.layers.registry import EVERY_KIND, KIND_NAMES, layer_class
@@ -156,16 +156,26 @@ def _checked(description: Any) -> tuple[type[TensorLayer], dict[str, Any], Tenso
         given["dtype"] = _DTYPES[validate.choice("dtype", given["dtype"], _DTYPES)]
         init = _LATER | given["init"] if isinstance(given["init"], dict) else given["init"]
         given["init"] = Init(**exactly("init", init, [field.name for field in fields(Init)]))
-        if not isinstance(given["rank"], dict):
-            raise TypeError(f"rank is {given['rank']!r}; it must map every bond to its size")
-        kernel = _sizes("kernel_size", arguments.get("kernel_size", []))
-        shapes = [_sizes(name, given[name]) for name in ("in_shape", "out_shape")]
-        network, _ = form(**options).build(shapes[0], shapes[1], kernel, given["rank"])
-        cores, parameters = len(network.cores), network.num_params
-        if cores > _MOST_CORES or parameters > _MOST_PARAMETERS:
-            most = f"at most {_MOST_CORES} cores and {_MOST_PARAMETERS:,} parameters are accepted"
-            raise ValueError(f"network '{network}' has {cores} cores with {parameters:,} parameters; {most}")
+        network = network_within_limits(form(**options), given, arguments.get("kernel_size", []))
     return layer_class(form, kind), arguments | given | options, network
+
+
+def network_within_limits(form: Format, given: Mapping[str, Any], kernel_size: Any) -> TensorNetwork:
+    """Return the network of a description's rank, in_shape and out_shape, which may be untrusted.
+
+    Raises:
+        TypeError, ValueError: a value is refused, or the network has too many cores or parameters.
+    """
+    if not isinstance(given["rank"], dict):
+        raise TypeError(f"rank is {given['rank']!r}; it must map every bond to its size")
+    kernel = _sizes("kernel_size", kernel_size)
+    shapes = [_sizes(name, given[name]) for name in ("in_shape", "out_shape")]
+    network, _ = form.build(shapes[0], shapes[1], kernel, given["rank"])
+    cores, parameters = len(network.cores), network.num_params
+    if cores > _MOST_CORES or parameters > _MOST_PARAMETERS:
+        most = f"at most {_MOST_CORES} cores and {_MOST_PARAMETERS:,} parameters are accepted"
+        raise ValueError(f"network '{network}' has {cores} cores with {parameters:,} parameters; {most}")
+    return network
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from tnlayers import validate
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.layers.any_weight import Layout, NetworkWeight, weight_class
-from tnlayers.layers.description import as_json, check_length, exactly, sentences, tuples
+from tnlayers.layers.description import as_json, check_length, exactly, network_within_limits, sentences, tuples
 from tnlayers.spec.geometry import Geometry
 
 _KEYS = "format", "options", "geometry", "layout", "rank", "in_shape", "out_shape", "init", "strategy", "memory"
@@ -66,6 +66,7 @@ def build_weight(description: Any, like: nn.Parameter) -> NetworkWeight:
         shape = geometry.weight_shape if layout is None else layout.shape
         if tuple(shape) != tuple(like.shape) or (layout is not None and layout.geometry != geometry):
             raise ValueError(f"the file has a weight of shape {tuple(shape)}, but the model has {tuple(like.shape)}")
+        network_within_limits(form(**options), given, [*geometry.kernel_size])
         given["init"] = Init(**tuples_of(exactly("init", given["init"], [field.name for field in fields(Init)])))
         with torch.device("cpu"):
             layer = weight_class(form.name)(geometry, device="meta", dtype=like.dtype, **given, **options)
