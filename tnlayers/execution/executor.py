@@ -147,7 +147,7 @@ class LayerExecutor:
             self.network.check_shapes(core.shape for core in cores)
         cast = None if dtype is torch.float64 else autocast_dtype(kind)
         dtype = cast or dtype
-        layout = LAST if self.dim == 2 or (not x.is_contiguous() and _is_channels_last(x)) else FIRST
+        layout = LAST if self.dim == 2 or _is_channels_last(x) else FIRST
         if layout == LAST and dtype == torch.float64 and kind == "cpu" and self.dim > 2:
             x, layout = x.contiguous(), FIRST  # torch's own convolution fails in some of these backward passes
         if self.frozen and self.keeps and not grad and not training and not tracing:

@@ -47,8 +47,6 @@ def pad(plan: Plan, x: Tensor) -> Tensor:
 def prepare_weights(plan: Plan, cores: Sequence[Tensor]) -> list[Tensor]:
     """Return the weight of each input step, in the cores' dtype even under autocast."""
     check_cores(cores)
-    if autocast_dtype(cores[0].device.type) is None:
-        return [prepare(cores) for prepare in plan.prepared]
     with own_precision(cores[0]):
         return [prepare(cores) for prepare in plan.prepared]
 

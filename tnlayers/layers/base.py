@@ -112,12 +112,17 @@ class TensorLayer(HasFormat, ComputesWeight, ChangesRanks):
         if self.bias is not None:
             self.bias.copy_(place(uniform(self.bias, self.geometry.bias_bound), self.bias))
 
+    def _whole_cores(self, cores: Sequence[Tensor] | None) -> list[Tensor]:
+        """Return the layer's cores, or those that a forward uses, whole and checked."""
+        found = [whole(core) for core in (self.cores if cores is None else cores)]
+        check_cores(found)
+        if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
+            self.network.check_shapes(core.shape for core in found)
+        return found
+
     def _kernel(self, cores: Sequence[Tensor] | None = None) -> Tensor:
         """Return the dense kernel of the layer's cores, or of those that a forward uses."""
-        cores = [whole(core) for core in (self.cores if cores is None else cores)]
-        check_cores(cores)
-        if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
-            self.network.check_shapes(core.shape for core in cores)
+        cores = self._whole_cores(cores)
         if len(cores) == 1:
             kernel = reconstruct(self.network, cores).clone()  # never a view of a parameter
         else:

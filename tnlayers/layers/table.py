@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tnlayers import validate
-from tnlayers.backend.input_checks import check_cores, check_indices, check_tensor
+from tnlayers.backend.input_checks import check_indices, check_tensor
 from tnlayers.backend.sharding import whole
 from tnlayers.backend.torch_state import own_precision
 from tnlayers.execution.attributes import from_constructor, from_geometry, switch
@@ -120,10 +120,7 @@ class TensorTable(TensorLayer):
 
     def _kernel(self, cores: Sequence[Tensor] | None = None) -> Tensor:
         """Return the table, of shape (num_embeddings, embedding_dim)."""
-        cores = [whole(core) for core in (self.cores if cores is None else cores)]
-        check_cores(cores)
-        if torch._C._get_tracing_state() is None and not torch.compiler.is_compiling():
-            self.network.check_shapes(core.shape for core in cores)
+        cores = self._whole_cores(cores)
         with own_precision(cores[0]):
             table = self._executor.contraction(cores).reshape(-1, self.embedding_dim)[: self.num_embeddings]
         if self.padding_idx is None:
