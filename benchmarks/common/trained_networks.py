@@ -1,6 +1,5 @@
 """Networks of results.csv, and trained networks from files of weights."""
 
-import re
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +25,6 @@ def drawn(row: dict[str, str]) -> nn.Module:
         torch.random.default_generator.manual_seed(0)
         network: nn.Module = MODELS[row["model"]](conv=partial(conv, **rank), in_channels=CHANNELS, num_classes=CLASSES)
     return network
-
-
-def network_name(path: Path) -> str:
-    return re.sub(r"-[0-9a-f]{8,}$", "", path.stem)
 
 
 def read_network(path: Path) -> nn.Module:

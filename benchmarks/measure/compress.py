@@ -38,22 +38,22 @@ import tnlayers
 from benchmarks.common.errors import ConfigError, DataError, RunError
 from benchmarks.common.families import ALL_FAMILIES
 from benchmarks.common.grid import read_rows
-from benchmarks.common.names import DENSE
+from benchmarks.common.names import DENSE, network_name
 from benchmarks.common.peer_fits import PEERS, quietly
 from benchmarks.common.provenance import provenance, write_csv
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.sizes import convolutions, size
 from benchmarks.common.timing import rounds
-from benchmarks.common.trained_networks import network_name, read_network
+from benchmarks.common.trained_networks import read_network
 from benchmarks.training.config import Config
 from benchmarks.training.data.in_memory import ImageData, load
 from benchmarks.training.data.on_disk import normalise
 from benchmarks.training.loop import Loop
 from benchmarks.training.progress import progress_bar, progress_bars
+from benchmarks.training.teacher import Teacher
 
 BATCHES = (1, 32)  # batch sizes of the latencies
 KEY = ("weights", "format", "keep", "split")
-TEMPERATURE = 4.0  # of the softmax in distillation
 SETTINGS = (
     "allocation", "calibration", "distil", "hint",
     "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "seed", "amp",
@@ -102,6 +102,8 @@ class Command(Config):
     model: Suppress[str] = ""
     conv: Suppress[str] = DENSE
     rank: Suppress[None] = None
+    teacher: Suppress[None] = None
+    decay: Suppress[str] = "cores"
     init: Suppress[None] = None
     image_size: Suppress[int] = 224
     classes: Suppress[None] = None
@@ -143,28 +145,23 @@ class Tuning(Loop):
     def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
         # Fitted cores differ much in scale. With one learning rate for all, TR and CP lose the fit's accuracy.
         groups = tnlayers.param_groups(model.to(data.test_images.device), config.lr, weight_decay=config.weight_decay)
-        super().__init__(config, data, model, groups)
+        taught = teacher is not None and (config.distil or config.hint)
+        super().__init__(
+            config, data, model, groups, Teacher(deepcopy(teacher), normalise, config.distil) if taught else None
+        )
         self.normalise = normalise
-        self.teacher = None if not config.distil and not config.hint else teacher
         self.blocks: tuple[list[Tensor], ...] = ()
-        if self.teacher is not None:
-            self.teacher = deepcopy(self.teacher).to(self.device).eval()
-            if config.hint:
-                self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher)))
+        if self.teacher is not None and config.hint:
+            self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher.network)))
 
     def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         loss = super()._loss(images, logits, labels)
-        if self.teacher is None:
-            return loss
-        with torch.no_grad():
-            wanted = self.teacher(self.normalise(images))
-        hints = torch.zeros((), device=self.device)
         for ours, theirs in zip(*self.blocks, strict=True):
-            hints = hints + self.config.hint * F.mse_loss(ours.float(), theirs) / theirs.square().mean()
+            near = F.mse_loss(ours.float(), theirs.float()) / theirs.float().square().mean()
+            loss = loss + self.config.hint * near
         for found in self.blocks:
             found.clear()
-        near = F.kl_div(*((x / TEMPERATURE).log_softmax(1) for x in (logits, wanted)), log_target=True, reduction="sum")
-        return hints + (1 - self.config.distil) * loss + self.config.distil * TEMPERATURE**2 * near / len(images)
+        return loss
 
     def accuracy(self) -> float:
         """Return the network's current accuracy on images that are not trained on."""
@@ -286,7 +283,7 @@ def compress(command: Command, progress: Progress) -> Iterator[Row]:
     networks = {network_name(path): read_network(path) for path in command.weights}
     data = load("cifar10", command.data_dir, command.download)
     try:
-        data = (data if command.split == "test" else data.validation()).to(torch.device(command.device))
+        data = (data if command.split == "test" else data.validation(command.held_out)).to(torch.device(command.device))
     except (AssertionError, RuntimeError) as error:  # AssertionError: this build of torch has no CUDA
         raise ConfigError(f"device is {command.device!r}, which cannot be used here: {error}") from error
     same = {name: getattr(command, name) for name in ("split", *SETTINGS)} | {"evaluated": len(data.test_labels)}

@@ -21,10 +21,11 @@ from torch import nn
 from benchmarks.common.atomic import WriteError, check
 from benchmarks.common.errors import ConfigError
 from benchmarks.common.families import ALL_FAMILIES
+from benchmarks.common.names import network_name
 from benchmarks.common.peer_fits import PEERS, quietly
 from benchmarks.common.provenance import write_csv
 from benchmarks.common.rows import RESULTS
-from benchmarks.common.trained_networks import network_name, read_network
+from benchmarks.common.trained_networks import read_network
 
 RANDOM = ((64, 64, 3), (32, 16, 3))  # out, in, kernel
 SEEDS = (0, 1)  # of peers with a random start; the better result counts

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.common.errors import ConfigError
 from benchmarks.common.families import CONVOLUTIONS, MODELS
-from benchmarks.common.names import DENSE
+from benchmarks.common.names import DENSE, network_name
 from benchmarks.training.data.in_memory import DATASETS
 from benchmarks.training.data.on_disk import DATASETS as LARGE
 from benchmarks.training.tednets import PRESETS, tednet_network
@@ -21,7 +21,7 @@ from tnlayers.tensorize import yaml_text
 # Fields that say where and how a run is computed. They may change when a checkpoint is resumed.
 SURROUNDINGS = (
     "name", "data_dir", "download", "workers", "device", "threads", "shard", "out", "save_every", "tensorboard",
-    "resume", "overwrite",
+    "resume", "overwrite", "keep_memory",
 )  # fmt: skip
 LEAST = {
     "epochs": 1, "batch_size": 1, "images": 1, "image_size": 1, "classes": 2, "workers": 0, "save_every": 1,
@@ -56,13 +56,16 @@ class Config:
     """SGD with Nesterov momentum, or AdamW."""
     lr: float = 0.1
     """Maximum learning rate, reached after the warm-up."""
-    schedule: Literal["cosine", "one-cycle"] = "cosine"
-    """Linear warm-up, then cosine decay to zero; or torch's OneCycleLR."""
+    schedule: Literal["cosine", "linear", "one-cycle"] = "cosine"
+    """Linear warm-up, then cosine or linear decay to zero; or torch's OneCycleLR."""
     momentum: float = 0.9
     """Momentum of SGD, or AdamW's first beta."""
     weight_decay: float = 0.0005
     """Weight decay of parameters with at least two axes: kernels, cores, the last layer's matrix. L2 in SGD, decoupled
     in AdamW."""
+    decay: Literal["cores", "kernels"] = "cores"
+    """What weight decay acts on in tensor layers: their cores, or the kernels that they contract to
+    (`tnlayers.frobenius_penalty`, L2 with both optimizers)."""
     warmup: float = 0.1
     """Share of all steps in which the learning rate rises."""
     clip: float | None = None
@@ -73,13 +76,22 @@ class Config:
     label_smoothing: float = 0.0
     augment: bool = True
     """Shift training images, and mirror them where the data set allows it. Crop large images at random."""
+    pad: Literal["zero", "reflect"] = "zero"
+    """What fills the border of shifted images: black, or the image mirrored at its edge. Not for large images."""
     cutmix: float = 0.0
     """Share of the batches with CutMix (Yun 2019): a box of each image and its share of the label come from another
     image of the same process."""
+    teacher: Path | None = None
+    """Trained network whose outputs the trained one learns to give: a checkpoint of this program, or a file of weights
+    of a CIFAR-10 ResNet as in github.com/akamaster/pytorch_resnet_cifar10."""
+    distil: float = 0.9
+    """With a teacher: weight, from 0 to 1, of the KL divergence from its outputs in the loss; the rest is of labels."""
     seed: int = 0
     """Seed of the initialisation, the order of the images and their augmentation."""
     split: Literal["test", "validation"] = "test"
-    """Images that accuracy is measured on. Tune on validation: it holds out a fifth of the training images."""
+    """Images that accuracy is measured on. Tune on validation: it holds out a share of the training images."""
+    held_out: float = 0.2
+    """Share of the training images that validation holds out, equal in each class."""
     amp: bool = False
     """Compute in bfloat16 where it is safe (autocast)."""
     channels_last: bool = False
@@ -104,6 +116,8 @@ class Config:
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     threads: int | None = None
     """CPU threads; all if not given."""
+    keep_memory: bool = False
+    """Make the C library (glibc) keep freed memory for the whole process instead of giving it back."""
     shard: bool = False
     """Shard parameters, gradients and optimizer state over the processes (FSDP2), without full copies."""
     out: Path = Path("runs")
@@ -133,6 +147,10 @@ class Config:
             ("clip", self.clip is None or self.clip > 0, "it must be above 0"),
             ("ema", self.ema is None or 0 < self.ema < 1, "it must be above 0 and below 1"),
             ("cutmix", 0 <= self.cutmix <= 1, "it must be from 0 to 1"),
+            ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
+            ("pad", self.pad == "zero" or self.dataset in DATASETS, "large images are cropped, not shifted"),
+            ("held_out", 0 < self.held_out < 1, "it must be above 0 and below 1"),
+            ("decay", self.decay == "cores" or self.conv != DENSE, "dense convolutions have no cores"),
             ("rank", self.rank is None or self.conv != DENSE, "dense convolutions have none"),
             ("rank_schedule", not self.rank_schedule or self.conv != DENSE, "dense convolutions have no ranks"),
             ("rank_schedule", not self.rank_schedule or self.epochs > 1, "one epoch would not train the last ranks"),
@@ -159,8 +177,9 @@ class Config:
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """The fields that determine the result. Runs with equal fields have equal results."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SURROUNDINGS}
+        """The fields that determine the result. Runs with equal fields have equal results. A teacher has its name."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SURROUNDINGS}
+        return own | {"teacher": self.teacher and network_name(self.teacher)}
 
     @property
     def arm(self) -> str:

@@ -17,8 +17,10 @@ from benchmarks.training import distributed
 from benchmarks.training.config import Config
 from benchmarks.training.data.batches import Batches, Part, draws
 from benchmarks.training.data.in_memory import ImageData
-from benchmarks.training.rank_schedule import BATCHES, RankSchedule
+from benchmarks.training.rank_schedule import BATCHES, RankSchedule, layers
 from benchmarks.training.records import Result
+from benchmarks.training.teacher import Normalise, Teacher
+from tnlayers import frobenius_penalty
 
 REPORT_EVERY = 10  # steps; each report waits for the device
 EVALUATION_BATCH = 1000  # images
@@ -50,6 +52,7 @@ class Loop:
         data: its data set, on the device to train on.
         model: the network, on the same device.
         groups: parameter groups of the optimizer. By default, parameters with at least two axes decay.
+        teacher: a trained network whose outputs the network learns to give.
 
     Raises:
         ConfigError, DataError: the data set has too few images, or the batches cannot be split over the processes.
@@ -61,6 +64,7 @@ class Loop:
         data: Any,
         model: nn.Module,
         groups: list[dict[str, Any]] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.data, self.device = config, data, data.device
         self.processes = distributed.processes(self.device.type == "cpu")
@@ -76,13 +80,8 @@ class Loop:
         self.ranks = None if config.rank_schedule is None else RankSchedule(config, model)
         self.saved = ""  # epoch and step of the last checkpoint, in words
         self._place(model)
-        if groups is None:
-            matrices = [p for p in self.model.parameters() if p.ndim > 1]
-            vectors = [p for p in self.model.parameters() if p.ndim <= 1]  # normalisation and biases
-            groups = [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ]
+        self.teacher = teacher and teacher.to(self.device, self.image_format)
+        groups = self._groups() if groups is None else groups
         if config.optimizer == "sgd":
             sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
             self.optimizer: torch.optim.Optimizer = sgd
@@ -95,6 +94,20 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.ending = False  # whether any process was asked to end; equal in all processes
         self._start_epoch()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the groups of parameters that decay, and of those that do not."""
+        found = layers(self.model).values() if self.config.decay == "kernels" else ()
+        cores = {id(core) for layer in found for core in layer.cores}
+        decaying = [p.ndim > 1 and id(p) not in cores for p in self.model.parameters()]  # no normalisation, no biases
+        matrices, others = (
+            [p for p, decays in zip(self.model.parameters(), decaying, strict=True) if decays == wanted]
+            for wanted in (True, False)
+        )
+        return [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
 
     def _place(self, model: nn.Module) -> None:
         """Set `model`, and `trained`: the model that is distributed, in its memory format, and compiled."""
@@ -116,7 +129,7 @@ class Loop:
 
     def _schedule(self) -> Any:
         steps = self.config.epochs * self.steps
-        if self.config.schedule == "cosine":
+        if self.config.schedule != "one-cycle":
             return torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         rates, momentum = [group["lr"] for group in self.optimizer.param_groups], self.config.momentum
         return torch.optim.lr_scheduler.OneCycleLR(
@@ -166,14 +179,16 @@ class Loop:
         self.started = time.perf_counter() - self.seconds
         self.model.train()
         epoch, reported, config = len(self.history) + 1, self.step, self.config
-        batches = Batches(self.batch_size, self.step, self.steps, config.seed, epoch, config.augment, self.part)
+        batches = Batches(
+            self.batch_size, self.step, self.steps, config.seed, epoch, config.augment, self.part, config.pad
+        )
         for images, labels in self.data.training(batches):
             self.image_shape = images.shape[1:]
             mixed, targets = self._mix(images, labels, epoch)
             logits = self._logits(mixed, self.trained)
             loss = self._loss(mixed, logits, targets)
             self.scaled.zero_grad()
-            self.processes.backward(loss)
+            self.processes.backward(self._decayed(loss))
             if config.clip is not None:
                 self.processes.unscale_gradients(self.scaled)
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -261,7 +276,18 @@ class Loop:
         return images, (1 - share) * one + share * other
 
     def _loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = self._logits(images, self.teacher.network, self.teacher.normalise)
+        return self.teacher.loss(logits, wanted, loss)
+
+    def _decayed(self, loss: Tensor) -> Tensor:
+        """Return the loss with the decay of kernels, where that is asked for."""
+        if self.config.decay == "cores":
+            return loss
+        return loss + 0.5 * self.config.weight_decay * frobenius_penalty(self.model)
 
     def _evaluate(self) -> tuple[float, float]:
         self.model.eval()
@@ -291,20 +317,21 @@ class Loop:
             blank = torch.zeros(1, *self.image_shape, device=self.device)
             yield (blank, torch.zeros(0, dtype=torch.int64, device=self.device)) if batch is None else batch
 
-    def _logits(self, images: Tensor, model: nn.Module) -> Tensor:
-        images = self.normalise(images).contiguous(memory_format=self.image_format)
+    def _logits(self, images: Tensor, model: nn.Module, normalise: Normalise | None = None) -> Tensor:
+        images = (normalise or self.normalise)(images).contiguous(memory_format=self.image_format)
         ours = torch.autocast(self.device.type, torch.bfloat16) if self.config.amp else nullcontext()
         with self.processes.autocast(), ours:  # the first has an effect only if Accelerate enables it
             logits: Tensor = model(images)
         return logits.float()
 
     def _lr_factor(self, step: int) -> float:
-        """Return the factor of the learning rate: linear warm-up, then half a cosine down to zero."""
+        """Return the factor of the learning rate: linear warm-up, then half a cosine or a line down to zero."""
         steps = self.config.epochs * self.steps
         warmup = round(self.config.warmup * steps)
         if step < warmup:
             return (step + 1) / warmup
-        return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+        done = (step - warmup) / max(1, steps - warmup)
+        return 1 - done if self.config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
     def _share_statistics(self) -> None:
         """Average running statistics over the processes, where each has its own, before evaluating or saving."""

@@ -21,6 +21,8 @@ from benchmarks.training.data import on_disk
 from benchmarks.training.data.in_memory import load
 from benchmarks.training.loop import Loop, batches
 from benchmarks.training.records import Result, checkpoint, prepare, tensorboard
+from benchmarks.training.teacher import read_teacher
+from tnlayers.measuring.timing import keep_freed_memory
 
 
 def device_of(name: str) -> torch.device:
@@ -53,6 +55,8 @@ class Run(Loop):
     def __init__(self, config: Config, data: Any = None) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        if config.keep_memory:
+            keep_freed_memory()
         if config.tensorboard:
             tensorboard()
         torch.backends.cudnn.deterministic = True
@@ -65,7 +69,8 @@ class Run(Loop):
         data = (read_data(config) if data is None else data).to(device)
         batches(config, data)
         distributed.first(processes, partial(prepare, config))
-        super().__init__(config, data, config.network(data.channels, data.num_classes).to(device))
+        teacher = read_teacher(config.teacher, config.distil, data) if config.teacher else None
+        super().__init__(config, data, config.network(data.channels, data.num_classes).to(device), teacher=teacher)
         if config.resume:
             self._restore()
         elif config.overwrite:  # last, after all checks
@@ -260,7 +265,7 @@ def read_data(config: Config) -> Any:
             data: Any = on_disk.DATASETS[config.dataset](config.data_dir, **sizes)
         else:
             data = load(config.dataset, config.data_dir, config.download)
-    return data if config.split == "test" else data.validation()
+    return data if config.split == "test" else data.validation(config.held_out)
 
 
 def train(config: Config, report: Callable[..., Any] = lambda **_: None) -> Result:

@@ -52,6 +52,7 @@ class Batches(NamedTuple):
         epoch: number of the epoch, from 1.
         augment: whether to augment the images.
         part: this process' part.
+        pad: what fills the border of shifted images in memory: zero or reflect.
     """
 
     size: int
@@ -61,6 +62,7 @@ class Batches(NamedTuple):
     epoch: int
     augment: bool
     part: Part
+    pad: str = "zero"
 
 
 def hold_out(labels: Sequence[int] | NDArray[np.int64], fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

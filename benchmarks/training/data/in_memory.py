@@ -1,6 +1,6 @@
 """Image data sets in memory: digits (inside scikit-learn), Fashion-MNIST and CIFAR-10 (their official files).
 
-Images stay bytes until a batch is made, so that a data set fits in memory. Shifted images are padded with black.
+Images stay bytes until a batch is made, so that a data set fits in memory.
 """
 
 import math
@@ -91,12 +91,12 @@ class ImageData:
         mean, std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
         return lambda images: (images - mean) / std
 
-    def augment(self, images: Tensor, moves: Tensor) -> Tensor:
-        """Shift and mirror training images, each by its row of `moves`."""
+    def augment(self, images: Tensor, moves: Tensor, pad: str = "zero") -> Tensor:
+        """Shift and mirror training images, each by its row of `moves`. The border is black, or mirrored."""
         count, _, height, width = images.shape
         row, column, mirrored = moves.to(images.device).unbind(1)
         if self.shift:
-            padded = F.pad(images, (self.shift,) * 4)
+            padded = F.pad(images, (self.shift,) * 4, "constant" if pad == "zero" else pad)
             crops = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, c, row, column, height, width), a view
             images = crops[torch.arange(count, device=images.device), :, row, column]
         if self.flip:
@@ -117,7 +117,7 @@ class ImageData:
             images = self.train_images[own]
             if batches.augment:
                 moves = self.moves(len(batch), draws(batches.seed, batches.epoch, step))
-                images = self.augment(images, batches.part.of(moves))
+                images = self.augment(images, batches.part.of(moves), batches.pad)
             yield images, self.train_labels[own]
 
     def evaluation(self, size: int, part: Part) -> Iterator[tuple[Tensor, Tensor]]:

@@ -134,7 +134,7 @@ class Shards(Large):
     train: Sequence[Path]
     test: Sequence[Path]
 
-    def validation(self) -> "Shards":
+    def validation(self, fraction: float = 0.2) -> "Shards":
         """Raise an error: it is not known which images are in which shard.
 
         Raises:
