@@ -136,7 +136,7 @@ class Command(Config):
                 raise ConfigError(
                     f"{name} is {' '.join(map(str, value)) if type(value) is tuple else value}, but {rule}"
                 )
-        Config.__post_init__(replace(self, epochs=max(1, self.epochs)))
+        Config.__post_init__(replace(self, epochs=max(1, self.epochs), distil=Config.distil))
 
 
 class Tuning(Loop):

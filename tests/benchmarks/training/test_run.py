@@ -15,6 +15,8 @@ from benchmarks.training import command
 from benchmarks.training import run as running
 from benchmarks.training.run import Run, train
 from runs import content, full, numbers, read
+from tnlayers import TensorLayer
+from tnlayers.models import ResNet
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("tiny_data", "one_thread")
@@ -266,6 +268,14 @@ def test_the_learning_rate_rises_along_a_line_and_falls_along_a_cosine(config):
     assert run.scheduler.get_last_lr() == [0.5, 0.5]
 
 
+def test_the_learning_rate_falls_along_a_line_if_asked(config):
+    run = Run(replace(config, epochs=10, warmup=0.2, lr=2.0, schedule="linear"))  # 2 steps in each epoch
+    assert [run._lr_factor(step) for step in range(21)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0, *(1 - step / 16 for step in range(17))]
+    )
+    assert run.scheduler.get_last_lr() == [0.5, 0.5]
+
+
 def test_one_cycle_rises_to_the_rate_and_falls_below_where_it_began(config):
     run = Run(replace(config, schedule="one-cycle", epochs=10, warmup=0.3, lr=2.0))
     rates = [run.scheduler.get_last_lr()[0]]
@@ -369,6 +379,82 @@ def test_only_what_has_two_axes_or_more_decays(config):
     assert (decaying["weight_decay"], free["weight_decay"]) == (0.1, 0)
     assert {p.ndim for p in free["params"]} == {1}
     assert min(p.ndim for p in decaying["params"]) == 2
+
+
+def test_kernels_decay_as_those_of_a_dense_network_would(config):
+    of_cores, of_kernels = (
+        Run(replace(config, conv="tr", rank=0.2, weight_decay=0.1, out=config.out / decay, decay=decay))
+        for decay in ("cores", "kernels")
+    )
+    decaying, free = of_kernels.optimizer.param_groups
+    layers = [module for module in of_kernels.model.modules() if isinstance(module, TensorLayer)]
+    cores = {core for layer in layers for core in layer.cores}
+    assert cores <= {*free["params"]}
+    assert {*decaying["params"]} == {of_kernels.model.conv1.weight, of_kernels.model.linear.weight}
+    assert len(free["params"]) + len(decaying["params"]) == len([*of_kernels.model.parameters()])
+    loss = of_kernels._decayed(torch.zeros(()))
+    assert loss.item() == pytest.approx(0.05 * sum(layer.weight.square().sum().item() for layer in layers), rel=1e-5)
+    assert of_cores._decayed(torch.ones(())).item() == 1
+    for run in (of_cores, of_kernels):
+        run.epoch()
+    ours, others = ([*run.model.parameters()] for run in (of_cores, of_kernels))
+    assert any(not torch.equal(a, b) for a, b in zip(ours, others, strict=True))
+
+
+def test_a_run_learns_from_a_checkpoint_and_resumes_to_the_same_numbers(config):
+    taught = replace(config, name="teacher", ema=0.5)
+    teacher = Run(taught)
+    teacher.finish()
+    config = replace(config, batch_size=9, conv="tr", rank=0.2, teacher=teacher.checkpoint, distil=0.75)
+    whole = train(config)
+    assert whole.row["teacher"] == taught.directory.name
+    stopped = replace(config, out=config.out / "stopped", save_every=2)
+    stop(Run(stopped), 8)
+    moved = config.out / "checkpoint.pt"
+    moved.write_bytes(teacher.checkpoint.read_bytes())
+    with pytest.raises(RunError, match=f"made with teacher {taught.directory.name}, but this run has teacher"):
+        Run(replace(stopped, resume=True, teacher=moved))
+    assert numbers(Run(replace(stopped, resume=True)).finish()) == numbers(whole)
+
+
+def test_the_loss_with_a_teacher_is_hintons(config):
+    teacher = Run(replace(config, name="teacher"))
+    teacher.finish()
+    run = Run(replace(config, teacher=teacher.checkpoint, distil=0.75, label_smoothing=0.1))
+    images, labels = run.data.test_images, run.data.test_labels
+    logits = torch.randn(20, 10, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = teacher.model.eval()(teacher.normalise(images))
+    ours, theirs = (x.div(4).softmax(1) for x in (logits, wanted))
+    near = (theirs * (theirs / ours).log()).sum(1).mean()
+    plain = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert run._loss(images, logits, labels).item() == pytest.approx((0.25 * plain + 0.75 * 16 * near).item(), rel=1e-4)
+    run.model.load_state_dict(teacher.model.state_dict())
+    run.teacher.share = 1.0
+    assert run._loss(images, run._logits(images, run.model.eval()), labels).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_teachers_that_do_not_fit_are_told(config, tmp_path):
+    path = tmp_path / "teacher.th"
+    for found, sentence in (
+        (b"no weights", "teacher is .*teacher.th, which cannot be read: "),
+        (ResNet(20).state_dict(), "for images of 3 channels with 10 labels; here they have 1 channels and 10 labels"),
+        ({"a": torch.ones(1)}, "teacher.th holds no weights of a CIFAR-10 ResNet"),
+    ):
+        path.write_bytes(found) if isinstance(found, bytes) else torch.save(found, path)
+        with pytest.raises(ConfigError, match=sentence):
+            Run(replace(config, teacher=path))
+    with pytest.raises(ConfigError, match=r"teacher is .*nowhere\.th, which cannot be read: "):
+        Run(replace(config, teacher=tmp_path / "nowhere.th"))
+
+
+def test_memory_is_kept_only_if_asked(config, monkeypatch):
+    kept = []
+    monkeypatch.setattr(running, "keep_freed_memory", lambda: kept.append(True))
+    Run(config)
+    assert not kept
+    Run(replace(config, keep_memory=True, out=config.out / "other"))
+    assert kept
 
 
 def test_size_counts_what_dense_convolutions_would_have(config):

@@ -166,8 +166,20 @@ def test_an_augmented_image_is_a_shifted_perhaps_mirrored_copy():
     assert {tuple(image.flatten().tolist()) for image in augmented} == possible  # each of 18, in 200 draws
 
 
-def epoch(some, seed=3, number=1, start=0, part=Part()):  # noqa: B008 - it is frozen
-    return [*some.training(Batches(10, start, 3, seed, number, True, part))]
+def test_a_mirrored_border_repeats_no_edge():
+    images = torch.arange(1, 17, dtype=torch.uint8).view(1, 1, 4, 4)
+    some = ImageData(images, images, images, images, shift=1, flip=False)
+    corner, middle = (some.augment(images, torch.tensor([[at, at, 0]]), "reflect")[0, 0] for at in (0, 1))
+    # The row above the first is the second, the column left of the first is the second.
+    assert corner.tolist() == [[6, 5, 6, 7], [2, 1, 2, 3], [6, 5, 6, 7], [10, 9, 10, 11]]
+    assert torch.equal(middle, images[0, 0])
+    many = ImageData(images.repeat(30, 1, 1, 1), torch.arange(30), images, images, shift=1, flip=False)
+    drawn = epoch(many, pad="reflect")
+    assert min(batch.min() for batch, _ in drawn) == 1  # no black
+
+
+def epoch(some, seed=3, number=1, start=0, part=Part(), pad="zero"):  # noqa: B008 - it is frozen
+    return [*some.training(Batches(10, start, 3, seed, number, True, part, pad))]
 
 
 def test_an_epoch_goes_on_from_any_step_and_is_shared_by_processes():
