@@ -56,7 +56,8 @@ BATCHES = (1, 32)  # batch sizes of the latencies
 KEY = ("weights", "format", "keep", "split")
 SETTINGS = (
     "allocation", "calibration", "distil", "hint",
-    "epochs", "batch_size", "lr", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "seed", "amp",
+    "epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "warmup", "label_smoothing", "augment", "pad",
+    "ema", "seed", "amp", "channels_last",
 )  # fmt: skip
 COLUMNS = (
     *KEY, "kept", "swapped", "refused", "parameters", "dense_parameters", "bytes", "dense_bytes", "error", "error_max",

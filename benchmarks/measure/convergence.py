@@ -3,7 +3,7 @@
     python benchmarks/measure/convergence.py --config configs/convergence-digits.yaml --workers 2
 
 A row is one run: a network, a family, an arm (only the initialisation), a learning rate and a seed. All runs train on
-the same four fifths of the training images. At their end they are evaluated on the held-out fifth and on the test
+the same share of the training images. At their end they are evaluated on the held-out share and on the test
 images: `chosen` selects the rate by the former and reports the latter. A network that cannot be built has one row with
 a note.
 
@@ -44,7 +44,8 @@ from tnlayers import scale_residual_
 from tnlayers.models import ResNet, dense_conv
 
 PLAIN, NO_NORM = "plain", "resnet-no-norm"
-NETWORKS = (PLAIN, "resnet", NO_NORM)
+SCALED_NO_NORM = "resnet-scaled"  # without normalisation, and with tnlayers.scale_residual_ in every arm
+NETWORKS = (PLAIN, "resnet", NO_NORM, SCALED_NO_NORM)
 SCALED = "scaled branches"  # the default with tnlayers.scale_residual_: an arm of a network, not of a layer
 DEAD = "dead branches"  # zero branches, which get no gradient: the accuracy of stem and last layer alone
 ARMS = (*initialisations.ARMS, SCALED, DEAD)
@@ -52,10 +53,12 @@ DEPTH, STRIDED = 30, (4, 28)  # of the plain network: number of convolutions, an
 LOST = 1.5 * math.log(NUM_CLASSES)  # a run has diverged if its last epoch's loss is larger; guessing has 2/3 of it
 SMOOTHING = 0.1  # weight of each step in the moving average of the loss
 KEY = (*GROUP, "lr", "seed")
-SETTINGS = (
-    "epochs", "batch_size", "rank", "channels", "momentum", "weight_decay", "warmup", "augment", "images",
-    "evaluated", "shrink", "reference_loss",
+RECIPE = (
+    "epochs", "batch_size", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "pad", "images", "ema",
+    "amp", "channels_last", "held_out",
 )  # fmt: skip
+"""Fields of a run's configuration that are settings of the grid."""
+SETTINGS = (*RECIPE, "rank", "channels", "evaluated", "shrink", "reference_loss")
 COLUMNS = (
     *KEY, *SETTINGS, "steps", "parameters", "keep_ratio", "diverged", "loss_first", "loss_last", "steps_to",
     "accuracy_heldout", "accuracy_test", "seconds", "note",
@@ -85,10 +88,17 @@ class Grid:
     momentum: float = 0.9
     weight_decay: float = 0.0
     warmup: float = 0.1
+    label_smoothing: float = 0.0
     augment: bool = True
     """Shift training images, and mirror them where the data set allows it."""
+    pad: Literal["zero", "reflect"] = "zero"
     images: int | None = None
     """Number of training images per epoch, different ones in each; all if not given."""
+    ema: float | None = None
+    amp: bool = False
+    channels_last: bool = False
+    held_out: float = 0.2
+    keep_memory: bool = False
     evaluated: int | None = None
     """Number of held-out images, and of test images, to evaluate on; all if not given."""
     shrink: int = 1
@@ -104,9 +114,9 @@ class Grid:
         for name, holds, rule in (
             *((name, getattr(self, name), "one at least is needed") for name in ("networks", "families", "arms")),
             ("lrs", len(rates) == len(self.networks), "one list is needed, or one for each network"),
-            ("lrs", all(len({*lrs}) >= 3 for lrs in rates), "three at least are needed"),
+            ("lrs", all(len({*lrs}) >= 2 for lrs in rates), "two at least are needed"),
             ("lrs", all(0 < lr < math.inf for lrs in rates for lr in lrs), "they must be above 0"),
-            ("seeds", len({*self.seeds}) >= 3, "three at least are needed"),
+            ("seeds", len({*self.seeds}) >= 2, "two at least are needed"),
             ("rank", self.rank > 0, "it must be above 0"),
             (
                 "rank",
@@ -146,8 +156,8 @@ class Grid:
 
     def config(self, **known: Any) -> Config:
         """Return the configuration of a run."""
-        same = ("dataset", "epochs", "batch_size", "momentum", "weight_decay", "warmup", "augment", "images", "threads")
-        return Config(**{name: getattr(self, name) for name in same}, split="validation", device="cpu", **known)
+        same = {name: getattr(self, name) for name in ("dataset", *RECIPE, "threads", "keep_memory")}
+        return Config(**same, split="validation", device="cpu", **known)
 
     def rows(self, only: Sequence[str] = ()) -> list[Row]:
         """Return key and settings of the runs whose network, family and arm are in `only`.
@@ -238,11 +248,11 @@ def network(row: Row, image: Sequence[int]) -> tuple[nn.Module, float]:
         if row["network"] == PLAIN:
             model: Any = Plain(conv, row["channels"], image)
         else:
-            norm = nn.Identity if row["network"] == NO_NORM else nn.BatchNorm2d
+            norm = nn.BatchNorm2d if row["network"] == "resnet" else nn.Identity
             model = ResNet(20, conv, NUM_CLASSES, image[0], norm=norm)
         torch.random.default_generator.manual_seed(row["seed"])
         model.linear.reset_parameters()
-    if row["arm"] == SCALED:
+    if row["arm"] == SCALED or row["network"] == SCALED_NO_NORM:
         scale_residual_(model, "layer*.conv2")
     if row["arm"] == DEAD:
         scale_residual_(model, "layer*", 0)
@@ -253,7 +263,7 @@ class Trial(Loop):
     """A run of the grid. It writes nothing, records every step's loss, and ends at a non-finite loss."""
 
     def __init__(self, config: Config, data: ImageData, model: nn.Module, evaluated: int | None = None) -> None:
-        super().__init__(config, data.validation().fewer_test_images(evaluated), model)
+        super().__init__(config, data.validation(config.held_out).fewer_test_images(evaluated), model)
         self.tested = data.fewer_test_images(evaluated)
         self.losses: list[float] = []
 

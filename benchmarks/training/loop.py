@@ -21,6 +21,7 @@ from benchmarks.training.rank_schedule import BATCHES, RankSchedule, layers
 from benchmarks.training.records import Result
 from benchmarks.training.teacher import Normalise, Teacher
 from tnlayers import frobenius_penalty
+from tnlayers.measuring.timing import keep_freed_memory
 
 REPORT_EVERY = 10  # steps; each report waits for the device
 EVALUATION_BATCH = 1000  # images
@@ -67,6 +68,8 @@ class Loop:
         teacher: Teacher | None = None,
     ) -> None:
         self.config, self.data, self.device = config, data, data.device
+        if config.keep_memory:
+            keep_freed_memory()
         self.processes = distributed.processes(self.device.type == "cpu")
         self.part = Part(self.processes.process_index, self.processes.num_processes)
         self.normalise = data.normaliser()

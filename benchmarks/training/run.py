@@ -22,7 +22,6 @@ from benchmarks.training.data.in_memory import load
 from benchmarks.training.loop import Loop, batches
 from benchmarks.training.records import Result, checkpoint, prepare, tensorboard
 from benchmarks.training.teacher import read_teacher
-from tnlayers.measuring.timing import keep_freed_memory
 
 
 def device_of(name: str) -> torch.device:
@@ -55,8 +54,6 @@ class Run(Loop):
     def __init__(self, config: Config, data: Any = None) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        if config.keep_memory:
-            keep_freed_memory()
         if config.tensorboard:
             tensorboard()
         torch.backends.cudnn.deterministic = True

@@ -84,7 +84,7 @@ def test_every_run_is_a_row_and_every_row_is_complete(run, capsys):
     for row in rows:
         assert tuple(row) == (*convergence.COLUMNS, *provenance())
         assert {name for name, value in row.items() if not value} <= {
-            "rank", "channels", "evaluated", "steps_to", "note",
+            "rank", "channels", "ema", "evaluated", "steps_to", "note",
         }  # fmt: skip
         assert (row["steps"], row["diverged"]) == ("4", "False")
         assert (row["rank"], row["channels"]) == ("" if row["family"] == "dense" else "2", "4")
@@ -206,6 +206,8 @@ def test_branches_are_scaled_where_there_are_some_without_normalisation():
         if isinstance(one, tnlayers.TensorLayer):
             factor = 1 / 3 if name.endswith("conv2") else 1  # nine branches
             torch.testing.assert_close(other.weight, factor * one.weight)
+    of_all, _ = convergence.network(row | {"arm": "default", "network": "resnet-scaled"}, (1, 8, 8))
+    assert all(map(torch.equal, of_all.parameters(), scaled.parameters()))
 
 
 @pytest.mark.parametrize(("rank", "channels", "width"), [(0.25, 8, 4), (0.5, 8, 6), (0.05, 8, 2), (1e-6, 8, 1)])
@@ -244,6 +246,8 @@ def test_references_are_run_where_they_exist():
         ("resnet-no-norm", "dense", "dead branches"),
         ("resnet-no-norm", "tr", "default"),
         ("resnet-no-norm", "tr", "scaled branches"),
+        ("resnet-scaled", "dense", "kaiming"),
+        ("resnet-scaled", "tr", "default"),
     ]
     assert {(row["family"], row["arm"]) for row in grid.rows(["scaled branches", "plain", "resnet-no-norm"])} == {
         ("dense", "kaiming"), ("narrow", "kaiming"), ("dense", "scaled branches"), ("tr", "scaled branches"),
@@ -478,11 +482,11 @@ def test_what_is_compared_by_seed_saw_the_same_batches():
         ({"families": []}, "families is .., but one at least is needed"),
         ({"networks": ["vgg"]}, r"networks is \['vgg'\], but tuple.* is accepted"),
         ({"arms": ["default", "he"]}, "arms is .*'he'.*, but tuple.* is accepted"),
-        ({"lrs": [0.1, 0.2]}, r"lrs is \[0\.1, 0\.2\], but three at least are needed"),
-        ({"lrs": []}, "lrs is .., but three at least are needed"),
+        ({"lrs": [0.1]}, r"lrs is \[0\.1\], but two at least are needed"),
+        ({"lrs": []}, "lrs is .., but two at least are needed"),
         ({"lrs": [0.1, 0.2, 0]}, "lrs is .*, but they must be above 0"),
         ({"lrs": [[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]}, "lrs is .*, but one list is needed, or one for each network"),
-        ({"seeds": [0, 0, 1]}, "seeds is .*, but three at least are needed"),
+        ({"seeds": [0, 0]}, "seeds is .*, but two at least are needed"),
         ({"rank": 0}, "rank is 0, but it must be above 0"),
         ({"rank": 1, "families": ["narrow"]}, "rank is 1, but narrow needs a keep ratio of at most 1"),
         ({"rank": 1.5, "families": ["narrow"]}, "rank is 1.5, but narrow needs a keep ratio of at most 1"),

@@ -11,7 +11,7 @@ import torch
 from benchmarks.common.atomic import WriteError
 from benchmarks.common.errors import ConfigError, RunError
 from benchmarks.common.sizes import size
-from benchmarks.training import command
+from benchmarks.training import command, loop
 from benchmarks.training import run as running
 from benchmarks.training.run import Run, train
 from runs import content, full, numbers, read
@@ -450,7 +450,7 @@ def test_teachers_that_do_not_fit_are_told(config, tmp_path):
 
 def test_memory_is_kept_only_if_asked(config, monkeypatch):
     kept = []
-    monkeypatch.setattr(running, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(loop, "keep_freed_memory", lambda: kept.append(True))
     Run(config)
     assert not kept
     Run(replace(config, keep_memory=True, out=config.out / "other"))
