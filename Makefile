@@ -54,7 +54,7 @@ results-smoke: $(VENV)/ready
 	$(PY) benchmarks/measure/results.py --config configs/results-smoke.yaml --workers 2 --out $(SMOKE)/results.csv
 	$(PY) benchmarks/measure/throughput.py --network resnet20 --keeps 0.2 --batch 16 --seconds 5 --out $(SMOKE)/throughput.csv
 	$(PY) -W ignore benchmarks/measure/scale.py --network resnet18 --convs dense tr --size 64 --out $(SMOKE)/scale.csv
-	$(PY) benchmarks/report/tables.py --show results $(SMOKE)/results.csv --show presets $(SMOKE)/results.csv \
+	$(PY) benchmarks/report/tables.py --show results $(SMOKE)/results.csv \
 		--show throughput $(SMOKE)/throughput.csv --show scale $(SMOKE)/scale.csv
 
 lint: $(VENV)/ready

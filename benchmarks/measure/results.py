@@ -3,9 +3,8 @@
     python benchmarks/measure/results.py --config configs/results-cifar10.yaml --data-dir DIR --workers 2
 
 A row is a network, the format of its convolutions, a compression and a seed, trained and evaluated as by train.py.
-Compression is the parameters of the dense network over those of the whole network. tednet's networks, named under
-`presets`, run twice: initialised by our solver and by tednet. A run that cannot be built, or diverges, has a row with
-a note.
+Compression is the parameters of the dense network over those of the whole network. A run that cannot be built, or
+diverges, has a row with a note.
 
 Runs that have a row with the same settings are skipped, so the same command continues a stopped grid.
 """
@@ -31,11 +30,8 @@ from benchmarks.common.sizes import convolutions, numel
 from benchmarks.training.config import Config
 from benchmarks.training.data.in_memory import DATASETS, cached_load
 from benchmarks.training.run import Run
-from benchmarks.training.tednets import PRESETS
 
 Row = dict[str, Any]
-TEDNET = {"tr": 10, "tt": 10, "tucker": 10, "cp": 100, "btt": 4}
-"""Ranks that give tednet's networks about equal sizes."""
 IDENTITY = ("ratio", *Config().experiment)
 MEASURED = (
     "parameters", "dense_parameters", "keep_ratio", "train_loss", "train_accuracy", "loss", "accuracy", "precision",
@@ -53,18 +49,16 @@ class Grid(Config):
     families: tuple[Literal[tuple(CONVOLUTIONS)], ...] = ()
     ratios: tuple[float, ...] = ()
     """Parameters of the dense network over those of the compressed one."""
-    presets: tuple[Literal[tuple(PRESETS)], ...] = ()
-    """tednet's networks."""
     seeds: tuple[int, ...] = (0,)
     threads: int | None = 1
 
     def __post_init__(self) -> None:
         """Check that all runs are valid."""
         for name, holds, rule in (
-            ("families", self.families or not self.networks, "one at least is needed"),
+            ("networks", self.networks, "one at least is needed"),
+            ("families", self.families, "one at least is needed"),
             ("ratios", self.ratios or {*self.families} <= {DENSE}, "one at least is needed"),
             ("ratios", all(ratio > 1 for ratio in self.ratios), "they must be above 1"),
-            ("networks", self.networks or self.presets, "one at least is needed, or one of presets"),
             ("ratios", len({*self.ratios}) == len(self.ratios), "none may be there twice"),
             ("seeds", len({*self.seeds}) == len(self.seeds) > 0, "one at least is needed, and none twice"),
         ):
@@ -75,33 +69,30 @@ class Grid(Config):
                 raise ConfigError(f"{name} is {getattr(self, name)}, but the grid sets it")
         super().__post_init__()
 
-    def arms(self) -> Iterator[tuple[float | str, Config]]:
+    def arms(self) -> Iterator[tuple[float, Config]]:
         """Yield compressions and configurations. `sized` sets the rank of those with a compression later."""
         same = {field.name: getattr(self, field.name) for field in fields(Config)}
         for seed, model in product(self.seeds, self.networks):
             for family in self.families:
                 for ratio in [1.0] if family == DENSE else self.ratios:
                     yield ratio, Config(**same | {"model": model, "conv": family, "seed": seed})
-        for seed, model, (form, rank), init in product(self.seeds, self.presets, TEDNET.items(), (None, "tednet")):
-            arm = {"name": f"{form}-{rank}" + (f"-{init}" if init else ""), "rank": rank, "init": init}
-            yield "", Config(**same | {"model": model, "conv": form, "seed": seed} | arm)
 
 
-def sized(ratio: float | str, config: Config, channels: int, num_classes: int) -> Config:
+def sized(ratio: float, config: Config, channels: int, num_classes: int) -> Config:
     """Return the configuration with this compression: one keep ratio for all convolutions but the stem."""
-    if config.conv == DENSE or ratio == "":
+    if config.conv == DENSE:
         return config
     with torch.device("meta"):
         dense = replace(config, conv=DENSE).network(channels, num_classes)
     convs = sum(conv.weight.numel() for conv in convolutions(dense)[1:])
     total = numel(dense)
-    keep = (total / float(ratio) - (total - convs)) / convs
+    keep = (total / ratio - (total - convs)) / convs
     if not 0 < keep <= 1:
         raise ConfigError(f"{config.model} cannot be compressed {ratio} times by its convolutions alone")
     return replace(config, rank=round(keep, 5), name=f"{config.conv}-{ratio:g}x")
 
 
-def measure(arm: tuple[float | str, Config]) -> Row:
+def measure(arm: tuple[float, Config]) -> Row:
     """Return the row of a run."""
     ratio, config = arm
     row = dict.fromkeys(COLUMNS, "") | {"arm": config.arm, "ratio": ratio} | config.experiment
@@ -116,10 +107,8 @@ def measure(arm: tuple[float | str, Config]) -> Row:
 
 
 def identity(row: Row) -> tuple[str, ...]:
-    """Return the values that identify a run. The rank is left out where it follows from the compression."""
-    return tuple(
-        str("" if row[name] is None or (name == "rank" and row["ratio"] != "") else row[name]) for name in IDENTITY
-    )
+    """Return the values that identify a run. The rank is left out: it follows from the compression."""
+    return tuple("" if row[name] is None or name == "rank" else str(row[name]) for name in IDENTITY)
 
 
 @dataclass(frozen=True, kw_only=True)

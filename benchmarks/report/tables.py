@@ -35,7 +35,7 @@ from benchmarks.report.speed_tables import (
 )
 from benchmarks.report.start_tables import convergence, depth, init_scale
 from benchmarks.report.tool_tables import counters, tools
-from benchmarks.report.training_tables import digits, presets, rank_schedule, results, scale, throughput
+from benchmarks.report.training_tables import digits, rank_schedule, results, scale, throughput
 
 FIGURE = re.compile(r"(<!-- figure: (?P<name>\S+) -->)[^<\n]*(<!-- /figure -->)")
 SECTION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -59,11 +59,10 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "construct": construct,
     "convergence": convergence,
     "results": results,
-    "presets": presets,
     "throughput": throughput,
     "scale": scale,
 }
-FILES = {"promises": "speed", "compiled": "speed-compile", "presets": "results"}
+FILES = {"promises": "speed", "compiled": "speed-compile"}
 """CSV files of the tables whose file has another name."""
 
 
