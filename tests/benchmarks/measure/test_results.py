@@ -2,6 +2,7 @@
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from benchmarks.training.tednets import tednet_draw_, tednet_peer
 from tnlayers.models import tednet_resnet
 
 ROOT = Path(__file__).parents[3]
+PARTS = ("seeds", "resnet32")  # of the whole grid: not of every family
 CONFIGS = sorted((ROOT / "configs").glob("results-*.yaml"))
 
 
@@ -158,11 +160,24 @@ def test_a_compression_below_what_the_convolutions_can_give_is_a_row(tmp_path, m
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_grids_that_are_shipped(path):
     grid, default = read_yaml(Grid, path), Grid(networks=("resnet20",), families=("dense",))
-    assert {"dense", "cp", "tucker", "tt", "tr", "btt"} == {*grid.families}
+    every = {"dense", "cp", "tucker", "tt", "tr", "btt"}
+    assert every == {*grid.families} or (every > {*grid.families} and path.stem.rpartition("-")[2] in PARTS)
     stated = [line.partition(":")[0] for line in path.read_text().splitlines() if line and not line.startswith("#")]
     names = [name for name in stated if name not in ("networks", "families")]
     assert [name for name in names if getattr(grid, name) == getattr(default, name)] == []
     assert len([*grid.arms()]) == len({results.identity({"ratio": r, **arm.experiment}) for r, arm in grid.arms()})
+
+
+def test_parts_of_the_grid_have_the_whole_grid_s_recipe():
+    own = ("networks", "families", "ratios", "seeds")
+    whole, *parts = (
+        read_yaml(Grid, ROOT / "configs" / f"results-cifar10{part}.yaml") for part in ("", "-seeds", "-resnet32")
+    )
+    for part in parts:
+        assert replace(whole, **{name: getattr(part, name) for name in own}) == part
+    long = read_yaml(Grid, ROOT / "configs" / "results-cifar10-full.yaml")
+    other = {name for name in Grid.__dataclass_fields__ if getattr(long, name) != getattr(whole, name)}
+    assert other == {"networks", "seeds", "epochs", "warmup", "keep_memory"}
 
 
 # ------------------------------------------------------------------------------------------------- speed, collectives
