@@ -65,7 +65,7 @@ class Config:
     in AdamW."""
     decay: Literal["cores", "kernels"] = "cores"
     """What weight decay acts on in tensor layers: their cores, or the kernels that they contract to
-    (`tnlayers.frobenius_penalty`, L2 with both optimizers)."""
+    (`tnlayers.frobenius_penalty`, L2 with both optimizers). Dense kernels decay either way."""
     warmup: float = 0.1
     """Share of all steps in which the learning rate rises."""
     clip: float | None = None
@@ -151,7 +151,6 @@ class Config:
             ("distil", self.teacher or self.distil == Config.distil, "there is no teacher"),
             ("held_out", 0 < self.held_out < 1, "it must be above 0 and below 1"),
             ("held_out", self.split != "test" or self.held_out == Config.held_out, "split test holds nothing out"),
-            ("decay", self.decay == "cores" or self.conv != DENSE, "dense convolutions have no cores"),
             ("decay", self.decay == "cores" or not self.shard, "shard needs decay of cores"),
             ("pad", self.pad == "zero" or self.augment, "augment is off, so no image is shifted"),
             ("pad", self.pad == "zero" or self.dataset in DATASETS, "large images are cropped, not shifted"),

@@ -48,7 +48,6 @@ def test_every_preset_states_only_what_differs(path):
         ("distil: 2\nteacher: t.th", "distil is 2.0, but it must be from 0 to 1"),
         ("held_out: 0.1", "held_out is 0.1, but split test holds nothing out"),
         ("held_out: 1\nsplit: validation", "held_out is 1.0, but it must be above 0 and below 1"),
-        ("decay: kernels", "decay is kernels, but dense convolutions have no cores"),
         ("decay: kernels\nconv: tr\nshard: true", "decay is kernels, but shard needs decay of cores"),
         ("pad: reflect\naugment: false", "pad is reflect, but augment is off, so no image is shifted"),
         ("pad: reflect\ndataset: image-folder", "pad is reflect, but large images are cropped, not shifted"),
