@@ -70,7 +70,6 @@ class LayerExecutor:
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._weights: OrderedDict[Any, _Kept] = OrderedDict()
         self.contraction = to_kernel(network)
-        self._latest: tuple[int, tuple[int, ...]] | None = None
 
     def __reduce__(self) -> Any:
         made = self.network, self.geometry, self.strategy, self.memory
@@ -134,8 +133,7 @@ class LayerExecutor:
             self.thaw()  # an optimizer step may follow; fused optimizers do not raise the cores' version
         mode, kind, dtype = "train" if grad else "infer", x.device.type, x.dtype
         if torch.compiler.is_compiling():
-            whole = mode == "train" and self.strategy == STRATEGIES[0] and _has_open_sizes(x)
-            name = self.prepare(mode, kind, str(dtype), output_padding, whole)
+            name = self.prepare(mode, kind, str(dtype), static_sizes(x), output_padding)
             return run(getattr(self, name), x, cores, bias)
         shape: tuple[int, ...] = x.shape
         tracing = traced()
@@ -169,7 +167,6 @@ class LayerExecutor:
     def _new(self, setting: Setting, output_padding: tuple[int, ...] | None = None) -> Any:
         """Return the plan for a setting, and make room for it among the cached plans."""
         found = self.plan(setting, output_padding)
-        self._latest = setting.batch, setting.size
         if len(self._plans) >= _KEPT:
             self._plans.popitem(last=False)
         return found
@@ -238,31 +235,44 @@ class LayerExecutor:
 
     @constant_to_compilers
     def prepare(
-        self, mode: str, device: str, dtype: str, output_padding: tuple[int, ...] | None = None, whole: bool = False
+        self,
+        mode: str,
+        device: str,
+        dtype: str,
+        sizes: tuple[int | None, ...],
+        output_padding: tuple[int, ...] | None = None,
     ) -> str:
         """Store the plan for a compiler in an attribute, and return the attribute's name.
 
-        The compiler's sizes may be symbolic, so the plan is for the latest eager call's sizes, or for typical ones.
-        With ``whole`` it reconstructs the kernel, except in an export, where every plan can be trained.
+        ``sizes`` are the batch and the spatial sizes, None where the compiler leaves one open. The plan takes open ones
+        from the latest eager call, or typical ones. In training with open spatial sizes, 'auto' reconstructs the kernel
+        (see ``static_sizes``), except in an export, where every plan can be trained.
         """
         # Called here, in code that a compiler runs: torch 2.11 would otherwise treat the result as a constant.
-        whole = whole and not torch.compiler.is_exporting()
-        extra = "_whole" * whole + ("" if output_padding is None else "_" + "_".join(map(str, output_padding)))
-        name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}{extra}"
-        batch, size = self._latest or typical(self.geometry)
-        setting = Setting(batch, size, mode=mode, device=device, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        exporting = torch.compiler.is_exporting()
+        whole = mode == "train" and self.strategy == STRATEGIES[0] and None in sizes[1:] and not exporting
+        padding = "" if output_padding is None else "_padding_" + "_".join(map(str, output_padding))
+        open_or_not = "_".join("open" if size is None else str(size) for size in sizes)
+        name = f"_compiled_{mode}_{device}_{dtype.removeprefix('torch.')}{padding}_{open_or_not}" + "_whole" * whole
+        latest = self.latest
+        usual, places = (latest.setting.batch, latest.setting.size) if latest else typical(self.geometry)
+        batch, *size = (other if one is None else one for one, other in zip(sizes, (usual, *places), strict=True))
+        setting = Setting(
+            max(1, batch), tuple(size), mode=mode, device=device, dtype=getattr(torch, dtype.removeprefix("torch."))
+        )
         setattr(self, name, self.plan(setting, output_padding, "reconstruct" if whole else None))
         return name
 
 
-def _has_open_sizes(x: Tensor) -> bool:
-    """Return whether a compiler treats a spatial size as symbolic.
+def static_sizes(x: Tensor) -> tuple[int | None, ...]:
+    """Return the batch and the spatial sizes of an input to a compiler, None where it treats one as symbolic.
 
-    Then inductor (torch 2.13) cannot train a matrix product before a convolution.
+    With a symbolic spatial size, inductor (torch 2.13) cannot train a matrix product before a convolution.
     """
     from torch.fx.experimental.symbolic_shapes import has_static_value  # noqa: PLC0415  (compilers have imported it)
 
-    return not all(has_static_value(size) for size in x.shape[2:])
+    batch, *places = (int(size) if has_static_value(size) else None for size in x.shape)
+    return batch, *places[1:]
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tnlayers.backend.input_checks import check_cores
 from tnlayers.backend.torch_state import plain_autograd, sizes, traced
-from tnlayers.execution.executor import LayerExecutor
+from tnlayers.execution.executor import LayerExecutor, static_sizes
 from tnlayers.ops.contraction import order
 from tnlayers.planning import lookup
 from tnlayers.planning.lookup_plan import LookupPlan
@@ -59,7 +59,7 @@ class LookupExecutor(LayerExecutor):
             self.thaw()
         mode, kind, dtype = "train" if grad else "infer", x.device.type, cores[0].dtype
         if torch.compiler.is_compiling():
-            found = getattr(self, self.prepare(mode, kind, str(dtype)))
+            found = getattr(self, self.prepare(mode, kind, str(dtype), static_sizes(x)))
             return self._rows(found, x, cores, grad, open_sizes=True)
         check_cores(cores)
         if torch._C._get_tracing_state() is None:

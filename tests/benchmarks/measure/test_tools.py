@@ -71,7 +71,7 @@ class Plain(nn.Module):
 @pytest.mark.filterwarnings("ignore")  # of inductor's first import
 @pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="seen with torch 2.13; no other was looked at")
 def test_what_inductor_cannot_compile():
-    """Why a plan with open sizes reconstructs. If this fails, torch can: take ``executor._has_open_sizes`` out."""
+    """Why a plan with open sizes reconstructs. If this fails, torch can: take ``whole`` out of ``prepare``."""
     torch._dynamo.reset()
     run = torch.compile(Plain(), fullgraph=True, dynamic=True)
     with pytest.raises(Exception, match="cannot determine truth value of Relational"):
