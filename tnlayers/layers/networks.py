@@ -58,12 +58,16 @@ def network_layers(model: nn.Module) -> dict[str, TensorLayer]:
         elif parametrize.is_parametrized(module):
             lists: Any = module.parametrizations
             own = {f"{path}.{name}" if path else name: lists[name] for name in lists if network_of(module, name)}
-            found |= {name: _layer(name, steps) for name, steps in own.items()}
+            found |= {name: weight_layer(name, steps) for name, steps in own.items()}
     return found
 
 
-def _layer(name: str, steps: Any) -> TensorLayer:
-    """Return a layer over the cores in a list of parametrizations."""
+def weight_layer(name: str, steps: Any) -> TensorLayer:
+    """Return a layer over the cores in a list of parametrizations, which is the network of the weight of this name.
+
+    Raises:
+        TypeError: the cores are parametrized themselves.
+    """
     if parametrize.is_parametrized(steps):
         raise TypeError(f"cores of {name} are parametrized; remove the parametrizations first")
     network: NetworkWeight = steps[0]

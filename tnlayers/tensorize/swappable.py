@@ -115,6 +115,11 @@ def _from_conv1d(module: Any) -> Any:
     return twin
 
 
+def came_from_conv1d(layer: nn.Module) -> bool:
+    """Return whether a layer is in the place of a transformers ``Conv1D``, whose attributes it then has."""
+    return "nf" in vars(layer)
+
+
 _FOREIGN: Mapping[tuple[str, str], tuple[type[nn.Module], Callable[[Any], Any]]] = {
     ("transformers.pytorch_utils", "Conv1D"): (nn.Linear, _from_conv1d),
 }
