@@ -72,8 +72,9 @@ def test_the_fastest_order_is_chosen_and_the_report_sums_up(wanted, folder):
     text = str(report).splitlines()
     assert text[0].split("  ")[0] == "layer"
     assert re.fullmatch(rf"0 +{re.escape(wanted)} +4\.000 +1\.000 +75%  timed", text[1])
-    assert text[-1] == "2 layers, 1 timed; in total 8.000 -> 2.000 ms, 75% saved"
-    assert text[-1].replace(">", "&gt;") in report._repr_html_()
+    assert text[-2] == "2 layers, 1 timed; in total 8.000 -> 2.000 ms, 75% saved"
+    assert text[-1] == "left: 3 (its strategy is not 'auto')"
+    assert text[-2].replace(">", "&gt;") in report._repr_html_()
     with pytest.raises(KeyError):
         report["2"]
     assert not folder.exists()
@@ -373,3 +374,34 @@ def test_what_is_no_model_or_no_input_is_said():
     with pytest.raises(Exception) as raised:  # noqa: PT011  (the model's own)
         tnlayers.autotune(layer(), [torch.randn(SHAPE)])
     assert "A tuple is taken as arguments" in raised.value.__notes__[0]
+
+
+class Ways(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = tnlayers.TRLSTM(16, 16, rank=2, strategy="factorized")
+        self.body.ih_l0.strategy = "auto"
+        self.head, self.other = tnlayers.TRLinear(16, 8, rank=2), tnlayers.TRLinear(16, 8, rank=2)
+        self.named = tnlayers.TRLinear(8, 8, rank=2, strategy="reconstruct")
+        self.attention = nn.MultiheadAttention(8, 2)
+        tnlayers.parametrize_(self.attention, "in_proj_weight", rank=2, decompose=False)
+
+    def forward(self, x):
+        x = self.named(self.head(self.body(x)[0]))
+        return self.attention(x, x, x)[0]
+
+
+def test_the_report_names_what_it_leaves():
+    model = Ways()
+    report = tnlayers.autotune(model, torch.randn(3, 2, 16))
+    assert [*report] == ["head"]
+    assert [*report.left] == ["body", "other", "named", "attention.in_proj_weight"]
+    assert report.left["other"] == "the example input does not reach it"
+    assert report.left["named"] == "its strategy is not 'auto'"
+    assert model.body.ih_l0.strategy == "auto"
+    for name, reason in report.left.items():
+        assert f"left: {name} ({reason})" in str(report)
+        assert name in report._repr_html_()
+    again = tnlayers.autotune(model, torch.randn(3, 2, 16))
+    assert "left: head, named (its strategy is not 'auto')" in str(again)
+    assert tnlayers.autotune(tnlayers.TRLinear(8, 8, rank=2), torch.randn(2, 8)).left == {}

@@ -48,6 +48,16 @@ def test_it_is_a_rank_wherever_a_weight_is_given():
     assert dict(layer.rank) == {"ri": 4, "ro": 4}
 
 
+def test_a_layer_of_exactly_low_rank_is_cut_to_it():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(60, 50)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(50, 5) @ torch.randn(5, 60))
+    layer = tnlayers.TuckerLinear.from_linear(linear, rank=20)
+    assert layer.truncate_("vbmf") < 1e-5
+    assert dict(layer.rank) == {"ri": 5, "ro": 5}
+
+
 def test_it_is_refused_where_there_is_no_weight():
     with pytest.raises(TypeError, match="rank is 'vbmf'; it must be an integer"):
         tnlayers.TRLinear(8, 8, rank="vbmf")
@@ -57,3 +67,14 @@ def test_it_is_refused_where_there_is_no_weight():
         tnlayers.TRLinear.from_linear(torch.nn.Linear(8, 8), rank="bayes")
     with pytest.raises(ValueError, match="weight is on the meta device"):
         tnlayers.TRLinear.from_linear(torch.nn.Linear(8, 8, device="meta"), rank="vbmf", decompose=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(20, 30, 3), (64, 64, 8), (64, 320, 20)])
+def test_the_rounding_of_a_dtype_is_no_rank(rows, columns, rank, dtype):
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        left, right = (torch.randn(side, rank, generator=generator).double() for side in (rows, columns))
+        for matrix in ((left @ right.mT).to(dtype), (left.float() @ right.float().mT).to(dtype)):
+            sizes = tnlayers.decompose(matrix, "tucker", rank="vbmf").network.sizes
+            assert (sizes["ri"], sizes["ro"]) == (rank, rank), seed

@@ -524,3 +524,31 @@ def test_autocast_looks_up_in_the_cores_dtype():
     layer, x = tnlayers.TTEmbedding(13, 8, rank=2), torch.arange(13)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == layer.to_embedding()(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["Embedding", "EmbeddingBag"])
+def test_fan_in_is_the_standard_deviation_of_torchs_embedding(kind):
+    layer_type = getattr(tnlayers, f"TR{kind}")
+    for init in ("fan_in", "unit", tnlayers.Init(), tnlayers.Init(std=1.0)):
+        layer = layer_type(20, 8, rank=3, init=init, dtype=torch.float64)
+        assert layer.weight.detach().square().mean() == pytest.approx(1, abs=1e-10)
+    model = torch.nn.Sequential(getattr(torch.nn, kind)(20, 8))
+    tnlayers.tensorize_(model, tnlayers.TensorizeConfig("tr", rank=3, kinds=("embedding",), decompose=False))
+    assert model[0].weight.detach().square().mean() == pytest.approx(1, abs=1e-5)
+    for wrong in ("fan_out", tnlayers.Init(nonlinearity="linear")):
+        with pytest.raises(ValueError, match=r"a lookup sums over no inputs; give its std"):
+            layer_type(20, 8, rank=3, init=wrong)
+
+
+def test_what_the_constructor_refuses_together_cannot_be_set_later():
+    bag = tnlayers.TREmbeddingBag(12, 8, mode="max", rank=2)
+    with pytest.raises(ValueError, match="scale_grad_by_freq is True, but mode is 'max'"):
+        bag.scale_grad_by_freq = True
+    assert bag.scale_grad_by_freq is False
+    bag.scale_grad_by_freq = False
+    other = tnlayers.TREmbeddingBag(12, 8, mode="sum", rank=2)
+    other.scale_grad_by_freq = True
+    assert other.scale_grad_by_freq
+    for name, value in (("mode", "max"), ("max_norm", 1.0), ("sparse", True)):
+        with pytest.raises(AttributeError, match=f"{name} is "):
+            setattr(other, name, value)

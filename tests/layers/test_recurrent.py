@@ -149,6 +149,39 @@ def test_dropout_without_effect_is_said():
         layer = tnlayers.TRLSTM(4, 8, dropout=0.5, rank=2)
     assert caught[0].filename == __file__
     assert layer.to_lstm().dropout == 0.5
+    later = tnlayers.TRLSTM(4, 8, rank=2)
+    with pytest.warns(UserWarning, match="dropout is 0.25, but num_layers is 1") as caught:
+        later.dropout = 0.25
+    assert caught[0].filename == __file__
+    later.dropout = 0.25  # nothing changes, so nothing is said
+    later.dropout = 0.0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_rule_finds_the_ranks_of_each_weight(kind):
+    generator = torch.Generator().manual_seed(0)
+    dense = kind(40, 30)
+    gates = dense.weight_ih_l0.shape[0] // 30
+    with torch.no_grad():
+        for weight, rank in ((dense.weight_ih_l0, 4), (dense.weight_hh_l0, 6)):
+            left, right = (torch.randn(side, rank, generator=generator) for side in weight.shape)
+            weight.copy_(left @ right.mT + 0.5 * torch.randn(weight.shape, generator=generator))
+    cls = recurrent_class("tucker", kind)
+    layer = getattr(cls, f"from_{cls.dense_name}")(dense, rank="vbmf")
+    assert [dict(layer.ih_l0.rank), dict(layer.hh_l0.rank)] == [{"ri": 4, "ro": 4}, {"ri": 6, "ro": 6}]
+    assert layer.ih_l0.out_features == 30 * gates
+    mixed = cls.from_dense(dense, rank={"ih": 3, "hh": "vbmf"}, decompose=False)
+    assert [dict(mixed.ih_l0.rank), dict(mixed.hh_l0.rank)] == [{"ri": 3, "ro": 3}, {"ri": 6, "ro": 6}]
+    plain = cls.from_dense(dense, rank="vbmf", plain=("ih",))
+    assert torch.equal(plain.weight_ih_l0, dense.weight_ih_l0)
+    with pytest.raises(ValueError, match="rank is 'bayes'; accepted: 'vbmf'"):
+        cls.from_dense(dense, rank="bayes")
+    with pytest.raises(ValueError, match="weight is on the meta device"):
+        cls.from_dense(kind(4, 4, device="meta"), rank="vbmf", decompose=False)
+    with pytest.raises(ValueError, match=r"moments is given, but each weight of a recurrent layer has inputs"):
+        cls.from_dense(dense, rank=2, moments=torch.eye(40))
+    with pytest.raises(ValueError, match=r"no rule or budget chooses its ranks; give a rank by overrides"):
+        tnlayers.tensorize_(nn.Sequential(dense), TensorizeConfig("tucker", rank="vbmf", kinds=("recurrent",)))
 
 
 @cases

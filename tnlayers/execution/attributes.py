@@ -56,8 +56,10 @@ def from_constructor(name: str) -> Any:
     return fixed(name, lambda layer: vars(layer)[name])
 
 
-def switch(name: str) -> Any:
+def switch(name: str, check: Callable[[Any, bool], None] = lambda layer, value: None) -> Any:
     """Return a property that is True or False, and that no core depends on. Its setter raises on other values.
+
+    ``check`` gets the layer and the new value, and raises if the layer's other arguments do not allow it.
 
     Example:
         >>> import tnlayers
@@ -69,7 +71,8 @@ def switch(name: str) -> Any:
     """
 
     def write(layer: Any, value: Any) -> None:
-        vars(layer)[name] = validate.boolean(name, value)
+        check(layer, validate.boolean(name, value))
+        vars(layer)[name] = value
 
     return property(lambda layer: vars(layer)[name], write, doc=f"torch's {name}; it can be set.")
 

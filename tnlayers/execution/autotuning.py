@@ -40,8 +40,9 @@ def autotune(
     The model runs once on a copy of ``example_input`` to record each layer's input, and whether autocast is on there. A
     layer in training mode is timed forward and backward, a layer in eval mode as inference. Equal layers with equal
     inputs are timed once. The fastest order, such as ``'0 > 1*2'``, becomes the layer's ``strategy``. The constructor
-    accepts it too, so a configuration can store it. Only layers with strategy 'auto' change. Parameters, gradients,
-    buffers and torch's random state on the CPU stay, except for what one forward changes (running statistics).
+    accepts it too, so a configuration can store it. Only layers with strategy 'auto' change, and neither recurrent
+    layers nor the networks of ``parametrize_``; the report names what is left as it is. Parameters, gradients, buffers
+    and torch's random state on the CPU stay, except for what one forward changes (running statistics).
 
     With ``cache=True`` the orders are kept in the user's cache. They count for exactly their setting: network,
     geometry, batch and sizes, layout, mode, dtype, memory, device, number of threads, and the versions of torch
@@ -57,7 +58,7 @@ def autotune(
         progress: show a bar on stderr. None: if stderr is a terminal and it takes longer than two seconds.
 
     Returns:
-        AutotuneReport: the chosen strategy by layer name, and the times.
+        AutotuneReport: the chosen strategy by layer name, the times, and which layers were left and why.
 
     Raises:
         TypeError, ValueError: an argument is not as above, or the model raises it on the input.
@@ -77,11 +78,7 @@ def autotune(
     check_module("model", model)
     candidates, cache = validate.integer("candidates", candidates), validate.boolean("cache", cache)
     shown = progress if progress is None else validate.boolean("progress", progress, " or None")
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, ExecutableModule) and module.strategy == STRATEGIES[0]
-    }
+    layers, left = _layers(model)
     inputs = _inputs(model, layers, example_input)
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         plans = {name: plan for name in layers if name in inputs and (plan := _planned(layers[name], inputs[name]))}
@@ -111,11 +108,41 @@ def autotune(
             source = f"as {first[setting]}"
         layers[name].strategy = choice.order
         rows.append(TunedLayer(name, choice.order, choice.before, choice.after, source))
-    return AutotuneReport(tuple(rows))
+    left |= dict.fromkeys(layers.keys() - settings.keys(), "the example input does not reach it")
+    order = {name: left[name] for path, _ in model.named_modules() if (name := _plain(path)) in left}
+    return AutotuneReport(tuple(rows), order)
 
 
 _Setting = tuple[str, str]
 """A device type, and the text that names a setting in the cache."""
+
+
+def _layers(model: nn.Module) -> tuple[dict[str, ExecutableModule], dict[str, str]]:
+    """Return by name the layers to tune, and why other modules with networks are left as they are."""
+    layers: dict[str, ExecutableModule] = {}
+    left: dict[str, str] = {}
+    inside: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        if (reason := getattr(type(module), "untuned", "")) and module not in inside:
+            left[_plain(path)] = reason
+            inside |= {*module.modules()}
+        elif isinstance(module, ExecutableModule) and module not in inside:
+            if module.strategy == STRATEGIES[0]:
+                layers[path] = module
+            else:
+                left[path] = "its strategy is not 'auto'"
+    return layers, left
+
+
+def _plain(path: str) -> str:
+    """Return the name of a weight by the path of its parametrization; other paths as they are.
+
+    Example:
+        >>> _plain("0.parametrizations.in_proj_weight.0"), _plain("1.conv")
+        ('0.in_proj_weight', '1.conv')
+    """
+    owner, found, rest = path.rpartition("parametrizations.")
+    return f"{owner}{rest.rpartition('.')[0]}" if found else path
 
 
 class _Input(NamedTuple):

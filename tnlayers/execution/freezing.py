@@ -54,7 +54,8 @@ def freeze_(model: nn.Module) -> Frozen:
     frozen and drop its weights; copies are not frozen. Freezing does not change ``requires_grad``.
 
     The cache of a layer takes at most the memory of one dense kernel. Larger weights, and all weights of a layer with
-    ``memory="low"``, are contracted in each forward. Compiled and traced forwards do not use the cache.
+    ``memory="low"``, are contracted in each forward. Compiled and traced forwards do not use the cache. Weights
+    that ``parametrize_`` made networks of are not cached; ``torch.nn.utils.parametrize.cached()`` does that.
 
     Args:
         model: a module in eval mode that holds tensor layers, or is one.

@@ -1,7 +1,7 @@
 """Report of ``tnlayers.autotune``: the order of every layer, and the time that it saves."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tnlayers import text_tables
 
@@ -30,12 +30,14 @@ class AutotuneReport(Mapping[str, str]):
 
     Attributes:
         layers: one entry per layer, in the model's order.
+        left: why other layers and weights that are networks stay as they are, by name.
 
     Example:
         See ``autotune``.
     """
 
     layers: tuple[TunedLayer, ...]
+    left: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> str:
         for layer in self.layers:
@@ -60,15 +62,15 @@ class AutotuneReport(Mapping[str, str]):
         return sum(layer.after for layer in self.layers)
 
     def __str__(self) -> str:
-        rows, total = self._table()
-        return f"{text_tables.text(rows, _NUMBERS)}\n{total}"
+        rows, notes = self._table()
+        return "\n".join([text_tables.text(rows, _NUMBERS), *notes])
 
     def _repr_html_(self) -> str:
         """Return the same table for notebooks."""
-        rows, total = self._table()
-        return text_tables.page(rows, "autotune", _NUMBERS, [total])
+        rows, notes = self._table()
+        return text_tables.page(rows, "autotune", _NUMBERS, notes)
 
-    def _table(self) -> tuple[list[tuple[str, ...]], str]:
+    def _table(self) -> tuple[list[tuple[str, ...]], list[str]]:
         rows: list[tuple[str, ...]] = [_HEADER]
         rows += [
             (
@@ -84,7 +86,11 @@ class AutotuneReport(Mapping[str, str]):
         timed = sum(layer.source == "timed" for layer in self.layers)
         layers = f"{len(self)} {'layer' if len(self) == 1 else 'layers'}, {timed} timed"
         times = f"{1e3 * self.before:.3f} -> {1e3 * self.after:.3f} ms"
-        return rows, f"{layers}; in total {times}, {_saved(self.before, self.after)} saved"
+        total = f"{layers}; in total {times}, {_saved(self.before, self.after)} saved"
+        names: dict[str, list[str]] = {}
+        for name, reason in self.left.items():
+            names.setdefault(reason, []).append(name or "model")
+        return rows, [total, *(f"left: {', '.join(here)} ({reason})" for reason, here in names.items())]
 
 
 _HEADER = "layer", "strategy", "ms planned", "ms chosen", "saved", "from"

@@ -115,11 +115,14 @@ def by_energy(network: TensorNetwork, free: Sequence[str], kernel: Tensor, energ
     return {bond: reached.sizes[bond] for bond in free}
 
 
-def by_rule(network: TensorNetwork, free: Sequence[str], kernel: Tensor, rule: Any) -> dict[str, int]:
+def by_rule(
+    network: TensorNetwork, free: Sequence[str], kernel: Tensor, rule: Any, *, own: bool = False
+) -> dict[str, int]:
     """Return the sizes of free bonds by a rule that is named: ``"vbmf"``.
 
     The product of a cut's bonds is the rank that variational Bayes finds in the unfolding of the kernel there, or the
-    largest one of its matrices. It is at least one.
+    largest one of its matrices. It is at least one. If the kernel is the network's ``own``, its bonds bound the rank,
+    and what is zero beyond does not show that there is no noise.
 
     Raises:
         ValueError: the rule is unknown, or the kernel has no values (meta device), NaN or infinity.
@@ -132,12 +135,22 @@ def by_rule(network: TensorNetwork, free: Sequence[str], kernel: Tensor, rule: A
     validate.choice("rank", rule, RULES)
     check("weight", kernel, tuple(kernel.shape), "")
     smallest = network.resize(dict.fromkeys(free, 1))
-    reached = _raised(smallest, free, _unfolded(network, kernel, _vbmf))
+    needs = []
+    for bonds, (roots, (rows, columns), rounding) in _unfolded(network, kernel, _roots):
+        most = math.prod(network.sizes[bond] for bond in bonds) if own else roots.shape[1]
+        held = torch.cat([roots[:, :most], torch.zeros_like(roots[:, most:])], 1)
+        needs.append((bonds, max(vbmf_rank(each, rows, columns, rounding) for each in held)))
+    reached = _raised(smallest, free, needs)
     return {bond: reached.sizes[bond] for bond in free}
 
 
-def _vbmf(matrices: Tensor) -> int:
-    return max(vbmf_rank(roots, *matrices.shape[1:]) for roots in _squares(matrices).sqrt().flip(1))
+def _roots(matrices: Tensor) -> tuple[Tensor, torch.Size, float]:
+    """Return the singular values of matrices, largest first, with the matrices' shape and their relative rounding."""
+    squares = _squares(matrices).flip(1)
+    # Roots of eigenvalues have half of the digits, so float64 is no finer than float32 here.
+    error = squares[:, :1] * matrices.shape[1] * torch.finfo(squares.dtype).eps
+    rounding = max(torch.finfo(matrices.dtype).eps, torch.finfo(torch.float32).eps)
+    return squares.maximum(error).sqrt(), matrices.shape[1:], rounding
 
 
 def _losses(matrices: Tensor) -> Tensor:

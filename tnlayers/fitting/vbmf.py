@@ -14,7 +14,7 @@ POINTS, ROUNDS = 200, 4
 """Points of a grid of noise variances, and how often the grid is refined around its best point."""
 
 
-def vbmf_rank(values: Tensor, rows: int, columns: int) -> int:
+def vbmf_rank(values: Tensor, rows: int, columns: int, rounding: float = 0.0) -> int:
     r"""Return the number of singular values that are not noise.
 
     With :math:`L \le M` the sides, :math:`\alpha = L / M` and the noise variance :math:`\sigma^2`, it counts the
@@ -22,9 +22,13 @@ def vbmf_rank(values: Tensor, rows: int, columns: int) -> int:
     :math:`\tau` solves :math:`\Phi(\tau) + \Phi(\tau / \alpha) = 0` with :math:`\Phi(z) = \log(z + 1) / z - 1/2`.
 
     Args:
-        values: all singular values of the matrix, largest first.
+        values: all singular values of the matrix, largest first. Those that are exactly zero say nothing of the noise:
+            a product of narrow factors has them.
         rows: number of rows.
         columns: number of columns.
+        rounding: standard deviation of the entries' rounding errors, over the root mean square of the entries. The
+            noise is not taken to be smaller: the rounding of a matrix of exactly low rank is not white, and would count
+            as rank.
 
     Reference:
         Nakajima, Sugiyama, Babacan and Tomioka, "Global Analytic Solution of Fully-observed Variational Bayesian
@@ -43,12 +47,13 @@ def vbmf_rank(values: Tensor, rows: int, columns: int) -> int:
     if small == 1 or total == 0:
         return int(total > 0)
     squares = squares / total * (small * large)  # now the variance of all entries is one
+    squares = squares.clamp_min(large * rounding**2).where(squares > 0, 0)
     ratio = small / large
     threshold = _threshold(ratio)
     # The smallest possible noise variance: see Theorem 3.
     most = min(math.ceil(small / (1 + ratio)) - 1, len(squares) - 1)
     least = max(float(squares[most]) / (large * threshold), float(squares[most:].mean()) / large)
-    low, high = max(least, 1e-30), 1.0
+    low, high = max(least, rounding**2, 1e-30), 1.0
     if low >= high:
         return 0
     for _ in range(ROUNDS):

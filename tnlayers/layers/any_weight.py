@@ -7,17 +7,19 @@ computes with it. ``NetworkWeight`` is the parametrization, which contracts the 
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import new_class
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tnlayers import validate
 from tnlayers.backend.views import inverse
+from tnlayers.execution.rank_dropout import thinned
 from tnlayers.formats import FORMATS, Format
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import TensorLayer
@@ -135,6 +137,26 @@ class TensorWeight(TensorLayer):
     def _arguments(layer: Any) -> dict[str, Any]:
         return {"geometry": layer.geometry}
 
+    def over(self, cores: Iterable[Tensor], changed: Callable[[Self], None] | None = None) -> Self:
+        """Return a layer of the same network and settings over other cores. Call ``changed`` when its ranks change."""
+        twin = copy.copy(self)
+        vars(twin).update(_modules={}, _changed=changed)
+        twin.cores = nn.ParameterList(cores)
+        return twin
+
+    def _replace_cores(self, *args: Any) -> None:
+        super()._replace_cores(*args)
+        if (changed := vars(self).get("_changed")) is not None:
+            changed(self)
+
+    def _changeable(self, optimizer: Optimizer | None) -> list[Tensor]:
+        if self.cores[0].is_meta:
+            raise ValueError(
+                "this layer describes the network of a weight, whose cores are parameters of the weight's module; "
+                "tnlayers.prune_ranks_ of the module changes their ranks"
+            )
+        return super()._changeable(optimizer)
+
 
 @cache
 def weight_class(format: str) -> type[TensorWeight]:
@@ -162,9 +184,11 @@ class NetworkWeight(nn.Module):
         layer: format, network, rank, geometry and variance, on the meta device: without cores.
     """
 
-    layer: TensorLayer
+    untuned: ClassVar[str] = "the weight of a module that is no tensor layer, contracted as a whole"
+    """Why ``autotune`` leaves it out."""
+    layer: TensorWeight
 
-    def __init__(self, layer: TensorLayer, layout: Layout | None = None) -> None:
+    def __init__(self, layer: TensorWeight, layout: Layout | None = None) -> None:
         super().__init__()
         self.layout = layout
         self._cores: list[Tensor] | None = [core.detach() for core in layer.cores]
@@ -172,8 +196,9 @@ class NetworkWeight(nn.Module):
         vars(self)["layer"] = layer.to("meta")
 
     def forward(self, *cores: Tensor) -> Tensor:
-        """Return the weight."""
-        kernel = self.layer._kernel(cores)
+        """Return the weight; in training, without the bond entries that dropout drops."""
+        p = self.layer.rank_dropout if self.training else 0.0
+        kernel = self.layer._kernel(thinned(self.layer.network, self.layer.rank, cores, p) if p else cores)
         return kernel if self.layout is None else self.layout.to_weight(kernel)
 
     def right_inverse(self, weight: Tensor) -> list[Tensor]:

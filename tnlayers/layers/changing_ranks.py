@@ -137,7 +137,7 @@ class ChangesRanks(ExecutableModule):
         norm = math.sqrt(max(0.0, float(squared(network, cores))))
         sizes = None
         if isinstance(rank, str):
-            found = by_rule(network, free, reconstruct(network, cores), rank)
+            found = by_rule(network, free, reconstruct(network, cores), rank, own=True)
             sizes = {bond: min(size, network.sizes[bond]) for bond, size in found.items()}
         elif rank is not None:
             sizes = resize(network, free, rank, larger=False)

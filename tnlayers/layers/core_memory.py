@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tnlayers.spec.network import TensorNetwork
 
+_LIBRARIES = "tnlayers", "torch"  # no place of a user's code
 _WIDEST = 8  # maximum bytes of an entry: cores are drawn in float64 at most
 _MOST = 2**63 - 1  # maximum bytes of a tensor
 DRAWN = 5
@@ -129,8 +130,8 @@ def _read(path: str) -> str:
 
 
 def outside() -> int:
-    """Return the ``stacklevel`` with which the caller's warning points to the first frame outside of this library."""
+    """Return the ``stacklevel`` with which the caller's warning points to the first frame outside of both libraries."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "tnlayers":
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         level, frame = level + 1, frame.f_back
     return level

@@ -30,7 +30,8 @@ class TensorEmbedding(TensorTable):
             format's own split, padded if the factors would be uneven.
         out_shape: factors of embedding_dim; None: the format's own split.
         init: 'unit', the standard deviation 1 of ``torch.nn.Embedding``, or a ``tnlayers.Init`` with another std.
-            Modes have no meaning here, since a lookup sums over no inputs.
+            'fan_in' is the same as 'unit': a row is the product of the table with a one-hot vector, so its fan-in is 1.
+            Other modes and nonlinearities are refused, since a lookup sums over no inputs.
         **options: the format's own.
 
     Shape:

@@ -17,6 +17,12 @@ from tnlayers.spec.rank import Rank
 MODES = ("sum", "mean", "max")
 
 
+def _check_counts(layer: Any, by_freq: bool) -> None:
+    """Raise if a layer's mode does not allow gradients divided by the counts of their indices."""
+    if by_freq and layer.mode == "max":
+        raise ValueError("scale_grad_by_freq is True, but mode is 'max', for which torch has no such gradient")
+
+
 class TensorEmbeddingBag(TensorTable):
     """An embedding whose table is a tensor network, and whose rows are added up, averaged, or their maxima taken.
 
@@ -42,6 +48,7 @@ class TensorEmbeddingBag(TensorTable):
 
     dense_type = nn.EmbeddingBag
     mode: str = from_constructor("mode")
+    scale_grad_by_freq: bool = switch("scale_grad_by_freq", _check_counts)
     include_last_offset: bool = switch("include_last_offset")
 
     def __init__(
@@ -68,8 +75,7 @@ class TensorEmbeddingBag(TensorTable):
     ) -> None:
         """Make the layer and draw its cores. The class describes the arguments."""
         self.__dict__["mode"] = validate.choice("mode", mode, MODES)
-        if mode == "max" and validate.boolean("scale_grad_by_freq", scale_grad_by_freq):
-            raise ValueError("scale_grad_by_freq is True, but mode is 'max', for which torch has no such gradient")
+        _check_counts(self, validate.boolean("scale_grad_by_freq", scale_grad_by_freq))
         super().__init__(
             num_embeddings,
             embedding_dim,

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tnlayers import validate
 from tnlayers.backend.sharding import place, whole
 from tnlayers.execution.attributes import fixed, from_constructor
+from tnlayers.fitting.cuts import by_rule
 from tnlayers.formats.base import Format
 from tnlayers.init.draw import uniform
 from tnlayers.init.gates import equal_gates
@@ -33,9 +34,21 @@ def settable_field(name: str) -> Any:
     """Return a property for an argument of torch's that no weight depends on."""
 
     def write(layer: Any, value: Any) -> None:
-        layer.__dict__["recurrence"] = replace(layer.recurrence, **{name: value})
+        recurrence = replace(layer.recurrence, **{name: value})
+        if name == "dropout" and recurrence != layer.recurrence:
+            _warn_of_dropout(recurrence)
+        layer.__dict__["recurrence"] = recurrence
 
     return property(lambda layer: getattr(layer.recurrence, name), write, doc=f"torch's {name}; it can be set.")
+
+
+def _warn_of_dropout(recurrence: Recurrence) -> None:
+    """Warn of a dropout that has no effect."""
+    if recurrence.dropout and recurrence.num_layers == 1:
+        warnings.warn(
+            f"dropout is {recurrence.dropout}, but num_layers is 1; it acts between layers, so it has no effect",
+            stacklevel=core_memory.outside(),
+        )
 
 
 def fixed_field(name: str) -> Any:
@@ -90,11 +103,7 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         form = self._format(options)
         super().__init__()
         self.__dict__["recurrence"] = recurrence
-        if recurrence.dropout and recurrence.num_layers == 1:
-            warnings.warn(
-                f"dropout is {recurrence.dropout}, but num_layers is 1; it acts between layers, so it has no effect",
-                stacklevel=core_memory.outside(),
-            )
+        _warn_of_dropout(recurrence)
         self.__dict__["format"] = form
         matrices = plain_kinds(plain, recurrence)
         sizes_of_bonds = ranks(rank, recurrence, matrices)
@@ -187,14 +196,21 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
 
         Args:
             dense: a layer of ``dense_type``; subclasses are refused, since they may do more.
-            rank: as for the class.
+            rank: as for the class; ``"vbmf"``, for all weights or in the mapping, finds the ranks of a weight in its
+                unfoldings.
             decompose: fit the cores to the layer's weights, or else draw them.
             **kwargs: the class' other keyword arguments: in_shape, hidden_shape, plain, init and so on.
 
         Raises:
             TypeError: ``dense`` has another type.
-            ValueError: ``decompose`` for weights without values (meta device).
+            ValueError: ``decompose`` or "vbmf" for weights without values (meta device); or ``moments`` is given: each
+                weight has inputs of its own.
         """
+        if kwargs.pop("moments", None) is not None:
+            raise ValueError(
+                "moments is given, but each weight of a recurrent layer has inputs of its own; it must be None: "
+                "layer.ih_l0.set_weight_(W, moments=...) fits one weight"
+            )
         if type(dense) is not cls.dense_type:
             raise TypeError(
                 f"{cls.dense_name} is {type(dense).__name__}; {cls.__name__}.from_{cls.dense_name} takes an "
@@ -207,6 +223,14 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
             )
         device = "meta" if decompose else like.device  # the cores of a fit need not be drawn first
         make: Any = cls
+        if isinstance(rank, str) or (
+            isinstance(rank, Mapping) and any(isinstance(each, str) for each in rank.values())
+        ):
+            draft: Self = make(**cls._arguments(dense), device="meta", **kwargs)
+            rank = ranks(rank, draft.recurrence, plain_kinds(kwargs.get("plain", ()), draft.recurrence))
+            for name in [name for name, each in rank.items() if isinstance(each, str)]:
+                held: Any = draft.parts[name]
+                rank[name] = by_rule(held.network, [*held.rank], getattr(dense, f"weight_{name}"), rank[name])
         layer: Self = make(**cls._arguments(dense), device=device, dtype=like.dtype, rank=rank, **kwargs)
         if decompose:
             for held in layer._tensor_parts():

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ _KEPT = 256
 class RunsRecurrence(nn.Module):
     """A module with weights by torch's names without "weight_", each a tensor layer or ``nn.Linear``, and biases."""
 
+    untuned: ClassVar[str] = "a recurrent layer, which chooses between torch's kernel and time steps by estimate"
+    """Why ``autotune`` leaves it out."""
     recurrence: Recurrence
     _ways: "OrderedDict[Calls, tuple[Way, ...] | None]"
     """Cached choices, for the executors and plain layers in ``_planned``."""

@@ -1,6 +1,7 @@
 """Loading of a dense model's state into a model with tensor layers: each is fitted to the kernel of its name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from tnlayers import validate
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.progress import Progress
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.networks import weight_layer
 from tnlayers.layers.recurrent_base import TensorRecurrent
 from tnlayers.layers.tied import TiedLinear
 from tnlayers.tensorize.accounts import entries, other_rows
 from tnlayers.tensorize.report import LayerReport, TensorizeReport
 from tnlayers.tensorize.side_by_side import side_by_side
 from tnlayers.tensorize.sites import LayerSite
+from tnlayers.tensorize.swappable import came_from_conv1d
+from tnlayers.tensorize.weight_sites import WeightSite, networks
 
 _SHOWN = 3
 """Maximum number of names in an error message."""
@@ -37,8 +41,12 @@ def load_dense_(
     copied, as in ``load_state_dict``. The layers keep their ranks. All names and shapes are checked first, and if it
     raises, nothing has changed. Layers are fitted side by side; the result does not depend on ``workers``.
 
+    Weights that ``parametrize_`` made networks of are fitted too. Of names that are one weight in the model, such as a
+    tied embedding and output, the state may lack all but one. Layers in the place of transformers' ``Conv1D`` also take
+    its transposed weights, all or none of them; if all are square, they count as transposed.
+
     Args:
-        model: any module that holds tensor layers, or is one.
+        model: any module that holds tensor layers or such weights, or is a tensor layer.
         state_dict: the dense model's ``state_dict()``: the same names, but ``conv1.weight`` where this model has
             ``conv1.cores.0``, ``conv1.cores.1`` and so on.
         progress: as in ``tensorize_``.
@@ -49,8 +57,8 @@ def load_dense_(
 
     Raises:
         TypeError: an argument is of another type, or cores are parametrized.
-        ValueError: the model has no tensor layer, or one on the meta device; names are missing or unexpected; a shape
-            is another; or a kernel cannot be fitted (NaN or infinity).
+        ValueError: the model has no tensor layer, or one on the meta device; names are missing or unexpected; names of
+            one weight have several values; a shape is another; or a kernel cannot be fitted (NaN or infinity).
 
     Example:
         >>> import tnlayers
@@ -62,67 +70,135 @@ def load_dense_(
     """
     validate.boolean("progress", bool(progress) if progress is None else progress)
     workers = torch.get_num_threads() if workers is None else validate.integer("workers", workers)
-    layers = _layers(model)
+    kernels = _kernels(model)
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"state_dict is of type {type(state_dict).__name__}; it must be the mapping that state_dict() returns"
         )
-    own = model.state_dict()
-    cores = {f"{_prefix(name)}cores.{k}" for name, layer in layers.items() for k in range(len(layer.cores))}
-    kernel = {name: _kernel(model, name) for name in layers}
-    kernels = {kernel[name]: layer for name, layer in layers.items()}
-    wanted = {name: value for name, value in own.items() if name not in cores}
-    _check(wanted | kernels, state_dict)
-    names: dict[TensorLayer, list[str]] = {}
-    for name, layer in layers.items():
-        names.setdefault(layer, []).append(name)
-        first, here = kernel[names[layer][0]], kernel[name]
-        if name != names[layer][0] and not torch.equal(state_dict[first], state_dict[here]):
-            raise ValueError(f"state_dict has other values in {here} than in {first}, but they are one layer in model")
-    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
-    errors: dict[TensorLayer, float] = {}
+    own = model.state_dict(keep_vars=True)
+    ours = {name for kernel in kernels for name in kernel.state}
+    wanted = {name: value for name, value in own.items() if name not in ours}
+    tied = [kernel.names for kernel in kernels] + _one_tensor(wanted)
+    state = _completed(state_dict, tied)
+    turned = _turned(kernels, state)
+    shapes = {name: kernel.shape(turned) for kernel in kernels for name in kernel.names}
+    _check(wanted, shapes, state, ours)
+    _check_ties(tied, state)
+    before = {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in own.items()}
+    errors: dict[str, float] = {}
 
-    def work(layer: TensorLayer) -> None:
+    def work(kernel: _Kernel) -> None:
         with torch.no_grad():
             try:
-                errors[layer] = layer.set_weight_(state_dict[kernel[names[layer][0]]])
+                errors[kernel.name] = kernel.fit(state[kernel.names[0]], turned)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"{names[layer][0] or type(layer).__name__}: {error}") from None
+                raise type(error)(f"{kernel.name or type(kernel.layer).__name__}: {error}") from None
 
-    workers = workers if all(layer.cores[0].device.type == "cpu" for layer in names) else 1
+    workers = workers if all(kernel.layer.cores[0].device.type == "cpu" for kernel in kernels) else 1
     try:
-        with Progress("fitting", len(names), progress) as shown:
+        with Progress("fitting", len(kernels), progress) as shown:
             side_by_side(
-                work, [*names], workers, lambda layer: layer.network.dense_params,
-                lambda layer: shown.step(names[layer][0]), shown.show,
+                work, kernels, workers, lambda kernel: kernel.layer.network.dense_params,
+                lambda kernel: shown.step(kernel.name), shown.show,
             )  # fmt: skip
-        model.load_state_dict({**model.state_dict(), **{name: state_dict[name] for name in wanted}})
+        model.load_state_dict({**model.state_dict(), **{name: state[name] for name in wanted}})
     except BaseException:
         model.load_state_dict(before)
         raise
     count = sum(parameter.numel() for parameter in model.parameters())
-    added = sum(layer.network.dense_params - layer.network.num_params for layer in names)
-    rows = tuple(_row(layer, names[layer], errors[layer]) for layer in names)
-    others = other_rows(model, [LayerSite(layer, tuple(found), []) for layer, found in names.items()])
+    networks = [kernel.layer.network for kernel in kernels]
+    added = sum(network.dense_params - network.num_params for network in networks)
+    rows = tuple(kernel.row(errors[kernel.name]) for kernel in kernels)
+    others = other_rows(model, [kernel.site for kernel in kernels])
     return TensorizeReport(rows, (count + added, count), others=others)
 
 
-def _layers(model: nn.Module) -> dict[str, TensorLayer]:
-    """Return every tensor layer by each of its names."""
+@dataclass
+class _Kernel:
+    """A network of the model, and the dense model's weight that it is fitted to.
+
+    Attributes:
+        site: the tensor layer or the weight, with all its names in the model.
+        layer: the tensor layer, or one over the cores of the weight.
+        names: names of the weight in the dense model.
+        twins: other layers over the same cores.
+        state: names in the model's own state that the dense model's has not.
+    """
+
+    site: LayerSite
+    layer: TensorLayer
+    names: list[str] = field(default_factory=list)
+    twins: list[TensorLayer] = field(default_factory=list)
+    state: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.site.names[0]
+
+    @property
+    def like_conv1d(self) -> bool:
+        """Whether the dense model may have the transposed weight."""
+        return came_from_conv1d(self.layer)
+
+    def shape(self, turned: bool) -> tuple[int, ...]:
+        """Return the shape of the dense model's weight."""
+        if isinstance(self.site, WeightSite):
+            return tuple(self.site.value.shape)
+        shape = tuple(_dense(self.layer).weight.shape)
+        return shape[::-1] if turned and self.like_conv1d else shape
+
+    def fit(self, weight: Tensor, turned: bool) -> float:
+        """Fit the cores to the dense model's weight, and return the relative error."""
+        layout = self.site.layout if isinstance(self.site, WeightSite) else None
+        weight = weight.T if turned and self.like_conv1d else weight
+        error = self.layer.set_weight_(weight if layout is None else layout.to_kernel(weight))
+        for twin in self.twins:
+            for name, buffer in self.layer.named_buffers():
+                twin.get_buffer(name).copy_(buffer)
+        return error
+
+    def row(self, error: float) -> LayerReport:
+        layer, network, weight = self.layer, self.layer.network, isinstance(self.site, WeightSite)
+        return LayerReport(
+            name=self.name, aliases=self.site.names[1:], kind=self.site.text if weight else repr(_dense(layer)),
+            swapped=True, reason="fitted", format=layer.format.name, rank=dict(layer.rank),
+            params=(network.dense_params, network.num_params), error=error,
+            held=network.dense_params if weight else entries(_dense(layer).parameters()),
+        )  # fmt: skip
+
+
+def _kernels(model: nn.Module) -> list[_Kernel]:
+    """Return every network of the model, each once, with all its names."""
     modules = check_module("model", model).named_modules(remove_duplicate=False)
     layers = {name: module for name, module in modules if isinstance(module, TensorLayer)}
-    if not layers:
-        raise ValueError("model has no tensor layer; for a dense model use model.load_state_dict")
+    found: dict[Any, _Kernel] = {}
     for name, layer in layers.items():
         shown = name or type(layer).__name__
         if is_parametrized(layer.cores):
             raise TypeError(f"cores of {shown} are parametrized; remove the parametrizations first")
         if layer.cores[0].is_meta:
             raise ValueError(f"{shown} is on the meta device and has no cores to set; call to_empty first")
-    return layers
+        # Tied embeddings are several layers over the same cores.
+        key = *map(id, layer.cores), type(layer), repr(layer._arguments(layer))
+        kernel = found.setdefault(key, _Kernel(LayerSite(layer, (), []), layer))
+        kernel.site.names += (name,)
+        kernel.names.append(_weight(model, name))
+        kernel.twins += [layer] if layer is not kernel.layer and layer not in kernel.twins else []
+        kernel.state |= {
+            f"{_prefix(name)}{key}" for key in layer.state_dict().keys() - _dense(layer).state_dict().keys()
+        }
+    for site in networks(model):
+        layer = weight_layer(site.names[0], site.module.parametrizations[site.parameter])
+        kernel = found[site.module, site.parameter] = _Kernel(site, layer, [*site.names])
+        for name in site.names:
+            path = f"{name.removesuffix(site.parameter)}parametrizations.{site.parameter}."
+            kernel.state |= {f"{path}{key}" for key in site.module.parametrizations[site.parameter].state_dict()}
+    if not found:
+        raise ValueError("model has no tensor layer; for a dense model use model.load_state_dict")
+    return [*found.values()]
 
 
-def _kernel(model: nn.Module, name: str) -> str:
+def _weight(model: nn.Module, name: str) -> str:
     """Return the name that a tensor layer's kernel has in the dense model, also if another layer holds this one."""
     owner, _, own = name.rpartition(".")
     holder = model.get_submodule(owner) if own else None
@@ -135,22 +211,66 @@ def _prefix(name: str) -> str:
     return f"{name}." if name else ""
 
 
-def _check(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise unless a state has the wanted names, with the shapes of tensors and of tensor layers' kernels."""
+def _one_tensor(state: Mapping[str, Any]) -> list[list[str]]:
+    """Return the names of each parameter or buffer that has several."""
+    names: dict[int, list[str]] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            names.setdefault(id(value), []).append(name)
+    return [each for each in names.values() if len(each) > 1]
+
+
+def _completed(given: Mapping[str, Any], tied: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Return a state in which names of one tensor stand for each other."""
+    state = dict(given)
+    for names in tied:
+        held = [name for name in names if name in given]
+        state |= {name: given[held[0]] for name in names if held and name not in given}
+    return state
+
+
+def _check_ties(tied: Iterable[Sequence[str]], state: Mapping[str, Any]) -> None:
+    """Raise if names of one tensor have several values."""
+    for first, *others in tied:
+        for name in others:
+            if state[name] is not state[first] and not torch.equal(state[name], state[first]):
+                raise ValueError(f"state_dict has other values in {name} than in {first}, but they are one in model")
+
+
+def _turned(kernels: Iterable[_Kernel], state: Mapping[str, Any]) -> bool:
+    """Return whether a state has the transposed weights of transformers' ``Conv1D``: unless a shape says otherwise."""
+    likes = [kernel for kernel in kernels if kernel.like_conv1d]
+    pairs = [(kernel.shape(False), getattr(state.get(kernel.names[0]), "shape", None)) for kernel in likes]
+    return not any(shape == found != shape[::-1] for shape, found in pairs)
+
+
+def _check(
+    wanted: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Any], own: Collection[str]
+) -> None:
+    """Raise unless a state has the wanted names, with the shapes of the model's tensors and of the kernels.
+
+    Args:
+        wanted: the part of the model's state that the dense model has too.
+        shapes: shapes of the kernels.
+        given: the state.
+        own: names in the model's state that the dense model's has not.
+    """
+    names = [*wanted, *shapes]
     missing, unexpected = (
-        [name for name in one if name not in other] for one, other in ((wanted, given), (given, wanted))
+        [name for name in names if name not in given],
+        [name for name in given if name not in {*names}],
     )
     if missing or unexpected:
         parts = [f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("also has", unexpected)) if names]
-        ours = any(".cores." in f".{name}" for name in unexpected)
+        ours = any(name in own or ".cores." in f".{name}" for name in unexpected)
         hint = "; it has cores, so it is a state of tensor layers: use model.load_state_dict" if ours else ""
         raise ValueError(f"state_dict {' and '.join(parts)}; it must have the names of the dense model's state{hint}")
     for name, value in wanted.items():
         if isinstance(value, nn.UninitializedParameter | UninitializedBuffer):
             raise ValueError(f"model has no shape yet for {name} (lazy); run it once first")
-        if not isinstance(value, Tensor | TensorLayer):
-            continue  # extra state, which the module itself checks
-        shape = tuple(value.shape if isinstance(value, Tensor) else _dense(value).weight.shape)
+    # Others are extra state, which the module itself checks.
+    sizes = {name: tuple(value.shape) for name, value in wanted.items() if isinstance(value, Tensor)}
+    for name, shape in (sizes | dict(shapes)).items():
         found = given[name]
         if not isinstance(found, Tensor):
             raise TypeError(f"state_dict has a {type(found).__name__} in {name}; it must be a tensor of shape {shape}")
@@ -165,12 +285,3 @@ def _dense(layer: TensorLayer) -> Any:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join([*names[:_SHOWN], *([f"and {more} more"] if more > 0 else [])])
-
-
-def _row(layer: TensorLayer, names: Sequence[str], error: float) -> LayerReport:
-    dense, network = _dense(layer), layer.network
-    return LayerReport(
-        name=names[0], aliases=tuple(names[1:]), kind=repr(dense), swapped=True, reason="fitted",
-        format=layer.format.name, rank=dict(layer.rank), params=(network.dense_params, network.num_params),
-        error=error, held=entries(dense.parameters()),
-    )  # fmt: skip

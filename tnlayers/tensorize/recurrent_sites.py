@@ -1,5 +1,6 @@
 """Recurrent layers of a model, each of whose weights becomes a network."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,5 +82,7 @@ class RecurrentSite(LayerSite):
 
     def put(self) -> list[Replaced]:
         """Put the new layer in the old one's places."""
-        self.new.dropout = self.module.dropout
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the old layer has told if it is without effect
+            self.new.dropout = self.module.dropout
         return super().put()

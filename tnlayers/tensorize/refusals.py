@@ -9,9 +9,10 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from tnlayers.backend.name_patterns import matches
 from tnlayers.init.like import resolved
 from tnlayers.layers.base import DTYPES
+from tnlayers.layers.networks import network_of
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite
-from tnlayers.tensorize.swappable import BASES, NETWORKS, Fold, fold_of, network_of
+from tnlayers.tensorize.swappable import BASES, NETWORKS, Fold, fold_of
 from tnlayers.tensorize.weight_sites import WeightSite
 
 _TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_executor")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
-from tnlayers.layers.any_weight import NetworkWeight
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.networks import network_of
 from tnlayers.layers.recurrent import RECURRENT, recurrent_class
 from tnlayers.layers.recurrent_base import TensorRecurrent
 from tnlayers.layers.registry import EVERY_KIND, layer_class
@@ -115,6 +115,11 @@ def _from_conv1d(module: Any) -> Any:
     return twin
 
 
+def came_from_conv1d(layer: nn.Module) -> bool:
+    """Return whether a layer is in the place of a transformers ``Conv1D``, whose attributes it then has."""
+    return "nf" in vars(layer)
+
+
 _FOREIGN: Mapping[tuple[str, str], tuple[type[nn.Module], Callable[[Any], Any]]] = {
     ("transformers.pytorch_utils", "Conv1D"): (nn.Linear, _from_conv1d),
 }
@@ -181,14 +186,6 @@ def fold_of(module: nn.Module) -> Fold | None:
 
 def _is_torch(hook: Any) -> bool:
     return getattr(getattr(hook, "hook", hook), "__module__", "") == "torch.nn.utils.parametrizations"
-
-
-def network_of(module: nn.Module, name: str) -> NetworkWeight | None:
-    """Return the network that a parameter of a module was made of, if it is one."""
-    if not parametrize.is_parametrized(module, name):
-        return None
-    steps: Any = module.parametrizations[name]  # type: ignore[index]
-    return steps[0] if len(steps) == 1 and isinstance(steps[0], NetworkWeight) else None
 
 
 def adapters(model: nn.Module) -> dict[nn.Module, str]:

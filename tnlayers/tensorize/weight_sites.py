@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tnlayers.backend.input_checks import check_module
-from tnlayers.layers.any_weight import Layout, NetworkWeight, PlainWeight, weight_class
+from tnlayers.layers.any_weight import Layout, NetworkWeight, PlainWeight, TensorWeight, weight_class
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.networks import network_of, without_dropout
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.finding import plain_name
 from tnlayers.tensorize.report import Replaced, replaced
 from tnlayers.tensorize.sites import LayerSite
-from tnlayers.tensorize.swappable import DEFAULT_GROUPS, GROUPS, network_of
+from tnlayers.tensorize.swappable import DEFAULT_GROUPS, GROUPS
 
 _LEFT: Any = TensorLayer, *GROUPS["embedding"], *GROUPS["recurrent"], nn.LayerNorm, nn.RMSNorm
 """Types whose parameters stay: tables and recurrent layers need layers of their own, and norms only scale."""
@@ -48,7 +49,8 @@ class WeightSite(LayerSite):
     @property
     def value(self) -> Tensor:
         """The parameter, or what is computed in its place."""
-        found: Tensor = getattr(self.module, self.parameter)
+        with without_dropout(self.module, self.parameter):
+            found: Tensor = getattr(self.module, self.parameter)
         return found
 
     @property
@@ -113,7 +115,7 @@ class WeightSite(LayerSite):
     def put(self) -> list[Replaced]:
         """Make the parameter a network, or the network a plain parameter."""
         before = dict(self.module.named_parameters())
-        if isinstance(self.new, TensorLayer):
+        if isinstance(self.new, TensorWeight):
             network = NetworkWeight(self.new, self.layout)
             # Unsafe only skips a contraction to check the shape.
             parametrize.register_parametrization(self.module, self.parameter, network, unsafe=True)
@@ -121,7 +123,10 @@ class WeightSite(LayerSite):
             kind = type(self.module)  # copies share it, and torch would take the weight from all of them
             own = {key: each for key, each in vars(kind).items() if key not in ("__dict__", "__weakref__")}
             self.module.__class__ = type(kind.__name__, kind.__bases__, own)
-            with torch.enable_grad():  # without gradients, torch would make it a buffer
+            with (
+                torch.enable_grad(),
+                without_dropout(self.module, self.parameter),
+            ):  # without gradients, torch would make it a buffer
                 parametrize.remove_parametrizations(self.module, self.parameter)
             value = self.module._buffers.pop(self.parameter, None)  # torch makes one of frozen cores
             if value is not None:

@@ -50,6 +50,7 @@ from tnlayers import validate
 from tnlayers.backend.input_checks import check_module
 from tnlayers.backend.sharding import whole
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.networks import network_layers
 from tnlayers.ops.contraction import contract
 from tnlayers.ops.squared_norm import copy
 from tnlayers.spec.network import TensorNetwork
@@ -75,7 +76,8 @@ def param_groups(
 
     This module's docstring says which quantities match. Parameters other than cores have the base ``lr``, and those
     with two or more dimensions the ``weight_decay``. Cores, biases and norms have no weight decay:
-    ``frobenius_penalty`` decays the kernels. A core of several layers has the smallest of their rates.
+    ``frobenius_penalty`` decays the kernels. A core of several layers has the smallest of their rates. Weights that
+    ``parametrize_`` made networks of count as layers.
 
     Args:
         model: any module.
@@ -114,10 +116,9 @@ def param_groups(
     validate.choice("match", match, MATCHES if optimizer == "adam" else MATCHES[:1])
     validate.choice("scale", scale, SCALES)
     factors: dict[nn.Parameter, float] = {}
-    for name, layer in check_module("model", model).named_modules():
-        if isinstance(layer, TensorLayer):
-            for core, factor in _factors(name or type(layer).__name__, layer, (optimizer, match), scale):
-                factors[core] = min(factor, factors.get(core, math.inf))
+    for name, layer in network_layers(check_module("model", model)).items():
+        for core, factor in _factors(name or type(layer).__name__, layer, (optimizer, match), scale):
+            factors[core] = min(factor, factors.get(core, math.inf))
     groups: dict[Any, dict[str, Any]] = {
         "weights": {"params": [], "lr": lr, "weight_decay": weight_decay, "name": "weights"},
         "others": {"params": [], "lr": lr, "weight_decay": 0.0, "name": "others"},

@@ -7,11 +7,14 @@ from torch import Tensor, nn
 
 from tnlayers.backend.input_checks import check_module
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.networks import network_layers
 from tnlayers.ops.squared_norm import squared
 
 
 def frobenius_penalty(module: nn.Module) -> Tensor:
     """Return the sum of ``squared_norm`` over a module's tensor layers. Layers with the same cores count once.
+
+    Weights that ``parametrize_`` made networks of count as layers.
 
     ``loss + 0.5 * weight_decay * frobenius_penalty(model)`` decays the kernels as SGD's ``weight_decay`` does in dense
     layers. The optimizer's ``weight_decay`` must be 0 for the cores, as in the groups of ``param_groups``.
@@ -32,10 +35,8 @@ def frobenius_penalty(module: nn.Module) -> Tensor:
         >>> torch.allclose(frobenius_penalty(model), expected)
         True
     """
-    found = check_module("module", module).modules()
-    kernels = [
-        (layer.network, cores) for layer, cores in distinct(each for each in found if isinstance(each, TensorLayer))
-    ]
+    found = network_layers(check_module("module", module)).values()
+    kernels = [(layer.network, cores) for layer, cores in distinct(found)]
     if not kernels:
         first = next(module.parameters(), None)
         return torch.zeros((), device=None if first is None else first.device)

@@ -28,6 +28,7 @@ from tnlayers.backend.name_patterns import check_pattern, matches
 from tnlayers.backend.sharding import whole
 from tnlayers.backend.torch_state import own_precision
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.networks import network_layers
 from tnlayers.training.bonds import term_squares
 from tnlayers.training.penalty import distinct
 
@@ -38,7 +39,8 @@ def rank_dropout_(model: nn.Module, p: float, *, include: str | Sequence[str] = 
     In each forward of training mode, every entry of every bond of ``layer.rank`` is dropped with probability p, but one
     at least is kept, and the kept ones are rescaled: the expected kernel is ``layer.weight``. Evaluation and
     ``layer.weight`` are not changed, and neither are parameters, names and optimizers. It is the attribute
-    ``layer.rank_dropout``, which copies of a layer keep and files do not.
+    ``layer.rank_dropout``, which copies of a layer keep and files do not. Weights that ``parametrize_`` made networks
+    of count as layers, by the weight's name, here and in ``rank_lasso`` and ``prune_ranks_``.
 
     Args:
         model: a tensor layer, or a module that holds some.
@@ -109,15 +111,14 @@ def rank_lasso(model: nn.Module, *, include: str | Sequence[str] = ("*",)) -> Te
 def tensor_layers(model: nn.Module, include: str | Sequence[str]) -> dict[str, TensorLayer]:
     """Return the tensor layers whose names match one of the patterns, each once, by name.
 
+    Weights that are networks count, as in ``network_layers``.
+
     Raises:
         TypeError: ``model`` is no module, or ``include`` is not of strings.
         ValueError: there is no tensor layer, or a pattern matches none.
     """
-    found = {
-        name or type(layer).__name__: layer
-        for name, layer in check_module("model", model).named_modules()
-        if isinstance(layer, TensorLayer)
-    }
+    every = network_layers(check_module("model", model))
+    found = {name or type(layer).__name__: layer for name, layer in every.items()}
     if not found:
         raise ValueError("model has no tensor layer; tnlayers.tensorize_ makes some")
     patterns = [include] if isinstance(include, str) else [*include] if isinstance(include, Sequence) else []
