@@ -346,8 +346,11 @@ def test_conv1d_of_transformers_is_a_linear_layer(monkeypatch):
     assert (model[0].bias is bias, model[0].nf) == (True, 6)
     assert report["0"].error < 1e-6
     torch.testing.assert_close(model(x).detach(), expected, rtol=1e-4, atol=1e-4)
+    state = torch.get_rng_state()
     densify_(model)
-    assert type(model[0]) is nn.Linear
+    assert (type(model[0]), model[0].weight.shape, model[0].bias is bias) == (Conv1D, (4, 6), True)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(model(x).detach(), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"model is itself a Conv1D, which cannot .* `layer = nn.Sequential\(layer\)`"):
         tensorize_(Conv1D(6, 4))
 

@@ -203,7 +203,7 @@ def test_language_models_of_transformers_with_tied_outputs(name, own, keys, tmp_
         source.save_pretrained(tmp_path)
         state = load_file(tmp_path / "model.safetensors")
         assert len(state) < len(source.state_dict())
-    if keys == "densified":  # the Conv1D of GPT-2 is an nn.Linear then
+    if keys == "densified":
         twin = copy.deepcopy(source)
         tnlayers.tensorize_(twin, tnlayers.TensorizeConfig("tucker", rank=16, kinds=kinds))
         tnlayers.densify_(twin)

@@ -16,7 +16,7 @@ from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders
 from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, Swap
-from tnlayers.tensorize.swappable import NETWORKS
+from tnlayers.tensorize.swappable import NETWORKS, replaced_type
 from tnlayers.tensorize.tied_sites import tie_again
 from tnlayers.tensorize.weight_readers import Read, mentions, reads
 from tnlayers.tensorize.weight_sites import networks
@@ -27,6 +27,8 @@ _READERS = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadA
 
 def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeReport:
     """Replace every tensor layer by the plain torch layer with the same function, in place.
+
+    Layers in the place of transformers' ``Conv1D`` become ``Conv1D`` again.
 
     Args:
         model: a module that holds tensor layers.
@@ -125,6 +127,8 @@ def _back(
         for site in chosen:
             keep_bias(site)
     tie_again(chosen)
+    for site in chosen:
+        site.new = replaced_type(site.module, site.new) if site.whole else site.new
     # Before the first replacement, find all that leaves the model, and what would keep it.
     stays = {id(p) for site in chosen for p in site.new.parameters()}
     note_holders(model, chosen, lambda site: [p for p in site.parameters if id(p) not in stays])

@@ -42,8 +42,8 @@ def load_dense_(
     raises, nothing has changed. Layers are fitted side by side; the result does not depend on ``workers``.
 
     Weights that ``parametrize_`` made networks of are fitted too. Of names that are one weight in the model, such as a
-    tied embedding and output, the state may lack all but one. Layers in the place of transformers' ``Conv1D`` also take
-    its transposed weights, all or none of them; if all are square, they count as transposed.
+    tied embedding and output, the state may lack all but one. Layers in the place of transformers' ``Conv1D`` take its
+    transposed weights.
 
     Args:
         model: any module that holds tensor layers or such weights, or is a tensor layer.
@@ -80,8 +80,7 @@ def load_dense_(
     wanted = {name: value for name, value in own.items() if name not in ours}
     tied = [kernel.names for kernel in kernels] + _one_tensor(wanted)
     state = _completed(state_dict, tied)
-    turned = _turned(kernels, state)
-    shapes = {name: kernel.shape(turned) for kernel in kernels for name in kernel.names}
+    shapes = {name: kernel.shape for kernel in kernels for name in kernel.names}
     _check(wanted, shapes, state, ours)
     _check_ties(tied, state)
     before = {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in own.items()}
@@ -90,7 +89,7 @@ def load_dense_(
     def work(kernel: _Kernel) -> None:
         with torch.no_grad():
             try:
-                errors[kernel.name] = kernel.fit(state[kernel.names[0]], turned)
+                errors[kernel.name] = kernel.fit(state[kernel.names[0]])
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{kernel.name or type(kernel.layer).__name__}: {error}") from None
 
@@ -136,21 +135,17 @@ class _Kernel:
         return self.site.names[0]
 
     @property
-    def like_conv1d(self) -> bool:
-        """Whether the dense model may have the transposed weight."""
-        return came_from_conv1d(self.layer)
-
-    def shape(self, turned: bool) -> tuple[int, ...]:
-        """Return the shape of the dense model's weight."""
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the dense model's weight. That of transformers' ``Conv1D`` is transposed."""
         if isinstance(self.site, WeightSite):
             return tuple(self.site.value.shape)
         shape = tuple(_dense(self.layer).weight.shape)
-        return shape[::-1] if turned and self.like_conv1d else shape
+        return shape[::-1] if came_from_conv1d(self.layer) else shape
 
-    def fit(self, weight: Tensor, turned: bool) -> float:
+    def fit(self, weight: Tensor) -> float:
         """Fit the cores to the dense model's weight, and return the relative error."""
         layout = self.site.layout if isinstance(self.site, WeightSite) else None
-        weight = weight.T if turned and self.like_conv1d else weight
+        weight = weight.T if came_from_conv1d(self.layer) else weight
         error = self.layer.set_weight_(weight if layout is None else layout.to_kernel(weight))
         for twin in self.twins:
             for name, buffer in self.layer.named_buffers():
@@ -235,13 +230,6 @@ def _check_ties(tied: Iterable[Sequence[str]], state: Mapping[str, Any]) -> None
         for name in others:
             if state[name] is not state[first] and not torch.equal(state[name], state[first]):
                 raise ValueError(f"state_dict has other values in {name} than in {first}, but they are one in model")
-
-
-def _turned(kernels: Iterable[_Kernel], state: Mapping[str, Any]) -> bool:
-    """Return whether a state has the transposed weights of transformers' ``Conv1D``: unless a shape says otherwise."""
-    likes = [kernel for kernel in kernels if kernel.like_conv1d]
-    pairs = [(kernel.shape(False), getattr(state.get(kernel.names[0]), "shape", None)) for kernel in likes]
-    return not any(shape == found != shape[::-1] for shape, found in pairs)
 
 
 def _check(

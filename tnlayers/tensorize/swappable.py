@@ -120,6 +120,18 @@ def came_from_conv1d(layer: nn.Module) -> bool:
     return "nf" in vars(layer)
 
 
+def replaced_type(layer: nn.Module, plain: Any) -> Any:
+    """Return the plain linear layer of a tensor layer as a transformers ``Conv1D``, if it is in the place of one."""
+    kind: Any = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    if kind is None or type(plain) is not nn.Linear or not came_from_conv1d(layer):
+        return plain
+    with torch.device("meta"):  # it would draw its weight
+        twin = kind(plain.out_features, plain.in_features)
+    twin.weight = nn.Parameter(plain.weight.detach().T.contiguous(), requires_grad=plain.weight.requires_grad)
+    twin.bias = plain.bias
+    return twin.train(plain.training)
+
+
 _FOREIGN: Mapping[tuple[str, str], tuple[type[nn.Module], Callable[[Any], Any]]] = {
     ("transformers.pytorch_utils", "Conv1D"): (nn.Linear, _from_conv1d),
 }
