@@ -35,13 +35,14 @@ from benchmarks.report.speed_tables import (
 )
 from benchmarks.report.start_tables import convergence, depth, init_scale
 from benchmarks.report.tool_tables import counters, tools
-from benchmarks.report.training_tables import digits, rank_schedule, results, scale, throughput
+from benchmarks.report.training_tables import digits, rank_schedule, recipe, results, scale, throughput
 
 FIGURE = re.compile(r"(<!-- figure: (?P<name>\S+) -->)[^<\n]*(<!-- /figure -->)")
 SECTION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "digits": digits,
     "rank_schedule": rank_schedule,
+    "recipe": recipe,
     "speed": speed,
     "speed_kinds": speed_kinds,
     "operators": operators,

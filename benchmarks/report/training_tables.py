@@ -1,5 +1,6 @@
 """Tables of trained networks, and of the cost of training."""
 
+from benchmarks.common.names import DENSE
 from benchmarks.common.rows import Rows, groups
 from benchmarks.report.markdown import ReportError, by, markdown, mean_and_error, source
 
@@ -40,6 +41,20 @@ def rank_schedule(rows: Rows) -> str:
         ]
     header = ["images", "network", "convolutions", "test accuracy", "parameters at the end", "training loss"]
     return f"{markdown([*header, 'epochs', 'seeds'], table)}\n\n{source(rows)}"
+
+
+def recipe(rows: Rows) -> str:
+    """Return the accuracy on held-out training images of the recipes that were tried."""
+    if "test" in {row["split"] for row in rows}:
+        raise ReportError("recipe.csv holds accuracies on test images, but the table is of held-out training images")
+    table = []
+    for row in sorted(rows, key=lambda row: row["conv"]):
+        decay = f"{row['weight_decay']} on {'kernels' if row['conv'] == DENSE else row['decay']}"
+        table.append([row["conv"], row["lr"], decay, row["label_smoothing"], f"{100 * float(row['accuracy']):.2f} %"])
+        table[-1] += [f"{int(row['parameters']):,}"]
+    header = ["convolutions", "learning rate", "weight decay", "label smoothing", "accuracy on held-out images"]
+    settings = f"{rows[0]['model']}, {rows[0]['epochs']} epochs, batch {rows[0]['batch_size']}, 1 seed."
+    return f"{markdown([*header, 'parameters'], table)}\n\n{settings} {source(rows)}"
 
 
 PUBLISHED = {

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[3]
 
 
 PRESETS = [
-    path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.stem.startswith(("convergence-", "results-"))
+    path
+    for path in sorted((ROOT / "configs").rglob("*.yaml"))
+    if not path.stem.startswith(("convergence-", "results-"))
 ]
 """Those of other scripts have tests of their own."""
 
