@@ -162,7 +162,16 @@ def measure(command: Command, model: nn.Module, tokenizer: Any, console: Console
     dense = sum(layer.weight.numel() for layer in linears(model))
     row = {"format": "dense", "calibrated": "", "keep": 1.0, "parameters": dense, "dense_parameters": dense}
     found, wanted = scores(model, None)
-    yield row | found | same
+    yield row | found | {"svd_cosine": ""} | same
+    truncated: dict[int, float] = {}
+
+    def of_svd(parameters: int) -> float:
+        """Return the cosine of truncated weights in at most as many parameters."""
+        if parameters not in truncated:
+            truncate(twin := deepcopy(model), parameters / dense)
+            truncated[parameters] = scores(twin, wanted)[0]["cosine"]
+        return truncated[parameters]
+
     every = [
         (name, fitted, keep) for keep in command.keeps for name in (SVD, *command.formats) for fitted in (False, True)
     ]
@@ -176,9 +185,9 @@ def measure(command: Command, model: nn.Module, tokenizer: Any, console: Console
             form, options = FORMATS[name]
             config = tnlayers.TensorizeConfig(form, rank=keep, options=options)
             report = tnlayers.tensorize_(twin, config, calibration=examples if fitted else None, progress=False)
-            parameters = report.total("params")[1]
+            parameters = sum(layer.params[1] for layer in report.values() if layer.swapped)
         row |= {"format": name, "calibrated": fitted, "keep": keep, "parameters": parameters}
-        yield row | scores(twin, wanted)[0] | same
+        yield row | scores(twin, wanted)[0] | {"svd_cosine": of_svd(parameters)} | same
 
 
 def main() -> None:

@@ -70,10 +70,9 @@ def fits(rows: Rows) -> str:
 
 def encoder(rows: Rows) -> str:
     """Return cosines of embeddings to the original ones, and how often a text is found, by format and keep ratio."""
-    plain = {row["keep"]: 1 - float(row["cosine"]) for row in rows if row["format"] == "svd"}
     table = []
     for row in rows:
-        lost, least = 1 - float(row["cosine"]), plain.get(row["keep"])
+        lost, least = 1 - float(row["cosine"]), row["svd_cosine"]
         table.append(
             [
                 row["format"],
@@ -82,8 +81,8 @@ def encoder(rows: Rows) -> str:
                 f"{int(row['parameters']):,}",
                 f"{int(row['parameters']) / int(row['dense_parameters']):.1%}",
                 f"{float(row['cosine']):.3f}",
-                "" if least is None else f"{lost:.3f}",
-                "" if least is None else f"{lost / least:.2f}",
+                "" if not least else f"{lost:.3f}",
+                "" if not least else f"{lost / (1 - float(least)):.2f}",
                 f"{float(row['found']):.1%}",
             ]
         )

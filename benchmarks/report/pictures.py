@@ -300,7 +300,8 @@ def encoder(rows: Rows) -> Figure:
     """Draw the cosine to the original embeddings by parameters: a line per form, fitted to weights or to inputs."""
     figure = sheet(3.3)
     axes = figure.subplots()
-    forms = {"svd": DENSE_COLOUR, "matrices": COLOURS["cp"], "blocktt": ALL_COLOURS["blocktt"]}
+    forms = {"svd": DENSE_COLOUR, "matrices": COLOURS["cp"]}
+    forms |= {name: ALL_COLOURS[name] for name in ("tucker", "tr", "blocktt")}
     for (form, inputs), runs in groups(rows, "format", "calibrated"):
         if form in forms and (form == "svd" or inputs == "True"):
             share = [100 * float(row["parameters"]) / float(row["dense_parameters"]) for row in runs]
@@ -309,7 +310,7 @@ def encoder(rows: Rows) -> Figure:
         xlabel="% of the parameters of the linear layers", ylabel="cosine to the original", ylim=(0, 1), xlim=(0, 60)
     )
     plain(axes)
-    names = {"svd": "truncated SVD", "matrices": "two matrices, calibrated", "blocktt": "BlockTT, calibrated"}
+    names = {"svd": "truncated SVD", "matrices": "two matrices", "tucker": "Tucker", "tr": "TR", "blocktt": "BlockTT"}
     legend(figure, [key(name, forms[form], marker="o") for form, name in names.items()], 3)
     return figure
 
