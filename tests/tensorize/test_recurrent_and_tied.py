@@ -84,3 +84,30 @@ def test_a_swapped_model_again():
     tensorize_(new, TensorizeConfig("cp", rank=2, include=["0"]))
     report = tensorize_(new, TensorizeConfig("cp", rank=2), example_input=torch.ones(1, 16))
     assert report["0"].flops == (128, 128)
+
+
+def pair(**kwargs):
+    """Return an embedding and the output tied to it, swapped."""
+    torch.manual_seed(0)
+    new = nn.ModuleDict({"e": nn.Embedding(53, 16, padding_idx=0), "h": nn.Linear(16, 53, bias=False)})
+    new.add_module("other", nn.Linear(16, 16))
+    new["h"].weight = new["e"].weight
+    tensorize_(new, TensorizeConfig("tt", rank=0.5, decompose=False, kinds=("linear", "embedding"), **kwargs))
+    return new.double()
+
+
+@pytest.mark.parametrize("back", [densify_, unfold_])
+@pytest.mark.parametrize(("name", "left"), [("e", "h"), ("h", "e")])
+def test_a_tied_pair_goes_back_together_or_not(back, name, left):
+    new = pair()
+    before = dict(new.named_modules())
+    with pytest.raises(ValueError, match=rf"include covers no layer .*{left}.weight, which stays \(not in include\)"):
+        back(new, include=[name])
+    assert dict(new.named_modules()) == before
+    report = back(new, include=[name, "other"])
+    assert report.swapped == ("other",)
+    assert report[name].reason == f"refused: another module has the same weight: {left}.weight, which stays (not in include)"
+    assert type(new["h"]) is TiedLinear
+    assert new["h"].embedding is new["e"]
+    assert back(new).swapped == ("e", "h")
+    assert new["h"].weight is new["e"].weight

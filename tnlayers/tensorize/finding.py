@@ -85,6 +85,12 @@ def note_holders(
             site.held, site.tied = holders.get(site.module, ""), tied.get(site.module, "")
 
 
+def left(sites: Sequence[LayerSite]) -> str:
+    """Return why the first sites stay, for an error."""
+    some = "; ".join(f"{site.names[0]}: {site.reason}" for site in sites[:3])
+    return f"{some}{', ...' if len(sites) > 3 else ''}"
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside the wrappers of ``torch.compile`` and data parallelism."""
     check_module("model", model)

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from tnlayers import validate
 from tnlayers.backend.observe import observe
 from tnlayers.tensorize.config import TensorizeConfig, check_patterns
-from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders, unwrapped
+from tnlayers.tensorize.finding import ALONE, find, in_order, left, note_holders, unwrapped
 from tnlayers.tensorize.new_layers import choose_ranks, make_layers
 from tnlayers.tensorize.refusals import left_alone
 from tnlayers.tensorize.replace import keep_bias, put_in_place
@@ -119,8 +119,7 @@ def _find_sites(swap: Swap, example: Any) -> None:
     keep_together(sites)
     swap.sites, swap.chosen = sites, [site for site in sites if not site.reason and not site.follows]
     if not swap.chosen:
-        left = "; ".join(f"{site.names[0]}: {site.reason}" for site in sites[:3])
-        raise ValueError(f"model has no layer to swap ({left}{', ...' if len(sites) > 3 else ''})")
+        raise ValueError(f"model has no layer to swap ({left(sites)})")
     if batches:
         if not any(site.settings["decompose"] for site in swap.chosen):
             raise ValueError(
