@@ -16,12 +16,13 @@ from tnlayers.fitting.cuts import by_rule
 from tnlayers.formats.base import Format
 from tnlayers.init.draw import uniform
 from tnlayers.init.gates import equal_gates
+from tnlayers.init.like import LIKE, like
 from tnlayers.init.variance import FAN_MODES, PRESETS, Init
 from tnlayers.layers import core_memory
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.computed_weight import refusal
 from tnlayers.layers.has_format import HasFormat
-from tnlayers.layers.recurrent_arguments import Factors, plain_kinds, ranks
+from tnlayers.layers.recurrent_arguments import Factors, by_weight, plain_kinds, ranks
 from tnlayers.layers.recurrent_forward import RunsRecurrence
 from tnlayers.layers.registry import layer_class
 from tnlayers.spec.recurrence import Recurrence
@@ -95,7 +96,7 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         in_shape: Sequence[int] | None,
         hidden_shape: Sequence[int] | None,
         plain: Collection[str],
-        init: str | Init,
+        init: Any,
         options: dict[str, Any],
         **others: Any,
     ) -> None:
@@ -108,9 +109,7 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         matrices = plain_kinds(plain, recurrence)
         sizes_of_bonds = ranks(rank, recurrence, matrices)
         factors = Factors(form, recurrence, in_shape, hidden_shape, matrices)
-        if isinstance(init, str):
-            validate.choice("init", init, (LIKE_TORCH, *FAN_MODES, *PRESETS))
-        start = Init(std=1 / math.sqrt(3 * self.hidden_size), exact="white") if init == LIKE_TORCH else Init.of(init)
+        starts = by_weight("init", init, recurrence, matrices)
         where = {"device": device, "dtype": dtype}
         linear: Any = layer_class(type(form), nn.Linear)
         for weight in recurrence.weights():
@@ -119,7 +118,8 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
                 self.add_module(weight.name, nn.Linear(*sizes, bias=False, **where))
                 continue
             columns, rows = factors.of(weight)
-            own = {"rank": sizes_of_bonds[weight.name], "in_shape": columns, "out_shape": rows, "init": start}
+            own = {"rank": sizes_of_bonds[weight.name], "in_shape": columns, "out_shape": rows}
+            own["init"] = _start(starts[weight.name], recurrence)
             self.add_module(weight.name, linear(*sizes, bias=False, **where, **own, **others, **options))
         if not [*self._tensor_parts()]:
             for name, value in others.items():
@@ -191,6 +191,17 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         return {name: getattr(layer, name) for name in cls.own}
 
     @classmethod
+    def _resolved(cls, given: Mapping[str, Any], dense: Any, name: str) -> dict[str, Any]:
+        """Return keyword arguments with an ``init`` of 'like' replaced by that of each weight."""
+        if given.get("init") != LIKE:
+            return dict(given)
+        recurrence = Recurrence(cls.cell, **cls._arguments(dense))
+        plain = plain_kinds(given.get("plain", ()), recurrence)
+        weights = [weight.name for weight in recurrence.weights() if weight.kind not in plain]
+        sizes = {each: like(getattr(dense, f"weight_{each}"), f"{name}'s {each}") for each in weights}
+        return {**given, "init": {each: replace(size, exact="white") for each, size in sizes.items()}}
+
+    @classmethod
     def from_dense(cls, dense: nn.Module, *, rank: Any = None, decompose: bool = True, **kwargs: Any) -> Self:
         """Return a tensor layer for torch's, with its arguments, device, dtype, biases and training flag.
 
@@ -216,12 +227,13 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
                 f"{cls.dense_name} is {type(dense).__name__}; {cls.__name__}.from_{cls.dense_name} takes an "
                 f"nn.{cls.dense_type.__name__}"
             )
-        like: Any = dense.weight_ih_l0
-        if validate.boolean("decompose", decompose) and like.is_meta:
+        first: Any = dense.weight_ih_l0
+        if validate.boolean("decompose", decompose) and first.is_meta:
             raise ValueError(
                 f"decompose is True, but {cls.dense_name} is on the meta device and has no values; pass decompose=False"
             )
-        device = "meta" if decompose else like.device  # the cores of a fit need not be drawn first
+        kwargs = cls._resolved(kwargs, dense, cls.dense_name)
+        device = "meta" if decompose else first.device  # the cores of a fit need not be drawn first
         make: Any = cls
         if isinstance(rank, str) or (
             isinstance(rank, Mapping) and any(isinstance(each, str) for each in rank.values())
@@ -231,11 +243,11 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
             for name in [name for name, each in rank.items() if isinstance(each, str)]:
                 held: Any = draft.parts[name]
                 rank[name] = by_rule(held.network, [*held.rank], getattr(dense, f"weight_{name}"), rank[name])
-        layer: Self = make(**cls._arguments(dense), device=device, dtype=like.dtype, rank=rank, **kwargs)
+        layer: Self = make(**cls._arguments(dense), device=device, dtype=first.dtype, rank=rank, **kwargs)
         if decompose:
             for held in layer._tensor_parts():
-                core_memory.check(type(held).__name__, held.network, held.rank, like)
-            layer.to_empty(device=like.device)
+                core_memory.check(type(held).__name__, held.network, held.rank, first)
+            layer.to_empty(device=first.device)
         part: Any
         for name, part in layer.parts.items():
             source = getattr(dense, f"weight_{name}")
@@ -269,6 +281,15 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         own = {name: getattr(self, name) for name in self.own[2:]}
         shown += [f"{name}={value!r}" for name, value in own.items() if value != getattr(defaults, name)]
         return ", ".join(shown)
+
+
+def _start(init: Any, recurrence: Recurrence) -> Init:
+    """Return the checked initialisation of a weight."""
+    if isinstance(init, str):
+        validate.choice("init", init, (LIKE_TORCH, *FAN_MODES, *PRESETS))
+    if init is None or init == LIKE_TORCH:
+        return Init(std=1 / math.sqrt(3 * recurrence.hidden_size), exact="white")
+    return Init.of(init)
 
 
 def _divides(part: TensorLayer, gates: int) -> bool:

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from tnlayers.backend.name_patterns import matches
-from tnlayers.init.like import resolved
 from tnlayers.layers.base import DTYPES
 from tnlayers.layers.networks import network_of
 from tnlayers.tensorize.config import TensorizeConfig
@@ -110,7 +109,7 @@ def _ties(site: LayerSite) -> Iterator[str]:
 def _without_size(site: LayerSite) -> Iterator[str]:
     """Replace an ``init`` of 'like' by that of the weight, or yield why the weight has none."""
     try:
-        site.settings = resolved(site.settings, site.plain, "this layer")
+        site.resolve()
     except ValueError as error:
         yield str(error)
 

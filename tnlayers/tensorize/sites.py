@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tnlayers.backend.observe import InputNumbers, observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
+from tnlayers.init.like import resolved
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.table import TensorTable
 from tnlayers.spec.geometry import Geometry
@@ -110,6 +111,14 @@ class LayerSite:
     @cached_property
     def _folded(self) -> Any:
         return None if self.fold is None else self.fold.value(self.module)
+
+    def resolve(self) -> None:
+        """Replace an ``init`` of 'like' in the settings by that of the weight, or of the lead's.
+
+        Raises:
+            ValueError: the weight has no size.
+        """
+        self.settings = resolved(self.settings, (self.lead or self).plain, "this layer")
 
     def make(self, rank: Any) -> TensorLayer:
         """Make the tensor layer of a rank, without values."""
