@@ -111,3 +111,26 @@ def test_a_tied_pair_goes_back_together_or_not(back, name, left):
     assert new["h"].embedding is new["e"]
     assert back(new).swapped == ("e", "h")
     assert new["h"].weight is new["e"].weight
+
+
+def test_ranks_of_single_weights_of_recurrent_layers(tmp_path):
+    rank = {"ih": 0.5, "hh_l0": (2, 3), "hh_l1": 4}
+    config = TensorizeConfig("tucker", rank=rank, decompose=False, kinds=["recurrent"])
+    config.to_yaml(tmp_path / "config.yaml")
+    assert TensorizeConfig.from_yaml(tmp_path / "config.yaml") == config
+    for given in (config, TensorizeConfig("tucker", decompose=False, kinds=["recurrent"], overrides={"0": {"rank": rank}})):
+        new = nn.Sequential(nn.LSTM(8, 8, 2))
+        tensorize_(new, given)
+        wanted = tnlayers.TuckerLSTM(8, 8, 2, rank=rank)
+        for name, part in wanted.parts.items():
+            assert new[0].parts[name].rank == part.rank
+    mixed = nn.Sequential(nn.LSTM(8, 8, 2), nn.Linear(8, 8))
+    config = TensorizeConfig("tucker", rank=rank, decompose=False, kinds=["recurrent", "linear"])
+    assert tensorize_(mixed, config)["1"].reason.startswith("refused: rank names 'ih'; the bonds of network")
+    with pytest.raises(TypeError, match=r"rank\['r1'\] is 0.5; it must be an integer"):
+        TensorizeConfig(rank={"r1": 0.5})
+    with pytest.raises(ValueError, match=r"rank\['ih'\] is 1.5; it must be a share in \(0, 1\]"):
+        TensorizeConfig(rank={"ih": 1.5})
+    config = TensorizeConfig("tucker", rank={"ih": "vbmf", "hh": 2}, kinds=["recurrent", "linear"], overrides={"1": {"rank": 2}})
+    report = tensorize_(nn.Sequential(nn.LSTM(8, 8, 2), nn.Linear(8, 8)), config)
+    assert report["0"].reason == "refused: no rule or budget chooses its ranks; give a rank by overrides"

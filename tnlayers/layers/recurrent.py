@@ -8,7 +8,9 @@ from torch import nn
 
 from tnlayers.formats import Format
 from tnlayers.init.variance import Init
-from tnlayers.layers.recurrent_base import LIKE_TORCH, TensorRecurrent, fixed_field, settable_field
+from tnlayers.layers.recurrent_arguments import LIKE_TORCH
+from tnlayers.layers.recurrent_base import TensorRecurrent
+from tnlayers.layers.recurrent_fields import fixed_field, settable_field
 from tnlayers.layers.registry import by_name, find_or_make
 from tnlayers.spec.rank import Rank
 from tnlayers.spec.recurrence import Recurrence

@@ -1,12 +1,16 @@
 """Checks of the arguments of recurrent layers: which weights are networks, with which ranks and factors."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tnlayers import validate
 from tnlayers.formats.base import Format, checked_shape
+from tnlayers.init.variance import FAN_MODES, PRESETS, Init
 from tnlayers.spec.recurrence import KINDS, Recurrence, Weight
 
+LIKE_TORCH = "torch"
+"""Name of the default start: each gate of each weight has torch's standard deviation, 1 / sqrt(3 hidden_size)."""
 _Factors = tuple[int, ...]
 
 
@@ -59,6 +63,23 @@ def by_weight(name: str, given: Any, recurrence: Recurrence, plain: Collection[s
     for key in given:
         validate.choice(f"a key of {name}", key, accepted)
     return {weight.name: given.get(weight.name, given.get(weight.kind)) for weight in weights}
+
+
+def start(init: Any, recurrence: Recurrence) -> Init:
+    """Return the checked initialisation of a weight; None: ``LIKE_TORCH``.
+
+    Raises:
+        TypeError, ValueError: ``init`` is neither an ``Init`` nor the name of one.
+
+    Example:
+        >>> start("torch", Recurrence("GRU", 4, 12)).std
+        0.16666666666666666
+    """
+    if isinstance(init, str):
+        validate.choice("init", init, (LIKE_TORCH, *FAN_MODES, *PRESETS))
+    if init is None or init == LIKE_TORCH:
+        return Init(std=1 / math.sqrt(3 * recurrence.hidden_size), exact="white")
+    return Init.of(init)
 
 
 class Factors:

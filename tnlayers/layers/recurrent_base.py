@@ -1,7 +1,6 @@
 """Base of recurrent layers: construction, start, conversion from and to torch's layers, attributes."""
 
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -11,64 +10,45 @@ from torch import Tensor, nn
 
 from tnlayers import validate
 from tnlayers.backend.sharding import place, whole
-from tnlayers.execution.attributes import fixed, from_constructor
+from tnlayers.execution.attributes import from_constructor
 from tnlayers.fitting.cuts import by_rule
 from tnlayers.formats.base import Format
 from tnlayers.init.draw import uniform
 from tnlayers.init.gates import equal_gates
 from tnlayers.init.like import LIKE, like
-from tnlayers.init.variance import FAN_MODES, PRESETS, Init
 from tnlayers.layers import core_memory
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.computed_weight import refusal
 from tnlayers.layers.has_format import HasFormat
-from tnlayers.layers.recurrent_arguments import Factors, by_weight, plain_kinds, ranks
+from tnlayers.layers.recurrent_arguments import Factors, by_weight, plain_kinds, ranks, start
+from tnlayers.layers.recurrent_fields import fixed_field, settable_field, warn_of_dropout
 from tnlayers.layers.recurrent_forward import RunsRecurrence
 from tnlayers.layers.registry import layer_class
 from tnlayers.spec.recurrence import Recurrence
 
-LIKE_TORCH = "torch"
-"""Name of the default start: each gate of each weight has torch's standard deviation, 1 / sqrt(3 hidden_size)."""
-
-
-def settable_field(name: str) -> Any:
-    """Return a property for an argument of torch's that no weight depends on."""
-
-    def write(layer: Any, value: Any) -> None:
-        recurrence = replace(layer.recurrence, **{name: value})
-        if name == "dropout" and recurrence != layer.recurrence:
-            _warn_of_dropout(recurrence)
-        layer.__dict__["recurrence"] = recurrence
-
-    return property(lambda layer: getattr(layer.recurrence, name), write, doc=f"torch's {name}; it can be set.")
-
-
-def _warn_of_dropout(recurrence: Recurrence) -> None:
-    """Warn of a dropout that has no effect."""
-    if recurrence.dropout and recurrence.num_layers == 1:
-        warnings.warn(
-            f"dropout is {recurrence.dropout}, but num_layers is 1; it acts between layers, so it has no effect",
-            stacklevel=core_memory.outside(),
-        )
-
-
-def fixed_field(name: str) -> Any:
-    """Return a property for an argument of torch's that the weights' shapes depend on."""
-    return fixed(name, lambda layer: getattr(layer.recurrence, name))
-
-
 class TensorRecurrent(HasFormat, RunsRecurrence):
     """Base of recurrent layers whose weights are tensor networks.
 
-    ``TensorLSTM``, ``TensorGRU`` and ``TensorRNN`` have examples.
+    ``TensorLSTM``, ``TensorGRU`` and ``TensorRNN`` say more, and have examples.
 
     The weight ``weight_ih_l0`` of torch's layer is held by the layer ``ih_l0``, a ``TensorLinear`` of the format, and
     so on; its rows are gate after gate. The biases are parameters with torch's names.
+
+    Args:
+        input_size, hidden_size and so on: torch's arguments, as ``dense_type`` takes them; ``device`` and ``dtype``.
+        rank, in_shape, hidden_shape, plain, init, strategy, memory: by name; see ``TensorLSTM``.
+        **options: the format's own.
 
     Attributes:
         recurrence: the checked arguments of torch's layer.
         parts: the layers that hold the weights, by name.
         format: the format, with its options.
+
+    Shape:
+        As torch's layer, packed sequences included.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted.
     """
 
     format: Format = from_constructor("format")
@@ -104,7 +84,7 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         form = self._format(options)
         super().__init__()
         self.__dict__["recurrence"] = recurrence
-        _warn_of_dropout(recurrence)
+        warn_of_dropout(recurrence)
         self.__dict__["format"] = form
         matrices = plain_kinds(plain, recurrence)
         sizes_of_bonds = ranks(rank, recurrence, matrices)
@@ -119,7 +99,7 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
                 continue
             columns, rows = factors.of(weight)
             own = {"rank": sizes_of_bonds[weight.name], "in_shape": columns, "out_shape": rows}
-            own["init"] = _start(starts[weight.name], recurrence)
+            own["init"] = start(starts[weight.name], recurrence)
             self.add_module(weight.name, linear(*sizes, bias=False, **where, **own, **others, **options))
         if not [*self._tensor_parts()]:
             for name, value in others.items():
@@ -212,6 +192,9 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
             decompose: fit the cores to the layer's weights, or else draw them.
             **kwargs: the class' other keyword arguments: in_shape, hidden_shape, plain, init and so on.
 
+        Returns:
+            TensorRecurrent: a new layer of this class. ``dense`` stays as it is.
+
         Raises:
             TypeError: ``dense`` has another type.
             ValueError: ``decompose`` or "vbmf" for weights without values (meta device); or ``moments`` is given: each
@@ -281,15 +264,6 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         own = {name: getattr(self, name) for name in self.own[2:]}
         shown += [f"{name}={value!r}" for name, value in own.items() if value != getattr(defaults, name)]
         return ", ".join(shown)
-
-
-def _start(init: Any, recurrence: Recurrence) -> Init:
-    """Return the checked initialisation of a weight."""
-    if isinstance(init, str):
-        validate.choice("init", init, (LIKE_TORCH, *FAN_MODES, *PRESETS))
-    if init is None or init == LIKE_TORCH:
-        return Init(std=1 / math.sqrt(3 * recurrence.hidden_size), exact="white")
-    return Init.of(init)
 
 
 def _divides(part: TensorLayer, gates: int) -> bool:

@@ -16,6 +16,7 @@ from tnlayers.init.like import LIKE
 from tnlayers.init.variance import Init
 from tnlayers.planning.setting import MEMORY
 from tnlayers.spec.rank import Rank
+from tnlayers.spec.recurrence import names_weight
 from tnlayers.tensorize.swappable import DEFAULT_GROUPS, groups
 
 VERSION = 1
@@ -31,7 +32,7 @@ class TensorizeConfig:
 
     Args:
         format: the name of a registered format.
-        rank: the ``rank`` argument of every layer; a float is a keep ratio; ``"vbmf"``: the ranks that variational
+        rank: the ``rank`` argument of every layer, mappings of a recurrent layer's weights included; a float is a keep ratio; ``"vbmf"``: the ranks that variational
             Bayes finds in the unfoldings of each kernel, which needs ``decompose``. None: the layers' default, but a
             layer whose smallest network saves nothing stays plain. Excludes budget and energy.
         budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
@@ -243,7 +244,8 @@ def _rank(name: str, value: Any) -> Rank | str | None:
     if isinstance(value, str) and value in RULES:
         return value
     if isinstance(value, Mapping):
-        return {bond: validate.integer(f"{name}[{bond!r}]", size) for bond, size in _mapping(name, value).items()}
+        named = {key: (f"{name}[{key!r}]", each) for key, each in _mapping(name, value).items()}
+        return {k: _rank(*each) if names_weight(k) else validate.integer(*each) for k, each in named.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(validate.integer(f"{name}[{k}]", size) for k, size in enumerate(value))
     if hasattr(value, "__index__") and not isinstance(value, bool):
