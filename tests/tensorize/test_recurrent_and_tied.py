@@ -90,7 +90,7 @@ def pair(**kwargs):
     """Return an embedding and the output tied to it, swapped."""
     torch.manual_seed(0)
     new = nn.ModuleDict({"e": nn.Embedding(53, 16, padding_idx=0), "h": nn.Linear(16, 53, bias=False)})
-    new.add_module("other", nn.Linear(16, 16))
+    new.add_module("other", nn.Linear(16, 16, bias=False))
     new["h"].weight = new["e"].weight
     tensorize_(new, TensorizeConfig("tt", rank=0.5, decompose=False, kinds=("linear", "embedding"), **kwargs))
     return new.double()
@@ -134,3 +134,51 @@ def test_ranks_of_single_weights_of_recurrent_layers(tmp_path):
     config = TensorizeConfig("tucker", rank={"ih": "vbmf", "hh": 2}, kinds=["recurrent", "linear"], overrides={"1": {"rank": 2}})
     report = tensorize_(nn.Sequential(nn.LSTM(8, 8, 2), nn.Linear(8, 8)), config)
     assert report["0"].reason == "refused: no rule or budget chooses its ranks; give a rank by overrides"
+
+
+class Twice(nn.Embedding):
+    """An embedding that returns its rows twice as large."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_subclasses_say_what_they_lose_and_why_they_stay():
+    def make():
+        return nn.ModuleDict({"twice": Twice(53, 16), "linear": nn.Linear(16, 16)})
+
+    config = TensorizeConfig("tt", rank=0.5, kinds=KINDS, decompose=False, subclasses=True)
+    assert tensorize_(make(), config)["twice"].reason == "drawn, without Twice's own forward"
+    for parametrize in (False, True):
+        config = TensorizeConfig("tt", rank=0.5, kinds=KINDS, decompose=False, parametrize=parametrize)
+        reason = tensorize_(make(), config)["twice"].reason
+        assert reason.removeprefix("refused: ") == "Twice is a subclass of Embedding (subclasses=True swaps it)"
+    tied = make()
+    tied["head"] = nn.Linear(16, 53)
+    tied["head"].weight = tied["twice"].weight
+    config = TensorizeConfig("tt", rank=0.5, kinds=KINDS, decompose=False, subclasses=True)
+    report = tensorize_(tied, config)
+    assert (report["twice"].reason, type(tied["head"])) == ("drawn, without Twice's own forward", TiedLinear)
+
+
+class Shares(nn.Module):
+    """A module with a weight under two names, and a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = self.q = nn.Parameter(torch.ones(8, 8))
+        self.linear = nn.Linear(8, 8, bias=False)
+
+
+def test_totals_count_each_weight_once():
+    report = tensorize_(Shares(), TensorizeConfig("tr", rank=2, decompose=False, parametrize=True))
+    assert report.total("params") == (128, report.total("params")[1])
+    before, after = (sum(row.params[k] for row in report.layers + report.others) for k in (0, 1))
+    assert (before, after) == report.model_params
+    other = pair()
+    report = densify_(other, include=["other"])
+    before, after = (sum(row.params[k] for row in report.layers + report.others) for k in (0, 1))
+    assert (before, after) == report.model_params
+    cell = tnlayers.parametrize_(nn.LSTMCell(8, 8), "weight_ih", "tr", rank=2, decompose=False)
+    assert "\n(model) " in str(cell)
+    assert cell[""].name == ""

@@ -9,6 +9,9 @@ from torch import nn
 
 from tnlayers import text_tables
 
+ROOT = "(model)"
+"""What a table shows for the model itself, whose qualified name is empty."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -20,7 +23,7 @@ class LayerReport:
         swapped: whether it was replaced (in a dry run: would be).
         reason: why it was replaced or stayed.
         format, rank: of the tensor layer; rank maps bonds to sizes.
-        params: entries of the weight before and after.
+        params: entries of the weight before and after; 0 if it is counted in the row of another layer with the weight.
         flops: on the example input before and after, two per multiply-add. After: of the executed plan or of a
             factorized one, whichever has fewer (the executed plan may have more and be faster). None without an
             example, or if the model never called the layer.
@@ -138,7 +141,7 @@ class TensorizeReport(Mapping[str, LayerReport]):
         rows: list[tuple[str, ...]] = [_HEADER]
         rows += [
             (
-                text_tables.place(layer.name, layer.aliases),
+                text_tables.place(layer.name or ROOT, layer.aliases),
                 layer.kind,
                 f"{layer.format} {text_tables.sizes(layer.rank)}".rstrip() if layer.format else "-",
                 _change(layer.params),

@@ -68,7 +68,7 @@ def follow(sites: Sequence[LayerSite]) -> None:
                 site.new.cores[k] = core
         if site.new is not None:
             site.new.training, site.error = site.module.training, lead.error
-            site.reason = f"tied to {lead.names[0]}, with which its weight is counted"
+            site.reason = f"tied to {lead.names[0]}, with which its weight is counted{site.manner}"
 
 
 def tie_again(sites: Sequence[LayerSite]) -> None:
