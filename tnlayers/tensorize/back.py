@@ -11,7 +11,8 @@ from tnlayers.backend.name_patterns import matches
 from tnlayers.interop.plain_torch import unfold
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.table import TensorTable
-from tnlayers.tensorize.config import TensorizeConfig, check_patterns
+from tnlayers.tensorize.config import TensorizeConfig
+from tnlayers.tensorize.covering import check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, left, note_holders
 from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport

@@ -50,8 +50,8 @@ class TensorizeConfig:
         depthwise: also swap convolutions with one channel per group. They have few parameters and stay plain by
             default; 1x1 convolutions and linear layers, which mostly have many, are swapped.
         subclasses: also swap subclasses of torch's layers, which lose their own forward.
-        kinds: which layers: 'conv' (convolutions and transposed ones), 'linear', 'embedding' (also bags). Embeddings
-            whose weight is tied to an output layer stay plain, as that layer does.
+        kinds: which layers: 'conv' (convolutions and transposed ones), 'linear', 'embedding' (also bags), 'recurrent'.
+            An embedding and the linear layers with its weight are swapped together, or stay together.
         parametrize: also make networks of weights that no layer covers, as ``parametrize_`` does: parameters with two
             axes or more, such as the joint projection of ``nn.MultiheadAttention``, experts held as one parameter, and
             the weights of subclasses of torch's layers. They save parameters, not time. Patterns cover them by their
@@ -59,8 +59,8 @@ class TensorizeConfig:
         parametrized: what becomes of layers whose weight is computed by torch's parametrizations, such as
             ``weight_norm``: 'leave' them, or 'fold' the computed weight into the kernel and drop the parametrization.
         init: initialisation of cores that are not fitted. 'like': kernels are drawn with the root mean square of the
-            weights that they replace (0.02 in BERT), so that a recipe for the plain model keeps its scale. Layers whose
-            weight is zero have no such scale and stay plain.
+            weights that they replace (0.02 in BERT), so that a recipe for the plain model keeps its scale; needs
+            ``decompose=False``. Layers whose weight is zero have no such scale and stay plain.
         decompose: fit the cores to the model's kernels. Use False for a model to be trained from scratch: fits of
             random kernels lose much of their variance, drawn cores have all of it.
         strategy, memory: arguments of the layers.
@@ -119,6 +119,7 @@ class TensorizeConfig:
             object.__setattr__(self, "energy", _share("energy", self.energy))
             if not self.decompose:
                 raise ValueError("energy is given, but decompose is False: only kernels to be fitted have an energy")
+        _check_like(self)
         if isinstance(self.rank, str) and not self.decompose:
             raise ValueError(f"rank is {self.rank!r}, but decompose is False: this rank is for kernels to be fitted")
 
@@ -180,21 +181,6 @@ class TensorizeConfig:
                 # The options belong to the old format.
                 return here | ({"options": {}} if "format" in changes else {}) | dict(changes)
         return here
-
-
-def check_patterns(config: TensorizeConfig, layers: Sequence[Sequence[str]]) -> None:
-    """Raise if a pattern covers no layer, and suggest near names. ``layers`` holds each layer's names."""
-    for field_name in ("include", "exclude", "overrides"):
-        for entry in getattr(config, field_name):
-            pattern = entry if isinstance(entry, str) else entry[0]
-            if not any(matches(pattern, names) for names in layers):
-                every = [name for names in layers for name in names]
-                paths = dict.fromkeys(".".join(n.split(".")[:k]) for n in every for k in range(n.count(".") + 1, 0, -1))
-                near = get_close_matches(pattern.removeprefix("re:").strip("*."), paths, n=3, cutoff=0.5) or every[:3]
-                raise ValueError(
-                    f"{field_name} has the pattern {pattern!r}, which matches no convolution or linear layer; "
-                    f"near names: {', '.join(near)}"
-                )
 
 
 def _patterns(name: str, value: Any) -> tuple[str, ...]:
@@ -281,6 +267,17 @@ def _init(value: Any) -> str | Init:
     if isinstance(given.get("input_size"), list):
         given["input_size"] = tuple(given["input_size"])
     return Init(**given)
+
+
+def _check_like(config: TensorizeConfig) -> None:
+    """Raise if an ``init`` of 'like' is given where nothing is drawn."""
+    drawn, given = not config.decompose, {"init"} if config.init == LIKE else set()
+    for pattern, changes in config.overrides:
+        here = {"init": None, "decompose": config.decompose} | dict(changes or {})
+        drawn |= not here["decompose"] and here["init"] is None
+        given |= {f"overrides[{pattern!r}]: init"} if here["init"] == LIKE and here["decompose"] else set()
+    for name in given - ({"init"} if drawn else set()):
+        raise ValueError(f"{name} is {LIKE!r}, but decompose is True: fitted kernels are not drawn; say decompose=False")
 
 
 def _share(name: str, value: Any) -> float:

@@ -1,6 +1,7 @@
 """Replacement of a model's plain layers by tensor layers, in place, and back."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tnlayers import validate
 from tnlayers.backend.observe import observe
-from tnlayers.tensorize.config import TensorizeConfig, check_patterns
+from tnlayers.tensorize.config import TensorizeConfig
+from tnlayers.tensorize.covering import check_patterns
 from tnlayers.tensorize.finding import ALONE, find, in_order, left, note_holders, unwrapped
 from tnlayers.tensorize.new_layers import choose_ranks, make_layers
 from tnlayers.tensorize.refusals import left_alone
@@ -103,7 +105,7 @@ def _find_sites(swap: Swap, example: Any) -> None:
     """Find the layers, their input shapes and other holders, and choose the layers to swap."""
     model, config, batches = swap.model, swap.config, swap.batches
     sites = _found(model, config)
-    check_patterns(config, [site.names for site in sites])
+    check_patterns(config, _names(sites), lambda: _names(_found(model, replace(config, parametrize=True))))
     # First of all, since this run initialises lazy layers, and may create layers.
     if example is not None:
         shapes = {site.module: site.shapes for site in watch(model, sites, [example], note_shape) if site.called}
@@ -127,6 +129,10 @@ def _find_sites(swap: Swap, example: Any) -> None:
                 "out, or say decompose=True"
             )
         swap.chosen = watch(model, swap.chosen, batches, note_moments)
+
+
+def _names(sites: Iterable[LayerSite]) -> list[tuple[str, ...]]:
+    return [site.names for site in sites]
 
 
 def _config(given: Any) -> TensorizeConfig:
