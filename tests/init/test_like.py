@@ -171,7 +171,9 @@ def test_a_recurrent_weight_without_a_size_stays():
     model = nn.Sequential(nn.LSTM(8, 8), nn.Linear(8, 8))
     nn.init.zeros_(model[0].weight_hh_l0)
     config = TensorizeConfig("tr", decompose=False, init="like", kinds=["recurrent", "linear"])
-    assert tensorize_(model, config)["0"].reason.startswith("refused: init is 'like', but the weight of this layer's hh_l0 is zero")
+    assert tensorize_(model, config)["0"].reason.startswith(
+        "refused: init is 'like', but the weight of this layer's hh_l0 is zero"
+    )
 
 
 def test_a_tied_pair_has_the_size_of_the_embeddings_rows():

@@ -106,7 +106,10 @@ def test_a_tied_pair_goes_back_together_or_not(back, name, left):
     assert dict(new.named_modules()) == before
     report = back(new, include=[name, "other"])
     assert report.swapped == ("other",)
-    assert report[name].reason == f"refused: another module has the same weight: {left}.weight, which stays (not in include)"
+    assert (
+        report[name].reason
+        == f"refused: another module has the same weight: {left}.weight, which stays (not in include)"
+    )
     assert type(new["h"]) is TiedLinear
     assert new["h"].embedding is new["e"]
     assert back(new).swapped == ("e", "h")
@@ -118,7 +121,10 @@ def test_ranks_of_single_weights_of_recurrent_layers(tmp_path):
     config = TensorizeConfig("tucker", rank=rank, decompose=False, kinds=["recurrent"])
     config.to_yaml(tmp_path / "config.yaml")
     assert TensorizeConfig.from_yaml(tmp_path / "config.yaml") == config
-    for given in (config, TensorizeConfig("tucker", decompose=False, kinds=["recurrent"], overrides={"0": {"rank": rank}})):
+    for given in (
+        config,
+        TensorizeConfig("tucker", decompose=False, kinds=["recurrent"], overrides={"0": {"rank": rank}}),
+    ):
         new = nn.Sequential(nn.LSTM(8, 8, 2))
         tensorize_(new, given)
         wanted = tnlayers.TuckerLSTM(8, 8, 2, rank=rank)
@@ -131,7 +137,9 @@ def test_ranks_of_single_weights_of_recurrent_layers(tmp_path):
         TensorizeConfig(rank={"r1": 0.5})
     with pytest.raises(ValueError, match=r"rank\['ih'\] is 1.5; it must be a share in \(0, 1\]"):
         TensorizeConfig(rank={"ih": 1.5})
-    config = TensorizeConfig("tucker", rank={"ih": "vbmf", "hh": 2}, kinds=["recurrent", "linear"], overrides={"1": {"rank": 2}})
+    config = TensorizeConfig(
+        "tucker", rank={"ih": "vbmf", "hh": 2}, kinds=["recurrent", "linear"], overrides={"1": {"rank": 2}}
+    )
     report = tensorize_(nn.Sequential(nn.LSTM(8, 8, 2), nn.Linear(8, 8)), config)
     assert report["0"].reason == "refused: no rule or budget chooses its ranks; give a rank by overrides"
 

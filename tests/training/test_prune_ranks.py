@@ -238,7 +238,7 @@ def test_nothing_changes_ranks_inside_distributed_data_parallel():
     try:
         wrapped = nn.parallel.DistributedDataParallel(model)
         before = [*map(id, model.parameters())]
-        with pytest.raises(ValueError, match="model is wrapped in DistributedDataParallel, .*; prune its module"):
+        with pytest.raises(ValueError, match=r"model is wrapped in DistributedDataParallel, .*; prune its module"):
             prune_ranks_(wrapped, 0.4, batches, loss)
         inside = "the layer is inside a DistributedDataParallel"
         with pytest.raises(ValueError, match=f"0: {inside}"):

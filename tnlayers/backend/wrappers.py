@@ -28,7 +28,7 @@ def refuse_wrapped(model: nn.Module, advice: str) -> None:
 def refuse_held(parameters: Sequence[Tensor]) -> None:
     """Raise if a ``DistributedDataParallel`` that is in use holds one of these parameters, which are to be replaced.
 
-    It would not synchronise what comes instead, and processes would differ. Without a process group, none is looked for.
+    It would not synchronise what comes instead, and processes would differ. Without a process group, there is none.
 
     Raises:
         ValueError: there is one.

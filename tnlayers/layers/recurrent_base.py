@@ -26,6 +26,7 @@ from tnlayers.layers.recurrent_forward import RunsRecurrence
 from tnlayers.layers.registry import layer_class
 from tnlayers.spec.recurrence import Recurrence
 
+
 class TensorRecurrent(HasFormat, RunsRecurrence):
     """Base of recurrent layers whose weights are tensor networks.
 

@@ -1,7 +1,7 @@
 """Forward of a recurrent layer: checks of input and states, and the choice between torch's kernel and steps."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch

@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.finding import plain_name
 from tnlayers.tensorize.report import ROOT, LayerReport
 from tnlayers.tensorize.sites import LayerSite
@@ -40,8 +39,14 @@ def held_once(parameters: Iterable[Iterable[Tensor]]) -> list[int]:
     return found
 
 
-def other_rows(model: nn.Module, sites: Sequence[LayerSite], config: TensorizeConfig) -> tuple[LayerReport, ...]:
-    """Return a row for each module whose parameters no site covers, and one for all vectors."""
+def other_rows(model: nn.Module, sites: Sequence[LayerSite], alone: bool = False) -> tuple[LayerReport, ...]:
+    """Return a row for each module whose parameters no site covers, and one for all vectors.
+
+    Args:
+        model: the model.
+        sites: its sites.
+        alone: whether weights of subclasses were looked at one by one, as ``parametrize=True`` does.
+    """
     names = {id(each): site.names[0] for site in sites for each in site.parameters}
     covered = {inner for site in sites if site.whole for inner in own_modules(site.module)}
     inside, vectors = adapters(model), 0
@@ -61,13 +66,17 @@ def other_rows(model: nn.Module, sites: Sequence[LayerSite], config: TensorizeCo
             continue
         held = [f"{key} {' x '.join(map(str, each.shape))}" for key, each in own.items() if is_matrix(each)]
         size = entries(matrices.values())
-        shared = f"; its {', '.join(tied)} is counted with {', '.join(each or ROOT for each in {*tied.values()})}" if tied else ""
+        shared = (
+            f"; its {', '.join(tied)} is counted with {', '.join(each or ROOT for each in {*tied.values()})}"
+            if tied
+            else ""
+        )
         rows.append(
             LayerReport(
                 name=name,
                 kind=f"{parametrize.type_before_parametrizations(module).__name__} {', '.join(held)}",
                 swapped=False,
-                reason=_reason(module, inside.get(module, ""), config) + shared,
+                reason=_reason(module, inside.get(module, ""), alone) + shared,
                 params=(size, size),
                 held=size,
             )
@@ -86,7 +95,7 @@ _REASONS: Sequence[tuple[Any, str]] = (
 )
 
 
-def _reason(module: nn.Module, adapter: str, config: TensorizeConfig) -> str:
+def _reason(module: nn.Module, adapter: str, alone: bool) -> str:
     if adapter:
         return f"part of PEFT's {adapter}, which is left alone (merge or unload the adapters to swap it)"
     group = next((name for name, kinds in GROUPS.items() if isinstance(module, kinds)), "")
@@ -94,5 +103,5 @@ def _reason(module: nn.Module, adapter: str, config: TensorizeConfig) -> str:
         return f"{'an' if group[0] in 'aeiou' else 'a'} {group} layer, for which there is no tensor layer"
     if isinstance(module, tuple(each.cls for each in swappable())):
         # All layers have sites, but in the report of a way back, and those whose weights were looked at one by one.
-        return (config.parametrize and subclass_of(module)) or "a plain layer"
+        return (alone and subclass_of(module)) or "a plain layer"
     return next((reason for kinds, reason in _REASONS if isinstance(module, kinds)), f"no layer covers it ({_ASK})")

@@ -76,8 +76,9 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
 
     Raises:
         ValueError: the model holds no tensor layer, or is one itself (use ``unfold``); a pattern covers no layer;
-            ``include`` covers layers only whose weight another one shares that it leaves out; anything else than modules holds a layer or its cores, and would keep them; or the model reads attributes
-            that no plain layer has, such as ``cores``.
+            ``include`` covers layers only whose weight another one shares that it leaves out; anything else than
+            modules holds a layer or its cores, and would keep them; or the model reads attributes that no plain layer
+            has, such as ``cores``.
 
     Example:
         >>> import tnlayers
@@ -112,16 +113,7 @@ def _back(
     )
     sites = in_order(model, [*layers, *own])
     config = TensorizeConfig(include=include)
-    check_patterns(config, [site.names for site in sites])
-    for site in sites:
-        site.reason = "" if any(matches(pattern, site.names) for pattern in config.include) else "not in include"
-    join_again(sites)
-    keep_together(sites)
-    chosen = [site for site in sites if not site.reason]
-    if not chosen and sites:
-        raise ValueError(f"include covers no layer that can be replaced ({left(sites)})")
-    for site in chosen:
-        site.reason = reason if site.whole else "plain again"  # a weight has no layers to unfold to
+    chosen = _chosen(sites, config, reason)
     for site in chosen:
         if site.whole and any(getattr(site.module, name) for name in STATE_HOOKS):
             raise ValueError(f"{site.names[0]} has hooks on its state_dict, which would be lost; remove them first")
@@ -153,6 +145,21 @@ def _back(
         for module in model.modules():
             vars(module).pop("_tensorize_config", None)
     return report
+
+
+def _chosen(sites: list[LayerSite], config: TensorizeConfig, reason: str) -> list[LayerSite]:
+    """Return the sites to replace, and note why, or why not."""
+    check_patterns(config, [site.names for site in sites])
+    for site in sites:
+        site.reason = "" if any(matches(pattern, site.names) for pattern in config.include) else "not in include"
+    join_again(sites)
+    keep_together(sites)
+    chosen = [site for site in sites if not site.reason]
+    if not chosen and sites:
+        raise ValueError(f"include covers no layer that can be replaced ({left(sites)})")
+    for site in chosen:
+        site.reason = reason if site.whole else "plain again"  # a weight has no layers to unfold to
+    return chosen
 
 
 def _make_readable(site: LayerSite, read: Read) -> None:

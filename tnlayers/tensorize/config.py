@@ -32,9 +32,10 @@ class TensorizeConfig:
 
     Args:
         format: the name of a registered format.
-        rank: the ``rank`` argument of every layer, mappings of a recurrent layer's weights included; a float is a keep ratio; ``"vbmf"``: the ranks that variational
-            Bayes finds in the unfoldings of each kernel, which needs ``decompose``. None: the layers' default, but a
-            layer whose smallest network saves nothing stays plain. Excludes budget and energy.
+        rank: the ``rank`` argument of every layer; a float is a keep ratio; ``"vbmf"``: the ranks that variational
+            Bayes finds in the unfoldings of each kernel, which needs ``decompose``. Recurrent layers take mappings from
+            their weights. None: the layers' default, but a layer whose smallest network saves nothing stays plain.
+            Excludes budget and energy.
         budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
             layers with a rank from an override do not count.
             With ``decompose`` it is distributed by each kernel's singular values, else all get one keep ratio.
@@ -223,7 +224,7 @@ def _changes(pattern: str, value: Any) -> dict[str, Any]:
     return {key: tuple(each) if isinstance(each, list) else each for key, each in changes.items()}
 
 
-def _rank(name: str, value: Any) -> Rank | str | None:
+def _rank(name: str, value: Any) -> Any:
     """Convert a rank to Python's own numbers, as JSON and YAML need them."""
     if value is None:
         return None
@@ -231,7 +232,7 @@ def _rank(name: str, value: Any) -> Rank | str | None:
         return value
     if isinstance(value, Mapping):
         named = {key: (f"{name}[{key!r}]", each) for key, each in _mapping(name, value).items()}
-        return {k: _rank(*each) if names_weight(k) else validate.integer(*each) for k, each in named.items()}
+        return {k: (_rank if names_weight(k) else validate.integer)(*each) for k, each in named.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(validate.integer(f"{name}[{k}]", size) for k, size in enumerate(value))
     if hasattr(value, "__index__") and not isinstance(value, bool):
@@ -273,11 +274,13 @@ def _check_like(config: TensorizeConfig) -> None:
     """Raise if an ``init`` of 'like' is given where nothing is drawn."""
     drawn, given = not config.decompose, {"init"} if config.init == LIKE else set()
     for pattern, changes in config.overrides:
-        here = {"init": None, "decompose": config.decompose} | dict(changes or {})
+        here: dict[str, Any] = {"init": None, "decompose": config.decompose} | dict(changes or {})
         drawn |= not here["decompose"] and here["init"] is None
         given |= {f"overrides[{pattern!r}]: init"} if here["init"] == LIKE and here["decompose"] else set()
     for name in given - ({"init"} if drawn else set()):
-        raise ValueError(f"{name} is {LIKE!r}, but decompose is True: fitted kernels are not drawn; say decompose=False")
+        raise ValueError(
+            f"{name} is {LIKE!r}, but decompose is True: fitted kernels are not drawn; say decompose=False"
+        )
 
 
 def _share(name: str, value: Any) -> float:

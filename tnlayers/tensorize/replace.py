@@ -36,7 +36,7 @@ def put_in_place(swap: Swap) -> TensorizeReport:
     counts = (held_once(weights) for weights in zip(*(site.weights() for site in sites), strict=True))
     rows = zip(sites, held, zip(*counts, strict=True), strict=True)
     layers = tuple(_row(*each) for each in rows)
-    others = other_rows(model, sites, swap.config)
+    others = other_rows(model, sites, swap.config.parametrize)
     stays = {id(p) for site in swapped for p in site.new.parameters()}
     gone = [p for site in swapped for p in site.parameters if id(p) not in stays]
     after = before - entries(gone) + entries(p for site in swapped for p in site.coming)

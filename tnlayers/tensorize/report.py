@@ -76,9 +76,8 @@ class TensorizeReport(Mapping[str, LayerReport]):
         layers: one entry per layer or weight, in the model's order. Iteration and length are over these.
         model_params: parameters of the whole model before and after.
         dry_run: whether the model was left unchanged.
-        others: all else that holds parameters, with the reason why it stays: embeddings, recurrent layers, attention
-            projections, unknown modules, adapters; the last row has all vectors, such as norms. They are found by
-            name too.
+        others: all else that holds parameters, with the reason why it stays: attention projections, unknown modules,
+            adapters; the last row has all vectors, such as norms. They are found by name too.
 
     Example:
         >>> import tnlayers

@@ -35,6 +35,7 @@ def tensorize_(
 ) -> TensorizeReport:
     """Replace convolutions, transposed convolutions and linear layers of a model by tensor layers, in place.
 
+    On request, also embeddings, recurrent layers and single weights: ``kinds`` and ``parametrize`` in the config.
     A new layer keeps the bias (the same parameter), device, dtype, ``requires_grad``, training flag, hooks and
     attributes. A module at several places stays one module. A layer stays plain if anything else than modules also
     holds it (lists, hooks, closures and so on), or if its weight shares memory with another parameter. All new layers

@@ -127,8 +127,8 @@ def prune_ranks_(
     Raises:
         TypeError: an argument is of another type, the loss is no scalar tensor, or cores are parametrized.
         ValueError: the budget is out of range, or the smallest ranks have more parameters; there is no tensor layer, a
-            pattern matches none, or two share a core; the model is wrapped for distributed data parallelism; there is no batch, or none reaches a layer; or a core, the loss
-            or a gradient is not finite.
+            pattern matches none, or two share a core; the model is wrapped for distributed data parallelism; there is
+            no batch, or none reaches a layer; or a core, the loss or a gradient is not finite.
 
     Warns:
         UserWarning: an optimizer holds the cores and is not given.
