@@ -139,3 +139,47 @@ def test_configurations_and_descriptions_keep_it(tmp_path):
     older = describe(tnlayers.TRLinear(8, 8, rank=2))
     del older["init"]["std"]
     assert build(older, device="meta").init == Init()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_each_weight_of_a_recurrent_layer_keeps_its_size(name, kind):
+    torch.manual_seed(0)
+    more = {"proj_size": 4} if kind == "LSTM" else {}
+    plain = getattr(nn, kind)(8, 8, bidirectional=True, **more).double()
+    sizes = {}
+    for k, (key, weight) in enumerate(plain.named_parameters()):
+        nn.init.normal_(weight, std=0.01 * (k + 1))
+        sizes[key] = weight.detach().norm()
+    model = nn.Sequential(plain)
+    config = TensorizeConfig(name, rank=2, decompose=False, init="like", kinds=["recurrent"])
+    report = tensorize_(model, config)
+    assert report.swapped == ("0",)
+    for again in (False, True):
+        if again:
+            model[0].reset_parameters()
+        for key in (key for key in sizes if key.startswith("weight")):
+            weight = getattr(model[0], key).detach()
+            torch.testing.assert_close(weight.norm(), sizes[key], rtol=1e-10, atol=0)
+    config = TensorizeConfig(name, rank=2, decompose=False, init="like", kinds=["recurrent"], options={"plain": ["hh"]})
+    model = nn.Sequential(nn.LSTM(8, 8))
+    nn.init.zeros_(model[0].weight_hh_l0)
+    assert tensorize_(model, config).swapped == ("0",)
+
+
+def test_a_recurrent_weight_without_a_size_stays():
+    model = nn.Sequential(nn.LSTM(8, 8), nn.Linear(8, 8))
+    nn.init.zeros_(model[0].weight_hh_l0)
+    config = TensorizeConfig("tr", decompose=False, init="like", kinds=["recurrent", "linear"])
+    assert tensorize_(model, config)["0"].reason.startswith(
+        "refused: init is 'like', but the weight of this layer's hh_l0 is zero"
+    )
+
+
+def test_a_tied_pair_has_the_size_of_the_embeddings_rows():
+    model = nn.ModuleDict({"e": nn.Embedding(53, 16, padding_idx=0), "h": nn.Linear(16, 53)}).double()
+    model["h"].weight = model["e"].weight
+    wanted = model["e"].weight.detach()[1:].square().mean().sqrt()
+    config = TensorizeConfig("tt", rank=0.5, decompose=False, init="like", kinds=["linear", "embedding"])
+    assert tensorize_(model, config).swapped == ("e", "h")
+    torch.testing.assert_close(model["e"].init.std, wanted.item(), rtol=1e-12, atol=0)

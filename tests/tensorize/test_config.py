@@ -239,3 +239,29 @@ def test_no_fit_is_better_than_the_estimate(network, seed):
     for cut in found:
         assert (cut.loss.diff() <= 1e-12).all()
         assert cut.loss[-1] == 0
+
+
+def test_patterns_for_parts_of_layers_and_for_weights_are_explained():
+    model = nn.ModuleDict({"lstm": nn.LSTM(8, 8), "mha": nn.MultiheadAttention(8, 2), "fc": nn.Linear(8, 8)})
+    for pattern, words in (
+        (
+            "lstm.weight_ih_l0",
+            "'lstm.weight_ih_l0', which covers no layer .*; lstm is one layer, and patterns cover it as",
+        ),
+        ("mha.in_proj_weight", r"it matches weights that no layer covers \(parametrize=True looks at them\)"),
+        ("ftc", "near names: fc"),
+    ):
+        for field in ("include", "exclude"):
+            with pytest.raises(ValueError, match=words):
+                tensorize_(model, TensorizeConfig(decompose=False, **{field: [pattern]}))
+
+
+def test_a_drawn_size_needs_drawn_kernels():
+    with pytest.raises(ValueError, match=r"^init is 'like', but decompose is True: .*; say decompose=False"):
+        TensorizeConfig(init="like", overrides={"0": None})
+    with pytest.raises(ValueError, match=r"^overrides\['0'\]: init is 'like', but decompose is True"):
+        TensorizeConfig(overrides={"0": {"init": "like"}})
+    with pytest.raises(ValueError, match=r"^init is 'like', but decompose is True"):
+        TensorizeConfig(init="like", overrides={"0": {"init": "fan_in", "decompose": False}})
+    TensorizeConfig(init="like", overrides={"0": {"decompose": False}})
+    TensorizeConfig(overrides={"0": {"init": "like", "decompose": False}})

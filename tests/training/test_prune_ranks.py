@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -229,3 +230,27 @@ def test_layers_are_refused_by_name():
     nn.utils.parametrize.register_parametrization(model[2].cores, "0", nn.Identity())
     with pytest.raises(TypeError, match="2: cores are parametrized"):
         prune_ranks_(model, 0.5, batches, loss)
+
+
+def test_nothing_changes_ranks_inside_distributed_data_parallel():
+    model, batches, loss = problem(tnlayers.TTLinear(12, 12, rank=3), nn.Linear(12, 6))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        before = [*map(id, model.parameters())]
+        with pytest.raises(ValueError, match=r"model is wrapped in DistributedDataParallel, .*; prune its module"):
+            prune_ranks_(wrapped, 0.4, batches, loss)
+        inside = "the layer is inside a DistributedDataParallel"
+        with pytest.raises(ValueError, match=f"0: {inside}"):
+            prune_ranks_(model, 0.4, batches, loss)
+        for change, rank in ((model[0].truncate_, 2), (model[0].grow_, 4)):
+            with pytest.raises(ValueError, match=inside):
+                change(rank)
+        assert [*map(id, model.parameters())] == before
+        model = wrapped.module
+        del wrapped
+        model[0].truncate_(2)
+        nn.parallel.DistributedDataParallel(model)(batches[0][0]).sum().backward()
+        assert all(core.grad is not None for core in model[0].cores)
+    finally:
+        dist.destroy_process_group()

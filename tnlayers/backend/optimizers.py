@@ -2,13 +2,14 @@
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from tnlayers.backend.sharding import place, whole
 
+T = TypeVar("T")
 GRADIENTS = {"momentum_buffer", "exp_avg", "grad_avg"}
 """Names of optimizers' buffers that are sums of gradients."""
 SQUARES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}
@@ -90,15 +91,27 @@ def _moved(
 def holders(parameters: Sequence[Tensor]) -> list[Optimizer]:
     """Return the optimizers that hold one of these parameters."""
     wanted = set(map(id, parameters))
-    kinds = _kinds(Optimizer)
+    return alive(Optimizer, lambda optimizer: _holds(optimizer, wanted))
 
-    def found() -> list[Optimizer]:
-        alive = (each for each in gc.get_objects() if type(each) in kinds)  # millions: faster than issubclass
-        return [optimizer for optimizer in alive if _holds(optimizer, wanted)]
+
+def alive(kind: type[T], wanted: Callable[[T], bool]) -> list[T]:
+    """Return the wanted objects of a class and its subclasses, of all that are in use.
+
+    Example:
+        >>> class Mine: ...
+        >>> mine = Mine()
+        >>> alive(Mine, lambda _: True) == [mine]
+        True
+    """
+    kinds = _kinds(kind)
+
+    def found() -> list[T]:
+        every = (each for each in gc.get_objects() if type(each) in kinds)  # millions: faster than issubclass
+        return [each for each in every if wanted(each)]
 
     if not found():
         return []
-    gc.collect()  # drops unused optimizers in reference cycles
+    gc.collect()  # drops unused ones in reference cycles
     return found()
 
 
@@ -106,5 +119,5 @@ def _holds(optimizer: Optimizer, wanted: set[int]) -> bool:
     return any(id(parameter) in wanted for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _kinds(kind: type[Optimizer]) -> set[type[Optimizer]]:
+def _kinds(kind: type[Any]) -> set[type[Any]]:
     return {kind}.union(*map(_kinds, kind.__subclasses__()))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from tnlayers.backend.optimizers import check_exchange, exchange_parameter, holders
 from tnlayers.backend.sharding import place, whole
+from tnlayers.backend.wrappers import refuse_held
 from tnlayers.execution.module import ExecutableModule
 from tnlayers.fitting.cuts import by_rule
 from tnlayers.fitting.resizing import Resized, grow, padded, truncate
@@ -74,7 +75,7 @@ class ChangesRanks(ExecutableModule):
             TypeError: an argument has another type, or cores are parametrized or pruned.
             ValueError: not one of rank, energy and error is given; it is out of range; a bond would become larger; the
                 network has no bond to cut; the layer is on the meta device, or its cores hold NaN, infinity or hooks;
-                or ``optimizer`` holds no core. The layer is then unchanged.
+                a ``DistributedDataParallel`` holds the cores; or ``optimizer`` holds none. The layer is then unchanged.
 
         Warns:
             UserWarning: an optimizer holds the cores, and none is given.
@@ -104,8 +105,8 @@ class ChangesRanks(ExecutableModule):
         Raises:
             TypeError: an argument has another type, or cores are parametrized or pruned.
             ValueError: a bond would become smaller; the network has no bond; the layer is on the meta device, or its
-                cores hold NaN, infinity or hooks; the cores would not fit into memory; or ``optimizer`` holds no core.
-                The layer is then unchanged.
+                cores hold NaN, infinity or hooks; a ``DistributedDataParallel`` holds the cores; the new ones would not
+                fit into memory; or ``optimizer`` holds no core. The layer is then unchanged.
 
         Warns:
             UserWarning: an optimizer holds the cores, and none is given.
@@ -188,6 +189,7 @@ class ChangesRanks(ExecutableModule):
                 raise ValueError(f"core {k} holds NaN or infinity; only finite cores can be changed")
         if optimizer is not None:
             check_exchange(optimizer, cores)
+        refuse_held(cores)
         fine = [whole(core).detach() for core in cores]
         return [core.to("cpu" if core.device.type == "mps" else core.device, torch.float64) for core in fine]
 

@@ -8,12 +8,15 @@ from torch import nn
 
 from tnlayers.formats import Format
 from tnlayers.init.variance import Init
-from tnlayers.layers.recurrent_base import LIKE_TORCH, TensorRecurrent, fixed_field, settable_field
+from tnlayers.layers.recurrent_arguments import LIKE_TORCH
+from tnlayers.layers.recurrent_base import TensorRecurrent
+from tnlayers.layers.recurrent_fields import fixed_field, settable_field
 from tnlayers.layers.registry import by_name, find_or_make
 from tnlayers.spec.rank import Rank
 from tnlayers.spec.recurrence import Recurrence
 
 RecurrentRank = Rank | Mapping[str, Rank] | None
+RecurrentInit = str | Init | Mapping[str, str | Init]
 
 
 class TensorLSTM(TensorRecurrent):
@@ -29,7 +32,8 @@ class TensorLSTM(TensorRecurrent):
         plain: kinds of weights that stay plain matrices, of 'ih' (from the input), 'hh' (from the state) and 'hr' (the
             projection).
         init: 'torch': each gate of each weight has the standard deviation of torch's, 1 / sqrt(3 hidden_size); or as in
-            ``TensorConv``, for each weight. Biases and plain weights are drawn as torch's.
+            ``TensorConv``, for each weight; or a mapping as for rank. In ``from_lstm`` and its like also 'like': each
+            weight has the root mean square of the one that it replaces. Biases and plain weights are drawn as torch's.
         strategy: 'reconstruct' runs torch's fused kernel on contracted weights; 'factorized' takes the time steps one
             by one, each through the cores; 'auto' takes the faster by estimate, in doubt the fused kernel.
         memory: 'low' saves only input and states between forward and backward, and runs the forward again.
@@ -71,7 +75,7 @@ class TensorLSTM(TensorRecurrent):
         in_shape: Sequence[int] | None = None,
         hidden_shape: Sequence[int] | None = None,
         plain: Collection[str] = (),
-        init: str | Init = LIKE_TORCH,
+        init: RecurrentInit = LIKE_TORCH,
         strategy: str = "auto",
         memory: str = "auto",
         **options: Any,
@@ -135,7 +139,7 @@ class TensorGRU(TensorRecurrent):
         in_shape: Sequence[int] | None = None,
         hidden_shape: Sequence[int] | None = None,
         plain: Collection[str] = (),
-        init: str | Init = LIKE_TORCH,
+        init: RecurrentInit = LIKE_TORCH,
         strategy: str = "auto",
         memory: str = "auto",
         **options: Any,
@@ -203,7 +207,7 @@ class TensorRNN(TensorRecurrent):
         in_shape: Sequence[int] | None = None,
         hidden_shape: Sequence[int] | None = None,
         plain: Collection[str] = (),
-        init: str | Init = LIKE_TORCH,
+        init: RecurrentInit = LIKE_TORCH,
         strategy: str = "auto",
         memory: str = "auto",
         **options: Any,

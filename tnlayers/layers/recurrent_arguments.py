@@ -1,12 +1,16 @@
 """Checks of the arguments of recurrent layers: which weights are networks, with which ranks and factors."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tnlayers import validate
 from tnlayers.formats.base import Format, checked_shape
+from tnlayers.init.variance import FAN_MODES, PRESETS, Init
 from tnlayers.spec.recurrence import KINDS, Recurrence, Weight
 
+LIKE_TORCH = "torch"
+"""Name of the default start: each gate of each weight has torch's standard deviation, 1 / sqrt(3 hidden_size)."""
 _Factors = tuple[int, ...]
 
 
@@ -37,16 +41,45 @@ def ranks(rank: Any, recurrence: Recurrence, plain: Collection[str]) -> dict[str
         >>> ranks({"hh": 2}, Recurrence("GRU", 4, 8), ("ih",))
         {'hh_l0': 2}
     """
-    weights = [weight for weight in recurrence.weights() if weight.kind not in plain]
-    if rank is not None and not weights:
+    if rank is not None and all(weight.kind in plain for weight in recurrence.weights()):
         raise ValueError(f"rank is {rank!r}, but all weights are plain; it must be None")
+    return by_weight("rank", rank, recurrence, plain)
+
+
+def by_weight(name: str, given: Any, recurrence: Recurrence, plain: Collection[str]) -> dict[str, Any]:
+    """Return an argument's value for each weight that is a network, from one for all or a mapping, as for ``ranks``.
+
+    Weights that a mapping leaves out have None.
+
+    Example:
+        >>> by_weight("init", {"hh": "unit"}, Recurrence("GRU", 4, 8), ())
+        {'ih_l0': None, 'hh_l0': 'unit'}
+    """
+    weights = [weight for weight in recurrence.weights() if weight.kind not in plain]
     names = {*KINDS, *(weight.name for weight in recurrence.weights())}
-    if not isinstance(rank, Mapping) or names.isdisjoint(rank):  # a mapping of bonds is for all weights
-        return {weight.name: rank for weight in weights}
+    if not isinstance(given, Mapping) or names.isdisjoint(given):  # a mapping of bonds is for all weights
+        return {weight.name: given for weight in weights}
     accepted = [*dict.fromkeys(weight.kind for weight in weights), *(weight.name for weight in weights)]
-    for key in rank:
-        validate.choice("a key of rank", key, accepted)
-    return {weight.name: rank.get(weight.name, rank.get(weight.kind)) for weight in weights}
+    for key in given:
+        validate.choice(f"a key of {name}", key, accepted)
+    return {weight.name: given.get(weight.name, given.get(weight.kind)) for weight in weights}
+
+
+def start(init: Any, recurrence: Recurrence) -> Init:
+    """Return the checked initialisation of a weight; None: ``LIKE_TORCH``.
+
+    Raises:
+        TypeError, ValueError: ``init`` is neither an ``Init`` nor the name of one.
+
+    Example:
+        >>> start("torch", Recurrence("GRU", 4, 12)).std
+        0.16666666666666666
+    """
+    if isinstance(init, str):
+        validate.choice("init", init, (LIKE_TORCH, *FAN_MODES, *PRESETS))
+    if init is None or init == LIKE_TORCH:
+        return Init(std=1 / math.sqrt(3 * recurrence.hidden_size), exact="white")
+    return Init.of(init)
 
 
 class Factors:

@@ -1,7 +1,6 @@
 """Base of recurrent layers: construction, start, conversion from and to torch's layers, attributes."""
 
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -11,63 +10,46 @@ from torch import Tensor, nn
 
 from tnlayers import validate
 from tnlayers.backend.sharding import place, whole
-from tnlayers.execution.attributes import fixed, from_constructor
+from tnlayers.execution.attributes import from_constructor
 from tnlayers.fitting.cuts import by_rule
 from tnlayers.formats.base import Format
 from tnlayers.init.draw import uniform
 from tnlayers.init.gates import equal_gates
-from tnlayers.init.variance import FAN_MODES, PRESETS, Init
+from tnlayers.init.like import LIKE, like
 from tnlayers.layers import core_memory
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.computed_weight import refusal
 from tnlayers.layers.has_format import HasFormat
-from tnlayers.layers.recurrent_arguments import Factors, plain_kinds, ranks
+from tnlayers.layers.recurrent_arguments import Factors, by_weight, plain_kinds, ranks, start
+from tnlayers.layers.recurrent_fields import fixed_field, settable_field, warn_of_dropout
 from tnlayers.layers.recurrent_forward import RunsRecurrence
 from tnlayers.layers.registry import layer_class
 from tnlayers.spec.recurrence import Recurrence
-
-LIKE_TORCH = "torch"
-"""Name of the default start: each gate of each weight has torch's standard deviation, 1 / sqrt(3 hidden_size)."""
-
-
-def settable_field(name: str) -> Any:
-    """Return a property for an argument of torch's that no weight depends on."""
-
-    def write(layer: Any, value: Any) -> None:
-        recurrence = replace(layer.recurrence, **{name: value})
-        if name == "dropout" and recurrence != layer.recurrence:
-            _warn_of_dropout(recurrence)
-        layer.__dict__["recurrence"] = recurrence
-
-    return property(lambda layer: getattr(layer.recurrence, name), write, doc=f"torch's {name}; it can be set.")
-
-
-def _warn_of_dropout(recurrence: Recurrence) -> None:
-    """Warn of a dropout that has no effect."""
-    if recurrence.dropout and recurrence.num_layers == 1:
-        warnings.warn(
-            f"dropout is {recurrence.dropout}, but num_layers is 1; it acts between layers, so it has no effect",
-            stacklevel=core_memory.outside(),
-        )
-
-
-def fixed_field(name: str) -> Any:
-    """Return a property for an argument of torch's that the weights' shapes depend on."""
-    return fixed(name, lambda layer: getattr(layer.recurrence, name))
 
 
 class TensorRecurrent(HasFormat, RunsRecurrence):
     """Base of recurrent layers whose weights are tensor networks.
 
-    ``TensorLSTM``, ``TensorGRU`` and ``TensorRNN`` have examples.
+    ``TensorLSTM``, ``TensorGRU`` and ``TensorRNN`` say more, and have examples.
 
     The weight ``weight_ih_l0`` of torch's layer is held by the layer ``ih_l0``, a ``TensorLinear`` of the format, and
     so on; its rows are gate after gate. The biases are parameters with torch's names.
+
+    Args:
+        input_size, hidden_size and so on: torch's arguments, as ``dense_type`` takes them; ``device`` and ``dtype``.
+        rank, in_shape, hidden_shape, plain, init, strategy, memory: by name; see ``TensorLSTM``.
+        **options: the format's own.
 
     Attributes:
         recurrence: the checked arguments of torch's layer.
         parts: the layers that hold the weights, by name.
         format: the format, with its options.
+
+    Shape:
+        As torch's layer, packed sequences included.
+
+    Raises:
+        TypeError, ValueError: an argument is invalid; the message names it, its value, and what is accepted.
     """
 
     format: Format = from_constructor("format")
@@ -95,7 +77,7 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         in_shape: Sequence[int] | None,
         hidden_shape: Sequence[int] | None,
         plain: Collection[str],
-        init: str | Init,
+        init: Any,
         options: dict[str, Any],
         **others: Any,
     ) -> None:
@@ -103,14 +85,12 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         form = self._format(options)
         super().__init__()
         self.__dict__["recurrence"] = recurrence
-        _warn_of_dropout(recurrence)
+        warn_of_dropout(recurrence)
         self.__dict__["format"] = form
         matrices = plain_kinds(plain, recurrence)
         sizes_of_bonds = ranks(rank, recurrence, matrices)
         factors = Factors(form, recurrence, in_shape, hidden_shape, matrices)
-        if isinstance(init, str):
-            validate.choice("init", init, (LIKE_TORCH, *FAN_MODES, *PRESETS))
-        start = Init(std=1 / math.sqrt(3 * self.hidden_size), exact="white") if init == LIKE_TORCH else Init.of(init)
+        starts = by_weight("init", init, recurrence, matrices)
         where = {"device": device, "dtype": dtype}
         linear: Any = layer_class(type(form), nn.Linear)
         for weight in recurrence.weights():
@@ -119,7 +99,8 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
                 self.add_module(weight.name, nn.Linear(*sizes, bias=False, **where))
                 continue
             columns, rows = factors.of(weight)
-            own = {"rank": sizes_of_bonds[weight.name], "in_shape": columns, "out_shape": rows, "init": start}
+            own = {"rank": sizes_of_bonds[weight.name], "in_shape": columns, "out_shape": rows}
+            own["init"] = start(starts[weight.name], recurrence)
             self.add_module(weight.name, linear(*sizes, bias=False, **where, **own, **others, **options))
         if not [*self._tensor_parts()]:
             for name, value in others.items():
@@ -191,6 +172,17 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
         return {name: getattr(layer, name) for name in cls.own}
 
     @classmethod
+    def _resolved(cls, given: Mapping[str, Any], dense: Any, name: str) -> dict[str, Any]:
+        """Return keyword arguments with an ``init`` of 'like' replaced by that of each weight."""
+        if given.get("init") != LIKE:
+            return dict(given)
+        recurrence = Recurrence(cls.cell, **cls._arguments(dense))
+        plain = plain_kinds(given.get("plain", ()), recurrence)
+        weights = [weight.name for weight in recurrence.weights() if weight.kind not in plain]
+        sizes = {each: like(getattr(dense, f"weight_{each}"), f"{name}'s {each}") for each in weights}
+        return {**given, "init": {each: replace(size, exact="white") for each, size in sizes.items()}}
+
+    @classmethod
     def from_dense(cls, dense: nn.Module, *, rank: Any = None, decompose: bool = True, **kwargs: Any) -> Self:
         """Return a tensor layer for torch's, with its arguments, device, dtype, biases and training flag.
 
@@ -200,6 +192,9 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
                 unfoldings.
             decompose: fit the cores to the layer's weights, or else draw them.
             **kwargs: the class' other keyword arguments: in_shape, hidden_shape, plain, init and so on.
+
+        Returns:
+            TensorRecurrent: a new layer of this class. ``dense`` stays as it is.
 
         Raises:
             TypeError: ``dense`` has another type.
@@ -216,12 +211,13 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
                 f"{cls.dense_name} is {type(dense).__name__}; {cls.__name__}.from_{cls.dense_name} takes an "
                 f"nn.{cls.dense_type.__name__}"
             )
-        like: Any = dense.weight_ih_l0
-        if validate.boolean("decompose", decompose) and like.is_meta:
+        first: Any = dense.weight_ih_l0
+        if validate.boolean("decompose", decompose) and first.is_meta:
             raise ValueError(
                 f"decompose is True, but {cls.dense_name} is on the meta device and has no values; pass decompose=False"
             )
-        device = "meta" if decompose else like.device  # the cores of a fit need not be drawn first
+        kwargs = cls._resolved(kwargs, dense, cls.dense_name)
+        device = "meta" if decompose else first.device  # the cores of a fit need not be drawn first
         make: Any = cls
         if isinstance(rank, str) or (
             isinstance(rank, Mapping) and any(isinstance(each, str) for each in rank.values())
@@ -231,11 +227,11 @@ class TensorRecurrent(HasFormat, RunsRecurrence):
             for name in [name for name, each in rank.items() if isinstance(each, str)]:
                 held: Any = draft.parts[name]
                 rank[name] = by_rule(held.network, [*held.rank], getattr(dense, f"weight_{name}"), rank[name])
-        layer: Self = make(**cls._arguments(dense), device=device, dtype=like.dtype, rank=rank, **kwargs)
+        layer: Self = make(**cls._arguments(dense), device=device, dtype=first.dtype, rank=rank, **kwargs)
         if decompose:
             for held in layer._tensor_parts():
-                core_memory.check(type(held).__name__, held.network, held.rank, like)
-            layer.to_empty(device=like.device)
+                core_memory.check(type(held).__name__, held.network, held.rank, first)
+            layer.to_empty(device=first.device)
         part: Any
         for name, part in layer.parts.items():
             source = getattr(dense, f"weight_{name}")

@@ -1,7 +1,7 @@
 """Forward of a recurrent layer: checks of input and states, and the choice between torch's kernel and steps."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -247,6 +247,9 @@ class RunsRecurrence(nn.Module):
     def explain(self, input_shape: Sequence[int]) -> str:
         """Return a table of the plan for a padded input of this shape: fused or in steps, and each weight's plan.
 
+        Args:
+            input_shape: shape of an input that is no packed sequence.
+
         Example:
             >>> import tnlayers
             >>> layer = tnlayers.TRLSTM(16, 32, rank=2)
@@ -260,11 +263,10 @@ class RunsRecurrence(nn.Module):
         """
         calls, (stepping, (dense, kernel), (steps, walk)) = self._ways_of(input_shape)
         rows = [("weight", "class", "times", "order", "FLOPs")]
-        parts: Mapping[str, nn.Module] = self.parts
         for way in steps if stepping else dense:
             name = way.weight.name
-            order = way.plan.order if isinstance(parts[name], TensorLayer) else "-"
-            rows.append((f"weight_{name}", type(parts[name]).__name__, str(way.often), order, f"{way.flops:,}"))
+            order = way.plan.order if isinstance(self.parts[name], TensorLayer) else "-"
+            rows.append((f"weight_{name}", type(self.parts[name]).__name__, str(way.often), order, f"{way.flops:,}"))
         kinds = "torch's fused kernel on contracted weights", "in time steps"
         how = {"train": "training", "infer": "inference", "cached": "inference with cached weights"}[calls.mode]
         flops = sum(way.flops for way in (steps if stepping else dense))

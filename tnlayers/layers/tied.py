@@ -32,7 +32,7 @@ class TiedLinear(ExecutableModule):
         strategy, memory: see ``TensorConv``.
 
     Attributes:
-        embedding: the embedding; a plain ``nn.Embedding`` after ``densify_``, which the layer then uses.
+        embedding: the embedding.
 
     Shape:
         As ``torch.nn.Linear``: ``(*, embedding_dim)`` -> ``(*, num_embeddings)``.
@@ -156,8 +156,6 @@ class TiedLinear(ExecutableModule):
         return self._run(input)
 
     def _run(self, input: Tensor, output_padding: tuple[int, ...] | None = None) -> Tensor:
-        if not isinstance(self.embedding, TensorTable):
-            return F.linear(input, self.embedding.weight, self.bias)
         if type(input) is not Tensor:
             check_tensor(type(self).__name__, input)
         check_dtypes(input, self.cores[0].dtype, self.bias)

@@ -1,5 +1,6 @@
 """Arguments of a recurrent layer: those of ``torch.nn.LSTM``, ``GRU`` and ``RNN``, checked once. Uses no tensors."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -40,6 +41,16 @@ class Weight(NamedTuple):
             'ih_l0_reverse'
         """
         return f"{self.kind}_l{self.layer}{'_reverse' if self.reverse else ''}"
+
+
+def names_weight(name: str) -> bool:
+    """Return whether a name is one of ``KINDS``, or that of a weight.
+
+    Example:
+        >>> [name for name in ("ih", "hh_l1_reverse", "r1", "ih_l") if names_weight(name)]
+        ['ih', 'hh_l1_reverse']
+    """
+    return re.fullmatch(rf"({'|'.join(KINDS)})(_l\d+(_reverse)?)?", name) is not None
 
 
 @dataclass(frozen=True)

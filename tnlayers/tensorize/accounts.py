@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tnlayers.tensorize.finding import plain_name
-from tnlayers.tensorize.report import LayerReport
+from tnlayers.tensorize.report import ROOT, LayerReport
 from tnlayers.tensorize.sites import LayerSite
-from tnlayers.tensorize.swappable import GROUPS, adapters, groups, own_modules, swappable
+from tnlayers.tensorize.swappable import GROUPS, adapters, groups, own_modules, subclass_of, swappable
 from tnlayers.tensorize.weight_sites import is_matrix
 
 VECTORS = "(vectors)"
@@ -39,8 +39,14 @@ def held_once(parameters: Iterable[Iterable[Tensor]]) -> list[int]:
     return found
 
 
-def other_rows(model: nn.Module, sites: Sequence[LayerSite]) -> tuple[LayerReport, ...]:
-    """Return a row for each module whose parameters no site covers, and one for all vectors."""
+def other_rows(model: nn.Module, sites: Sequence[LayerSite], alone: bool = False) -> tuple[LayerReport, ...]:
+    """Return a row for each module whose parameters no site covers, and one for all vectors.
+
+    Args:
+        model: the model.
+        sites: its sites.
+        alone: whether weights of subclasses were looked at one by one, as ``parametrize=True`` does.
+    """
     names = {id(each): site.names[0] for site in sites for each in site.parameters}
     covered = {inner for site in sites if site.whole for inner in own_modules(site.module)}
     inside, vectors = adapters(model), 0
@@ -60,13 +66,17 @@ def other_rows(model: nn.Module, sites: Sequence[LayerSite]) -> tuple[LayerRepor
             continue
         held = [f"{key} {' x '.join(map(str, each.shape))}" for key, each in own.items() if is_matrix(each)]
         size = entries(matrices.values())
-        shared = f"; its {', '.join(tied)} is counted with {', '.join({*tied.values()})}" if tied else ""
+        shared = (
+            f"; its {', '.join(tied)} is counted with {', '.join(each or ROOT for each in {*tied.values()})}"
+            if tied
+            else ""
+        )
         rows.append(
             LayerReport(
                 name=name,
                 kind=f"{parametrize.type_before_parametrizations(module).__name__} {', '.join(held)}",
                 swapped=False,
-                reason=_reason(module, inside.get(module, "")) + shared,
+                reason=_reason(module, inside.get(module, ""), alone) + shared,
                 params=(size, size),
                 held=size,
             )
@@ -85,12 +95,13 @@ _REASONS: Sequence[tuple[Any, str]] = (
 )
 
 
-def _reason(module: nn.Module, adapter: str) -> str:
+def _reason(module: nn.Module, adapter: str, alone: bool) -> str:
     if adapter:
         return f"part of PEFT's {adapter}, which is left alone (merge or unload the adapters to swap it)"
     group = next((name for name, kinds in GROUPS.items() if isinstance(module, kinds)), "")
     if group and group not in groups():
         return f"{'an' if group[0] in 'aeiou' else 'a'} {group} layer, for which there is no tensor layer"
     if isinstance(module, tuple(each.cls for each in swappable())):
-        return "a plain layer"  # in the report of a way back
+        # All layers have sites, but in the report of a way back, and those whose weights were looked at one by one.
+        return (alone and subclass_of(module)) or "a plain layer"
     return next((reason for kinds, reason in _REASONS if isinstance(module, kinds)), f"no layer covers it ({_ASK})")

@@ -11,13 +11,14 @@ from tnlayers.backend.name_patterns import matches
 from tnlayers.interop.plain_torch import unfold
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.table import TensorTable
-from tnlayers.tensorize.config import TensorizeConfig, check_patterns
-from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders
+from tnlayers.tensorize.config import TensorizeConfig
+from tnlayers.tensorize.covering import check_patterns
+from tnlayers.tensorize.finding import ALONE, find, in_order, left, note_holders
 from tnlayers.tensorize.replace import keep_bias, put_in_place
 from tnlayers.tensorize.report import TensorizeReport
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite, Swap
 from tnlayers.tensorize.swappable import NETWORKS, replaced_type
-from tnlayers.tensorize.tied_sites import tie_again
+from tnlayers.tensorize.tied_sites import join_again, keep_together, tie_again
 from tnlayers.tensorize.weight_readers import Read, mentions, reads
 from tnlayers.tensorize.weight_sites import networks
 
@@ -32,14 +33,16 @@ def densify_(model: nn.Module, *, include: Sequence[str] = ("*",)) -> TensorizeR
 
     Args:
         model: a module that holds tensor layers.
-        include: patterns of the layers to replace, see ``TensorizeConfig``.
+        include: patterns of the layers to replace, see ``TensorizeConfig``. An embedding and the layers tied to it are
+            replaced together, or stay together.
 
     Returns:
         TensorizeReport: as from ``tensorize_``.
 
     Raises:
         ValueError: the model holds no tensor layer, or is one itself (use ``to_conv`` or ``to_linear``); a pattern
-            covers no layer; or anything else than modules holds a layer or its cores, and would keep them.
+            covers no layer; ``include`` covers layers only whose weight another one shares that it leaves out; or
+            anything else than modules holds a layer or its cores, and would keep them.
 
     Example:
         >>> import tnlayers
@@ -64,7 +67,8 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
 
     Args:
         model: a module that holds tensor layers.
-        include: patterns of the layers to replace, see ``TensorizeConfig``.
+        include: patterns of the layers to replace, see ``TensorizeConfig``. An embedding and the layers tied to it are
+            replaced together, or stay together.
         example_input: as for ``tensorize_``. The model runs on it once, in eval mode without gradients.
 
     Returns:
@@ -72,8 +76,9 @@ def unfold_(model: nn.Module, *, include: Sequence[str] = ("*",), example_input:
 
     Raises:
         ValueError: the model holds no tensor layer, or is one itself (use ``unfold``); a pattern covers no layer;
-            anything else than modules holds a layer or its cores, and would keep them; or the model reads attributes
-            that no plain layer has, such as ``cores``.
+            ``include`` covers layers only whose weight another one shares that it leaves out; anything else than
+            modules holds a layer or its cores, and would keep them; or the model reads attributes that no plain layer
+            has, such as ``cores``.
 
     Example:
         >>> import tnlayers
@@ -108,11 +113,7 @@ def _back(
     )
     sites = in_order(model, [*layers, *own])
     config = TensorizeConfig(include=include)
-    check_patterns(config, [site.names for site in sites])
-    chosen = [site for site in sites if any(matches(pattern, site.names) for pattern in config.include)]
-    for site in sites:
-        done = reason if site.whole else "plain again"  # a weight has no layers to unfold to
-        site.reason = done if site in chosen else "not in include"
+    chosen = _chosen(sites, config, reason)
     for site in chosen:
         if site.whole and any(getattr(site.module, name) for name in STATE_HOOKS):
             raise ValueError(f"{site.names[0]} has hooks on its state_dict, which would be lost; remove them first")
@@ -144,6 +145,21 @@ def _back(
         for module in model.modules():
             vars(module).pop("_tensorize_config", None)
     return report
+
+
+def _chosen(sites: list[LayerSite], config: TensorizeConfig, reason: str) -> list[LayerSite]:
+    """Return the sites to replace, and note why, or why not."""
+    check_patterns(config, [site.names for site in sites])
+    for site in sites:
+        site.reason = "" if any(matches(pattern, site.names) for pattern in config.include) else "not in include"
+    join_again(sites)
+    keep_together(sites)
+    chosen = [site for site in sites if not site.reason]
+    if not chosen and sites:
+        raise ValueError(f"include covers no layer that can be replaced ({left(sites)})")
+    for site in chosen:
+        site.reason = reason if site.whole else "plain again"  # a weight has no layers to unfold to
+    return chosen
 
 
 def _make_readable(site: LayerSite, read: Read) -> None:

@@ -16,6 +16,7 @@ from tnlayers.init.like import LIKE
 from tnlayers.init.variance import Init
 from tnlayers.planning.setting import MEMORY
 from tnlayers.spec.rank import Rank
+from tnlayers.spec.recurrence import names_weight
 from tnlayers.tensorize.swappable import DEFAULT_GROUPS, groups
 
 VERSION = 1
@@ -32,8 +33,9 @@ class TensorizeConfig:
     Args:
         format: the name of a registered format.
         rank: the ``rank`` argument of every layer; a float is a keep ratio; ``"vbmf"``: the ranks that variational
-            Bayes finds in the unfoldings of each kernel, which needs ``decompose``. None: the layers' default, but a
-            layer whose smallest network saves nothing stays plain. Excludes budget and energy.
+            Bayes finds in the unfoldings of each kernel, which needs ``decompose``. Recurrent layers take mappings from
+            their weights. None: the layers' default, but a layer whose smallest network saves nothing stays plain.
+            Excludes budget and energy.
         budget: ``{"params": share}`` or ``{"flops": share}`` of the chosen layers' dense kernels together, in (0, 1];
             layers with a rank from an override do not count.
             With ``decompose`` it is distributed by each kernel's singular values, else all get one keep ratio.
@@ -49,8 +51,8 @@ class TensorizeConfig:
         depthwise: also swap convolutions with one channel per group. They have few parameters and stay plain by
             default; 1x1 convolutions and linear layers, which mostly have many, are swapped.
         subclasses: also swap subclasses of torch's layers, which lose their own forward.
-        kinds: which layers: 'conv' (convolutions and transposed ones), 'linear', 'embedding' (also bags). Embeddings
-            whose weight is tied to an output layer stay plain, as that layer does.
+        kinds: which layers: 'conv' (convolutions and transposed ones), 'linear', 'embedding' (also bags), 'recurrent'.
+            An embedding and the linear layers with its weight are swapped together, or stay together.
         parametrize: also make networks of weights that no layer covers, as ``parametrize_`` does: parameters with two
             axes or more, such as the joint projection of ``nn.MultiheadAttention``, experts held as one parameter, and
             the weights of subclasses of torch's layers. They save parameters, not time. Patterns cover them by their
@@ -58,8 +60,8 @@ class TensorizeConfig:
         parametrized: what becomes of layers whose weight is computed by torch's parametrizations, such as
             ``weight_norm``: 'leave' them, or 'fold' the computed weight into the kernel and drop the parametrization.
         init: initialisation of cores that are not fitted. 'like': kernels are drawn with the root mean square of the
-            weights that they replace (0.02 in BERT), so that a recipe for the plain model keeps its scale. Layers whose
-            weight is zero have no such scale and stay plain.
+            weights that they replace (0.02 in BERT), so that a recipe for the plain model keeps its scale; needs
+            ``decompose=False``. Layers whose weight is zero have no such scale and stay plain.
         decompose: fit the cores to the model's kernels. Use False for a model to be trained from scratch: fits of
             random kernels lose much of their variance, drawn cores have all of it.
         strategy, memory: arguments of the layers.
@@ -118,6 +120,7 @@ class TensorizeConfig:
             object.__setattr__(self, "energy", _share("energy", self.energy))
             if not self.decompose:
                 raise ValueError("energy is given, but decompose is False: only kernels to be fitted have an energy")
+        _check_like(self)
         if isinstance(self.rank, str) and not self.decompose:
             raise ValueError(f"rank is {self.rank!r}, but decompose is False: this rank is for kernels to be fitted")
 
@@ -181,21 +184,6 @@ class TensorizeConfig:
         return here
 
 
-def check_patterns(config: TensorizeConfig, layers: Sequence[Sequence[str]]) -> None:
-    """Raise if a pattern covers no layer, and suggest near names. ``layers`` holds each layer's names."""
-    for field_name in ("include", "exclude", "overrides"):
-        for entry in getattr(config, field_name):
-            pattern = entry if isinstance(entry, str) else entry[0]
-            if not any(matches(pattern, names) for names in layers):
-                every = [name for names in layers for name in names]
-                paths = dict.fromkeys(".".join(n.split(".")[:k]) for n in every for k in range(n.count(".") + 1, 0, -1))
-                near = get_close_matches(pattern.removeprefix("re:").strip("*."), paths, n=3, cutoff=0.5) or every[:3]
-                raise ValueError(
-                    f"{field_name} has the pattern {pattern!r}, which matches no convolution or linear layer; "
-                    f"near names: {', '.join(near)}"
-                )
-
-
 def _patterns(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"{name} is {value!r}; it must be a sequence of patterns, such as [{str(value)!r}]")
@@ -236,14 +224,15 @@ def _changes(pattern: str, value: Any) -> dict[str, Any]:
     return {key: tuple(each) if isinstance(each, list) else each for key, each in changes.items()}
 
 
-def _rank(name: str, value: Any) -> Rank | str | None:
+def _rank(name: str, value: Any) -> Any:
     """Convert a rank to Python's own numbers, as JSON and YAML need them."""
     if value is None:
         return None
     if isinstance(value, str) and value in RULES:
         return value
     if isinstance(value, Mapping):
-        return {bond: validate.integer(f"{name}[{bond!r}]", size) for bond, size in _mapping(name, value).items()}
+        named = {key: (f"{name}[{key!r}]", each) for key, each in _mapping(name, value).items()}
+        return {k: (_rank if names_weight(k) else validate.integer)(*each) for k, each in named.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(validate.integer(f"{name}[{k}]", size) for k, size in enumerate(value))
     if hasattr(value, "__index__") and not isinstance(value, bool):
@@ -279,6 +268,19 @@ def _init(value: Any) -> str | Init:
     if isinstance(given.get("input_size"), list):
         given["input_size"] = tuple(given["input_size"])
     return Init(**given)
+
+
+def _check_like(config: TensorizeConfig) -> None:
+    """Raise if an ``init`` of 'like' is given where nothing is drawn."""
+    drawn, given = not config.decompose, {"init"} if config.init == LIKE else set()
+    for pattern, changes in config.overrides:
+        here: dict[str, Any] = {"init": None, "decompose": config.decompose} | dict(changes or {})
+        drawn |= not here["decompose"] and here["init"] is None
+        given |= {f"overrides[{pattern!r}]: init"} if here["init"] == LIKE and here["decompose"] else set()
+    for name in given - ({"init"} if drawn else set()):
+        raise ValueError(
+            f"{name} is {LIKE!r}, but decompose is True: fitted kernels are not drawn; say decompose=False"
+        )
 
 
 def _share(name: str, value: Any) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tnlayers.backend.input_checks import check_module
+from tnlayers.backend.wrappers import refuse_wrapped
 from tnlayers.layers.tied import TiedLinear
 from tnlayers.tensorize.held_outside import held, is_recurrent, ties
 from tnlayers.tensorize.recurrent_sites import RecurrentSite
@@ -31,12 +32,7 @@ def find(
     root = model._modules.get("_orig_mod", model)  # if it is compiled
     if root in found:
         raise ValueError(f"model is itself a {type(root).__name__}, {alone(root)}")
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
-            raise ValueError(
-                f"model is wrapped in {type(module).__name__}, which holds on to the parameters it was made with; "
-                "swap the layers first, then wrap"
-            )
+    refuse_wrapped(model, "swap the layers first, then wrap")
     for parent in model.modules():
         for key, child in parent._modules.items():
             if child is not None and child in found:
@@ -83,6 +79,12 @@ def note_holders(
         holders, tied = (held(model, gone, not whole), ties(model, gone, leads)) if chosen else ({}, {})
         for site in chosen:
             site.held, site.tied = holders.get(site.module, ""), tied.get(site.module, "")
+
+
+def left(sites: Sequence[LayerSite]) -> str:
+    """Return why the first sites stay, for an error."""
+    some = "; ".join(f"{site.names[0]}: {site.reason}" for site in sites[:3])
+    return f"{some}{', ...' if len(sites) > 3 else ''}"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """Construction of a model's new layers, before any is put in place: choice of ranks, fits of kernels."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -30,7 +30,9 @@ def choose_ranks(swap: Swap) -> None:
     config, chosen = swap.config, swap.chosen
     given = config.energy is not None or config.budget is not None
     for site in chosen:
-        if not site.measured and (isinstance(site.settings["rank"], str) or (given and site.settings["rank"] is None)):
+        rank = site.settings["rank"]
+        rules = [each for each in (rank.values() if isinstance(rank, Mapping) else [rank]) if isinstance(each, str)]
+        if not site.measured and (rules or (given and rank is None)):
             site.reason = "refused: no rule or budget chooses its ranks; give a rank by overrides"
     chosen = [site for site in chosen if not site.reason]
     named = [site for site in chosen if isinstance(site.settings["rank"], str) and _possible(site)]

@@ -49,6 +49,12 @@ class RecurrentSite(LayerSite):
             del arguments["init"]
         return cls, arguments
 
+    def resolve(self) -> None:
+        """Replace an ``init`` of 'like' in the settings by that of each weight."""
+        given = {**self.settings["options"], "init": self.settings["init"]}
+        cls = self._class(self.settings["format"])
+        self.settings = {**self.settings, "init": cls._resolved(given, self.plain, "this layer")["init"]}
+
     def parts(self, draft: Any) -> Sequence[TensorLayer]:
         """Return the layers that hold the weights of a draft."""
         return [*draft._tensor_parts()]

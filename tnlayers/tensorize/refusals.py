@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from tnlayers.backend.name_patterns import matches
-from tnlayers.init.like import resolved
 from tnlayers.layers.base import DTYPES
 from tnlayers.layers.networks import network_of
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.sites import STATE_HOOKS, LayerSite
-from tnlayers.tensorize.swappable import BASES, NETWORKS, Fold, fold_of
+from tnlayers.tensorize.swappable import BASES, NETWORKS, Fold, fold_of, subclass_of
 from tnlayers.tensorize.weight_sites import WeightSite
 
 _TAKEN = ("cores", "format", "geometry", "init", "network", "rank", "variance", "_executor")
@@ -50,14 +49,14 @@ def _reasons(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
 
 def _refusals(site: LayerSite, config: TensorizeConfig) -> Iterator[str]:
     """Yield reasons against a swap, such as losses. Later ones are not evaluated after the first."""
-    module, exact = site.module, site.how.cls
+    module = site.module
     advice = f"; {_FOLDS}" if not site.fold and fold_of(module) else ""
     if is_parametrized(module) and not site.fold:
         yield f"parametrized ({', '.join(module.parametrizations)}{advice})"
     if any(isinstance(each, nn.UninitializedParameter) for each in module._parameters.values()):
         yield "it has no shape before the first forward (lazy)"
-    if (own := type_before_parametrizations(module)) is not exact and not config.subclasses:
-        yield f"{own.__name__} is a subclass of {exact.__name__} (subclasses=True swaps it)"
+    if (own := subclass_of(module)) and not config.subclasses:
+        yield own
     known = site.how.plain(module)._parameters.keys()
     if not site.fold and any(module._parameters.get(name) is None for name in known if name.startswith("weight")):
         yield f"its weight is computed (pruning, weight_norm or spectral_norm{advice})"
@@ -110,7 +109,7 @@ def _ties(site: LayerSite) -> Iterator[str]:
 def _without_size(site: LayerSite) -> Iterator[str]:
     """Replace an ``init`` of 'like' by that of the weight, or yield why the weight has none."""
     try:
-        site.settings = resolved(site.settings, site.plain, "this layer")
+        site.resolve()
     except ValueError as error:
         yield str(error)
 

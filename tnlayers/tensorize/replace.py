@@ -32,8 +32,11 @@ def put_in_place(swap: Swap) -> TensorizeReport:
     swapped = [site for site in sites if site.new is not None]
     before = entries(model.parameters())
     held = held_once(site.parameters for site in sites)
-    layers = tuple(_row(site, own) for site, own in zip(sites, held, strict=True))
-    others = other_rows(model, sites)
+    # Of layers that share a weight, the first one's row has its entries.
+    counts = (held_once(weights) for weights in zip(*(site.weights() for site in sites), strict=True))
+    rows = zip(sites, held, zip(*counts, strict=True), strict=True)
+    layers = tuple(_row(*each) for each in rows)
+    others = other_rows(model, sites, swap.config.parametrize)
     stays = {id(p) for site in swapped for p in site.new.parameters()}
     gone = [p for site in swapped for p in site.parameters if id(p) not in stays]
     after = before - entries(gone) + entries(p for site in swapped for p in site.coming)
@@ -53,7 +56,7 @@ def put_in_place(swap: Swap) -> TensorizeReport:
     return TensorizeReport(layers, (before, after), dry_run, others, replaced, order)
 
 
-def _row(site: LayerSite, held: int) -> LayerReport:
+def _row(site: LayerSite, held: int, params: tuple[int, int]) -> LayerReport:
     new, tensor = site.new, site.new if isinstance(site.new, NETWORKS) else None
     flops = None
     if site.shapes:
@@ -73,7 +76,7 @@ def _row(site: LayerSite, held: int) -> LayerReport:
         reason=site.reason,
         format=None if tensor is None else (site.lead or site).new.format.name,
         rank=None if tensor is None else site.ranks(),
-        params=site.counts(),
+        params=params,
         held=held,
         flops=flops,
         error=site.error,

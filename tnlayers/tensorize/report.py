@@ -9,6 +9,9 @@ from torch import nn
 
 from tnlayers import text_tables
 
+ROOT = "(model)"
+"""What a table shows for the model itself, whose qualified name is empty."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -20,7 +23,7 @@ class LayerReport:
         swapped: whether it was replaced (in a dry run: would be).
         reason: why it was replaced or stayed.
         format, rank: of the tensor layer; rank maps bonds to sizes.
-        params: entries of the weight before and after.
+        params: entries of the weight before and after; 0 if it is counted in the row of another layer with the weight.
         flops: on the example input before and after, two per multiply-add. After: of the executed plan or of a
             factorized one, whichever has fewer (the executed plan may have more and be faster). None without an
             example, or if the model never called the layer.
@@ -73,9 +76,8 @@ class TensorizeReport(Mapping[str, LayerReport]):
         layers: one entry per layer or weight, in the model's order. Iteration and length are over these.
         model_params: parameters of the whole model before and after.
         dry_run: whether the model was left unchanged.
-        others: all else that holds parameters, with the reason why it stays: embeddings, recurrent layers, attention
-            projections, unknown modules, adapters; the last row has all vectors, such as norms. They are found by
-            name too.
+        others: all else that holds parameters, with the reason why it stays: attention projections, unknown modules,
+            adapters; the last row has all vectors, such as norms. They are found by name too.
 
     Example:
         >>> import tnlayers
@@ -138,7 +140,7 @@ class TensorizeReport(Mapping[str, LayerReport]):
         rows: list[tuple[str, ...]] = [_HEADER]
         rows += [
             (
-                text_tables.place(layer.name, layer.aliases),
+                text_tables.place(layer.name or ROOT, layer.aliases),
                 layer.kind,
                 f"{layer.format} {text_tables.sizes(layer.rank)}".rstrip() if layer.format else "-",
                 _change(layer.params),

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from tnlayers.backend.observe import InputNumbers, observe
 from tnlayers.backend.views import exchange
 from tnlayers.fitting.input_moments import channels, products
+from tnlayers.init.like import resolved
 from tnlayers.layers.base import TensorLayer
 from tnlayers.layers.table import TensorTable
 from tnlayers.spec.geometry import Geometry
 from tnlayers.tensorize.config import TensorizeConfig
 from tnlayers.tensorize.held_outside import HOOKS, is_recurrent, own_attributes
 from tnlayers.tensorize.report import Replaced, replaced
-from tnlayers.tensorize.swappable import BASES, DEFAULT_GROUPS, Fold, Swappable, how_to_swap, tensor_class
+from tnlayers.tensorize.swappable import BASES, DEFAULT_GROUPS, Fold, Swappable, how_to_swap, lost, tensor_class
 
 STATE_HOOKS = frozenset(name for name in HOOKS if "state_dict" in name)
 
@@ -59,7 +60,9 @@ class LayerSite:
     @property
     def manner(self) -> str:
         """What a swap does beside the exchange, for the report."""
-        return ", its parametrization folded in" if self.fold else ""
+        names = lost(self.module) if self.whole else ()
+        without = f", without {type(self.module).__name__}'s own {', '.join(names)}" if names else ""
+        return (", its parametrization folded in" if self.fold else "") + without
 
     @property
     def how(self) -> Swappable:
@@ -110,6 +113,14 @@ class LayerSite:
     @cached_property
     def _folded(self) -> Any:
         return None if self.fold is None else self.fold.value(self.module)
+
+    def resolve(self) -> None:
+        """Replace an ``init`` of 'like' in the settings by that of the weight, or of the lead's.
+
+        Raises:
+            ValueError: the weight has no size.
+        """
+        self.settings = resolved(self.settings, (self.lead or self).plain, "this layer")
 
     def make(self, rank: Any) -> TensorLayer:
         """Make the tensor layer of a rank, without values."""
@@ -187,11 +198,11 @@ class LayerSite:
         """Text of the module for the report."""
         return repr(self.module) if len(repr(self.module)) < 60 else type(self.module).__name__
 
-    def counts(self) -> tuple[int, int]:
-        """Return the entries of the weight before and after; none, if they are counted with another site."""
+    def weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters of the weight before and after; none, if they are counted with another site."""
         if self.follows:
-            return 0, 0
-        return count(self.module, False), count(self.module if self.new is None else self.new, False)
+            return [], []
+        return without_biases(self.module), without_biases(self.module if self.new is None else self.new)
 
     def put(self) -> list[Replaced]:
         """Put the new layer in the old one's places, with its hooks and attributes."""
@@ -206,10 +217,9 @@ class LayerSite:
         return [] if self.follows else replaced(dict(old.named_parameters()), dict(new.named_parameters()))
 
 
-def count(module: nn.Module, bias: bool = True) -> int:
-    """Return the number of a module's parameters, with or without biases. Lazy ones have none."""
-    sized = ((name, p) for name, p in module.named_parameters() if not isinstance(p, nn.UninitializedParameter))
-    return sum(p.numel() for name, p in sized if bias or "bias" not in name.rpartition(".")[2])
+def without_biases(module: nn.Module) -> list[Tensor]:
+    """Return a module's parameters without biases."""
+    return [p for name, p in module.named_parameters() if "bias" not in name.rpartition(".")[2]]
 
 
 @dataclass

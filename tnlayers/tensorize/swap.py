@@ -1,6 +1,7 @@
 """Replacement of a model's plain layers by tensor layers, in place, and back."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from tnlayers import validate
 from tnlayers.backend.observe import observe
-from tnlayers.tensorize.config import TensorizeConfig, check_patterns
-from tnlayers.tensorize.finding import ALONE, find, in_order, note_holders, unwrapped
+from tnlayers.tensorize.config import TensorizeConfig
+from tnlayers.tensorize.covering import check_patterns
+from tnlayers.tensorize.finding import ALONE, find, in_order, left, note_holders, unwrapped
 from tnlayers.tensorize.new_layers import choose_ranks, make_layers
 from tnlayers.tensorize.refusals import left_alone
 from tnlayers.tensorize.replace import keep_bias, put_in_place
@@ -33,6 +35,7 @@ def tensorize_(
 ) -> TensorizeReport:
     """Replace convolutions, transposed convolutions and linear layers of a model by tensor layers, in place.
 
+    On request, also embeddings, recurrent layers and single weights: ``kinds`` and ``parametrize`` in the config.
     A new layer keeps the bias (the same parameter), device, dtype, ``requires_grad``, training flag, hooks and
     attributes. A module at several places stays one module. A layer stays plain if anything else than modules also
     holds it (lists, hooks, closures and so on), or if its weight shares memory with another parameter. All new layers
@@ -103,7 +106,7 @@ def _find_sites(swap: Swap, example: Any) -> None:
     """Find the layers, their input shapes and other holders, and choose the layers to swap."""
     model, config, batches = swap.model, swap.config, swap.batches
     sites = _found(model, config)
-    check_patterns(config, [site.names for site in sites])
+    check_patterns(config, _names(sites), lambda: _names(_found(model, replace(config, parametrize=True))))
     # First of all, since this run initialises lazy layers, and may create layers.
     if example is not None:
         shapes = {site.module: site.shapes for site in watch(model, sites, [example], note_shape) if site.called}
@@ -119,8 +122,7 @@ def _find_sites(swap: Swap, example: Any) -> None:
     keep_together(sites)
     swap.sites, swap.chosen = sites, [site for site in sites if not site.reason and not site.follows]
     if not swap.chosen:
-        left = "; ".join(f"{site.names[0]}: {site.reason}" for site in sites[:3])
-        raise ValueError(f"model has no layer to swap ({left}{', ...' if len(sites) > 3 else ''})")
+        raise ValueError(f"model has no layer to swap ({left(sites)})")
     if batches:
         if not any(site.settings["decompose"] for site in swap.chosen):
             raise ValueError(
@@ -128,6 +130,10 @@ def _find_sites(swap: Swap, example: Any) -> None:
                 "out, or say decompose=True"
             )
         swap.chosen = watch(model, swap.chosen, batches, note_moments)
+
+
+def _names(sites: Iterable[LayerSite]) -> list[tuple[str, ...]]:
+    return [site.names for site in sites]
 
 
 def _config(given: Any) -> TensorizeConfig:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.description import own_members
 from tnlayers.layers.networks import network_of
 from tnlayers.layers.recurrent import RECURRENT, recurrent_class
 from tnlayers.layers.recurrent_base import TensorRecurrent
@@ -90,6 +91,32 @@ def how_to_swap(module: nn.Module) -> Swappable:
     """
     own = getattr(module, "dense_type", None)  # of tensor layers
     return next(each for each in swappable() if own is each.cls or isinstance(module, each.cls))
+
+
+def subclass_of(module: nn.Module) -> str:
+    """Return the sentence that a module is of a subclass of a type that can be swapped, or an empty string.
+
+    Example:
+        >>> class Mine(nn.Linear): ...
+        >>> subclass_of(Mine(2, 2)), subclass_of(nn.Linear(2, 2))
+        ('Mine is a subclass of Linear (subclasses=True swaps it)', '')
+    """
+    own, exact = parametrize.type_before_parametrizations(module), how_to_swap(module).cls
+    return "" if own is exact else f"{own.__name__} is a subclass of {exact.__name__} (subclasses=True swaps it)"
+
+
+def lost(module: nn.Module) -> list[str]:
+    """Return the names that a module's class adds to the type that is swapped: a tensor layer has none of them.
+
+    Example:
+        >>> class Mine(nn.Linear):
+        ...     def forward(self, x): return 2 * super().forward(x)
+        >>> lost(Mine(2, 2)), lost(nn.Linear(2, 2))
+        (['forward'], [])
+    """
+    own, exact = parametrize.type_before_parametrizations(module), how_to_swap(module).cls
+    names = own_members(own, exact) if issubclass(own, exact) else ()
+    return [*dict.fromkeys(name for name in names if name == "__call__" or not name.startswith("__"))]
 
 
 def _twin(kind: Any) -> Callable[[Any], Any]:

@@ -27,6 +27,14 @@ def join(sites: Sequence[LayerSite]) -> None:
                 site.lead = leads[0]
 
 
+def join_again(sites: Sequence[LayerSite]) -> None:
+    """Note, for tensor embeddings and outputs over the same cores, the first of them, which decides."""
+    first: dict[tuple[int, ...], LayerSite] = {}
+    for site in sites:
+        if isinstance(site.module, (TensorTable, TiedLinear)):
+            site.lead = first.setdefault(tuple(map(id, site.module.cores)), site)
+
+
 def keep_together(sites: Sequence[LayerSite]) -> None:
     """Note for layers with one weight that all stay if one does."""
     for lead in [site for site in sites if site.lead is site]:
@@ -60,13 +68,11 @@ def follow(sites: Sequence[LayerSite]) -> None:
                 site.new.cores[k] = core
         if site.new is not None:
             site.new.training, site.error = site.module.training, lead.error
-            site.reason = f"tied to {lead.names[0]}, with which its weight is counted"
+            site.reason = f"tied to {lead.names[0]}, with which its weight is counted{site.manner}"
 
 
 def tie_again(sites: Sequence[LayerSite]) -> None:
     """Give new plain layers that come from the same cores one weight."""
-    first: dict[tuple[int, ...], LayerSite] = {}
     for site in sites:
-        if isinstance(site.module, (TensorTable, TiedLinear)):
-            site.lead = first.setdefault(tuple(map(id, site.module.cores)), site)
+        if site.lead is not None:
             site.new.weight = site.lead.new.weight

@@ -105,12 +105,9 @@ class WeightSite(LayerSite):
         kind = parametrize.type_before_parametrizations(self.module).__name__
         return f"{kind}.{self.parameter} {' x '.join(map(str, self.value.shape))}"
 
-    def counts(self) -> tuple[int, int]:
-        """Return the entries before and after."""
-        before = sum(each.numel() for each in self.leaving)
-        if self.new is None:
-            return before, before
-        return before, sum(each.numel() for each in self.new.parameters())
+    def weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters before and after."""
+        return self.leaving, self.leaving if self.new is None else [*self.new.parameters()]
 
     def put(self) -> list[Replaced]:
         """Make the parameter a network, or the network a plain parameter."""

@@ -31,6 +31,7 @@ from tnlayers import validate
 from tnlayers.backend.observe import evaluating
 from tnlayers.backend.optimizers import check_exchange
 from tnlayers.backend.sharding import whole
+from tnlayers.backend.wrappers import refuse_wrapped
 from tnlayers.layers.base import TensorLayer
 from tnlayers.training.bonds import balancing, homes, influence, largest_useful
 from tnlayers.training.prune_report import PrunedLayer, PruneReport
@@ -126,8 +127,8 @@ def prune_ranks_(
     Raises:
         TypeError: an argument is of another type, the loss is no scalar tensor, or cores are parametrized.
         ValueError: the budget is out of range, or the smallest ranks have more parameters; there is no tensor layer, a
-            pattern matches none, or two share a core; there is no batch, or none reaches a layer; or a core, the loss
-            or a gradient is not finite.
+            pattern matches none, or two share a core; the model is wrapped for distributed data parallelism; there is
+            no batch, or none reaches a layer; or a core, the loss or a gradient is not finite.
 
     Warns:
         UserWarning: an optimizer holds the cores and is not given.
@@ -143,6 +144,7 @@ def prune_ranks_(
         (True, True)
     """
     layers = {name: layer for name, layer in tensor_layers(model, include).items() if layer.rank}
+    refuse_wrapped(model, "prune its module, then wrap that")
     if not layers:
         raise ValueError("model has no tensor layer with a bond that could become smaller")
     limit = _limit(budget, layers)
