@@ -417,13 +417,32 @@ def test_files_that_do_not_fit(tmp_path):
         cls.from_pretrained(tmp_path)
 
 
-def test_plain_weights_under_the_configuration_of_tensor_layers(tmp_path):
-    model, _ = swapped()
+@pytest.mark.parametrize("whole", [True, False])
+def test_plain_weights_under_the_configuration_of_tensor_layers(whole, tmp_path):
+    """A plain model of a swapped model's configuration is saved with it, and loaded as the plain model that it is."""
+    model, inputs = swapped() if whole else bert()
+    if not whole:
+        tnlayers.parametrize_(model, "bert.embeddings.position_embeddings.weight", "tt", rank=2, decompose=False)
+        register_with_transformers(model)
     model.save_pretrained(tmp_path / "swapped")
-    bert()[0].save_pretrained(tmp_path / "plain")
     config = transformers().AutoConfig.from_pretrained(tmp_path / "swapped")
-    with pytest.raises(ValueError, match=r"layer 'bert.*': .* the file does not hold its cores"):
-        type(model).from_pretrained(tmp_path / "plain", config=config)
+    for own in (config, model.config):
+        plain = type(model)(own).eval()
+        plain.save_pretrained(tmp_path / "plain")
+        assert described(tmp_path / "plain")
+        with pytest.warns(UserWarning, match="the file is of the plain model, so a plain model is loaded"):
+            again = loaded(plain, tmp_path / "plain")
+        assert_same(again, plain, inputs)
+        again.save_pretrained(tmp_path / "plain")
+        assert described(tmp_path / "plain") is None
+    with pytest.raises(ValueError, match=r"(?s)layer 'bert.*': .* the file does not hold its cores"):
+        type(model).from_pretrained(None, config=config, state_dict={})
+
+
+def test_quantization_is_described_by_the_model_alone(tmp_path):
+    model, _ = swapped()
+    model.save_pretrained(tmp_path)
+    bert()[0].save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="does require the model to be pre-quantized"):
         type(model).from_pretrained(tmp_path / "plain", quantization_config=model.config.quantization_config)
 
