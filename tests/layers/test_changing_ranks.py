@@ -200,6 +200,32 @@ def test_state_of_unknown_meaning_and_of_fits_is_dropped():
         optimizer.step()
 
 
+def test_a_wrapper_for_many_processes_is_named(tmp_path):
+    layer = made()
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(layer))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for change in (
+            lambda: layer.truncate_(rank=2, optimizer=optimizer),
+            lambda: layer.grow_(4, optimizer=optimizer),
+        ):
+            with pytest.warns(
+                UserWarning, match="DistributedDataParallel holds the old cores, .* wrap its module anew"
+            ):
+                change()
+        cores = [*map(id, layer.cores)]
+        for around in (model, nn.Sequential(model)):
+            with pytest.raises(TypeError, match=r"model (is|holds, as '0',) a DistributedDataParallel"):
+                tnlayers.prune_ranks_(around, 1, [0], lambda *_: None, optimizer=optimizer)
+        assert [*map(id, layer.cores)] == cores
+        model = around = nn.Sequential(layer)
+        with warnings.catch_warnings(action="error"):  # the wrapper is gone
+            layer.truncate_(rank=2, optimizer=optimizer)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_an_optimizer_that_is_not_given_is_named():
     layer = made()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)

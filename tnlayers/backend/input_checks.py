@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tnlayers.backend.torch_state import autocast_dtype
 
@@ -43,6 +44,25 @@ def check_module(name: str, value: Any) -> nn.Module:
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} is of type {type(value).__name__}; it must be a torch.nn.Module")
     return value
+
+
+def check_not_distributed(model: Any) -> nn.Module:
+    """Return the model if it is a module outside of a wrapper for many processes.
+
+    Raises:
+        TypeError: it is, or holds, a DistributedDataParallel or FullyShardedDataParallel; or it is no module.
+
+    Example:
+        >>> check_not_distributed(nn.ReLU())
+        ReLU()
+    """
+    for name, module in check_module("model", model).named_modules():
+        if isinstance(module, DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
+            found = f"holds, as {name!r}," if name else "is"
+            raise TypeError(
+                f"model {found} a {type(module).__name__}, whose processes would differ; take its module, wrap after"
+            )
+    return model  # type: ignore[no-any-return]
 
 
 def check_bias(bias: Tensor, channels: int) -> None:

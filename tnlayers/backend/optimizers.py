@@ -1,13 +1,16 @@
-"""Optimizers that hold parameters which leave a model: found, checked, and given new parameters."""
+"""Optimizers and wrappers that hold parameters which leave a model: found, checked, and given new parameters."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
 from tnlayers.backend.sharding import place, whole
+
+T = TypeVar("T")
 
 GRADIENTS = {"momentum_buffer", "exp_avg", "grad_avg"}
 """Names of optimizers' buffers that are sums of gradients."""
@@ -90,15 +93,28 @@ def _moved(
 def holders(parameters: Sequence[Tensor]) -> list[Optimizer]:
     """Return the optimizers that hold one of these parameters."""
     wanted = set(map(id, parameters))
-    kinds = _kinds(Optimizer)
+    return _alive(_kinds(Optimizer), lambda optimizer: _holds(optimizer, wanted))
 
-    def found() -> list[Optimizer]:
-        alive = (each for each in gc.get_objects() if type(each) in kinds)  # millions: faster than issubclass
-        return [optimizer for optimizer in alive if _holds(optimizer, wanted)]
+
+def wrappers(parameters: Sequence[Tensor]) -> list[DistributedDataParallel]:
+    """Return the DistributedDataParallel modules that hold one of these parameters."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return []  # so there is none
+    wanted = set(map(id, parameters))
+    kinds = _kinds(DistributedDataParallel)
+    return _alive(kinds, lambda wrapper: any(id(each) in wanted for each in wrapper.parameters()))
+
+
+def _alive(kinds: set[type[T]], wanted: Callable[[T], bool]) -> list[T]:
+    """Return the objects of some types that are in use, of those that are wanted."""
+
+    def found() -> list[T]:
+        alive: Any = (each for each in gc.get_objects() if type(each) in kinds)  # millions: faster than issubclass
+        return [each for each in alive if wanted(each)]
 
     if not found():
         return []
-    gc.collect()  # drops unused optimizers in reference cycles
+    gc.collect()  # drops unused objects in reference cycles
     return found()
 
 
@@ -106,5 +122,5 @@ def _holds(optimizer: Optimizer, wanted: set[int]) -> bool:
     return any(id(parameter) in wanted for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _kinds(kind: type[Optimizer]) -> set[type[Optimizer]]:
+def _kinds(kind: type[T]) -> set[type[T]]:
     return {kind}.union(*map(_kinds, kind.__subclasses__()))

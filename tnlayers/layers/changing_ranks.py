@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
-from tnlayers.backend.optimizers import check_exchange, exchange_parameter, holders
+from tnlayers.backend.optimizers import check_exchange, exchange_parameter, holders, wrappers
 from tnlayers.backend.sharding import place, whole
 from tnlayers.execution.module import ExecutableModule
 from tnlayers.fitting.cuts import by_rule
@@ -77,7 +77,7 @@ class ChangesRanks(ExecutableModule):
                 or ``optimizer`` holds no core. The layer is then unchanged.
 
         Warns:
-            UserWarning: an optimizer holds the cores, and none is given.
+            UserWarning: an optimizer holds the cores, and none is given; or a DistributedDataParallel holds them.
 
         Example:
             >>> import tnlayers
@@ -108,7 +108,7 @@ class ChangesRanks(ExecutableModule):
                 The layer is then unchanged.
 
         Warns:
-            UserWarning: an optimizer holds the cores, and none is given.
+            UserWarning: an optimizer holds the cores, and none is given; or a DistributedDataParallel holds them.
             LargerThanDense: the cores have more parameters than the dense kernel.
 
         Example:
@@ -212,6 +212,12 @@ class ChangesRanks(ExecutableModule):
             warnings.warn(
                 f"{type(other).__name__} holds the old cores, so it will not train the new ones; give it as "
                 "optimizer, or make a new one",
+                stacklevel=core_memory.outside(),
+            )
+        for wrapper in wrappers([*self.cores]):
+            warnings.warn(
+                f"{type(wrapper).__name__} holds the old cores, so it will not synchronise the new ones between "
+                "processes; wrap its module anew",
                 stacklevel=core_memory.outside(),
             )
         executor = self._executor.anew(network=network)

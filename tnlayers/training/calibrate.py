@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from tnlayers.backend.input_checks import check_module
+from tnlayers.backend.input_checks import check_not_distributed
 from tnlayers.backend.name_patterns import check_pattern, matches
 from tnlayers.backend.observe import evaluating, run
 from tnlayers.layers.base import TensorLayer
@@ -159,9 +158,7 @@ def scale_residual_(model: nn.Module, last: str | Iterable[str], factor: float |
 
 def _layers(model: Any) -> dict[Any, str]:
     """Return every convolution and linear layer once, with its name."""
-    check_module("model", model)
-    if isinstance(model, DistributedDataParallel):
-        raise TypeError("model is a DistributedDataParallel, whose processes would differ; take its module, wrap after")
+    check_not_distributed(model)
     kinds: Any = (TensorLayer, *KINDS)
     return {
         module: name or type(module).__name__ for name, module in model.named_modules() if isinstance(module, kinds)

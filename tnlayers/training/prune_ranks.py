@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tnlayers import validate
+from tnlayers.backend.input_checks import check_not_distributed
 from tnlayers.backend.observe import evaluating
 from tnlayers.backend.optimizers import check_exchange
 from tnlayers.backend.sharding import whole
@@ -117,20 +118,22 @@ def prune_ranks_(
             their largest number.
         batches: whatever ``loss`` takes; some hundred samples in ten or more batches. It is read once.
         loss: called as ``loss(model, batch)`` with the model in eval mode; returns a scalar.
-        include: patterns of the layers' names, as in ``TensorizeConfig``. The budget is of these layers.
+        include: a pattern of the layers' names, or several, of which the budget is; see ``TensorizeConfig``,
+            which takes a sequence only.
         optimizer: the optimizer that holds the cores; it gets the new ones, as in ``truncate_``.
 
     Returns:
         PruneReport: ranks, parameters, sensitivity and error of every layer.
 
     Raises:
-        TypeError: an argument is of another type, the loss is no scalar tensor, or cores are parametrized.
+        TypeError: an argument is of another type, the loss is no scalar tensor, cores are parametrized, or the model is
+            wrapped in ``DistributedDataParallel``.
         ValueError: the budget is out of range, or the smallest ranks have more parameters; there is no tensor layer, a
             pattern matches none, or two share a core; there is no batch, or none reaches a layer; or a core, the loss
             or a gradient is not finite.
 
     Warns:
-        UserWarning: an optimizer holds the cores and is not given.
+        UserWarning: an optimizer holds the cores and is not given; or a DistributedDataParallel holds them.
 
     Example:
         >>> import tnlayers
@@ -142,6 +145,7 @@ def prune_ranks_(
         >>> report.params[1] <= 0.3 * (16 * 8 * 9 + 4 * 16), report["0"].after == dict(model[0].rank)
         (True, True)
     """
+    check_not_distributed(model)
     layers = {name: layer for name, layer in tensor_layers(model, include).items() if layer.rank}
     if not layers:
         raise ValueError("model has no tensor layer with a bond that could become smaller")
