@@ -376,6 +376,38 @@ def test_ties(tmp_path):
     assert base.key.cores[0] is base.query.cores[0]
 
 
+def bert_lm():
+    config = transformers().BertConfig(**SMALL, **TOKENS, max_position_embeddings=8)
+    return transformers().BertForMaskedLM(config), {"input_ids": IDS}
+
+
+def gpt2_lm():
+    config = transformers().GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=8, **TOKENS)
+    return transformers().GPT2LMHeadModel(config), {"input_ids": IDS}
+
+
+@pytest.mark.parametrize("make", [bert_lm, gpt2_lm, t5])
+def test_transformers_ties_what_the_model_has(make, tmp_path):
+    """Weights that are networks stay tied as they are, and those of the plain model are tied again."""
+    model, inputs = swapped(make, kinds=("embedding", "linear"))
+    model.save_pretrained(tmp_path)
+    for each in (model, loaded(model, tmp_path), copy.deepcopy(model)):
+        expected = outputs(each, inputs)
+        assert isinstance(each.get_output_embeddings(), tnlayers.TiedLinear)
+        for tie in (each.tie_weights, each.init_weights):
+            tie()
+        assert torch.equal(outputs(each, inputs), expected)
+        densify_(each)
+        assert type(each)._tied_weights_keys == each._tied_weights_keys
+        assert each.all_tied_weights_keys == type(each)(each.config).all_tied_weights_keys
+        weight = each.get_input_embeddings().weight = nn.Parameter(each.get_input_embeddings().weight.detach() * 2)
+        each.tie_weights()
+        assert each.get_output_embeddings().weight is weight
+        tensorize_(each, TensorizeConfig("tt", rank=2, decompose=False))  # the tie is left plain
+        each.tie_weights()
+        assert each.get_output_embeddings().weight is weight
+
+
 def test_offloaded_layers_are_refused(tmp_path):
     pytest.importorskip("accelerate")
     model, _ = swapped()

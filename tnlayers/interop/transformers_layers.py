@@ -199,3 +199,34 @@ def guards_of(model: Any, plain: Mapping[str, nn.Module], names: Iterable[str]) 
 def _empty(ndim: int) -> list[int]:
     # transformers splits parameters of three axes, which hold experts, along the first one.
     return [1] * (ndim > 2) + [0] * (ndim - (ndim > 2))
+
+
+def follow_ties(model: Any, swapped: bool) -> None:
+    """Let ``tie_weights`` of a transformers model tie the parameters that it has now; all, if none is swapped.
+
+    The model's class names parameters to tie. Of weights that are networks there are none, and their ties are modules or
+    cores that layers share.
+    """
+    if (every := vars(model).pop(_TIES, None)) is not None:
+        model._tied_weights_keys = every
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    own = dict(tensors)
+    if swapped and isinstance(every := model._tied_weights_keys, Mapping):
+        vars(model)[_TIES] = every
+
+        def count(pattern: str) -> int:  # as transformers
+            return sum(bool(re.search(f"^{pattern}", name)) for name in own)
+
+        counts = {pair: (count(pair[0]), count(pair[1])) for pair in every.items()}
+        model._tied_weights_keys = {
+            pair[0]: pair[1]
+            for pair, (targets, sources) in counts.items()
+            if targets and sources and not targets % sources
+        }
+    ties = {name: other for name, other in model.all_tied_weights_keys.items() if name in own and other in own}
+    expanded = model.get_expanded_tied_weights_keys(all_submodels=True)
+    again = {name: other for name, other in expanded.items() if own[name] is own[other]}
+    model.all_tied_weights_keys = ties | again
+
+
+_TIES = "_ties_of_the_plain_model"

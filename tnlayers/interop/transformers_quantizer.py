@@ -24,6 +24,7 @@ from tnlayers.interop.transformers_layers import (
     check_plain,
     cores_of,
     described,
+    follow_ties,
     guards_of,
     is_plain,
     lacking_keys,
@@ -204,6 +205,7 @@ class _Quantizer:
                 part.hf_quantizer = self  # a part can be saved by itself
             else:
                 detach(part)
+        attach(model)
         return model
 
     def _dequantize(self, *_: Any, **__: Any) -> None:
@@ -269,10 +271,12 @@ def foreign(model: Any) -> str:
 
 
 def attach(model: Any) -> None:
-    """Give a model our quantizer, which does nothing before the model is saved."""
+    """Give a model our quantizer, which does nothing before the model is saved, and the ties of its present layers."""
     if getattr(model, "hf_quantizer", None) is None:
         config, quantizer = registered()
         model.hf_quantizer = quantizer(config())
+    for part in reversed([*pretrained(model)]):
+        follow_ties(part, has_layers(part))
 
 
 def detach(model: Any) -> None:
@@ -280,6 +284,7 @@ def detach(model: Any) -> None:
     if isinstance(getattr(model, "hf_quantizer", None), _Quantizer):
         del model.hf_quantizer
     _forget(model.config)
+    follow_ties(model, False)
 
 
 def _forget(config: Any) -> None:
