@@ -123,4 +123,4 @@ def _holds(optimizer: Optimizer, wanted: set[int]) -> bool:
 
 
 def _kinds(kind: type[T]) -> set[type[T]]:
-    return {kind}.union(*map(_kinds, kind.__subclasses__()))
+    return {kind}.union(*(_kinds(each) for each in kind.__subclasses__()))
