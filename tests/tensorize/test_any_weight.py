@@ -239,6 +239,20 @@ def test_files_hold_the_cores_and_the_factory_makes_the_network(tmp_path):
     assert torch.equal(again[1].weight, model[1].weight)
 
 
+def test_a_report_names_the_networks_that_were_there():
+    model = nn.Sequential(attention(), nn.Linear(8, 8))
+    tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False))
+    parametrize_(model, "0.in_proj_weight", "cp", rank=2, decompose=False)
+    report = parametrize_(model, "0.out_proj.weight", "cp", rank=2, decompose=False)
+    assert {row.name: row.reason for row in report.layers} == {
+        "0.in_proj_weight": "a tensor network already",
+        "0.out_proj.weight": "drawn",
+        "1": "a tensor layer already",
+    }
+    assert [row.name for row in report.others] == ["(vectors)"]
+    assert sum(row.held for row in (*report.layers, *report.others)) == report.model_params[0]
+
+
 def test_unfolding_makes_plain_parameters():
     model = nn.Sequential(Experts(), nn.Linear(8, 8).double())
     parametrize_(model, "0.up", "cp", rank=2, decompose=False)

@@ -15,13 +15,14 @@ from tnlayers.layers.registry import TABLES, layer_class
 from tnlayers.layers.table_arguments import refuse, settled
 from tnlayers.spec.rank import Rank
 from tnlayers.tensorize.config import TensorizeConfig
-from tnlayers.tensorize.finding import note_holders
+from tnlayers.tensorize.finding import in_order, layers, note_holders
 from tnlayers.tensorize.new_layers import choose_ranks, make_layers
 from tnlayers.tensorize.refusals import weight_refusal
 from tnlayers.tensorize.replace import put_in_place
 from tnlayers.tensorize.report import TensorizeReport
-from tnlayers.tensorize.sites import Swap
-from tnlayers.tensorize.weight_sites import WeightSite, is_matrix
+from tnlayers.tensorize.sites import LayerSite, Swap
+from tnlayers.tensorize.swappable import NETWORKS
+from tnlayers.tensorize.weight_sites import WeightSite, is_matrix, networks
 
 
 def parametrize_(
@@ -61,7 +62,7 @@ def parametrize_(
         options: the format's own arguments, by name.
 
     Returns:
-        TensorizeReport: with one row. ``remap_optimizer_`` takes it.
+        TensorizeReport: its row of this name, and one for each network before it. ``remap_optimizer_`` takes it.
 
     Raises:
         TypeError, ValueError: there is no such parameter, it has one axis, is computed already, or something else than
@@ -86,7 +87,7 @@ def parametrize_(
     shapes = {"in_shape": in_shape, "out_shape": out_shape}
     site.settings = (config.of([name]) or {}) | {key: shape for key, shape in shapes.items() if shape is not None}
     _settle_table(site)
-    swap = Swap(module, config, sites=[site], chosen=[site])
+    swap = Swap(module, config, sites=in_order(module, [*_before(module), site]), chosen=[site])
     note_holders(module, [site], lambda site: site.leaving)
     if refusal := weight_refusal(site):
         raise ValueError(f"{name} cannot become a network: {refusal}")
@@ -97,6 +98,14 @@ def parametrize_(
             raise ValueError(f"{name} cannot become a network: {site.reason}")
         make_layers(swap)
     return put_in_place(swap)
+
+
+def _before(module: nn.Module) -> list[LayerSite]:
+    """Return the layers and weights of a module that are networks already, for the report."""
+    found = [*layers(module, NETWORKS, "").values(), *networks(module)]
+    for site in found:
+        site.reason = f"a tensor {'network' if isinstance(site, WeightSite) else 'layer'} already"
+    return found
 
 
 def _settle_table(site: WeightSite) -> None:
