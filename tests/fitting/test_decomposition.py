@@ -67,7 +67,7 @@ def test_a_start_is_used():
         (lambda: decompose(tensor(4, 4), 3), TypeError, "network is 3; it must be a format's name"),
         (lambda: decompose(tensor(4), "tr"), ValueError, r"tensor has shape \(4,\); it must have at least two axes"),
         (lambda: decompose(tensor(4, 4), "einsum"), ValueError, "network is 'einsum'; accepted: .*a network's text"),
-        (lambda: decompose(tensor(4, 4), tnlayers.formats.Einsum), TypeError, "network is .*Einsum.*a network's text such as"),
+        (lambda: decompose(tensor(4, 4), tnlayers.formats.Einsum), TypeError, "network is .*Einsum.*a network's text"),
         (lambda: decompose(torch.empty(0, 4), "tr"), ValueError, r"tensor has shape \(0, 4\); it must have entries"),
         (lambda: decompose(torch.empty(4, 0, 3), "tt"), ValueError, r"shape \(4, 0, 3\); it must have entries"),
         (lambda: decompose(torch.eye(4).to_sparse(), "tr"), TypeError, "layout torch.sparse_coo; .*tensor.to_dense()"),

@@ -272,7 +272,11 @@ def test_inputs_that_are_refused():
     layer, bag = tnlayers.TREmbedding(12, 8, rank=2), tnlayers.TREmbeddingBag(12, 8, rank=2)
     for table, kind, sentence in (
         ([[1.0, 2.0]], TypeError, r"embeddings is of type list; TREmbedding.*\.from_pretrained takes a torch.Tensor"),
-        (torch.ones(2, 3, 4), ValueError, r"embeddings has shape \(2, 3, 4\); it must be of two axes"),
+        (
+            torch.ones(2, 3, 4),
+            ValueError,
+            r"embeddings has shape \(2, 3, 4\); it must be \(num_embeddings, embedding_dim\)",
+        ),
     ):
         for each in (layer, bag):
             with pytest.raises(kind, match=sentence):

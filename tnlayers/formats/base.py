@@ -90,7 +90,9 @@ class Format(ABC):
         for name, value in options.items():
             if name not in own:
                 accepted = f"beside {others}: {', '.join(own) or 'none'}"
-                raise TypeError(f"{name} is {reprlib.repr(value)}, but {owner} has no such argument; accepted {accepted}")
+                raise TypeError(
+                    f"{name} is {reprlib.repr(value)}, but {owner} has no such argument; accepted {accepted}"
+                )
         for name, required in own.items():
             if required and name not in options:
                 raise TypeError(f"{name} is missing; {owner} needs it as a keyword argument")

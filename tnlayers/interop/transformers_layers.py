@@ -204,8 +204,8 @@ def _empty(ndim: int) -> list[int]:
 def follow_ties(model: Any, swapped: bool) -> None:
     """Let ``tie_weights`` of a transformers model tie the parameters that it has now; all, if none is swapped.
 
-    The model's class names parameters to tie. Of weights that are networks there are none, and their ties are modules or
-    cores that layers share.
+    The model's class names parameters to tie. Weights that are networks have none of these names: layers share their
+    modules or cores.
     """
     if (every := vars(model).pop(_TIES, None)) is not None:
         model._tied_weights_keys = every

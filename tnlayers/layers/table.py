@@ -236,7 +236,7 @@ class TensorTable(TensorLayer):
         check_tensor(f"{cls.__name__}.from_pretrained", embeddings, "embeddings")
         if embeddings.dim() != 2:
             raise ValueError(
-                f"embeddings has shape {tuple(embeddings.shape)}; it must be of two axes, (num_embeddings, embedding_dim)"
+                f"embeddings has shape {tuple(embeddings.shape)}; it must be (num_embeddings, embedding_dim)"
             )
         make: Any = cls.dense_type.from_pretrained
         own = {name: kwargs.pop(name) for name in [*kwargs] if name in signature(make).parameters}

@@ -58,7 +58,8 @@ def parametrize_(
         decompose: fit the cores to the parameter's values, or else draw them.
         in_shape: factors of all inputs of one map; None: the format's own.
         out_shape: factors of all outputs of all maps; None: the format's own.
-        init: initialisation of drawn cores; "like": as large as the parameter's values. The weight of an embedding is drawn as by ``TTEmbedding``.
+        init: initialisation of drawn cores; "like": as large as the parameter's values. The weight of an embedding is
+            drawn as by ``TTEmbedding``.
         options: the format's own arguments, by name.
 
     Returns:
@@ -117,8 +118,8 @@ def _settle_table(site: WeightSite) -> None:
     index = site.module.padding_idx
     if index is not None:
         raise ValueError(
-            f"{site.names[0]} cannot become a network: padding_idx is {index}, but rows of a network share the cores, so "
-            f"row {index} would change with them; {layer_class(site.settings['format'], kind).__name__} keeps it "
+            f"{site.names[0]} cannot become a network: padding_idx is {index}, but rows of a network share the cores, "
+            f"so row {index} would change with them; {layer_class(site.settings['format'], kind).__name__} keeps it "
             'constant (tensorize_ with kinds=("embedding",))'
         )
     try:
