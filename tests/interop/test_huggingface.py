@@ -376,6 +376,38 @@ def test_ties(tmp_path):
     assert base.key.cores[0] is base.query.cores[0]
 
 
+def bert_lm():
+    config = transformers().BertConfig(**SMALL, **TOKENS, max_position_embeddings=8)
+    return transformers().BertForMaskedLM(config), {"input_ids": IDS}
+
+
+def gpt2_lm():
+    config = transformers().GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=8, **TOKENS)
+    return transformers().GPT2LMHeadModel(config), {"input_ids": IDS}
+
+
+@pytest.mark.parametrize("make", [bert_lm, gpt2_lm, t5])
+def test_transformers_ties_what_the_model_has(make, tmp_path):
+    """Weights that are networks stay tied as they are, and those of the plain model are tied again."""
+    model, inputs = swapped(make, kinds=("embedding", "linear"))
+    model.save_pretrained(tmp_path)
+    for each in (model, loaded(model, tmp_path), copy.deepcopy(model)):
+        expected = outputs(each, inputs)
+        assert isinstance(each.get_output_embeddings(), tnlayers.TiedLinear)
+        for tie in (each.tie_weights, each.init_weights):
+            tie()
+        assert torch.equal(outputs(each, inputs), expected)
+        densify_(each)
+        assert type(each)._tied_weights_keys == each._tied_weights_keys
+        assert each.all_tied_weights_keys == type(each)(each.config).all_tied_weights_keys
+        weight = each.get_input_embeddings().weight = nn.Parameter(each.get_input_embeddings().weight.detach() * 2)
+        each.tie_weights()
+        assert each.get_output_embeddings().weight is weight
+        tensorize_(each, TensorizeConfig("tt", rank=2, decompose=False))  # the tie is left plain
+        each.tie_weights()
+        assert each.get_output_embeddings().weight is weight
+
+
 def test_offloaded_layers_are_refused(tmp_path):
     pytest.importorskip("accelerate")
     model, _ = swapped()
@@ -417,13 +449,32 @@ def test_files_that_do_not_fit(tmp_path):
         cls.from_pretrained(tmp_path)
 
 
-def test_plain_weights_under_the_configuration_of_tensor_layers(tmp_path):
-    model, _ = swapped()
+@pytest.mark.parametrize("whole", [True, False])
+def test_plain_weights_under_the_configuration_of_tensor_layers(whole, tmp_path):
+    """A plain model of a swapped model's configuration is saved with it, and loaded as the plain model that it is."""
+    model, inputs = swapped() if whole else bert()
+    if not whole:
+        tnlayers.parametrize_(model, "bert.embeddings.position_embeddings.weight", "tt", rank=2, decompose=False)
+        register_with_transformers(model)
     model.save_pretrained(tmp_path / "swapped")
-    bert()[0].save_pretrained(tmp_path / "plain")
     config = transformers().AutoConfig.from_pretrained(tmp_path / "swapped")
-    with pytest.raises(ValueError, match=r"layer 'bert.*': .* the file does not hold its cores"):
-        type(model).from_pretrained(tmp_path / "plain", config=config)
+    for own in (config, model.config):
+        plain = type(model)(own).eval()
+        plain.save_pretrained(tmp_path / "plain")
+        assert described(tmp_path / "plain")
+        with pytest.warns(UserWarning, match="the file is of the plain model, so a plain model is loaded"):
+            again = loaded(plain, tmp_path / "plain")
+        assert_same(again, plain, inputs)
+        again.save_pretrained(tmp_path / "plain")
+        assert described(tmp_path / "plain") is None
+    with pytest.raises(ValueError, match=r"(?s)layer 'bert.*': .* the file does not hold its cores"):
+        type(model).from_pretrained(None, config=config, state_dict={})
+
+
+def test_quantization_is_described_by_the_model_alone(tmp_path):
+    model, _ = swapped()
+    model.save_pretrained(tmp_path)
+    bert()[0].save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="does require the model to be pre-quantized"):
         type(model).from_pretrained(tmp_path / "plain", quantization_config=model.config.quantization_config)
 

@@ -260,6 +260,7 @@ def test_init_takes_a_std_in_place_of_a_rule():
         ({"num_embeddings": 0}, "num_embeddings is 0"),
         ({"strategy": "fast"}, "strategy is 'fast'"),
         ({"bias": True}, "TREmbedding has no such argument"),
+        ({"_weight": torch.ones(12, 8)}, r"_weight is tensor.{,30}, but TREmbedding has no such argument"),
     ],
 )
 def test_arguments_that_are_refused(arguments: dict[str, Any], sentence: str):
@@ -269,6 +270,17 @@ def test_arguments_that_are_refused(arguments: dict[str, Any], sentence: str):
 
 def test_inputs_that_are_refused():
     layer, bag = tnlayers.TREmbedding(12, 8, rank=2), tnlayers.TREmbeddingBag(12, 8, rank=2)
+    for table, kind, sentence in (
+        ([[1.0, 2.0]], TypeError, r"embeddings is of type list; TREmbedding.*\.from_pretrained takes a torch.Tensor"),
+        (
+            torch.ones(2, 3, 4),
+            ValueError,
+            r"embeddings has shape \(2, 3, 4\); it must be \(num_embeddings, embedding_dim\)",
+        ),
+    ):
+        for each in (layer, bag):
+            with pytest.raises(kind, match=sentence):
+                each.from_pretrained(table, rank=1)
     x = torch.tensor([0, 1])
     with pytest.raises(RuntimeError, match=r"input has dtype torch\.float32; it must be torch\.int64"):
         layer(x.float())

@@ -132,6 +132,22 @@ def test_a_drawn_weight_has_the_solver_s_standard_deviation(format):
     assert float(layer.weight.detach().square().mean()) == pytest.approx(2 / 24, rel=0.03)
 
 
+def test_the_weight_of_an_embedding_is_drawn_as_a_table_is():
+    module = nn.Embedding(40, 8)
+    parametrize_(module, "weight", "tucker", rank=0.5, decompose=False)
+    layer = module.parametrizations.weight[0].layer
+    assert layer.init == tnlayers.TuckerEmbedding(40, 8, rank=2).init
+    assert layer.variance.weight_std == pytest.approx(1)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Bilinear(6, 8, 10), lambda: nn.Embedding(40, 8)])
+def test_a_weight_is_drawn_as_large_as_it_was(make):
+    module = make()
+    size = module.weight.detach().square().mean().sqrt()
+    parametrize_(module, "weight", "tucker", rank=0.5, decompose=False, init="like")
+    assert module.parametrizations.weight[0].layer.variance.weight_std == pytest.approx(float(size))
+
+
 def test_fits_and_assignments_fit_again():
     torch.manual_seed(0)
     module, twin = attention(), attention()
@@ -223,6 +239,20 @@ def test_files_hold_the_cores_and_the_factory_makes_the_network(tmp_path):
     assert torch.equal(again[1].weight, model[1].weight)
 
 
+def test_a_report_names_the_networks_that_were_there():
+    model = nn.Sequential(attention(), nn.Linear(8, 8))
+    tensorize_(model, TensorizeConfig("cp", rank=2, decompose=False))
+    parametrize_(model, "0.in_proj_weight", "cp", rank=2, decompose=False)
+    report = parametrize_(model, "0.out_proj.weight", "cp", rank=2, decompose=False)
+    assert {row.name: row.reason for row in report.layers} == {
+        "0.in_proj_weight": "a tensor network already",
+        "0.out_proj.weight": "drawn",
+        "1": "a tensor layer already",
+    }
+    assert [row.name for row in report.others] == ["(vectors)"]
+    assert sum(row.held for row in (*report.layers, *report.others)) == report.model_params[0]
+
+
 def test_unfolding_makes_plain_parameters():
     model = nn.Sequential(Experts(), nn.Linear(8, 8).double())
     parametrize_(model, "0.up", "cp", rank=2, decompose=False)
@@ -252,6 +282,21 @@ def tied():
         (attention, "in_proj_weight", {"format": "tt", "layout": "no"}, "layout is 'no'"),
         (lambda: tnlayers.TRLinear(8, 8, rank=2), "cores.0", {}, "name is 'cores.0', a parameter of a TRLinear"),
         (lambda: nn.LSTM(8, 8), "weight_ih_l0", {}, r"LSTM._flat_weights\[0\] holds its weight_ih_l0 too"),
+        (
+            lambda: nn.Embedding(9, 4, padding_idx=-1),
+            "weight",
+            {"format": "tt"},
+            "padding_idx is 8, .*; TTEmbedding keeps",
+        ),
+        (lambda: nn.EmbeddingBag(9, 4, padding_idx=0), "weight", {}, "padding_idx is 0, .*; TREmbeddingBag keeps"),
+        (
+            lambda: nn.Embedding(9, 4, max_norm=1.0),
+            "weight",
+            {},
+            "cannot become a network: max_norm is 1.0; it must be",
+        ),
+        (lambda: nn.Embedding(9, 4, sparse=True), "weight", {}, "cannot become a network: sparse is True; it must be"),
+        (lambda: nn.Embedding(9, 4), "weight", {"init": "fan_out"}, "init has the mode 'fan_out', but a lookup"),
         (tied, "up", {}, "up cannot become a network: it is the module's again too"),
         (lambda: parametrizations.orthogonal(nn.Linear(8, 8)), "weight", {}, "parametrized already"),
         (lambda: Experts(torch.complex64), "up", {}, "its weight is of torch.complex64"),

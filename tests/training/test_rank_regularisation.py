@@ -157,3 +157,12 @@ def test_errors_name_the_argument(call, error):
     with pytest.raises((TypeError, ValueError), match=error):
         call(model)
     assert model[0].rank_dropout == 0
+
+
+def test_a_layer_shows_its_dropout():
+    layer = tnlayers.TTLinear(8, 8, rank=2)
+    before = repr(layer)
+    layer.rank_dropout = 0.25
+    assert repr(layer) == f"{before[:-1]}, rank_dropout=0.25)"
+    layer.rank_dropout = 0.0
+    assert repr(layer) == before

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -94,15 +94,24 @@ def _format(form: Any, options: Mapping[str, Any]) -> Format:
     if isinstance(form, str) and form not in FORMATS and ("," in form or len(form.split()) > 1):
         form, options = Einsum, {"network": form, **options}
     if isinstance(form, str):
-        form = FORMATS[validate.choice("network", form, [*FORMATS, "a network's text"])]
+        form = FORMATS[validate.choice("network", form, [*_named(), "a network's text"])]
     if isinstance(form, Format) and not options:
         return form
-    if not (isinstance(form, type) and issubclass(form, Format)):
+    if not (isinstance(form, type) and issubclass(form, Format)) or (_has_text(form) and "network" not in options):
         raise TypeError(
-            f"network is {form!r}; it must be a format's name ({', '.join(FORMATS)}), a format, a network's text such "
+            f"network is {form!r}; it must be a format's name ({', '.join(_named())}), a format, a network's text such "
             "as 'i r, r o', or a tnlayers.TensorNetwork"
         )
     return form.of(options, "decompose", "rank, in_shape, out_shape, moments, start, seed")
+
+
+def _has_text(form: type[Format]) -> bool:
+    """Return whether a format takes a network's text as its argument of this name, which is here the text itself."""
+    return any(each.name == "network" for each in fields(form))
+
+
+def _named() -> list[str]:
+    return [name for name, form in FORMATS.items() if not _has_text(form)]
 
 
 def _shapes(

@@ -17,8 +17,12 @@ def check(name: str, value: Any, shape: tuple[int, ...], accepted: str) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} is of type {kind}; it must be a tensor of real floating-point numbers")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} has layout {value.layout}; it must be dense, as {name}.to_dense() makes it")
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}{accepted}")
+    if not value.numel():
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have entries")
     if value.is_meta:
         raise ValueError(f"{name} is on the meta device; a fit needs its values")
     if not torch.isfinite(value).all():

@@ -1,6 +1,7 @@
 """Base class of formats: maps channel axes, kernel axes and the user's rank to the text of a network."""
 
 import math
+import reprlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
@@ -89,7 +90,9 @@ class Format(ABC):
         for name, value in options.items():
             if name not in own:
                 accepted = f"beside {others}: {', '.join(own) or 'none'}"
-                raise TypeError(f"{name} is {value!r}, but {owner} has no such argument; accepted {accepted}")
+                raise TypeError(
+                    f"{name} is {reprlib.repr(value)}, but {owner} has no such argument; accepted {accepted}"
+                )
         for name, required in own.items():
             if required and name not in options:
                 raise TypeError(f"{name} is missing; {owner} needs it as a keyword argument")

@@ -1,6 +1,8 @@
 """Descriptions of a transformers model's tensor layers, and the layers of descriptions in the place of plain ones."""
 
+import importlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from tnlayers.layers.any_weight import NetworkWeight
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.core_memory import outside
 from tnlayers.layers.description import about_layer, build, check_replaces, exactly
 from tnlayers.layers.recurrent_base import TensorRecurrent
 from tnlayers.layers.recurrent_description import describe_recurrent, outline_recurrent
@@ -28,6 +31,37 @@ def path_in(name: Any, prefix: str, own: Mapping[str, Any]) -> str | None:
     """Return a name in a model with or without a head, which may differ from the one that was saved."""
     paths = str(name), f"{prefix}.{name}", str(name).removeprefix(f"{prefix}.")
     return next((path for path in paths if path in own), None)
+
+
+def is_plain(given: Any, prefix: str, files: Iterable[str]) -> bool:
+    """Return whether a model's files have no core of any layer that a configuration describes.
+
+    A plain model that is made from the configuration of a swapped one is saved with this configuration, since only the
+    quantizer of a swapped model is asked.
+
+    Warns:
+        UserWarning: they have none.
+    """
+    layers = [str(name) for group in given.layers for name in group["names"]]
+    weights = [str(name).rpartition(".") for name in given.weights]
+    cores = [f"{name}.cores.0" for name in layers]
+    cores += [f"{above}{dot}parametrizations.{leaf}.original0" for above, dot, leaf in weights]
+    paths = [str(file) for file in files]
+    if not cores or not paths or not all(path.endswith(".safetensors") for path in paths):
+        return False
+    safetensors = importlib.import_module("safetensors")
+    held = dict[str, None]()
+    for path in paths:
+        with safetensors.safe_open(path, framework="pt") as file:
+            held |= dict.fromkeys(file.keys())
+    if any(path_in(name, prefix, held) for name in cores):
+        return False
+    warnings.warn(
+        "the configuration describes tensor layers, but the file is of the plain model, so a plain model is loaded; "
+        "delete quantization_config from the configuration, or save the loaded model again",
+        stacklevel=outside(),
+    )
+    return True
 
 
 def made_layer(description: Any, old: Any) -> TensorLayer:
@@ -147,3 +181,52 @@ def check_plain(description: Mapping[str, Any], old: nn.Module) -> None:
     """Check a plain layer of torch. Of others, such as transformers' Conv1D, the file's tensors have the sizes."""
     if isinstance(old, (*EVERY_KIND, TensorLayer)):
         check_replaces(description, old, dtype=False)
+
+
+def guards_of(model: Any, plain: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return empty tensors by the names of the plain parameters that changed modules have not."""
+    guards, own = {}, named(model)
+    for name in names:
+        with about_layer(name):
+            if name not in plain:
+                raise ValueError(f"{type(model).__name__} makes no such module, so it could not be loaded")
+        for key, value in plain[name].state_dict().items():
+            if key not in own[name].state_dict():
+                guards[f"{name}.{key}"] = torch.empty(_empty(value.ndim), dtype=value.dtype)
+    return guards
+
+
+def _empty(ndim: int) -> list[int]:
+    # transformers splits parameters of three axes, which hold experts, along the first one.
+    return [1] * (ndim > 2) + [0] * (ndim - (ndim > 2))
+
+
+def follow_ties(model: Any, swapped: bool) -> None:
+    """Let ``tie_weights`` of a transformers model tie the parameters that it has now; all, if none is swapped.
+
+    The model's class names parameters to tie. Weights that are networks have none of these names: layers share their
+    modules or cores.
+    """
+    if (every := vars(model).pop(_TIES, None)) is not None:
+        model._tied_weights_keys = every
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    own = dict(tensors)
+    if swapped and isinstance(every := model._tied_weights_keys, Mapping):
+        vars(model)[_TIES] = every
+
+        def count(pattern: str) -> int:  # as transformers
+            return sum(bool(re.search(f"^{pattern}", name)) for name in own)
+
+        counts = {pair: (count(pair[0]), count(pair[1])) for pair in every.items()}
+        model._tied_weights_keys = {
+            pair[0]: pair[1]
+            for pair, (targets, sources) in counts.items()
+            if targets and sources and not targets % sources
+        }
+    ties = {name: other for name, other in model.all_tied_weights_keys.items() if name in own and other in own}
+    expanded = model.get_expanded_tied_weights_keys(all_submodels=True)
+    again = {name: other for name, other in expanded.items() if own[name] is own[other]}
+    model.all_tied_weights_keys = ties | again
+
+
+_TIES = "_ties_of_the_plain_model"

@@ -24,6 +24,9 @@ from tnlayers.interop.transformers_layers import (
     check_plain,
     cores_of,
     described,
+    follow_ties,
+    guards_of,
+    is_plain,
     lacking_keys,
     made_layer,
     made_output,
@@ -133,10 +136,9 @@ class _Quantizer:
         recurrent, outputs, weights = other_descriptions(model)
         plain = _plain(model, groups.values(), inner)
         changed = [*(layers.keys() - inner), *recurrent, *outputs, *(name.rpartition(".")[0] for name in weights)]
-        state, tied = _guards(model, plain, changed) | model.state_dict(), _tied(model)
-        config = registered()[0](
-            layers=[*groups.values()], tied=tied, recurrent=recurrent, outputs=outputs, weights=weights
-        )
+        state, tied = guards_of(model, plain, changed) | model.state_dict(), _tied(model)
+        own = {"recurrent": recurrent, "outputs": outputs, "weights": weights}
+        config = registered()[0](layers=[*groups.values()], tied=tied, **own)
         self.quantization_config = model.config.quantization_config = config
         buffers = dict(model.named_buffers(remove_duplicate=False))
         again = buffers.keys() - dict(model.named_buffers()).keys()  # safetensors holds no tensor twice
@@ -144,8 +146,10 @@ class _Quantizer:
             name: value.clone() if name in again else value for name, value in state.items() if name not in tied
         }, {}
 
-    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
-        """Replace the plain layers of a model on the meta device."""
+    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> None:
+        """Replace the plain layers of a model on the meta device, unless its files are of the plain model."""
+        if is_plain(self.quantization_config, model.base_model_prefix, checkpoint_files or ()):
+            return
         made, guards = dict[nn.Module, TensorLayer](), list[str]()
         prefix, given = model.base_model_prefix, self.quantization_config
         for name, description in given.recurrent.items():
@@ -199,6 +203,9 @@ class _Quantizer:
             vars(part.config).pop("_is_quantized", None)
             if has_layers(part):
                 part.hf_quantizer = self  # a part can be saved by itself
+            else:
+                detach(part)
+        attach(model)
         return model
 
     def _dequantize(self, *_: Any, **__: Any) -> None:
@@ -234,24 +241,6 @@ def _plain(model: Any, groups: Iterable[Mapping[str, Any]], inner: set[str]) -> 
     return plain
 
 
-def _guards(model: Any, plain: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, Tensor]:
-    """Return empty tensors by the names of the plain parameters that changed modules have not."""
-    guards, own = {}, named(model)
-    for name in names:
-        with about_layer(name):
-            if name not in plain:
-                raise ValueError(f"{type(model).__name__} makes no such module, so it could not be loaded")
-        for key, value in plain[name].state_dict().items():
-            if key not in own[name].state_dict():
-                guards[f"{name}.{key}"] = torch.empty(_empty(value.ndim), dtype=value.dtype)
-    return guards
-
-
-def _empty(ndim: int) -> list[int]:
-    # transformers splits parameters of three axes, which hold experts, along the first one.
-    return [1] * (ndim > 2) + [0] * (ndim - (ndim > 2))
-
-
 def _tied(model: nn.Module) -> dict[str, str]:
     """Return the first name of each parameter of tensor layers that has several, by its further names."""
     kinds = TensorLayer, TensorRecurrent, TiedLinear, parametrize.ParametrizationList
@@ -282,10 +271,12 @@ def foreign(model: Any) -> str:
 
 
 def attach(model: Any) -> None:
-    """Give a model our quantizer, which does nothing before the model is saved."""
+    """Give a model our quantizer, which does nothing before the model is saved, and the ties of its present layers."""
     if getattr(model, "hf_quantizer", None) is None:
         config, quantizer = registered()
         model.hf_quantizer = quantizer(config())
+    for part in reversed([*pretrained(model)]):
+        follow_ties(part, has_layers(part))
 
 
 def detach(model: Any) -> None:
@@ -293,6 +284,7 @@ def detach(model: Any) -> None:
     if isinstance(getattr(model, "hf_quantizer", None), _Quantizer):
         del model.hf_quantizer
     _forget(model.config)
+    follow_ties(model, False)
 
 
 def _forget(config: Any) -> None:

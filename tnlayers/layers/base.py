@@ -255,11 +255,12 @@ class TensorLayer(HasFormat, ComputesWeight, ChangesRanks):
         return f"{type(self).__name__}({self.extra_repr()})"  # one line, as torch's layers
 
     def extra_repr(self) -> str:
-        """Return format with options, rank (one number if all bonds are equal), and keep ratio."""
+        """Return format with options, rank (one number if all bonds are equal), keep ratio, and dropout if it is on."""
         sizes = tuple(self.rank.values())
         rank: object = sizes[0] if len(set(sizes)) == 1 else sizes
         options = "".join(f", {field.name}={getattr(self.format, field.name)!r}" for field in fields(self.format))
-        return f"format={self.format.name}{options}, rank={rank}, keep_ratio={self.keep_ratio:.3g}"
+        dropout = f", rank_dropout={self.rank_dropout}" if self.rank_dropout else ""
+        return f"format={self.format.name}{options}, rank={rank}, keep_ratio={self.keep_ratio:.3g}{dropout}"
 
 
 @torch.no_grad()

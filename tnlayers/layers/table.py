@@ -233,6 +233,11 @@ class TensorTable(TensorLayer):
         Raises:
             TypeError, ValueError: an argument is invalid, as for the class and ``set_weight_``.
         """
+        check_tensor(f"{cls.__name__}.from_pretrained", embeddings, "embeddings")
+        if embeddings.dim() != 2:
+            raise ValueError(
+                f"embeddings has shape {tuple(embeddings.shape)}; it must be (num_embeddings, embedding_dim)"
+            )
         make: Any = cls.dense_type.from_pretrained
         own = {name: kwargs.pop(name) for name in [*kwargs] if name in signature(make).parameters}
         return cls.from_dense(make(embeddings, freeze=freeze, **own), **kwargs)

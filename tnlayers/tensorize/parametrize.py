@@ -8,17 +8,21 @@ import torch
 from torch import nn
 
 from tnlayers.backend.input_checks import check_module
+from tnlayers.init.like import LIKE, resolved
 from tnlayers.init.variance import Init
 from tnlayers.layers.base import TensorLayer
+from tnlayers.layers.registry import TABLES, layer_class
+from tnlayers.layers.table_arguments import refuse, settled
 from tnlayers.spec.rank import Rank
 from tnlayers.tensorize.config import TensorizeConfig
-from tnlayers.tensorize.finding import note_holders
+from tnlayers.tensorize.finding import in_order, layers, note_holders
 from tnlayers.tensorize.new_layers import choose_ranks, make_layers
 from tnlayers.tensorize.refusals import weight_refusal
 from tnlayers.tensorize.replace import put_in_place
 from tnlayers.tensorize.report import TensorizeReport
-from tnlayers.tensorize.sites import Swap
-from tnlayers.tensorize.weight_sites import WeightSite, is_matrix
+from tnlayers.tensorize.sites import LayerSite, Swap
+from tnlayers.tensorize.swappable import NETWORKS
+from tnlayers.tensorize.weight_sites import WeightSite, is_matrix, networks
 
 
 def parametrize_(
@@ -54,15 +58,17 @@ def parametrize_(
         decompose: fit the cores to the parameter's values, or else draw them.
         in_shape: factors of all inputs of one map; None: the format's own.
         out_shape: factors of all outputs of all maps; None: the format's own.
-        init: initialisation of drawn cores.
+        init: initialisation of drawn cores; "like": as large as the parameter's values. The weight of an embedding is
+            drawn as by ``TTEmbedding``.
         options: the format's own arguments, by name.
 
     Returns:
-        TensorizeReport: with one row. ``remap_optimizer_`` takes it.
+        TensorizeReport: its row of this name, and one for each network before it. ``remap_optimizer_`` takes it.
 
     Raises:
         TypeError, ValueError: there is no such parameter, it has one axis, is computed already, or something else than
-            the module holds it; or an argument is invalid.
+            the module holds it; it is the weight of an embedding with ``padding_idx``, ``max_norm`` or ``sparse``; or
+            an argument is invalid.
 
     Warns:
         UserWarning: an optimizer holds the parameter; ``remap_optimizer_`` exchanges it.
@@ -81,16 +87,47 @@ def parametrize_(
     config = TensorizeConfig(format, rank=rank, options=options, decompose=decompose, init=init)
     shapes = {"in_shape": in_shape, "out_shape": out_shape}
     site.settings = (config.of([name]) or {}) | {key: shape for key, shape in shapes.items() if shape is not None}
-    swap = Swap(module, config, sites=[site], chosen=[site])
+    _settle_table(site)
+    swap = Swap(module, config, sites=in_order(module, [*_before(module), site]), chosen=[site])
     note_holders(module, [site], lambda site: site.leaving)
     if refusal := weight_refusal(site):
         raise ValueError(f"{name} cannot become a network: {refusal}")
+    site.settings = resolved(site.settings, site.plain, name)
     with torch.inference_mode(False), torch.no_grad():
         choose_ranks(swap)
         if site.reason:
             raise ValueError(f"{name} cannot become a network: {site.reason}")
         make_layers(swap)
     return put_in_place(swap)
+
+
+def _before(module: nn.Module) -> list[LayerSite]:
+    """Return the layers and weights of a module that are networks already, for the report."""
+    found = [*layers(module, NETWORKS, "").values(), *networks(module)]
+    for site in found:
+        site.reason = f"a tensor {'network' if isinstance(site, WeightSite) else 'layer'} already"
+    return found
+
+
+def _settle_table(site: WeightSite) -> None:
+    """Let the weight of an embedding be drawn as a table is; raise if the embedding treats some rows differently."""
+    tables: Any = tuple(TABLES)
+    if not isinstance(site.module, tables) or site.parameter != "weight":
+        return
+    kind = next(kind for kind in TABLES if isinstance(site.module, kind))
+    index = site.module.padding_idx
+    if index is not None:
+        raise ValueError(
+            f"{site.names[0]} cannot become a network: padding_idx is {index}, but rows of a network share the cores, "
+            f"so row {index} would change with them; {layer_class(site.settings['format'], kind).__name__} keeps it "
+            'constant (tensorize_ with kinds=("embedding",))'
+        )
+    try:
+        refuse(site.module.max_norm, site.module.sparse)
+        if site.settings["init"] != LIKE:
+            site.settings["init"] = settled(site.settings["init"])
+    except ValueError as error:
+        raise ValueError(f"{site.names[0]} cannot become a network: {error}") from None
 
 
 def _site(module: Any, name: Any) -> WeightSite:

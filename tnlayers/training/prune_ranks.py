@@ -118,7 +118,8 @@ def prune_ranks_(
             their largest number.
         batches: whatever ``loss`` takes; some hundred samples in ten or more batches. It is read once.
         loss: called as ``loss(model, batch)`` with the model in eval mode; returns a scalar.
-        include: patterns of the layers' names, as in ``TensorizeConfig``. The budget is of these layers.
+        include: a pattern of the layers' names, or several, of which the budget is; see ``TensorizeConfig``,
+            which takes a sequence only.
         optimizer: the optimizer that holds the cores; it gets the new ones, as in ``truncate_``.
 
     Returns:

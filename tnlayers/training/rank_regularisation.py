@@ -45,7 +45,7 @@ def rank_dropout_(model: nn.Module, p: float, *, include: str | Sequence[str] = 
     Args:
         model: a tensor layer, or a module that holds some.
         p: probability in [0, 1); 0 ends the dropout.
-        include: patterns of the layers' names, as in ``TensorizeConfig``.
+        include: a pattern of the layers' names, or several; see ``TensorizeConfig``, which takes a sequence only.
 
     Returns:
         list[str]: names of the layers that were set.
@@ -77,7 +77,7 @@ def rank_lasso(model: nn.Module, *, include: str | Sequence[str] = ("*",)) -> Te
 
     Args:
         model: a tensor layer, or a module that holds some.
-        include: patterns of the layers' names, as in ``TensorizeConfig``.
+        include: a pattern of the layers' names, or several; see ``TensorizeConfig``, which takes a sequence only.
 
     Returns:
         Tensor: a scalar on the first layer's device, in float32 or float64, differentiable in the cores. A term of norm
