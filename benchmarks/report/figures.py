@@ -211,6 +211,15 @@ def _compressed(rows: Rows, keep: str, formats: str) -> str:
     return _span([float(row["drop"]) for row in kept], "{:.2f}")
 
 
+def _behind(rows: Rows, model: str, conv: str, ratio: str) -> str:
+    """Return how many points of accuracy a format is behind the dense network, in means over seeds."""
+    found = {
+        (form, float(size)): statistics.fmean(float(row["accuracy"]) for row in some)
+        for (form, size), some in groups([row for row in rows if row["model"] == model], "conv", "ratio")
+    }
+    return f"{100 * (found[DENSE, 1.0] - found[conv, float(ratio)]):.2f}"
+
+
 def _scale(rows: Rows, conv: str, processes: str, way: str, column: str) -> str:
     """Return how many times as many bytes the dense network has in a column as a format."""
     found = {key: float(some[0][column]) for key, some in groups(rows, "conv", "processes", "way")}
@@ -243,6 +252,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "throughput/slowest": _throughput,
     "compress/dense": lambda rows: f"{float(rows[0]['accuracy_dense']):.2%}",
     "compress/lost": _compressed,
+    "results/behind": _behind,
     "tools/passed": lambda rows: f"{sum(not row['result'] for row in rows)} of {len(rows)}",
     "tools/tools": lambda rows: f"{len({row['tool'] for row in rows})}",
     "scale/times-fewer": _scale,

@@ -273,6 +273,11 @@ def test_functions_of_trained_networks():
             for rank, conv, over in (("", "dense", "0.5"), ("0.1", "cp", "1.1"), ("0.1", "tr", "0.9"))]  # fmt: skip
     assert FIGURES["throughput/slowest"](cost, "bf16") == "0.90"
     assert FIGURES["throughput/slowest"](cost, "bf16", "cp") == "1.10"
+    whole = [
+        {"model": "resnet20", "conv": conv, "ratio": ratio, "accuracy": accuracy}
+        for conv, ratio, accuracy in (("dense", "1.0", "0.9"), ("dense", "1.0", "0.92"), ("tr", "5.0", "0.885"))
+    ]
+    assert FIGURES["results/behind"](whole, "resnet20", "tr", "5") == "2.50"
     sent = [
         {"conv": conv, "processes": "8", "way": "copies", "sent": sent} for conv, sent in (("dense", "60"), ("tr", "8"))
     ]
