@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -25,11 +25,18 @@ from torch.nn.functional import normalize
 
 import tnlayers
 from benchmarks.common.atomic import WriteError, check
+from benchmarks.common.chosen import identity
 from benchmarks.common.errors import ConfigError, DataError
-from benchmarks.common.provenance import write_csv
+from benchmarks.common.grid import read_rows
+from benchmarks.common.provenance import provenance, write_csv
 from benchmarks.common.rows import RESULTS
 
 SVD, MATRICES = "svd", "matrices"
+KEY = ("format", "calibrated", "keep", "ranks")
+COLUMNS = (
+    *KEY, "parameters", "dense_parameters", "cosine", "found", "svd_cosine", "texts", "pairs", "tokens",
+    "calibrated_on", "evaluated_on",
+)  # fmt: skip
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     MATRICES: ("einsum", {"network": "i r, r o"}),  # the form of the truncated decomposition
     **{name: (name, {}) for name in ("tucker", "tr", "blocktt")},
@@ -47,7 +54,9 @@ class Command:
     """Folder with config.json, model.safetensors and the tokenizer's files."""
     formats: tuple[str, ...] = tuple(FORMATS)
     keeps: tuple[float, ...] = (0.5, 0.25)
-    """Keep ratios of each linear layer of the blocks."""
+    """Keep ratios of the linear layers of the blocks."""
+    ranks: Literal["layer", "model"] = "layer"
+    """Whether each layer has the keep ratio, or all of them together, with ranks by `budget` of TensorizeConfig."""
     calibration: tuple[str, ...] = ("numpy", "sklearn")
     """Packages whose docstrings the layers are fitted on."""
     evaluation: str = "scipy"
@@ -60,6 +69,7 @@ class Command:
     """Tokens of a text beyond which it is cut."""
     threads: int | None = None
     out: Path = RESULTS / "encoder.csv"
+    """CSV file. Its rows of other formats, keep ratios and ranks are kept."""
 
     def check(self) -> None:
         """Check that the values can be run."""
@@ -160,7 +170,8 @@ def measure(command: Command, model: nn.Module, tokenizer: Any, console: Console
     same = {"texts": command.texts, "pairs": command.pairs, "tokens": command.tokens}
     same["calibrated_on"], same["evaluated_on"] = " ".join(command.calibration), command.evaluation
     dense = sum(layer.weight.numel() for layer in linears(model))
-    row = {"format": "dense", "calibrated": "", "keep": 1.0, "parameters": dense, "dense_parameters": dense}
+    row = {"format": "dense", "calibrated": "", "keep": 1.0, "ranks": "", "parameters": dense}
+    row |= {"dense_parameters": dense}
     found, wanted = scores(model, None)
     yield row | found | {"svd_cosine": ""} | same
     truncated: dict[int, float] = {}
@@ -183,10 +194,12 @@ def measure(command: Command, model: nn.Module, tokenizer: Any, console: Console
             parameters = truncate(twin, keep)
         else:
             form, options = FORMATS[name]
-            config = tnlayers.TensorizeConfig(form, rank=keep, options=options)
+            ranks: dict[str, Any] = {"rank": keep} if command.ranks == "layer" else {"budget": {"params": keep}}
+            config = tnlayers.TensorizeConfig(form, **ranks, options=options)
             report = tnlayers.tensorize_(twin, config, calibration=examples if fitted else None, progress=False)
-            parameters = sum(layer.params[1] for layer in report.values() if layer.swapped)
-        row |= {"format": name, "calibrated": fitted, "keep": keep, "parameters": parameters}
+            parameters = sum(layer.params[layer.swapped] for layer in report.values())
+        ranks_of = "layer" if name == SVD else command.ranks
+        row |= {"format": name, "calibrated": fitted, "keep": keep, "ranks": ranks_of, "parameters": parameters}
         yield row | scores(twin, wanted)[0] | {"svd_cosine": of_svd(parameters)} | same
 
 
@@ -202,10 +215,10 @@ def main() -> None:
 
         model = BertModel.from_pretrained(command.model, add_pooling_layer=False).eval()
         tokenizer = AutoTokenizer.from_pretrained(command.model)
-        rows = []
+        rows = {identity(row, KEY): row for row in read_rows(command.out, COLUMNS, workers=1)}
         for row in measure(command, model, tokenizer, console):
-            rows.append(row)
-            write_csv(command.out, rows)
+            rows[identity(row, KEY)] = row | provenance()
+            write_csv(command.out, [*rows.values()])
     except (ConfigError, DataError, WriteError) as error:
         sys.exit(f"error: {error}")
 

@@ -77,6 +77,7 @@ def encoder(rows: Rows) -> str:
             [
                 row["format"],
                 row["keep"],
+                row["ranks"],
                 {"True": "inputs", "False": "weights"}.get(row["calibrated"], ""),
                 f"{int(row['parameters']):,}",
                 f"{int(row['parameters']) / int(row['dense_parameters']):.1%}",
@@ -86,6 +87,6 @@ def encoder(rows: Rows) -> str:
                 f"{float(row['found']):.1%}",
             ]
         )
-    header = ["format", "keep", "fitted to", "parameters of the linear layers", "of dense"]
+    header = ["format", "keep", "of each", "fitted to", "parameters of the linear layers", "of dense"]
     header += ["cosine", "cosine lost", "lost / SVD's", "texts found"]
     return f"{markdown(header, table)}\n\n{source(rows)}"

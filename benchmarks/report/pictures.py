@@ -302,16 +302,18 @@ def encoder(rows: Rows) -> Figure:
     axes = figure.subplots()
     forms = {"svd": DENSE_COLOUR, "matrices": COLOURS["cp"]}
     forms |= {name: ALL_COLOURS[name] for name in ("tucker", "tr", "blocktt")}
-    for (form, inputs), runs in groups(rows, "format", "calibrated"):
+    for (form, inputs, ranks), runs in groups(rows, "format", "calibrated", "ranks"):
         if form in forms and (form == "svd" or inputs == "True"):
             share = [100 * float(row["parameters"]) / float(row["dense_parameters"]) for row in runs]
-            axes.plot(share, [float(row["cosine"]) for row in runs], "o-", color=forms[form], ms=6)
+            style = "o-" if ranks == "layer" else "^:"
+            axes.plot(share, [float(row["cosine"]) for row in runs], style, color=forms[form], ms=6)
     axes.set(
         xlabel="% of the parameters of the linear layers", ylabel="cosine to the original", ylim=(0, 1), xlim=(0, 60)
     )
     plain(axes)
     names = {"svd": "truncated SVD", "matrices": "two matrices", "tucker": "Tucker", "tr": "TR", "blocktt": "BlockTT"}
-    legend(figure, [key(name, forms[form], marker="o") for form, name in names.items()], 3)
+    budget = key("ranks from a budget", marker="^")
+    legend(figure, [*(key(name, forms[form], marker="o") for form, name in names.items()), budget], 3)
     return figure
 
 
