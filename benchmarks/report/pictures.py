@@ -123,6 +123,8 @@ def results(rows: Rows) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.xaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_xlim()
+        axes.set_xlim(min(low, 0.45 * high), 1.1 * high)  # a tick at least where the points lie close
         plain(axes)
     ticks(panels[2], (25, 30, 40, 50, 60))
     for axes in panels[::2]:
