@@ -197,7 +197,8 @@ def measure(command: Command, model: nn.Module, tokenizer: Any, console: Console
             ranks: dict[str, Any] = {"rank": keep} if command.ranks == "layer" else {"budget": {"params": keep}}
             config = tnlayers.TensorizeConfig(form, **ranks, options=options)
             report = tnlayers.tensorize_(twin, config, calibration=examples if fitted else None, progress=False)
-            parameters = sum(layer.params[layer.swapped] for layer in report.values())
+            saved = [before - after for before, after in (each.params for each in report.values() if each.swapped)]
+            parameters = dense - sum(saved)
         ranks_of = "layer" if name == SVD else command.ranks
         row |= {"format": name, "calibrated": fitted, "keep": keep, "ranks": ranks_of, "parameters": parameters}
         yield row | scores(twin, wanted)[0] | {"svd_cosine": of_svd(parameters)} | same
