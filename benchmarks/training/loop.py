@@ -45,6 +45,13 @@ def batches(config: Config, data: Any) -> tuple[int, int]:
     return config.batch_size, count // config.batch_size  # each epoch leaves out other images
 
 
+def set_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store the kernels of a model's plain convolutions in a memory format."""
+    for conv in model.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.to(memory_format=memory_format)
+
+
 class Loop:
     """Training of a network on a data set, one epoch at a time, without writing files.
 
@@ -83,7 +90,9 @@ class Loop:
         self.ranks = None if config.rank_schedule is None else RankSchedule(config, model)
         self.saved = ""  # epoch and step of the last checkpoint, in words
         self._place(model)
-        self.teacher = teacher and teacher.to(self.device, self.image_format)
+        self.teacher = teacher
+        if teacher is not None:
+            set_format(teacher.network.to(self.device), self.image_format)
         groups = self._groups() if groups is None else groups
         if config.optimizer == "sgd":
             sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
@@ -115,9 +124,8 @@ class Loop:
     def _place(self, model: nn.Module) -> None:
         """Set `model`, and `trained`: the model that is distributed, in its memory format, and compiled."""
         self.image_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        for conv in model.modules():
-            if isinstance(conv, nn.Conv2d) and not self.config.shard:  # FSDP2 shards only contiguous tensors
-                conv.to(memory_format=self.image_format)
+        if not self.config.shard:  # FSDP2 shards only contiguous tensors
+            set_format(model, self.image_format)
         if self.part.world > 1 and self.config.sync_norm:
             model = distributed.synced(model, self.device)
         if self.config.compile:

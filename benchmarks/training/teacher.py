@@ -22,20 +22,12 @@ class Teacher:
 
     Args:
         network: the trained network.
-        normalise: maps bytes of images to the network's inputs.
+        normalise: maps bytes of images to the network's inputs; None: as for the network that learns.
         share: weight of the distance between the outputs in the loss. The rest is that of the labels.
     """
 
-    def __init__(self, network: nn.Module, normalise: Normalise, share: float) -> None:
+    def __init__(self, network: nn.Module, normalise: Normalise | None, share: float) -> None:
         self.network, self.normalise, self.share = network.eval(), normalise, share
-
-    def to(self, device: torch.device, memory_format: torch.memory_format) -> "Teacher":
-        """Move the network to a device, its kernels to a memory format."""
-        self.network.to(device)
-        for conv in self.network.modules():
-            if isinstance(conv, nn.Conv2d):
-                conv.to(memory_format=memory_format)
-        return self
 
     def loss(self, logits: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch.
@@ -56,7 +48,7 @@ def read_teacher(path: Path, share: float, data: Any) -> Teacher:
     Args:
         path: the file. A checkpoint of a run with an average of weights gives the average.
         share: see Teacher.
-        data: the data set to train on. A checkpoint's network gets its images normalised as the run did.
+        data: the data set to train on. A checkpoint's network gets its images as the network that learns does.
 
     Raises:
         ConfigError: the file holds neither, or its network is for other images or labels.
@@ -67,15 +59,16 @@ def read_teacher(path: Path, share: float, data: Any) -> Teacher:
         reason = next(iter(str(error).splitlines()), "")
         raise ConfigError(f"teacher is {path}, which cannot be read: {reason}") from error
     if not isinstance(state, dict) or "config" not in state:
-        network, prepare = read_network(path), normalise
-        channels, labels = network.conv1.in_channels, network.linear.out_features  # type: ignore[union-attr]
+        network: Any = read_network(path)
+        prepare: Normalise | None = normalise
+        channels, labels = network.conv1.in_channels, network.linear.out_features
     else:
         known = {name: value for name, value in state["config"].items() if name in Config.__dataclass_fields__}
         config = Config(**known | {"teacher": None, "rank_schedule": None})
         if state.get("ranks"):
             raise ConfigError(f"teacher is {path}, whose ranks fell in training: that is not supported")
         channels, labels = data.channels, state["config"]["labels"]
-        network, prepare = config.network(channels, labels), data.normaliser()
+        network, prepare = config.network(channels, labels), None
         try:
             network.load_state_dict(state["model"] | (state["average"] or {}))
         except RuntimeError as error:

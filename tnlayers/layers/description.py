@@ -67,18 +67,10 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
         raise TypeError(
             f"{name} has its own {', '.join(own)}, which no description holds; it would come back as {made.__name__}"
         )
-    description = {
-        "format": form.name,
-        "options": {field.name: as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
+    description = settings(layer) | {
         "kind": kind.__name__,
         "arguments": as_json("arguments", layer._arguments(layer)),
         "dtype": str(layer.cores[0].dtype).removeprefix("torch."),
-        "rank": dict(layer.rank),
-        "in_shape": list(layer.network.shape(layer.network.inputs)),
-        "out_shape": list(layer.network.shape(layer.network.outputs)),
-        "init": as_json("init", asdict(layer.init)),
-        "strategy": layer.strategy,
-        "memory": layer.memory,
     }
     again = build(description, device="meta")
     for attribute in ("format", "network", "geometry", "init"):
@@ -91,6 +83,28 @@ def describe(layer: TensorLayer) -> dict[str, Any]:
             "several dtypes, and tensors of its own have no place there"
         )
     return description
+
+
+def settings(layer: TensorLayer) -> dict[str, Any]:
+    """Return the part of a description that layers and the networks of single weights share.
+
+    Example:
+        >>> from tnlayers.layers.registry import layer_class
+        >>> settings(layer_class("cp", nn.Linear)(8, 8, rank=4))["rank"]
+        {'r': 4}
+    """
+    return {
+        "format": layer.format.name,
+        "options": {
+            field.name: as_json(field.name, getattr(layer.format, field.name)) for field in fields(layer.format)
+        },
+        "rank": dict(layer.rank),
+        "in_shape": list(layer.network.shape(layer.network.inputs)),
+        "out_shape": list(layer.network.shape(layer.network.outputs)),
+        "init": as_json("init", asdict(layer.init)),
+        "strategy": layer.strategy,
+        "memory": layer.memory,
+    }
 
 
 def check_length(description: Any) -> None:

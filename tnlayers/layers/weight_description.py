@@ -10,7 +10,15 @@ from tnlayers import validate
 from tnlayers.formats import FORMATS
 from tnlayers.init.variance import Init
 from tnlayers.layers.any_weight import Layout, NetworkWeight, weight_class
-from tnlayers.layers.description import as_json, check_length, exactly, network_within_limits, sentences, tuples
+from tnlayers.layers.description import (
+    as_json,
+    check_length,
+    exactly,
+    network_within_limits,
+    sentences,
+    settings,
+    tuples,
+)
 from tnlayers.spec.geometry import Geometry
 
 _KEYS = "format", "options", "geometry", "layout", "rank", "in_shape", "out_shape", "init", "strategy", "memory"
@@ -33,17 +41,9 @@ def describe_weight(network: NetworkWeight) -> dict[str, Any]:
     form = type(layer.format)
     if FORMATS.get(form.name) is not form:
         raise ValueError(f"the format {form.__name__} is not registered; register it with tnlayers.register")
-    return {
-        "format": form.name,
-        "options": {field.name: as_json(field.name, getattr(layer.format, field.name)) for field in fields(form)},
+    return settings(layer) | {
         "geometry": as_json("geometry", asdict(layer.geometry)),
         "layout": None if layout is None else {"shape": list(layout.shape), "axes": layout.axes},
-        "rank": dict(layer.rank),
-        "in_shape": list(layer.network.shape(layer.network.inputs)),
-        "out_shape": list(layer.network.shape(layer.network.outputs)),
-        "init": as_json("init", asdict(layer.init)),
-        "strategy": layer.strategy,
-        "memory": layer.memory,
     }
 
 
