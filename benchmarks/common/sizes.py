@@ -3,6 +3,7 @@
 from torch import nn
 
 import tnlayers
+from benchmarks.common.errors import ConfigError
 
 
 def convolutions(model: nn.Module) -> list[nn.Module]:
@@ -23,6 +24,21 @@ def size(model: nn.Module) -> dict[str, float]:
         "dense_parameters": parameters - cores + kernels,
         "keep_ratio": round(cores / kernels, 4),
     }
+
+
+def keep_of(dense: nn.Module, ratio: float) -> float:
+    """Return the keep ratio of all convolutions but the stem that makes a whole network this many times smaller.
+
+    Raises:
+        ConfigError: the other layers alone have too many parameters.
+    """
+    convs, total = sum(conv.weight.numel() for conv in convolutions(dense)[1:]), numel(dense)
+    keep = (total / ratio - (total - convs)) / convs
+    if not 0 < keep <= 1:
+        raise ConfigError(
+            f"a network of {total} parameters cannot be compressed {ratio:g} times by its convolutions alone"
+        )
+    return round(keep, 5)
 
 
 def numel(module: nn.Module) -> int:

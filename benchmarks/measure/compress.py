@@ -1,4 +1,7 @@
-"""Compress trained ResNets in every format, and fine-tune them: python benchmarks/measure/compress.py --weights FILE.
+"""Compress trained ResNets in every format, and fine-tune them.
+
+    python benchmarks/measure/compress.py --weights FILE --data-dir DIR
+    python benchmarks/measure/compress.py --weights FILE --data-dir DIR --config configs/compress-resnet32.yaml
 
 A row is a network, a format and a keep ratio. It has the error of the fitted kernels, accuracy before and after a short
 fine-tune, size and latency. It also has the errors, and accuracies before fine-tuning, of tensorly's own algorithms and
@@ -42,10 +45,10 @@ from benchmarks.common.names import DENSE, network_name
 from benchmarks.common.peer_fits import PEERS, quietly
 from benchmarks.common.provenance import provenance, write_csv
 from benchmarks.common.rows import RESULTS
-from benchmarks.common.sizes import convolutions, size
+from benchmarks.common.sizes import convolutions, keep_of, size
 from benchmarks.common.timing import rounds
 from benchmarks.common.trained_networks import read_network
-from benchmarks.training.config import Config
+from benchmarks.training.config import Config, presets
 from benchmarks.training.data.in_memory import ImageData, load
 from benchmarks.training.data.on_disk import normalise
 from benchmarks.training.loop import Loop
@@ -56,8 +59,8 @@ BATCHES = (1, 32)  # batch sizes of the latencies
 KEY = ("weights", "format", "keep", "split")
 SETTINGS = (
     "allocation", "calibration", "distil", "hint",
-    "epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "warmup", "label_smoothing", "augment", "pad",
-    "ema", "seed", "amp", "channels_last",
+    "epochs", "batch_size", "lr", "momentum", "weight_decay", "decay", "schedule", "warmup", "clip", "label_smoothing",
+    "augment", "pad", "ema", "seed", "amp", "channels_last",
 )  # fmt: skip
 COLUMNS = (
     *KEY, "kept", "swapped", "refused", "parameters", "dense_parameters", "bytes", "dense_bytes", "error", "error_max",
@@ -72,11 +75,15 @@ Row = dict[str, Any]
 class Command(Config):
     """Compress trained CIFAR-10 ResNets in every format, and fine-tune them briefly."""
 
-    weights: tuple[Path, ...]
+    config: tuple[Path, ...] = ()
+    """A YAML preset. The other flags override it."""
+    weights: tuple[Path, ...] = ()
     """Files with the networks' weights. Tables omit a hash at the end of a file's name."""
     formats: tuple[str, ...] = (DENSE, "tucker", "cp", "tt-chain", "tr", "tt", "btt")
     keeps: tuple[float, ...] = (0.5, 0.25)
     """Keep ratios of the convolutions, without the stem."""
+    ratios: tuple[float, ...] = ()
+    """In place of keep ratios: parameters of the whole network over those of the compressed one."""
     allocation: Literal["budget", "uniform"] = "budget"
     """Distribute the parameters over the convolutions by singular values, or use the same keep ratio for each."""
     calibration: int = 16
@@ -91,6 +98,7 @@ class Command(Config):
     """Maximum learning rate of plain layers. Cores get those of `tnlayers.param_groups`."""
     batch_size: int = 128
     weight_decay: float = 0.0001
+    """L2 on dense kernels, and on those that cores contract to."""
     warmup: float = 0.1
     peers: bool = True
     """Also decompose with tensorly and tensorly-torch, if installed."""
@@ -104,7 +112,7 @@ class Command(Config):
     conv: Suppress[str] = DENSE
     rank: Suppress[None] = None
     teacher: Suppress[None] = None
-    decay: Suppress[str] = "cores"
+    decay: Suppress[str] = "kernels"
     init: Suppress[None] = None
     image_size: Suppress[int] = 224
     classes: Suppress[None] = None
@@ -126,7 +134,10 @@ class Command(Config):
                 set(self.formats) <= {DENSE, *ALL_FAMILIES},
                 f"there are only {DENSE}, {', '.join(ALL_FAMILIES)}",
             ),
+            ("config", len(self.config) <= 1, "one at most is possible"),
+            ("weights", names, "one file at least is needed"),
             ("keeps", all(0 < keep <= 1 for keep in self.keeps), "they must be above 0 and at most 1"),
+            ("ratios", all(ratio > 1 for ratio in self.ratios), "they must be above 1"),
             ("calibration", self.calibration >= 0, "it must be at least 0"),
             ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
             ("hint", 0 <= self.hint < math.inf, "it must be at least 0"),
@@ -290,7 +301,8 @@ def compress(command: Command, progress: Progress) -> Iterator[Row]:
     same = {name: getattr(command, name) for name in ("split", *SETTINGS)} | {"evaluated": len(data.test_labels)}
     for name, dense in networks.items():
         accuracy = Tuning(command, data, deepcopy(dense)).accuracy()
-        every = ((family, 1.0 if family == DENSE else keep) for family in command.formats for keep in command.keeps)
+        keeps = [keep_of(dense, ratio) for ratio in command.ratios] or command.keeps
+        every = ((family, 1.0 if family == DENSE else keep) for family in command.formats for keep in keeps)
         for family, keep in dict.fromkeys(every):
             known = {"weights": name, "format": family, "keep": keep, "accuracy_dense": accuracy, **same}
             yield dict.fromkeys(COLUMNS, "") | measure(command, known, dense, data, progress)
@@ -314,7 +326,8 @@ def table(rows: Sequence[Row]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     try:
-        command = tyro.cli(Command, args=arguments)
+        default = next(map(Command.from_yaml, presets(arguments)), Command())
+        command = tyro.cli(Command, args=arguments, default=default)
         command.check()
         rows, done = {key(row): row for row in read_rows(command.out, COLUMNS, workers=1)}, []
         with progress_bars(console) as progress:

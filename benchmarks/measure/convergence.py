@@ -54,8 +54,8 @@ LOST = 1.5 * math.log(NUM_CLASSES)  # a run has diverged if its last epoch's los
 SMOOTHING = 0.1  # weight of each step in the moving average of the loss
 KEY = (*GROUP, "lr", "seed")
 RECIPE = (
-    "epochs", "batch_size", "momentum", "weight_decay", "warmup", "label_smoothing", "augment", "pad", "images", "ema",
-    "amp", "channels_last", "held_out",
+    "epochs", "batch_size", "momentum", "weight_decay", "decay", "warmup", "label_smoothing", "augment", "pad",
+    "images", "ema", "amp", "channels_last", "held_out",
 )  # fmt: skip
 """Fields of a run's configuration that are settings of the grid."""
 SETTINGS = (*RECIPE, "rank", "channels", "evaluated", "shrink", "reference_loss")
@@ -87,6 +87,8 @@ class Grid:
     """Channels of the plain network."""
     momentum: float = 0.9
     weight_decay: float = 0.0
+    decay: Literal["cores", "kernels"] = "cores"
+    """What weight decay acts on in tensor convolutions."""
     warmup: float = 0.1
     label_smoothing: float = 0.0
     augment: bool = True

@@ -26,7 +26,7 @@ from benchmarks.common.grid import GridCommand, obey, read_rows
 from benchmarks.common.names import DENSE
 from benchmarks.common.provenance import provenance, write_csv
 from benchmarks.common.rows import RESULTS
-from benchmarks.common.sizes import convolutions, numel
+from benchmarks.common.sizes import keep_of
 from benchmarks.training.config import Config
 from benchmarks.training.data.in_memory import DATASETS, cached_load
 from benchmarks.training.run import Run
@@ -84,12 +84,7 @@ def sized(ratio: float, config: Config, channels: int, num_classes: int) -> Conf
         return config
     with torch.device("meta"):
         dense = replace(config, conv=DENSE).network(channels, num_classes)
-    convs = sum(conv.weight.numel() for conv in convolutions(dense)[1:])
-    total = numel(dense)
-    keep = (total / ratio - (total - convs)) / convs
-    if not 0 < keep <= 1:
-        raise ConfigError(f"{config.model} cannot be compressed {ratio} times by its convolutions alone")
-    return replace(config, rank=round(keep, 5), name=f"{config.conv}-{ratio:g}x")
+    return replace(config, rank=keep_of(dense, ratio), name=f"{config.conv}-{ratio:g}x")
 
 
 def measure(arm: tuple[float, Config]) -> Row:

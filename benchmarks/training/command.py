@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.common.atomic import WriteError, check
 from benchmarks.common.errors import ConfigError, DataError, RunError
 from benchmarks.training import distributed
-from benchmarks.training.config import Config
+from benchmarks.training.config import Config, presets
 from benchmarks.training.loop import batches
 from benchmarks.training.progress import progress_bar, progress_bars, table
 from benchmarks.training.records import Result, check_kept, check_new, write_results
@@ -52,13 +52,7 @@ class Command:
 
 def parse(arguments: Sequence[str] | None) -> list[Command]:
     """Return one command per preset. Without presets, return one command."""
-
-    def presets(config: tuple[Path, ...] = ()) -> tuple[Path, ...]:
-        return config
-
-    # Presets replace the defaults, so they are read before the other flags.
-    paths, _ = tyro.cli(presets, args=arguments, return_unknown_args=True, add_help=False)
-    defaults = [Command(run=Config.from_yaml(path)) for path in paths] or [Command()]
+    defaults = [Command(run=Config.from_yaml(path)) for path in presets(arguments)] or [Command()]
     return [tyro.cli(Command, args=arguments, default=default) for default in defaults]
 
 

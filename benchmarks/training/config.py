@@ -1,6 +1,7 @@
 """Configuration of a training run: fields, defaults, and YAML presets that override the defaults."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+import tyro
 from torch import nn
 
 from benchmarks.common.errors import ConfigError
@@ -215,6 +217,16 @@ class Config:
                 return MODELS[self.model](conv=conv, in_channels=in_channels, num_classes=num_classes, **options)
             except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # the last two: too large
                 raise ConfigError(f"{self.model} with {self.arm} convolutions cannot be built: {error}") from error
+
+
+def presets(arguments: Sequence[str] | None) -> tuple[Path, ...]:
+    """Return the paths after --config. Presets replace the defaults, so they are read before the other flags."""
+
+    def only(config: tuple[Path, ...] = ()) -> tuple[Path, ...]:
+        return config
+
+    paths, _ = tyro.cli(only, args=arguments, return_unknown_args=True, add_help=False)
+    return paths
 
 
 def read_yaml(kind: type[Kind], path: Path) -> Kind:

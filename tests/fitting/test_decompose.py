@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import tnlayers
+from tests.cases import FAMILIES
 from tnlayers.fitting import decompose as decomposition
 from tnlayers.fitting import objective
 from tnlayers.fitting.decompose import decompose
@@ -49,6 +50,28 @@ def test_error_falls_with_rank_and_is_the_one_returned(layer):
         found = float((made.weight.detach() - weight).norm() / weight.norm())
         assert errors[-1] == pytest.approx(found, rel=1e-6)
     assert errors[0] > errors[1] > errors[2]
+
+
+@pytest.mark.parametrize("layer", FAMILIES)
+def test_no_large_terms_cancel(layer):
+    """Rounding the cores to bfloat16 changes the kernel less than the fit itself does.
+
+    The kernel is a sum of tangents, near which terms of opposite sign can grow without limit, and a little noise.
+    """
+    draw = torch.Generator().manual_seed(2)
+    weight = torch.zeros(12, 12, 9, dtype=torch.float64)
+    for _ in range(2):
+        (a, da), (b, db), (c, dc) = (torch.randn(2, n, dtype=torch.float64, generator=draw) for n in weight.shape)
+        weight += sum(torch.einsum("o,i,k->oik", *term) for term in ((da, b, c), (a, db, c), (a, b, dc)))
+    weight += 0.05 * weight.square().mean().sqrt() * torch.randn(weight.shape, dtype=torch.float64, generator=draw)
+    made = layer(12, 12, 3, rank=2, dtype=torch.float64)
+    error = made.set_weight_(weight.reshape(12, 12, 3, 3))
+    fit = made.weight.detach().clone()
+    with torch.no_grad():
+        for core in made.cores:
+            core.copy_(core.bfloat16())
+        change = (made.weight - fit).norm() / weight.norm()
+    assert float(change) < error
 
 
 def test_the_fit_is_deterministic_and_leaves_the_generators_alone():

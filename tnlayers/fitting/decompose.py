@@ -3,7 +3,8 @@
 If all cores but one are fixed, the kernel is linear in that core, and its best value solves a least-squares problem.
 The normal equations are contracted from the network. Small ones are solved directly, large ones by conjugate gradients,
 which only multiply by the normal matrix. Sweeps over the cores lower the error to a local minimum. Each sweep starts at
-an extrapolation of the last one, as long as this lowers the error.
+an extrapolation of the last one, as long as this helps. In networks with cycles or sums the sweeps also keep the cores
+small, so that no large terms cancel: see ``Objective.merit``.
 """
 
 from collections.abc import Sequence
@@ -60,8 +61,10 @@ def decompose(
 
     Kernels that are matrices between two cores, or consist of such blocks, get their best fit at once. With moments,
     such blocks are fitted in turn. Other trees and rings start from singular value decompositions. Networks that are
-    not trees have several starts. The alternating least squares never end above the error of their start. Large kernels
-    are multiplied in float32 but for the last sweeps. Long fits are logged to ``logging.getLogger("tnlayers")`` at
+    not trees have several starts, and their large terms could cancel, so that bfloat16 or a short step of training
+    would lose the kernel. There the alternating least squares lower the error times a slowly growing function of the
+    cores' size; elsewhere the error alone, so it never ends above that of the start. Large kernels are multiplied in
+    float32 but for the last sweeps. Long fits are logged to ``logging.getLogger("tnlayers")`` at
     level INFO.
 
     Memory, in float64: five times the kernel; per start twice the cores; the largest intermediate tensor, a kernel with
@@ -93,6 +96,7 @@ def decompose(
 
     Reference:
         Kolda and Bader, SIAM Review 2009, for CP; the same step for any network. Ang et al. 2021 for extrapolation.
+        Phan et al., ECCV 2020, for cores that stay small.
 
     Example:
         >>> import tnlayers

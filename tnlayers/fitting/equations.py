@@ -25,8 +25,17 @@ def connected(operands: Sequence[Operand], twins: Mapping[str, str], ignored: Ax
     return [[operands[number] for number in members] for _, members in parts]
 
 
-def solve(grams: Sequence[Tensor], right: Tensor, present: Tensor) -> Tensor:
-    """Solve equations with the Kronecker product of ``grams`` as normal matrix."""
+def solve(grams: Sequence[Tensor], right: Tensor, present: Tensor, ridge: float = 0.0) -> Tensor:
+    """Solve equations with the Kronecker product of ``grams`` as normal matrix, plus a ridge on its diagonal."""
+    if ridge and len(grams) == 1:
+        grams, ridge = [grams[0] + ridge * torch.eye(grams[0].shape[1], dtype=right.dtype, device=right.device)], 0.0
+    if ridge:
+        found = [torch.linalg.eigh(gram) for gram in grams]
+        values = torch.ones_like(right[..., :1])
+        for dim, (own, _) in enumerate(found, start=1):
+            values = values * own.reshape([len(own), *(-1 if d == dim else 1 for d in range(1, right.ndim - 1)), 1])
+        turned = each([vectors.mT for _, vectors in found], right, torch.matmul)
+        return each([vectors for _, vectors in found], turned / (values + ridge), torch.matmul)
     step = right - each(grams, present, torch.matmul)
     return present + each([pulled(gram) for gram in grams], step, torch.linalg.solve)
 

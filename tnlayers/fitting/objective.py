@@ -26,6 +26,9 @@ STEPS, NEAR = 20, 2
 ROUGH = 2**15
 """From this many kernel entries on, sweeps multiply the kernel in float32 at first. Below, calls cost more."""
 
+RIDGE = 0.01
+"""Weight of the cores' squared size in what sweeps lower, in units of the size without cancellation: see ``merit``."""
+
 SMALL = 1e-3
 """Errors below this are measured by the difference of the kernels, and need the kernel in float64."""
 
@@ -63,6 +66,7 @@ class Objective:
         self.metric_axes = [self.coupled + self._primed(self.coupled)] * len(self.metric)
         self.weighted = self._weigh(target)
         self.scale = self._norm(target)
+        self.ridge, self.pull = RIDGE / _natural(network) if cancels(network) else 0.0, 0.0
         self.squares: dict[Axes, tuple[Tensor, list[Operand]]] = {}
         # float32 rounds the right sides only. Gram matrices, solutions and cores are in float64 throughout.
         self.rough = target.numel() >= ROUGH and torch.get_float32_matmul_precision() == "highest"
@@ -77,12 +81,26 @@ class Objective:
         """Return the relative error: the norm of the difference over that of the kernel."""
         return self._norm(reconstruct(self.network, cores).reshape(self.target.shape) - self.target) / self.scale
 
-    def sweep(self, cores: Sequence[Tensor]) -> tuple[list[Tensor], float]:
-        """Set every core in turn to its best value. Return the cores and their error."""
+    def merit(self, error: float, cores: Sequence[Tensor]) -> float:
+        """Return what sweeps lower: the error, and for networks that are no trees a little of the cores' size.
+
+        Without it, the terms of such a network can grow without limit and cancel, for an error hardly lower. bfloat16
+        then loses the kernel, and so does a step of training that is small for the cores. Near an exact fit the size
+        counts no more.
+
+        Reference:
+            Phan et al., ECCV 2020, on stable decompositions of kernels.
+        """
+        return error * math.sqrt(1 + self.ridge * _squares(cores))
+
+    def sweep(self, cores: Sequence[Tensor], error: float) -> tuple[list[Tensor], float]:
+        """Set every core in turn to its best value, for cores near to some with this error. Return cores and error."""
         kernel = self.single if self.rough and self.single is not None else self.weighted
         found, operands = list(cores), {-1: kernel}
         axes = dict(enumerate(self.network.cores)) | {-1: self.network.dense_axes}
         fit = 0.0
+        # The logarithms of the merit's two factors are concave in the squares, so their tangents bound them from above.
+        self.pull = self.ridge * (error * self.scale) ** 2 / (1 + self.ridge * _squares(cores))
         order = sorted(range(len(found)), key=lambda k: k != self.first)
         for k in order:
             operands |= {j: core.to(kernel.dtype) for j, core in enumerate(found) if j in axes and j != k}
@@ -129,7 +147,7 @@ class Objective:
 
             def normal(value: Tensor) -> Tensor:
                 operands = [*pairs, (value.reshape(network.shape(wanted)), wanted)]
-                return _contract(operands, self._primed(wanted)).reshape(shape)
+                return _contract(operands, self._primed(wanted)).reshape(shape) + self.pull * value
 
             near = None if apart else self._near(others, wanted, free)
             solution, rest = conjugate_gradients(normal, right, present, NEAR if near else STEPS, near)
@@ -138,7 +156,7 @@ class Objective:
                 _contract(part, apart + block + self._primed(block)).reshape(shape[0], size, size)
                 for part, block, size in zip(parts, blocks, sizes, strict=True)
             ]
-            solution = solve(grams, right, present)
+            solution = solve(grams, right, present, self.pull)
             rest = right - each(grams, solution, torch.matmul) if last else right
         fit = float((solution * (right + rest)).sum()) if last else 0.0
         return solution.reshape(network.shape(wanted)).permute(permutation(wanted, own)), fit
@@ -213,6 +231,29 @@ class Objective:
 
 def _contract(operands: Sequence[Operand], out: Axes) -> Tensor:
     return contract([tensor for tensor, _ in operands], [axes for _, axes in operands], out)
+
+
+def cancels(network: TensorNetwork) -> bool:
+    """Return whether large terms of a network can cancel: whether it has a cycle or an axis of several cores.
+
+    Example:
+        >>> [cancels(TensorNetwork.parse(text)) for text in ("i:4 a:2, a o:4", "i:4 a:2, a o:4 b:2, b h:3 a")]
+        [False, True]
+    """
+    homes = Counter(axis for core in network.cores for axis in core)
+    shared = [count for count in homes.values() if count > 1]
+    return any(count > 2 for count in shared) or len(shared) >= len(network.cores)
+
+
+def _natural(network: TensorNetwork) -> float:
+    """Return the squared size of all cores of a kernel of norm one whose terms do not cancel, as in a random one."""
+    count = len(network.cores)
+    entries = sum(math.log(math.prod(shape)) for shape in network.core_shapes)
+    return count * math.exp((entries - sum(map(math.log, network.sizes.values()))) / count)
+
+
+def _squares(cores: Sequence[Tensor]) -> float:
+    return sum(float(core.square().sum()) for core in cores)
 
 
 def balance(cores: Sequence[Tensor]) -> list[Tensor]:
