@@ -23,6 +23,7 @@ from benchmarks.common.rows import RESULTS, groups, read_csv
 from benchmarks.common.trained_networks import CHANNELS, SIZE, drawn, trained
 from benchmarks.report.drawing import ALL_COLOURS, COLOURS, DENSE_COLOUR, MARKERS, key, legend, plain, sheet, ticks
 from benchmarks.report.markdown import by
+from benchmarks.report.published import EVERY
 from benchmarks.report.start_tables import SHOWN
 
 Rows = list[dict[str, str]]
@@ -100,13 +101,18 @@ def compress(rows: Rows) -> Figure:
     return figure
 
 
+TUNED = {"ms": 7, "mec": "#111111", "mew": 0.9, "lw": 0}  # markers of networks that were fine-tuned
+LOWEST = 85  # per cent: published accuracies below are in the table alone
+
+
 def results(rows: Rows) -> Figure:
-    """Draw CIFAR-10 test accuracy against parameters, FLOPs and latency. Colours are formats, markers networks."""
+    """Draw CIFAR-10 test accuracy against parameters, FLOPs and latency. Colours are formats, markers networks.
+
+    Beside parameters are also the fine-tuned networks of compress.csv, and published accuracies.
+    """
     shown = trained(rows)
     times = {
-        (row["model"], row["conv"], row["rank"]): float(row["ms"])
-        for row in (read_csv(RESULTS / "latency.csv") if (RESULTS / "latency.csv").exists() else ())
-        if row["batch"] == "32"
+        (row["model"], row["conv"], row["rank"]): float(row["ms"]) for row in _others("latency") if row["batch"] == "32"
     }
     markers = dict(zip(dict.fromkeys(row["model"] for row in shown), MARKERS, strict=False))
     figure = sheet(6.4)
@@ -118,6 +124,18 @@ def results(rows: Rows) -> Figure:
         waits = [times.get((model, conv, row["rank"]), math.nan) for row in runs]  # not drawn where not measured
         for axes, x in zip(panels, (sizes, counts, waits), strict=True):
             axes.plot(*zip(*sorted(_means(x, runs).items()), strict=True), **style)
+    whole = {row["model"]: int(row["dense_parameters"]) for row in shown}
+    tuned = [
+        row
+        for row in _others("compress")
+        if row["weights"] in whole and row["split"] == "test" and row["accuracy_after"]
+    ]
+    for row in tuned:
+        style = {"color": ALL_COLOURS[row["format"]], "marker": markers[row["weights"]]}
+        panels[0].plot(int(row["parameters"]), 100 * float(row["accuracy_after"]), **style | TUNED)
+    for other in [one for one in EVERY if one.model in whole and one.accuracy > LOWEST]:
+        style = {"color": "#555555", "marker": markers[other.model], "fillstyle": "full" if other.trained else "none"}
+        panels[0].plot(whole[other.model] / other.ratio, other.accuracy, ms=5, lw=0, alpha=0.7, **style)
     for axes, label in zip(panels, labels, strict=True):
         axes.set(xscale="log", xlabel=label)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -132,8 +150,18 @@ def results(rows: Rows) -> Figure:
     corner.remove()
     formats = [key(conv, ALL_COLOURS[conv]) for conv in dict.fromkeys(row["conv"] for row in shown)]
     networks = [key(model, marker=marker) for model, marker in markers.items()]
-    figure.legend(handles=[*formats, *networks], frameon=False, loc="center", bbox_to_anchor=(0.77, 0.27))
+    kinds = [key("fine-tuned", marker="o", **TUNED)] if tuned else []
+    kinds += [key("published", "#555555", marker="o", fillstyle="none")]
+    kinds += [key("published, fine-tuned", "#555555", marker="o")]
+    entries = [*formats, *networks, *kinds]
+    figure.legend(handles=entries, frameon=False, loc="center", bbox_to_anchor=(0.77, 0.27), ncols=2, fontsize=9)
     return figure
+
+
+def _others(name: str) -> Rows:
+    """Return the rows of another results file, if it is there."""
+    path = RESULTS / f"{name}.csv"
+    return read_csv(path) if path.exists() else []
 
 
 def _means(x: Sequence[float], runs: Rows) -> dict[float, float]:

@@ -3,6 +3,7 @@
 from benchmarks.common.names import DENSE
 from benchmarks.common.rows import Rows, groups
 from benchmarks.report.markdown import ReportError, by, markdown, mean_and_error, source
+from benchmarks.report.published import published
 
 
 def digits(rows: Rows) -> str:
@@ -57,18 +58,6 @@ def recipe(rows: Rows) -> str:
     return f"{markdown([*header, 'parameters'], table)}\n\n{settings} {source(rows)}"
 
 
-PUBLISHED = {
-    ("resnet20", 1.0): "92.56 (200 epochs, chenyaofo)",
-    ("resnet20", 2.5): "90.8 at 2.3x (PSTRN)",
-    ("resnet20", 5.0): "88.5 at 6.1x (PSTRN)",
-    ("resnet32", 2.5): "91.44 at 2.5x (PSTRN); from a trained net 93.05 at 3x (ADMM-TT), 93.29 at 3x (ADMM-Tucker)",
-    ("resnet32", 5.0): "90.6 at 5x (Tensor Ring Nets; PSTRN at 5.2x)",
-    ("resnet32", 13.0): "90.24 at 10.5x, 87.65 at 19x (T-Basis); 80.8 at 15x (Tensor Ring Nets)",
-    ("resnet32", 1.0): "93.41 (200 epochs, chenyaofo); 92.5 (Tensor Ring Nets)",
-}
-"""Published CIFAR-10 test accuracies in per cent, near these compressions, after hundreds of epochs."""
-
-
 def results(rows: Rows) -> str:
     """Return test accuracy and parameters of every family by compression, and published accuracies."""
     for row in rows:
@@ -80,9 +69,6 @@ def results(rows: Rows) -> str:
         for conv, runs in by(group, "conv"):
             cells = [_trained([run for run in runs if float(run["ratio"]) == ratio]) for ratio in ratios]
             table.append([dataset, model, conv, *cells])
-        if dataset == "cifar10":
-            found = [PUBLISHED.get((model, ratio), "") for ratio in ratios]
-            table.append([dataset, model, "*published, long training*", *found])
     recipes = [
         f"{row['dataset']}: {row['epochs']} epochs of {row['images'] or 'all'} images, batch {row['batch_size']}"
         for row in rows
@@ -90,7 +76,8 @@ def results(rows: Rows) -> str:
     columns = ["whole" if ratio == 1 else f"{ratio:g}x smaller" for ratio in ratios]
     header = ["images", "network", "convolutions", *columns]
     recipe = "; ".join(dict.fromkeys(recipes))
-    return f"{markdown(header, table)}\n\n{recipe}. {source(rows)}"
+    others = published([*dict.fromkeys(row["model"] for row in rows if row["dataset"] == "cifar10")])
+    return "\n\n".join(filter(None, [markdown(header, table), f"{recipe}. {source(rows)}", others]))
 
 
 def _trained(runs: Rows) -> str:

@@ -68,6 +68,9 @@ class Config:
     decay: Literal["cores", "kernels"] = "cores"
     """What weight decay acts on in tensor layers: their cores, or the kernels that they contract to
     (`tnlayers.frobenius_penalty`, L2 with both optimizers). Dense kernels decay either way."""
+    rates: Literal["equal", "matched"] = "equal"
+    """Learning rates of cores: those of all other parameters, or such that kernels move as dense ones do
+    (`tnlayers.param_groups`)."""
     warmup: float = 0.1
     """Share of all steps in which the learning rate rises."""
     clip: float | None = None

@@ -20,7 +20,7 @@ from benchmarks.training.data.in_memory import ImageData
 from benchmarks.training.rank_schedule import BATCHES, RankSchedule, layers
 from benchmarks.training.records import Result
 from benchmarks.training.teacher import Normalise, Teacher
-from tnlayers import frobenius_penalty
+from tnlayers import frobenius_penalty, param_groups
 from tnlayers.measuring.timing import keep_freed_memory
 
 REPORT_EVERY = 10  # steps; each report waits for the device
@@ -108,9 +108,17 @@ class Loop:
         self._start_epoch()
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Return the groups of parameters that decay, and of those that do not."""
-        found = layers(self.model).values() if self.config.decay == "kernels" else ()
-        cores = {id(core) for layer in found for core in layer.cores}
+        """Return the groups of parameters that decay, and of those that do not; with matched rates also of cores."""
+        if self.config.rates == "matched":
+            optimizer = "sgd" if self.config.optimizer == "sgd" else "adam"
+            decay, lr = self.config.weight_decay, self.config.lr
+            found = param_groups(self.model, lr, weight_decay=decay, optimizer=optimizer, scale="expected")
+            for group in found:
+                if self.config.decay == "cores" and group["name"] not in ("weights", "others"):
+                    group["weight_decay"] = decay
+            return found
+        tensor = layers(self.model).values() if self.config.decay == "kernels" else ()
+        cores = {id(core) for layer in tensor for core in layer.cores}
         decaying = [p.ndim > 1 and id(p) not in cores for p in self.model.parameters()]  # no normalisation, no biases
         matrices, others = (
             [p for p, decays in zip(self.model.parameters(), decaying, strict=True) if decays == wanted]

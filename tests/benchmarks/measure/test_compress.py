@@ -2,17 +2,21 @@
 
 import csv
 import importlib.util
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.common import sizes
 from benchmarks.measure import compress
 from benchmarks.report import fit_tables, pictures
 from benchmarks.report.markdown import ReportError
 from benchmarks.training.data import official_files
 from tnlayers.models import ResNet, resnet
 
+ROOT = Path(__file__).parents[3]
 IMAGES = 20  # in each of the six files
 
 
@@ -126,6 +130,37 @@ def test_the_fine_tune_changes_every_parameter_and_starts_from_the_fit(run, monk
     assert not any(name.startswith(("conv1.cores", "linear.cores")) for name in after)
 
 
+def commanded(monkeypatch, *arguments):
+    """Return the command that these arguments make, and the keep ratios of its first rows."""
+    found = []
+    monkeypatch.setattr(compress, "measure", lambda command, known, *_: found.append((command, known)) or known | SIZE)
+    compress.main([*map(str, arguments)])
+    return found[0][0], [known["keep"] for _, known in found]
+
+
+SIZE = {"parameters": 1, "error": 0, "accuracy_before": 0.1, "drop": 0, "swapped": 1, "refused": 0}
+
+
+def test_presets_are_read_and_overridden_and_ratios_are_of_the_whole_network(run, weights, tmp_path, monkeypatch):
+    preset = tmp_path / "small.yaml"
+    preset.write_text("formats: [tr]\nratios: [2.0, 3]\nhint: 7\nlr: 0.5\nbatch_size: 16\n")
+    same = ("--weights", weights, "--data-dir", tmp_path, "--out", tmp_path / "out.csv", "--device", "cpu")
+    command, keeps = commanded(monkeypatch, "--config", preset, "--lr", 0.25, *same)
+    assert (command.formats, command.hint, command.lr) == (("tr",), 7.0, 0.25)
+    model = compress.read_network(weights)
+    whole, stem = sizes.numel(model), model.conv1.weight.numel()
+    convs = sum(conv.weight.numel() for conv in sizes.convolutions(model)) - stem
+    assert [whole - convs + keep * convs for keep in keeps] == pytest.approx([whole / 2, whole / 3], abs=1)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("compress-*.yaml")), ids=lambda path: path.stem)
+def test_the_presets_that_are_shipped(path):
+    command, default = compress.Command.from_yaml(path), compress.Command()
+    replace(command, weights=(Path("resnet32.th"),)).check()
+    stated = [line.partition(":")[0] for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    assert [name for name in stated if getattr(command, name) == getattr(default, name)] == []
+
+
 def test_a_format_that_every_layer_refuses_is_told_in_its_row(run):
     _, btt = run("--keeps", 0.005, "--epochs", 0, formats=("btt",))
     assert (btt["swapped"], btt["refused"], btt["parameters"], btt["drop"]) == ("0", "6", "", "")
@@ -166,6 +201,9 @@ def test_a_refusal_of_a_peer_is_told_in_its_cell(weights):
         (["--keeps", 1.5], "keeps is 1.5, but they must be above 0 and at most 1"),
         (["--keeps", 0.5, 0], "keeps is 0.5 0.0, but they must be"),
         (["--formats", "tucker", "svd"], "formats is tucker svd, but there are only dense, cp, tucker"),
+        (["--ratios", 0.5], "ratios is 0.5, but they must be above 1"),
+        (["--ratios", 900], "cannot be compressed 900 times by its convolutions alone"),
+        (["--config", "a.yaml"], r"a\.yaml.*No such file"),
         (["--epochs", -1], "epochs is -1, but it must be at least 0"),
         (["--epochs", 0, "--lr", 0], "lr is 0.0, but it must be above 0"),
         (["--images", 0], "images is 0, but it must be at least 1"),
