@@ -148,7 +148,8 @@ def results(rows: Rows) -> Figure:
     for axes in panels[::2]:
         axes.set_ylabel("test accuracy, %")
     corner.remove()
-    formats = [key(conv, ALL_COLOURS[conv]) for conv in dict.fromkeys(row["conv"] for row in shown)]
+    names = dict.fromkeys([*(row["conv"] for row in shown), *(row["format"] for row in tuned)])
+    formats = [key(conv, ALL_COLOURS[conv]) for conv in names]
     networks = [key(model, marker=marker) for model, marker in markers.items()]
     kinds = [key("fine-tuned", marker="o", **TUNED)] if tuned else []
     kinds += [key("published", "#555555", marker="o", fillstyle="none")]
