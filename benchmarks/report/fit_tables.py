@@ -4,6 +4,7 @@ from pandas import to_numeric
 
 from benchmarks.common.rows import Rows
 from benchmarks.report.markdown import ReportError, markdown, mean_and_worst, numbers, source
+from benchmarks.report.published import published
 
 
 def compress(rows: Rows) -> str:
@@ -42,6 +43,25 @@ def compress(rows: Rows) -> str:
         *(f"{way} / dense, {size}" for way in ("time", "unfolded") for size in ("1 image", "batch 32")),
     ]
     return "\n\n".join([markdown(header, table), *notes, source(rows)])
+
+
+LONG = 10  # epochs from which on a fine-tune is compared with published ones
+
+
+def tuned(rows: Rows) -> str:
+    """Return accuracies of the networks that were fine-tuned for long, and published ones."""
+    rows = [row for row in rows if row["split"] == "test" and int(row["epochs"]) >= LONG and row["accuracy_after"]]
+    if not rows:
+        raise ReportError(f"compress.csv holds no fine-tune of {LONG} epochs on test images")
+    table = []
+    for row in rows:
+        smaller = int(row["dense_parameters"]) / int(row["parameters"])
+        table.append([row["weights"], row["format"], f"{smaller:.1f}x", f"{int(row['parameters']):,}"])
+        table[-1] += [f"{float(row[f'accuracy_{when}']):.2%}" for when in ("dense", "before", "after")]
+        table[-1] += [f"{float(row['drop']):+.2f}", row["epochs"], row["lr"]]
+    header = ["network", "format", "smaller", "parameters", "dense", "before the fine-tune", "after", "points lost"]
+    others = published([*dict.fromkeys(row["weights"] for row in rows)])
+    return "\n\n".join([markdown([*header, "epochs", "learning rate"], table), source(rows), others])
 
 
 def fits(rows: Rows) -> str:

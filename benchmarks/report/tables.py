@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.common.rows import REPOSITORY, Rows, read_csv
 from benchmarks.report.figures import figure
-from benchmarks.report.fit_tables import compress, encoder, fits
+from benchmarks.report.fit_tables import compress, encoder, fits, tuned
 from benchmarks.report.headline import headline
 from benchmarks.report.markdown import ReportError
 from benchmarks.report.prose import numbers_by_hand, prose_of
@@ -35,7 +35,7 @@ from benchmarks.report.speed_tables import (
 )
 from benchmarks.report.start_tables import convergence, depth, init_scale
 from benchmarks.report.tool_tables import counters, tools
-from benchmarks.report.training_tables import digits, rank_schedule, recipe, results, scale, throughput
+from benchmarks.report.training_tables import digits, loop_rate, rank_schedule, recipe, results, scale, throughput
 
 FIGURE = re.compile(r"(<!-- figure: (?P<name>\S+) -->)[^<\n]*(<!-- /figure -->)")
 SECTION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -53,6 +53,7 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "penalty": penalty,
     "planning": planning,
     "compress": compress,
+    "tuned": tuned,
     "fits": fits,
     "encoder": encoder,
     "depth": depth,
@@ -61,9 +62,10 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "convergence": convergence,
     "results": results,
     "throughput": throughput,
+    "loop_rate": loop_rate,
     "scale": scale,
 }
-FILES = {"promises": "speed", "compiled": "speed-compile"}
+FILES = {"promises": "speed", "compiled": "speed-compile", "tuned": "compress"}
 """CSV files of the tables whose file has another name."""
 
 

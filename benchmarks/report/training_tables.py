@@ -51,7 +51,8 @@ def recipe(rows: Rows) -> str:
     table = []
     for row in sorted(rows, key=lambda row: row["conv"]):
         decay = f"{row['weight_decay']} on {'kernels' if row['conv'] == DENSE else row['decay']}"
-        table.append([row["conv"], row["lr"], decay, row["label_smoothing"], f"{100 * float(row['accuracy']):.2f} %"])
+        rate = f"{row['lr']}, matched" if row["rates"] == "matched" else row["lr"]
+        table.append([row["conv"], rate, decay, row["label_smoothing"], f"{100 * float(row['accuracy']):.2f} %"])
         table[-1] += [f"{int(row['parameters']):,}"]
     header = ["convolutions", "learning rate", "weight decay", "label smoothing", "accuracy on held-out images"]
     settings = f"{rows[0]['model']}, {rows[0]['epochs']} epochs, batch {rows[0]['batch_size']}, 1 seed."
@@ -113,6 +114,20 @@ def throughput(rows: Rows) -> str:
         f"{', '.join(twins)}."
     )
     return f"{markdown(header, table)}\n\n{note} {source(rows)}"
+
+
+def loop_rate(rows: Rows) -> str:
+    """Return images per second of the training program over those of a bare loop."""
+    loops = [name for name in dict.fromkeys(row["loop"] for row in rows) if name != "bare"]
+    table = []
+    for (network, conv), runs in groups(rows, "network", "conv"):
+        found = {run["loop"]: run for run in runs}
+        table.append([network, conv, f"{float(found['bare']['images_per_second']):.0f}"])
+        table[-1] += [f"{float(found[loop]['over_bare']):.2f}" for loop in loops]
+    titles = {"plain": "without average of weights and decay of kernels", "whole": "by the whole recipe"}
+    header = ["network", "convolutions", "images per second of a bare loop", *(titles[loop] for loop in loops)]
+    settings = f"Batch {rows[0]['batch']}, {rows[0]['precision']}; medians over {rows[0]['rounds']} rounds."
+    return f"{markdown(header, table)}\n\n{settings} {source(rows)}"
 
 
 def scale(rows: Rows) -> str:
