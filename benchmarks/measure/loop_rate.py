@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.common.atomic import WriteError, check
 from benchmarks.common.errors import ConfigError
+from benchmarks.common.families import CONVOLUTIONS
 from benchmarks.common.names import DENSE
 from benchmarks.common.provenance import write_csv
 from benchmarks.common.rows import RESULTS
@@ -43,7 +44,7 @@ class Command:
 
     config: Path = Path("configs/results-cifar10.yaml")
     """The grid whose recipe and first network are timed."""
-    convs: tuple[str, ...] = (DENSE, "tr")
+    convs: tuple[Literal[tuple(CONVOLUTIONS)], ...] = (DENSE, "tr")
     threads: int = 1
     seconds: float = 120.0
     """Seconds of timing; at least 5 rounds."""
@@ -76,17 +77,13 @@ def measure(command: Command, grid: Grid) -> list[Row]:
     images = torch.randint(256, (IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
     data = ImageData(images, labels, images, labels, shift=4, flip=True)
-    ratio, batch, steps = grid.ratios[0], grid.batch_size, {}
+    model, batch, steps = grid.networks[0], grid.batch_size, {}
+    keep = keep_of(Config(model=model).network(3, CLASSES), grid.ratios[0])
+    same = {field.name: getattr(grid, field.name) for field in fields(Config)}
+    same |= {"model": model, "device": "cpu", "epochs": MANY, "images": STEPS * batch}
     rows: dict[str, Row] = {}
     for conv in command.convs:
-        same = {field.name: getattr(grid, field.name) for field in fields(Config)}
-        model = grid.networks[0]
-        dense = Config(model=model).network(3, CLASSES)
-        whole = Config(
-            **same
-            | {"model": model, "conv": conv, "rank": None if conv == DENSE else keep_of(dense, ratio), "device": "cpu"}
-            | {"epochs": MANY, "images": STEPS * batch}
-        )
+        whole = Config(**same | {"conv": conv, "rank": None if conv == DENSE else keep})
         plain = replace(whole, ema=None, decay="cores")
         loops = {"bare": bare(whole, images[:batch] / 128 - 1, labels[:batch])}
         for name, config in (("plain", plain), ("whole", whole)):

@@ -74,6 +74,25 @@ def test_no_large_terms_cancel(layer):
     assert float(change) < error
 
 
+@pytest.mark.parametrize("direct", [1, 1024])
+@pytest.mark.parametrize("text", ["a i b, b h c, c a d, d o", "i r, o r, h r"])
+def test_a_sweep_lowers_the_merit_and_tells_the_error(text, direct, monkeypatch):
+    """From any cores, whether the equations are solved directly or not, and also if other cores are not connected."""
+    monkeypatch.setattr(objective, "DIRECT", direct)
+    monkeypatch.setattr(objective, "RIDGE", 0.05)
+    network = decompose(kernel(6, 5, 4), text, rank=3).network
+    draw = torch.Generator().manual_seed(0)
+    cores = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in network.core_shapes]
+    target = kernel(*network.shape(network.dense_axes))
+    fit = objective.Objective(network, target / target.norm())
+    error = fit.error(cores)
+    for _ in range(5):
+        found, told = fit.sweep(cores, error)
+        assert told == pytest.approx(fit.error(found), rel=1e-9)
+        assert fit.merit(told, found) < fit.merit(error, cores)
+        cores, error = found, told
+
+
 def test_the_fit_is_deterministic_and_leaves_the_generators_alone():
     network, weight = tnlayers.CPConv2d(4, 4, 3, rank=3).network, kernel(4, 4, 3, 3)
     torch.manual_seed(7)

@@ -27,28 +27,26 @@ def connected(operands: Sequence[Operand], twins: Mapping[str, str], ignored: Ax
 
 def solve(grams: Sequence[Tensor], right: Tensor, present: Tensor, ridge: float = 0.0) -> Tensor:
     """Solve equations with the Kronecker product of ``grams`` as normal matrix, plus a ridge on its diagonal."""
-    if ridge and len(grams) == 1:
-        grams, ridge = [grams[0] + ridge * torch.eye(grams[0].shape[1], dtype=right.dtype, device=right.device)], 0.0
-    if ridge:
-        found = [torch.linalg.eigh(gram) for gram in grams]
-        values = torch.ones_like(right[..., :1])
-        for dim, (own, _) in enumerate(found, start=1):
-            values = values * own.reshape([len(own), *(-1 if d == dim else 1 for d in range(1, right.ndim - 1)), 1])
-        turned = each([vectors.mT for _, vectors in found], right, torch.matmul)
-        return each([vectors for _, vectors in found], turned / (values + ridge), torch.matmul)
-    step = right - each(grams, present, torch.matmul)
-    return present + each([pulled(gram) for gram in grams], step, torch.linalg.solve)
+    step = right - each(grams, present, torch.matmul) - ridge * present
+    if not ridge or len(grams) == 1:
+        return present + each([pulled(gram, ridge) for gram in grams], step, torch.linalg.solve)
+    found = [torch.linalg.eigh(pulled(gram)) for gram in grams]
+    values = torch.ones_like(right[..., :1])
+    for dim, (own, _) in enumerate(found, start=1):
+        values = values * own.reshape([len(own), *(-1 if d == dim else 1 for d in range(1, right.ndim - 1)), 1])
+    turned = each([vectors.mT for _, vectors in found], step, torch.matmul) / (values.clamp_min(0) + ridge)
+    return present + each([vectors for _, vectors in found], turned, torch.matmul)
 
 
-def pulled(gram: Tensor) -> Tensor:
-    """Return normal matrices with a pull towards the present value.
+def pulled(gram: Tensor, ridge: float = 0.0) -> Tensor:
+    """Return normal matrices with a pull towards the present value, and a ridge.
 
     If a bond is larger than its maximum rank, the equations are singular. A pull towards the present value, too weak to
     matter elsewhere, selects one solution, and the error still falls with every step.
     """
     # The mean is over all problems, because one alone may be zero: a zero block of the kernel.
     pull = (PULL * gram.diagonal(dim1=1, dim2=2).mean()).clamp_min(torch.finfo(gram.dtype).tiny)
-    return gram + pull * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    return gram + (pull + ridge) * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
 
 
 def each(matrices: Sequence[Tensor], value: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

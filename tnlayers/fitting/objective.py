@@ -100,7 +100,8 @@ class Objective:
         axes = dict(enumerate(self.network.cores)) | {-1: self.network.dense_axes}
         fit = 0.0
         # The logarithms of the merit's two factors are concave in the squares, so their tangents bound them from above.
-        self.pull = self.ridge * (error * self.scale) ** 2 / (1 + self.ridge * _squares(cores))
+        # Of random cores, whose error is far above that of zero, the bound would be of no use.
+        self.pull = self.ridge * (min(error, 1.0) * self.scale) ** 2 / (1 + self.ridge * _squares(cores))
         order = sorted(range(len(found)), key=lambda k: k != self.first)
         for k in order:
             operands |= {j: core.to(kernel.dtype) for j, core in enumerate(found) if j in axes and j != k}
@@ -151,6 +152,7 @@ class Objective:
 
             near = None if apart else self._near(others, wanted, free)
             solution, rest = conjugate_gradients(normal, right, present, NEAR if near else STEPS, near)
+            rest = rest + self.pull * solution
         else:
             grams = [
                 _contract(part, apart + block + self._primed(block)).reshape(shape[0], size, size)

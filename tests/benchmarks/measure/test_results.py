@@ -14,7 +14,7 @@ from benchmarks.common.errors import ConfigError
 from benchmarks.common.provenance import provenance
 from benchmarks.common.rows import read_csv
 from benchmarks.common.sizes import numel
-from benchmarks.measure import latency, results, throughput
+from benchmarks.measure import latency, loop_rate, results, throughput
 from benchmarks.measure.results import Grid
 from benchmarks.report import pictures, training_tables
 from benchmarks.training.config import Config, read_yaml
@@ -208,6 +208,23 @@ def test_throughput_of_every_network_is_over_the_dense_one_s(tmp_path, monkeypat
             ratios = [float(row[name]) for name in ("over_dense", "autotuned_over_dense") if row[name]]
             assert ratios == [pytest.approx(expected[row["conv"]], abs=1e-4)] * (2 if row["rank"] else 1)
     assert "| resnet20 | tr |" in training_tables.throughput(rows)
+
+
+def test_the_rate_of_the_training_loop_is_over_a_bare_one(tmp_path, monkeypatch):
+    path, out = (
+        write(tmp_path, networks="[resnet20]", families="[tr]", ratios="[5.0]", batch_size=2, ema=0.9),
+        tmp_path / "rate.csv",
+    )
+    monkeypatch.setattr(loop_rate, "STEPS", 1)
+    monkeypatch.setattr(loop_rate, "IMAGES", 4)
+    loop_rate.main(["--config", str(path), "--seconds", "0", "--out", str(out)])
+    rows = read_csv(out)
+    assert [(row["conv"], row["loop"]) for row in rows] == [
+        (conv, loop) for conv in ("dense", "tr") for loop in ("bare", "plain", "whole")
+    ]
+    assert all(float(row["over_bare"]) == 1 for row in rows if row["loop"] == "bare")
+    assert all(float(row["over_bare"]) > 0 < float(row["images_per_second"]) for row in rows)
+    assert "| resnet20 | tr | " in training_tables.loop_rate(rows)
 
 
 def test_what_processes_send_adds_up(tmp_path):

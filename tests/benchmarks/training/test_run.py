@@ -15,7 +15,7 @@ from benchmarks.training import command, loop
 from benchmarks.training import run as running
 from benchmarks.training.run import Run, train
 from runs import content, full, numbers, read
-from tnlayers import TensorLayer
+from tnlayers import TensorLayer, param_groups
 from tnlayers.models import ResNet
 
 ROOT = Path(__file__).parents[3]
@@ -399,6 +399,20 @@ def test_kernels_decay_as_those_of_a_dense_network_would(config):
         run.epoch()
     ours, others = ([*run.model.parameters()] for run in (of_cores, of_kernels))
     assert any(not torch.equal(a, b) for a, b in zip(ours, others, strict=True))
+
+
+@pytest.mark.parametrize(("decay", "of_cores"), [("cores", 0.1), ("kernels", 0)])
+def test_matched_rates_are_those_of_param_groups(config, decay, of_cores):
+    run = Run(replace(config, conv="tr", rank=0.2, lr=0.5, weight_decay=0.1, rates="matched", decay=decay))
+    found = {
+        p: (group["initial_lr"], group["weight_decay"]) for group in run.optimizer.param_groups for p in group["params"]
+    }
+    cores = {core for module in run.model.modules() if isinstance(module, TensorLayer) for core in module.cores}
+    wanted = param_groups(run.model, 0.5, scale="expected")
+    assert {p: group["lr"] for group in wanted for p in group["params"]} == {p: lr for p, (lr, _) in found.items()}
+    assert {found[core][1] for core in cores} == {of_cores}
+    assert {found[p] for p in (run.model.conv1.weight, run.model.linear.weight)} == {(0.5, 0.1)}
+    assert {found[p] for p in run.model.parameters() if p.ndim == 1} == {(0.5, 0)}
 
 
 def test_a_run_learns_from_a_checkpoint_and_resumes_to_the_same_numbers(config):
