@@ -58,7 +58,7 @@ from benchmarks.training.teacher import Teacher
 BATCHES = (1, 32)  # batch sizes of the latencies
 KEY = ("weights", "format", "keep", "split")
 SETTINGS = (
-    "allocation", "calibration", "distil", "hint",
+    "allocation", "calibration", "distil", "hint", "hint_schedule",
     "epochs", "batch_size", "lr", "momentum", "weight_decay", "decay", "schedule", "warmup", "clip", "label_smoothing",
     "augment", "pad", "ema", "seed", "amp", "channels_last",
 )  # fmt: skip
@@ -92,6 +92,8 @@ class Command(Config):
     """Weight, from 0 to 1, of the KL divergence from the dense network's outputs in the loss; 0: labels only."""
     hint: float = 64.0
     """Weight of the relative squared error of the blocks' outputs against the dense network's."""
+    hint_schedule: Literal["constant", "linear"] = "constant"
+    """The hint keeps its weight, or loses it linearly: near the end only labels and outputs count."""
     epochs: int = 2
     """Epochs of fine-tuning; 0: none."""
     lr: float = 0.005
@@ -170,10 +172,16 @@ class Tuning(Loop):
         loss = super()._loss(images, logits, labels)
         for ours, theirs in zip(*self.blocks, strict=True):
             near = F.mse_loss(ours.float(), theirs.float()) / theirs.float().square().mean()
-            loss = loss + self.config.hint * near
+            loss = loss + self.hint * near
         for found in self.blocks:
             found.clear()
         return loss
+
+    @property
+    def hint(self) -> float:
+        """The hint's weight in this step."""
+        left = 1 - self.images_done / self.images if self.config.hint_schedule == "linear" else 1.0
+        return float(self.config.hint * left)
 
     def accuracy(self) -> float:
         """Return the network's current accuracy on images that are not trained on."""

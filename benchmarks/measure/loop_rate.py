@@ -9,9 +9,9 @@ A row has medians over rounds. Images are random.
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +22,10 @@ from torch import Tensor
 
 from benchmarks.common.atomic import WriteError, check
 from benchmarks.common.errors import ConfigError
-from benchmarks.common.families import CONVOLUTIONS
 from benchmarks.common.names import DENSE
 from benchmarks.common.provenance import write_csv
 from benchmarks.common.rows import RESULTS
-from benchmarks.common.sizes import keep_of
 from benchmarks.common.timing import rounds
-from benchmarks.measure.results import Grid
 from benchmarks.training.config import Config
 from benchmarks.training.data.in_memory import ImageData
 from benchmarks.training.loop import Loop, set_format
@@ -42,9 +39,8 @@ Row = dict[str, Any]
 class Command:
     """Time the training program against a bare loop over the same network."""
 
-    config: Path = Path("configs/results-cifar10.yaml")
-    """The grid whose recipe and first network are timed."""
-    convs: tuple[Literal[tuple(CONVOLUTIONS)], ...] = (DENSE, "tr")
+    config: Path = Path("configs/recipe/tr-0.2-kernels.yaml")
+    """The preset of train.py whose recipe and network are timed, also with dense convolutions."""
     threads: int = 1
     seconds: float = 120.0
     """Seconds of timing; at least 5 rounds."""
@@ -71,19 +67,17 @@ def bare(config: Config, images: Tensor, labels: Tensor) -> Callable[[], None]:
     return train
 
 
-def measure(command: Command, grid: Grid) -> list[Row]:
+def measure(preset: Config, seconds: float) -> list[Row]:
     """Return the rows: one per loop and kind of convolution."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(CLASSES, (IMAGES,), generator=generator)
     data = ImageData(images, labels, images, labels, shift=4, flip=True)
-    model, batch, steps = grid.networks[0], grid.batch_size, {}
-    keep = keep_of(Config(model=model).network(3, CLASSES), grid.ratios[0])
-    same = {field.name: getattr(grid, field.name) for field in fields(Config)}
-    same |= {"model": model, "device": "cpu", "epochs": MANY, "images": STEPS * batch}
+    batch, steps = preset.batch_size, {}
+    same = {"device": "cpu", "epochs": MANY, "images": STEPS * batch}
     rows: dict[str, Row] = {}
-    for conv in command.convs:
-        whole = Config(**same | {"conv": conv, "rank": None if conv == DENSE else keep})
+    for conv, rank in dict.fromkeys([(DENSE, None), (preset.conv, preset.rank)]):
+        whole = replace(preset, conv=conv, rank=rank, **same)
         plain = replace(whole, ema=None, decay="cores")
         loops = {"bare": bare(whole, images[:batch] / 128 - 1, labels[:batch])}
         for name, config in (("plain", plain), ("whole", whole)):
@@ -91,12 +85,12 @@ def measure(command: Command, grid: Grid) -> list[Row]:
         for name, loop in loops.items():
             steps[f"{conv} {name}"] = loop
             rows[f"{conv} {name}"] = {
-                "network": model, "conv": conv, "rank": whole.rank or "", "loop": name, "batch": batch,
+                "network": preset.model, "conv": conv, "rank": whole.rank or "", "loop": name, "batch": batch,
                 "precision": "bf16" if whole.amp else "float32",
             }  # fmt: skip
     for loop in steps.values():
         loop()
-    times = rounds(steps, command.seconds, twins=())
+    times = rounds(steps, seconds, twins=())
     for name, row in rows.items():
         base = times[f"{row['conv']} bare"]
         row |= {"images_per_second": round(STEPS * batch / statistics.median(times[name]), 1)}
@@ -112,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if command.threads < 1:
             raise ConfigError(f"threads is {command.threads}, but it must be at least 1")
         torch.set_num_threads(command.threads)
-        rows = measure(command, Grid.from_yaml(command.config))
+        rows = measure(Config.from_yaml(command.config), command.seconds)
     except (ConfigError, WriteError) as error:
         sys.exit(f"error: {error}")
     write_csv(command.out, rows, "cpu")

@@ -1,6 +1,8 @@
 """Tables of initialisations: signal scales, and training results."""
 
+import math
 import statistics
+from typing import Any
 
 from benchmarks.common.chosen import chosen
 from benchmarks.common.names import DENSE, DENSE_ARM, REFERENCES
@@ -120,6 +122,33 @@ def convergence(rows: Rows) -> str:
     each = folded("Each family: accuracy, steps, runs that diverged", full)
     settings = folded("Settings of each network", table) if (table := _settings(rows)) else ""
     return "\n\n".join(filter(None, (_reached(rows, titles), _steps(rows), each, settings, source(rows))))
+
+
+def start(rows: Rows) -> str:
+    """Return how far the default's accuracies are behind the best other start's, and the tables of `convergence`."""
+    table, behind = [], []
+    for (dataset, network), some in groups(rows, "dataset", "network"):
+        choices = [choice for choice in chosen(some) if choice["family"] not in REFERENCES]
+        error = _error_of_differences(choices)
+        for family in dict.fromkeys(choice["family"] for choice in choices):
+            reached = {choice["arm"]: choice["accuracy"] or 0.0 for choice in choices if choice["family"] == family}
+            default = reached.pop("default")
+            rival = max(reached, key=lambda arm: (reached[arm], arm))
+            gap = reached[rival] - default
+            table.append([dataset, network, family, f"{default:.2%}", f"{reached[rival]:.2%} ({SHOWN[rival]})"])
+            table[-1] += [f"{-100 * gap:+.2f}", f"{100 * error:.2f}"]
+            if gap > 2 * error:
+                behind.append(f"{family} in `{network}`")
+    header = ["images", "network", "family", "default", "best other start", "points ahead", "standard error"]
+    told = f"The default is behind by more than two standard errors in {', '.join(behind) or 'no row'}."
+    note = "The standard error of a difference is pooled over all formats and starts of a network."
+    return f"{markdown(header, table)}\n\n{told} {note}\n\n{convergence(rows)}"
+
+
+def _error_of_differences(choices: list[dict[str, Any]]) -> float:
+    """Return the standard error of a difference of two accuracies, from the spread of all starts without lost runs."""
+    errors = [choice["error"] for choice in choices if choice["error"] is not None and not choice["diverged"]]
+    return math.sqrt(2 * statistics.fmean(error**2 for error in errors)) if errors else math.nan
 
 
 def _reached(rows: Rows, titles: dict[str, str]) -> str:

@@ -130,6 +130,24 @@ def test_the_fine_tune_changes_every_parameter_and_starts_from_the_fit(run, monk
     assert not any(name.startswith(("conv1.cores", "linear.cores")) for name in after)
 
 
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", [8, 8, 8, 8]), ("linear", [8, 6, 4, 2])])
+def test_hints_weigh_what_their_schedule_says(run, monkeypatch, schedule, expected):
+    found, whole = [], compress.Tuning._loss
+
+    def watched(tuning, images, logits, labels):
+        rest = compress.Loop._loss(tuning, images, logits, labels)  # the teacher's blocks note their outputs
+        pairs = zip(*tuning.blocks, strict=True)
+        near = sum(((ours - theirs).square().sum() / theirs.square().sum()).item() for ours, theirs in pairs)
+        tuning.blocks[1].clear()
+        loss = whole(tuning, images, logits, labels)
+        found.append((loss - rest).item() / near)
+        return loss
+
+    monkeypatch.setattr(compress.Tuning, "_loss", watched)
+    run("--epochs", 2, "--batch-size", 20, "--hint", 8, "--hint-schedule", schedule, "--distil", 0)
+    assert found[-4:] == pytest.approx(expected, rel=1e-3)
+
+
 def commanded(monkeypatch, *arguments):
     """Return the command that these arguments make, and the keep ratios of its first rows."""
     found = []

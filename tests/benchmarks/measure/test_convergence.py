@@ -97,7 +97,7 @@ def test_every_run_is_a_row_and_every_row_is_complete(run, capsys):
 
 
 def test_several_processes_find_the_same(run, tmp_path):
-    settings = {"networks": ["resnet"], "families": ["dense"], "epochs": 1}
+    settings = {"networks": ["resnet"], "families": ["dense"], "epochs": 1, "lrs": [0.01, 0.02], "seeds": [0, 1]}
     here = run(**settings)
     (tmp_path / "convergence.csv").unlink()
     there = run("--workers", 2, **settings)
@@ -445,6 +445,28 @@ def test_steps_are_compared_within_seeds():
 )
 def test_steps_of_a_grid_that_is_not_complete_are_not_compared(others):
     assert start_tables._steps([*normalised("tr", "default", "22", "28", "41"), *others]) == ""
+
+
+def test_a_default_behind_another_start_by_two_errors_is_named():
+    def runs(family, arm, *tests, **different):
+        return [written("0.1", "0.9", test, family=family, arm=arm, **different) for test in tests]
+
+    rows = [
+        *runs("tr", "default", "0.80", "0.82"),
+        *runs("tr", "paper", "0.84", "0.86"),
+        *runs("tr", "kaiming", "0.10", "0.10"),
+        *runs("cp", "default", "0.80", "0.82"),
+        *runs("cp", "paper", "0.79", "0.81"),
+        *runs("cp", "kaiming", "0.1", "0.9", diverged="True"),
+        *runs("dense", "kaiming", "0.1", "0.9"),
+    ]
+    table, note, *_ = start_tables.start(rows).split("\n\n")
+    # Standard errors over two seeds: 0.01 in four starts, 0 in one. The lost start and the dense network do not count.
+    assert table.splitlines()[2:] == [
+        "| digits | plain | tr | 81.00% | 85.00% (the paper's rule) | -4.00 | 1.26 |",
+        "| digits | plain | cp | 81.00% | 80.00% (the paper's rule) | +1.00 | 1.26 |",
+    ]
+    assert note.startswith("The default is behind by more than two standard errors in tr in `plain`. ")
 
 
 def test_the_grids_that_are_shipped_are_complete():

@@ -211,10 +211,8 @@ def test_throughput_of_every_network_is_over_the_dense_one_s(tmp_path, monkeypat
 
 
 def test_the_rate_of_the_training_loop_is_over_a_bare_one(tmp_path, monkeypatch):
-    path, out = (
-        write(tmp_path, networks="[resnet20]", families="[tr]", ratios="[5.0]", batch_size=2, ema=0.9),
-        tmp_path / "rate.csv",
-    )
+    path, out = tmp_path / "preset.yaml", tmp_path / "rate.csv"
+    path.write_text("model: resnet20\nconv: tr\nrank: 0.2\nbatch_size: 2\nema: 0.9\n")
     monkeypatch.setattr(loop_rate, "STEPS", 1)
     monkeypatch.setattr(loop_rate, "IMAGES", 4)
     loop_rate.main(["--config", str(path), "--seconds", "0", "--out", str(out)])
