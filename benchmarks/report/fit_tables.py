@@ -58,10 +58,11 @@ def tuned(rows: Rows) -> str:
         smaller = int(row["dense_parameters"]) / int(row["parameters"])
         table.append([row["weights"], row["format"], f"{smaller:.1f}x", f"{int(row['parameters']):,}"])
         table[-1] += [f"{float(row[f'accuracy_{when}']):.2%}" for when in ("dense", "before", "after")]
-        table[-1] += [f"{float(row['drop']):+.2f}", row["epochs"], row["lr"]]
+        hints = f"{float(row['hint']):g}, {'fading' if row['hint_schedule'] == 'linear' else 'constant'}"
+        table[-1] += [f"{float(row['drop']):+.2f}", row["epochs"], row["lr"], hints]
     header = ["network", "format", "smaller", "parameters", "dense", "before the fine-tune", "after", "points lost"]
     others = published([*dict.fromkeys(row["weights"] for row in rows)])
-    return "\n\n".join([markdown([*header, "epochs", "learning rate"], table), source(rows), others])
+    return "\n\n".join([markdown([*header, "epochs", "learning rate", "hints"], table), source(rows), others])
 
 
 def fits(rows: Rows) -> str:

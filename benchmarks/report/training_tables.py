@@ -52,7 +52,9 @@ def recipe(rows: Rows) -> str:
     for row in sorted(rows, key=lambda row: row["conv"]):
         decay = f"{row['weight_decay']} on {'kernels' if row['conv'] == DENSE else row['decay']}"
         rate = f"{row['lr']}, matched" if row["rates"] == "matched" else row["lr"]
-        table.append([row["conv"], row["rank"], rate, decay, row["label_smoothing"], f"{100 * float(row['accuracy']):.2f} %"])
+        table.append(
+            [row["conv"], row["rank"], rate, decay, row["label_smoothing"], f"{100 * float(row['accuracy']):.2f} %"]
+        )
         table[-1] += [f"{int(row['parameters']):,}"]
     header = ["convolutions", "rank", "learning rate", "weight decay", "label smoothing", "accuracy on held-out images"]
     settings = f"{rows[0]['model']}, {rows[0]['epochs']} epochs, batch {rows[0]['batch_size']}, 1 seed."

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.common import sizes
+from benchmarks.common.provenance import provenance
 from benchmarks.measure import compress
 from benchmarks.report import fit_tables, pictures
 from benchmarks.report.markdown import ReportError
@@ -259,3 +260,26 @@ def test_a_file_with_other_columns_is_not_touched(run, tmp_path):
     with pytest.raises(SystemExit, match="which has other columns than this script writes: move it away"):
         run()
     assert len((tmp_path / "compress.csv").read_text()) == 49
+
+
+def test_long_fine_tunes_alone_stand_beside_published_accuracies():
+    row = dict.fromkeys((*compress.COLUMNS, *provenance()), "") | {
+        "weights": "resnet32", "format": "tr", "split": "test", "parameters": "100", "dense_parameters": "500",
+        "accuracy_dense": "0.92", "accuracy_before": "0.8", "accuracy_after": "0.91", "drop": "1.0", "lr": "0.02",
+        "epochs": "18", "hint": "32.0", "hint_schedule": "linear",
+    }  # fmt: skip
+    rows = [
+        row,
+        row | {"format": "cp", "hint_schedule": "constant"},
+        row | {"format": "tt", "epochs": "9"},
+        row | {"format": "btt", "split": "validation"},
+        row | {"format": "tucker", "accuracy_after": ""},
+    ]
+    ours, _, theirs = fit_tables.tuned(rows).split("\n\n")
+    assert ours.splitlines()[2:] == [
+        f"| resnet32 | {form} | 5.0x | 100 | 92.00% | 80.00% | 91.00% | +1.00 | 18 | 0.02 | 32, {hints} |"
+        for form, hints in (("tr", "fading"), ("cp", "constant"))
+    ]
+    assert "ADMM-TT" in theirs
+    with pytest.raises(ReportError, match="holds no fine-tune of 10 epochs on test images"):
+        fit_tables.tuned(rows[2:])
