@@ -33,7 +33,7 @@ from benchmarks.report.speed_tables import (
     speed,
     speed_kinds,
 )
-from benchmarks.report.start_tables import convergence, depth, init_scale, start
+from benchmarks.report.start_tables import convergence, depth, init_scale
 from benchmarks.report.tool_tables import counters, tools
 from benchmarks.report.training_tables import digits, loop_rate, rank_schedule, recipe, results, scale, throughput
 
@@ -60,7 +60,6 @@ FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "init_scale": init_scale,
     "construct": construct,
     "convergence": convergence,
-    "start": start,
     "results": results,
     "throughput": throughput,
     "loop_rate": loop_rate,
