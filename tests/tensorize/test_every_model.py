@@ -147,8 +147,9 @@ def test_every_parameter_is_accounted_for_and_back(make, decompose, monkeypatch,
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
         assert len({*map(id, again.parameters())}) == len({*map(id, model.parameters())})
-        # Equal states give equal outputs up to rounding: memory is aligned and passes are planned as each machine likes.
-        torch.testing.assert_close(output(again, inputs), before, rtol=0, atol=1e-5 * max(1.0, float(before.abs().max())))
+        # Equal states give equal outputs up to rounding: passes may be planned otherwise.
+        near = 1e-5 * max(1.0, float(before.abs().max()))
+        torch.testing.assert_close(output(again, inputs), before, rtol=0, atol=near)
         model = again
     densify_(model)
     assert not any(isinstance(module, (*NETWORKS, NetworkWeight)) for module in model.modules())
