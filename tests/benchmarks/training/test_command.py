@@ -213,12 +213,23 @@ def reached_by(monkeypatch, number, name, calls, flags):
     return 0
 
 
+@pytest.fixture
+def signals_are_heard():
+    """A shell in the background, and nohup, leave some ignored."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted():
     """Rows of metrics.csv, once there are any."""
     return []
 
 
+@pytest.mark.usefixtures("signals_are_heard")
 @pytest.mark.parametrize(
     ("number", "name", "calls", "after"),
     [
@@ -263,6 +274,7 @@ def test_a_signal_ends_a_run_which_goes_on_to_the_same_numbers(
         assert {path.name for path in directory.iterdir()} == {"checkpoint.pt", "metrics.csv"}
 
 
+@pytest.mark.usefixtures("signals_are_heard")
 def test_a_signal_before_training_ends_the_command_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(running, "load", lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as end:

@@ -123,7 +123,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("launch", "flags"), [(torchrun, FLAGS), (on_two, ("--shard",))], ids=["copies, torchrun", "shards"]
+    ("launch", "flags"),
+    [pytest.param(torchrun, FLAGS, marks=pytest.mark.slow), (on_two, ()), (on_two, ("--shard",))],
+    ids=["copies, torchrun", "copies", "shards"],
 )
 def test_two_processes_come_to_the_same_losses_as_one(tmp_path, whole, launch, flags):
     out = launch(*flags, cwd=tmp_path)
