@@ -21,8 +21,9 @@ def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
 
     Returns:
         dictionaries of these four columns, and `lr`; `accuracy` and `error`: mean and standard error over seeds on the
-        test images; `diverged`: the share of diverged runs, over all rates and seeds; `steps_to`: mean over seeds, or
-        None if one of them never reaches the loss; `note`: why there is no such network. All others are then None.
+        test images; `diverged`: the share of diverged runs, over all rates and seeds; `lost`: the same at the chosen
+        rate; `steps_to`: mean over seeds, or None if one of them never reaches the loss; `note`: why there is no such
+        network. All others are then None.
     """
 
     def accuracies(runs: Sequence[dict[str, str]], images: str) -> list[float]:
@@ -35,7 +36,9 @@ def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
     for group, rates in groups.items():
         nowhere = rates.pop("", [{"note": ""}])
         choice: Row = dict(zip(GROUP, group, strict=True))
-        choice |= dict.fromkeys(("lr", "accuracy", "error", "diverged", "steps_to")) | {"note": nowhere[0]["note"]}
+        choice |= dict.fromkeys(("lr", "accuracy", "error", "diverged", "lost", "steps_to")) | {
+            "note": nowhere[0]["note"]
+        }
         if rates:
             lr = max(rates, key=lambda rate: (statistics.fmean(accuracies(rates[rate], "heldout")), -float(rate)))
             test, steps = accuracies(rates[lr], "test"), [run["steps_to"] for run in rates[lr]]
@@ -44,6 +47,7 @@ def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
                 "accuracy": statistics.fmean(test),
                 "error": statistics.stdev(test) / math.sqrt(len(test)) if len(test) > 1 else None,
                 "diverged": statistics.fmean(run["diverged"] == "True" for runs in rates.values() for run in runs),
+                "lost": statistics.fmean(run["diverged"] == "True" for run in rates[lr]),
                 "steps_to": statistics.fmean(map(float, steps)) if all(steps) else None,
                 "note": "",
             }

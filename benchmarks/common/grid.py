@@ -10,8 +10,8 @@ import tyro
 from rich.console import Console
 
 from benchmarks.common.atomic import check
-from benchmarks.common.errors import ConfigError, DataError
-from benchmarks.common.rows import read_csv
+from benchmarks.common.errors import ConfigError, DataError, RunError
+from benchmarks.common.rows import RESULTS, read_csv
 
 Told = TypeVar("Told", bound="GridCommand")
 
@@ -24,10 +24,16 @@ class GridCommand:
     """YAML file with the grid."""
     data_dir: Path = Path("data")
     """Directory with the official files of Fashion-MNIST or CIFAR-10."""
-    out: Path
-    """CSV file. Its rows of other runs are kept."""
+    out: Path | None = None
+    """CSV file. Its rows of other runs are kept. If not given, benchmarks/results/NAME.csv, where NAME is that of the
+    config up to its first hyphen."""
     workers: int = 1
     """Number of runs at the same time, each in its own process."""
+
+    @property
+    def file(self) -> Path:
+        """The CSV file."""
+        return self.out or RESULTS / f"{self.config.stem.partition('-')[0]}.csv"
 
 
 def obey(kind: type[Told], run: Callable[[Told, Console], None], arguments: Sequence[str] | None) -> None:
@@ -35,10 +41,10 @@ def obey(kind: type[Told], run: Callable[[Told, Console], None], arguments: Sequ
     command = tyro.cli(kind, args=arguments)
     try:
         run(command, Console())
-    except (ConfigError, DataError, OSError) as error:
+    except (ConfigError, DataError, RunError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"interrupted: what was done is in {command.out}; the same command goes on")
+        sys.exit(f"interrupted: what was done is in {command.file}; the same command goes on")
 
 
 def read_rows(out: Path, columns: Sequence[str], workers: int) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 from torch import nn
 
 import tnlayers
-from benchmarks.common.errors import ConfigError
+from benchmarks.common.errors import BuildError
 
 
 def convolutions(model: nn.Module) -> list[nn.Module]:
@@ -30,12 +30,12 @@ def keep_of(dense: nn.Module, ratio: float) -> float:
     """Return the keep ratio of all convolutions but the stem that makes a whole network this many times smaller.
 
     Raises:
-        ConfigError: the other layers alone have too many parameters.
+        BuildError: the other layers alone have too many parameters.
     """
     convs, total = sum(conv.weight.numel() for conv in convolutions(dense)[1:]), numel(dense)
     keep = (total / ratio - (total - convs)) / convs
     if not 0 < keep <= 1:
-        raise ConfigError(
+        raise BuildError(
             f"a network of {total} parameters cannot be compressed {ratio:g} times by its convolutions alone"
         )
     return round(keep, 5)

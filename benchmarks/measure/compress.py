@@ -1,12 +1,15 @@
 """Compress trained ResNets in every format, and fine-tune them.
 
     python benchmarks/measure/compress.py --weights FILE --data-dir DIR
-    python benchmarks/measure/compress.py --weights FILE --data-dir DIR --config configs/compress-resnet32.yaml
+    python benchmarks/measure/compress.py --weights FILE --data-dir DIR --config configs/compress/resnet32.yaml
 
 A row is a network, a format and a keep ratio. It has the error of the fitted kernels, accuracy before and after a short
 fine-tune, size and latency. It also has the errors, and accuracies before fine-tuning, of tensorly's own algorithms and
 of tensorly-torch's `FactorizedConv.from_conv` at equal ranks. A row `dense` is the network itself, fine-tuned in the
 same way. The stem and the last layer stay plain.
+
+Rows that are there with the same settings are not measured again, so the same command goes on where it stopped. To
+measure a row again, remove it.
 
 Choose rates with --split validation: it holds out a fifth of the training images from fine-tuning. The network was
 trained on them, so only the loss against `dense` is meaningful. Final figures are of test images.
@@ -21,12 +24,12 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -56,11 +59,12 @@ from benchmarks.training.progress import progress_bar, progress_bars
 from benchmarks.training.teacher import Teacher
 
 BATCHES = (1, 32)  # batch sizes of the latencies
+KEEPS = (0.5, 0.25)
 KEY = ("weights", "format", "keep", "split")
 SETTINGS = (
     "allocation", "calibration", "distil", "hint", "hint_schedule",
     "epochs", "batch_size", "lr", "momentum", "weight_decay", "decay", "schedule", "warmup", "clip", "label_smoothing",
-    "augment", "pad", "ema", "seed", "amp", "channels_last",
+    "augment", "pad", "ema", "seed", "amp", "channels_last", "optimizer", "cutmix", "compile", "held_out",
 )  # fmt: skip
 COLUMNS = (
     *KEY, "kept", "swapped", "refused", "parameters", "dense_parameters", "bytes", "dense_bytes", "error", "error_max",
@@ -68,6 +72,7 @@ COLUMNS = (
     "tune_seconds", "dense_ms_1", "dense_ms_32", "latency_1", "latency_32", "unfolded_1", "unfolded_32", "note",
     *(f"{peer}_{column}" for peer in ("tensorly", "tltorch") for column in ("error", "before", "seconds")),
 )  # fmt: skip
+IDENTITY = (*KEY, *SETTINGS, "images")
 Row = dict[str, Any]
 
 
@@ -80,8 +85,8 @@ class Command(Config):
     weights: tuple[Path, ...] = ()
     """Files with the networks' weights. Tables omit a hash at the end of a file's name."""
     formats: tuple[str, ...] = (DENSE, "tucker", "cp", "tt-chain", "tr", "tt", "btt")
-    keeps: tuple[float, ...] = (0.5, 0.25)
-    """Keep ratios of the convolutions, without the stem."""
+    keeps: tuple[float, ...] = ()
+    """Keep ratios of the convolutions, without the stem; 0.5 and 0.25 if there are no ratios either."""
     ratios: tuple[float, ...] = ()
     """In place of keep ratios: parameters of the whole network over those of the compressed one."""
     allocation: Literal["budget", "uniform"] = "budget"
@@ -107,7 +112,7 @@ class Command(Config):
     budget: float = 2.0
     """Seconds of timing per batch size; at least 5 rounds."""
     out: Path = RESULTS / "compress.csv"
-    """CSV file. Its rows of other networks, formats, keep ratios and splits are kept."""
+    """CSV file. Its rows of other networks, formats, sizes and settings are kept."""
 
     dataset: Suppress[str] = "cifar10"
     model: Suppress[str] = ""
@@ -115,6 +120,10 @@ class Command(Config):
     rank: Suppress[None] = None
     teacher: Suppress[None] = None
     decay: Suppress[str] = "kernels"
+    rates: Suppress[str] = "equal"
+    rank_schedule: Suppress[None] = None
+    shard: Suppress[bool] = False
+    overwrite: Suppress[bool] = False
     init: Suppress[None] = None
     image_size: Suppress[int] = 224
     classes: Suppress[None] = None
@@ -129,6 +138,8 @@ class Command(Config):
     def check(self) -> None:
         """Check that the values can be run."""
         names = [*map(network_name, self.weights)]
+        hints = get_type_hints(Command, include_extras=True)
+        fixed = [name for name, hint in hints.items() if Suppress in getattr(hint, "__metadata__", ())]
         for name, holds, rule in (
             ("weights", len(set(names)) == len(names), "the names of the networks must differ"),
             (
@@ -136,10 +147,12 @@ class Command(Config):
                 set(self.formats) <= {DENSE, *ALL_FAMILIES},
                 f"there are only {DENSE}, {', '.join(ALL_FAMILIES)}",
             ),
+            *((name, getattr(self, name) == getattr(Command, name), "this script sets it") for name in fixed),
             ("config", len(self.config) <= 1, "one at most is possible"),
             ("weights", names, "one file at least is needed"),
             ("keeps", all(0 < keep <= 1 for keep in self.keeps), "they must be above 0 and at most 1"),
             ("ratios", all(ratio > 1 for ratio in self.ratios), "they must be above 1"),
+            ("keeps", not (self.keeps and self.ratios), "the sizes are given by ratios"),
             ("calibration", self.calibration >= 0, "it must be at least 0"),
             ("distil", 0 <= self.distil <= 1, "it must be from 0 to 1"),
             ("hint", 0 <= self.hint < math.inf, "it must be at least 0"),
@@ -158,7 +171,9 @@ class Tuning(Loop):
 
     def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
         # Fitted cores differ much in scale. With one learning rate for all, TR and CP lose the fit's accuracy.
-        groups = tnlayers.param_groups(model.to(data.test_images.device), config.lr, weight_decay=config.weight_decay)
+        model.to(data.test_images.device)
+        same = {"weight_decay": config.weight_decay, "optimizer": config.optimizer}
+        groups = tnlayers.param_groups(model, config.lr, **same)
         taught = teacher is not None and (config.distil or config.hint)
         super().__init__(
             config, data, model, groups, Teacher(deepcopy(teacher), normalise, config.distil) if taught else None
@@ -254,7 +269,7 @@ def file_bytes(model: nn.Module) -> int:
 
 
 def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, progress: Progress) -> Row:
-    """Return a complete row. `known` holds its network, format, keep ratio and dense accuracy."""
+    """Return a complete row. `known` holds its identity and the dense accuracy."""
     family, model, swap, start = known["format"], deepcopy(dense), {}, time.perf_counter()
     if family != DENSE:
         form, options = family.partition("-")[0], ALL_FAMILIES[family][1]
@@ -284,7 +299,7 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
         if f"{peer}_seconds" in row:
             row[f"{peer}_before"] = Tuning(command, data, other).accuracy()
     tuning = Tuning(replace(command, name=f"{row['weights']} {family} {row['keep']}"), data, model, dense)
-    row |= {"accuracy_before": tuning.accuracy(), "images": tuning.steps * tuning.batch_size}
+    row |= {"accuracy_before": tuning.accuracy()}
     if command.epochs:
         start = time.perf_counter()
         try:
@@ -295,8 +310,8 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
     return row | {"drop": round(100 * (row["accuracy_dense"] - row.get("accuracy_after", row["accuracy_before"])), 2)}
 
 
-def compress(command: Command, progress: Progress) -> Iterator[Row]:
-    """Yield the rows."""
+def compress(command: Command, there: Collection[tuple[str, ...]], progress: Progress) -> Iterator[Row]:
+    """Yield the rows whose identities are not there."""
     torch.backends.cudnn.deterministic = True
     if command.threads is not None:
         torch.set_num_threads(command.threads)
@@ -308,16 +323,20 @@ def compress(command: Command, progress: Progress) -> Iterator[Row]:
         raise ConfigError(f"device is {command.device!r}, which cannot be used here: {error}") from error
     same = {name: getattr(command, name) for name in ("split", *SETTINGS)} | {"evaluated": len(data.test_labels)}
     for name, dense in networks.items():
-        accuracy = Tuning(command, data, deepcopy(dense)).accuracy()
-        keeps = [keep_of(dense, ratio) for ratio in command.ratios] or command.keeps
+        plain = Tuning(command, data, deepcopy(dense))
+        known = {"weights": name, "images": plain.steps * plain.batch_size, **same}
+        keeps = [keep_of(dense, ratio) for ratio in command.ratios] or command.keeps or KEEPS
         every = ((family, 1.0 if family == DENSE else keep) for family in command.formats for keep in keeps)
-        for family, keep in dict.fromkeys(every):
-            known = {"weights": name, "format": family, "keep": keep, "accuracy_dense": accuracy, **same}
-            yield dict.fromkeys(COLUMNS, "") | measure(command, known, dense, data, progress)
+        wanted = [known | {"format": family, "keep": keep} for family, keep in dict.fromkeys(every)]
+        todo = [row for row in wanted if identity(row) not in there]
+        known = {"accuracy_dense": plain.accuracy() if todo else None}
+        for row in todo:
+            yield dict.fromkeys(COLUMNS, "") | measure(command, row | known, dense, data, progress)
 
 
-def key(row: Row) -> tuple[str, ...]:
-    return tuple(str(row[column]) for column in KEY)
+def identity(row: Row) -> tuple[str, ...]:
+    """Return the values that tell a row from the others."""
+    return tuple("" if row[column] is None else str(row[column]) for column in IDENTITY)
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -337,17 +356,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default = next(map(Command.from_yaml, presets(arguments)), Command())
         command = tyro.cli(Command, args=arguments, default=default)
         command.check()
-        rows, done = {key(row): row for row in read_rows(command.out, COLUMNS, workers=1)}, []
+        rows, done = read_rows(command.out, COLUMNS, workers=1), []
         with progress_bars(console) as progress:
-            for row in compress(command, progress):
+            for row in compress(command, {identity(row) for row in rows}, progress):
                 done.append(row)
-                rows[key(row)] = row | provenance(command.device)
-                write_csv(command.out, [*rows.values()], command.device)
-        console.print(table(done))
+                rows.append(row | provenance(command.device))
+                write_csv(command.out, rows, command.device)
+        console.print(table(done) if done else f"all rows are in {command.out}")
     except (ConfigError, DataError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: the rows that were done are written; go on with the other --formats and --keeps")
+        sys.exit("interrupted: the rows that were done are written; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from benchmarks.common.families import FAMILIES
 from benchmarks.common.grid import GridCommand, obey, read_rows
 from benchmarks.common.names import DENSE, DENSE_ARM, NARROW, REFERENCES
 from benchmarks.common.provenance import provenance, write_csv
-from benchmarks.common.rows import RESULTS
 from benchmarks.common.sizes import numel
 from benchmarks.training.config import Config, read_yaml
 from benchmarks.training.data.in_memory import DATASETS, ImageData, cached_load
@@ -321,7 +320,7 @@ def measure(grid: Grid, data_dir: Path, row: Row) -> Row:
 
 def table(choices: Sequence[Row]) -> Table:
     """Return a table with one line per network, family and arm."""
-    formats = {"accuracy": ".2%", "error": ".2%", "diverged": ".0%", "steps_to": ".0f"}
+    formats = {"accuracy": ".2%", "error": ".2%", "diverged": ".0%", "lost": ".0%", "steps_to": ".0f"}
     table = Table(*choices[0])
     for choice in choices:
         table.add_row(*("" if cell is None else format(cell, formats.get(name, "")) for name, cell in choice.items()))
@@ -332,7 +331,6 @@ def table(choices: Sequence[Row]) -> Table:
 class Command(GridCommand):
     """Train every family from every initialisation, and measure convergence, speed and accuracy."""
 
-    out: Path = RESULTS / "convergence.csv"
     only: tuple[str, ...] = ()
     """Names of networks, families and arms: run only this part of the grid."""
 
@@ -345,7 +343,7 @@ def run(command: Command, console: Console) -> None:
     """
     grid = Grid.from_yaml(command.config)
     wanted = grid.rows(command.only)
-    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
+    rows: list[Row] = [*read_rows(command.file, COLUMNS, command.workers)]
     cached_load(grid.dataset, command.data_dir, shrink=grid.shrink)
     torch.set_num_threads(grid.threads)
     names = (*KEY, *SETTINGS)
@@ -357,7 +355,7 @@ def run(command: Command, console: Console) -> None:
         group, same = identity(row, GROUP), identity(row, SETTINGS)
         rows[:] = [old for old in rows if identity(old, GROUP) != group or identity(old, SETTINGS) == same]
         rows[:] = [old for old in rows if identity(old, KEY) != identity(row, KEY)] + [row]
-        write_csv(command.out, rows)
+        write_csv(command.file, rows)
 
     pool.measure_all(partial(measure, grid, command.data_dir), todo, command.workers, keep, console)
     groups = {identity(row, GROUP) for row in wanted}

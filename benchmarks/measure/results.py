@@ -20,12 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import pool
-from benchmarks.common.errors import ConfigError, RunError
+from benchmarks.common.errors import BuildError, ConfigError, DivergenceError
 from benchmarks.common.families import CONVOLUTIONS, MODELS
 from benchmarks.common.grid import GridCommand, obey, read_rows
 from benchmarks.common.names import DENSE
 from benchmarks.common.provenance import provenance, write_csv
-from benchmarks.common.rows import RESULTS
 from benchmarks.common.sizes import keep_of
 from benchmarks.training.config import Config
 from benchmarks.training.data.in_memory import DATASETS, cached_load
@@ -96,7 +95,7 @@ def measure(arm: tuple[float, Config]) -> Row:
         config = sized(ratio, config, data.channels, data.num_classes)
         row |= {"arm": config.arm}
         found = Run(config, data).finish().row
-    except (ConfigError, RunError) as error:
+    except (BuildError, DivergenceError) as error:
         return row | {"note": " ".join(str(error).split())}
     return row | {name: found[name] for name in MEASURED if name in found} | {"rank": found["rank"]}
 
@@ -110,8 +109,6 @@ def identity(row: Row) -> tuple[str, ...]:
 class Command(GridCommand):
     """Train compressed ResNets of equal sizes with one recipe."""
 
-    out: Path = RESULTS / "results.csv"
-
 
 def run(command: Command, console: Console) -> None:
     """Measure the runs that are not yet in the file.
@@ -120,7 +117,7 @@ def run(command: Command, console: Console) -> None:
         ConfigError, DataError: the grid cannot be run, or the file cannot be written.
     """
     grid = Grid.from_yaml(command.config)
-    rows: list[Row] = [*read_rows(command.out, COLUMNS, command.workers)]
+    rows: list[Row] = [*read_rows(command.file, COLUMNS, command.workers)]
     runs = Path("runs") / "results"
     same = {"data_dir": command.data_dir, "out": runs, "overwrite": not grid.resume}
     arms = [(ratio, replace(arm, **same)) for ratio, arm in grid.arms()]
@@ -132,7 +129,7 @@ def run(command: Command, console: Console) -> None:
 
     def keep(row: Row) -> None:
         rows.append({name: "" if row[name] is None else str(row[name]) for name in COLUMNS} | provenance(grid.device))
-        write_csv(command.out, rows, grid.device)
+        write_csv(command.file, rows, grid.device)
 
     pool.measure_all(measure, todo, command.workers, keep, console)
     console.print(table([row for row in rows if identity(row) in {*wanted}]))

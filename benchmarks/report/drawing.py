@@ -19,7 +19,7 @@ COLOURS = {
 DENSE_COLOUR = "#111111"
 OTHERS = {"dense": DENSE_COLOUR, "ht": "#b8a13a", "blocktt": "#5bb1b5"}
 ALL_COLOURS = COLOURS | OTHERS
-MARKERS = "os^Dvp"
+MARKERS = "os^Dvp<>hPX8"
 
 
 def sheet(height: float) -> Figure:

@@ -22,6 +22,7 @@ from benchmarks.common.rows import Rows, groups
 from benchmarks.report.markdown import ReportError, numbers, split_tables
 from benchmarks.report.speed_tables import MEASURED, OWN, over
 from benchmarks.report.start_tables import drift_gaps, steps_by_arm
+from benchmarks.report.training_tables import check_recipe
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?: ?%)?")
 
@@ -213,11 +214,12 @@ def _compressed(rows: Rows, keep: str, formats: str) -> str:
 
 def _behind(rows: Rows, model: str, conv: str, ratio: str) -> str:
     """Return how many points of accuracy a format is behind the dense network, in means over seeds."""
-    found = {
-        (form, float(size)): statistics.fmean(float(row["accuracy"]) for row in some)
-        for (form, size), some in groups([row for row in rows if row["model"] == model], "conv", "ratio")
-    }
-    return f"{100 * (found[DENSE, 1.0] - found[conv, float(ratio)]):.2f}"
+    check_recipe(rows)
+    whole, smaller = (
+        [float(row["accuracy"]) for row in rows if (row["model"], row["conv"], float(row["ratio"])) == (model, *one)]
+        for one in ((DENSE, 1.0), (conv, float(ratio)))
+    )
+    return f"{100 * (statistics.fmean(whole) - statistics.fmean(smaller)):.2f}"
 
 
 def _scale(rows: Rows, conv: str, processes: str, way: str, column: str) -> str:

@@ -31,8 +31,9 @@ HEADLINE = (
         "convergence",
     ),
     (
-        "ResNet-20 on CIFAR-10, 5x smaller: accuracy after 30 epochs, one seed",
-        f"dense {{{NETWORK}-dense/whole/1}}; TR {{{NETWORK}-tr/5x-smaller/1}}",
+        "ResNet-20 on CIFAR-10, 5x smaller: accuracy after 30 epochs",
+        f"dense {{{NETWORK}-dense/whole/1}} % (mean of {{{NETWORK}-dense/whole/4}} seeds); "
+        f"TR {{{NETWORK}-tr/5x-smaller/1}} (one seed)",
         "training",
     ),
     (

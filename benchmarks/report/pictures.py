@@ -25,6 +25,7 @@ from benchmarks.report.drawing import ALL_COLOURS, COLOURS, DENSE_COLOUR, MARKER
 from benchmarks.report.markdown import by
 from benchmarks.report.published import EVERY
 from benchmarks.report.start_tables import SHOWN
+from benchmarks.report.training_tables import check_recipe
 
 Rows = list[dict[str, str]]
 
@@ -110,6 +111,7 @@ def results(rows: Rows) -> Figure:
 
     Beside parameters are also the fine-tuned networks of compress.csv, and published accuracies.
     """
+    check_recipe(rows)
     shown = trained(rows)
     times = {
         (row["model"], row["conv"], row["rank"]): float(row["ms"]) for row in _others("latency") if row["batch"] == "32"
@@ -133,7 +135,8 @@ def results(rows: Rows) -> Figure:
     for row in tuned:
         style = {"color": ALL_COLOURS[row["format"]], "marker": markers[row["weights"]]}
         panels[0].plot(int(row["parameters"]), 100 * float(row["accuracy_after"]), **style | TUNED)
-    for other in [one for one in EVERY if one.model in whole and one.accuracy > LOWEST]:
+    others = [one for one in EVERY if one.model in whole and one.accuracy > LOWEST]
+    for other in others:
         style = {"color": "#555555", "marker": markers[other.model], "fillstyle": "full" if other.trained else "none"}
         panels[0].plot(whole[other.model] / other.ratio, other.accuracy, ms=5, lw=0, alpha=0.7, **style)
     for axes, label in zip(panels, labels, strict=True):
@@ -152,8 +155,10 @@ def results(rows: Rows) -> Figure:
     formats = [key(conv, ALL_COLOURS[conv]) for conv in names]
     networks = [key(model, marker=marker) for model, marker in markers.items()]
     kinds = [key("fine-tuned", marker="o", **TUNED)] if tuned else []
-    kinds += [key("published", "#555555", marker="o", fillstyle="none")]
-    kinds += [key("published, fine-tuned", "#555555", marker="o")]
+    styles = {"published": "none", "published, fine-tuned": "full"}
+    for (name, style), some in zip(styles.items(), (False, True), strict=True):
+        if any(other.trained == some for other in others):
+            kinds.append(key(name, "#555555", marker="o", fillstyle=style))
     entries = [*formats, *networks, *kinds]
     figure.legend(handles=entries, frameon=False, loc="center", bbox_to_anchor=(0.77, 0.27), ncols=2, fontsize=9)
     return figure

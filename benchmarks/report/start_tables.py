@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.common.chosen import chosen
 from benchmarks.common.names import DENSE, DENSE_ARM, REFERENCES
 from benchmarks.common.rows import Row, Rows, groups
-from benchmarks.report.markdown import by, folded, markdown, source
+from benchmarks.report.markdown import ReportError, by, folded, markdown, source
 
 SHOWN = {
     "default": "default", "equal split": "equal split", "scaled branches": "`scale_residual_`",
@@ -147,8 +147,10 @@ def start(rows: Rows) -> str:
 
 def _error_of_differences(choices: list[dict[str, Any]]) -> float:
     """Return the standard error of a difference of two accuracies, from the spread of all starts without lost runs."""
-    errors = [choice["error"] for choice in choices if choice["error"] is not None and not choice["diverged"]]
-    return math.sqrt(2 * statistics.fmean(error**2 for error in errors)) if errors else math.nan
+    errors = [choice["error"] for choice in choices if choice["error"] is not None and not choice["lost"]]
+    if not errors:
+        raise ReportError("no start has two runs that did not diverge, so no difference has a standard error")
+    return math.sqrt(2 * statistics.fmean(error**2 for error in errors))
 
 
 def _reached(rows: Rows, titles: dict[str, str]) -> str:

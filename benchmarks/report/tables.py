@@ -42,6 +42,7 @@ SECTION = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)"
 FORMATTERS: dict[str, Callable[[Rows], str]] = {
     "digits": digits,
     "rank_schedule": rank_schedule,
+    "rank_schedule_cifar10": rank_schedule,
     "recipe": recipe,
     "speed": speed,
     "speed_kinds": speed_kinds,

@@ -1,5 +1,7 @@
 """Tables of trained networks, and of the cost of training."""
 
+from itertools import takewhile
+
 from benchmarks.common.names import DENSE
 from benchmarks.common.rows import Rows, groups
 from benchmarks.report.markdown import ReportError, by, markdown, mean_and_error, source
@@ -61,11 +63,27 @@ def recipe(rows: Rows) -> str:
     return f"{markdown([*header, 'parameters'], table)}\n\n{settings} {source(rows)}"
 
 
+ARM = ("arm", "ratio", "dataset", "model", "conv", "rank", "seed")  # columns of results.csv that are not the recipe
+
+
+def check_recipe(rows: Rows) -> None:
+    """Check that results are of test images and of one recipe, so that they may stand side by side.
+
+    Raises:
+        ReportError: they are not.
+    """
+    settings = [name for name in takewhile(lambda name: name != "parameters", rows[0]) if name not in ARM]
+    for name in settings:
+        values = [*dict.fromkeys(row[name] for row in rows)]
+        if len(values) > 1:
+            raise ReportError(f"results.csv holds rows of several recipes ({name} is {', '.join(values)})")
+    if rows[0]["split"] != "test":
+        raise ReportError(f"results.csv holds accuracies on {rows[0]['split']} images, but the table is of test images")
+
+
 def results(rows: Rows) -> str:
     """Return test accuracy and parameters of every family by compression, and published accuracies."""
-    for row in rows:
-        if row["split"] != "test":
-            raise ReportError(f"results.csv holds accuracies on {row['split']} images, but the table is of test images")
+    check_recipe(rows)
     ratios = sorted({float(row["ratio"]) for row in rows})
     table: list[list[str]] = []
     for (dataset, model), group in groups(rows, "dataset", "model"):

@@ -12,7 +12,7 @@ import torch
 import tyro
 from torch import nn
 
-from benchmarks.common.errors import ConfigError
+from benchmarks.common.errors import BuildError, ConfigError
 from benchmarks.common.families import CONVOLUTIONS, MODELS
 from benchmarks.common.names import DENSE, network_name
 from benchmarks.training.data.in_memory import DATASETS
@@ -206,7 +206,7 @@ class Config:
         """Return an initialised network on the CPU. It depends only on the seed, and leaves the random state unchanged.
 
         Raises:
-            ConfigError: the layer rejects its rank or its init.
+            BuildError: the layer rejects its rank or its init.
         """
         own = {name: value for name, value in (("rank", self.rank), ("init", self.init)) if value is not None}
         with torch.random.fork_rng(devices=[]):
@@ -219,7 +219,7 @@ class Config:
                 conv = partial(CONVOLUTIONS[self.conv], **own)
                 return MODELS[self.model](conv=conv, in_channels=in_channels, num_classes=num_classes, **options)
             except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # the last two: too large
-                raise ConfigError(f"{self.model} with {self.arm} convolutions cannot be built: {error}") from error
+                raise BuildError(f"{self.model} with {self.arm} convolutions cannot be built: {error}") from error
 
 
 def presets(arguments: Sequence[str] | None) -> tuple[Path, ...]:

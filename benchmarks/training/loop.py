@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from benchmarks.common.errors import ConfigError, DataError, RunError
+from benchmarks.common.errors import ConfigError, DataError, DivergenceError, RunError
 from benchmarks.training import distributed
 from benchmarks.training.config import Config
 from benchmarks.training.data.batches import Batches, Part, draws
@@ -256,8 +256,8 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint. Run overrides it; here it does nothing."""
 
-    def _lost(self, what: str) -> RunError:
-        return RunError(f"{self.config.arm}: {what}: try a smaller --lr; {self._there}")
+    def _lost(self, what: str) -> DivergenceError:
+        return DivergenceError(f"{self.config.arm}: {what}: try a smaller --lr; {self._there}")
 
     def _ended(self) -> distributed.Ended:
         return distributed.Ended(distributed.signals.came or signal.SIGTERM)  # 0: another process got the signal

@@ -66,7 +66,7 @@ class Run(Loop):
         data = (read_data(config) if data is None else data).to(device)
         batches(config, data)
         distributed.first(processes, partial(prepare, config))
-        teacher = read_teacher(config.teacher, config.distil, data) if config.teacher else None
+        teacher = read_teacher(config.teacher, config.distil, config.dataset, data) if config.teacher else None
         super().__init__(config, data, config.network(data.channels, data.num_classes).to(device), teacher=teacher)
         if config.resume:
             self._restore()

@@ -42,13 +42,14 @@ class Teacher:
         return (1 - self.share) * labels + self.share * TEMPERATURE**2 * near
 
 
-def read_teacher(path: Path, share: float, data: Any) -> Teacher:
+def read_teacher(path: Path, share: float, dataset: str, data: Any) -> Teacher:
     """Return the network of a checkpoint of this program, or of a file of weights of a CIFAR-10 ResNet.
 
     Args:
         path: the file. A checkpoint of a run with an average of weights gives the average.
         share: see Teacher.
-        data: the data set to train on. A checkpoint's network gets its images as the network that learns does.
+        dataset: name of the data set to train on.
+        data: the data set itself. A checkpoint's network gets its images as the network that learns does.
 
     Raises:
         ConfigError: the file holds neither, or its network is for other images or labels.
@@ -64,7 +65,9 @@ def read_teacher(path: Path, share: float, data: Any) -> Teacher:
         channels, labels = network.conv1.in_channels, network.linear.out_features
     else:
         known = {name: value for name, value in state["config"].items() if name in Config.__dataclass_fields__}
-        config = Config(**known | {"teacher": None, "rank_schedule": None})
+        config = Config(**known | {"teacher": None, "distil": Config.distil, "rank_schedule": None})
+        if config.dataset != dataset:
+            raise ConfigError(f"teacher is {path}, which was trained on {config.dataset}, not on {dataset}")
         if state.get("ranks"):
             raise ConfigError(f"teacher is {path}, whose ranks fell in training: that is not supported")
         channels, labels = data.channels, state["config"]["labels"]

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks.common import sizes
 from benchmarks.common.provenance import provenance
+from benchmarks.common.rows import read_csv
 from benchmarks.measure import compress
 from benchmarks.report import fit_tables, pictures
 from benchmarks.report.markdown import ReportError
@@ -18,6 +20,7 @@ from benchmarks.training.data import official_files
 from tnlayers.models import ResNet, resnet
 
 ROOT = Path(__file__).parents[3]
+PRESETS = sorted((ROOT / "configs" / "compress").glob("*.yaml"))
 IMAGES = 20  # in each of the six files
 
 
@@ -45,21 +48,9 @@ def run(weights, tmp_path, monkeypatch):
 
     def call(*arguments, file=weights, formats=("tucker",), peers="--no-peers"):
         out = tmp_path / "compress.csv"
-        own = [
-            "--allocation",
-            "uniform",
-            "--weights",
-            file,
-            "--data-dir",
-            tmp_path,
-            "--out",
-            out,
-            "--formats",
-            "dense",
-            *formats,
-            peers,
-        ]
-        own += ["--keeps", 0.1, "--batch-size", 16, "--images", 40, "--budget", 0, "--device", "cpu"]
+        own = ["--allocation", "uniform", "--weights", file, "--data-dir", tmp_path, "--out", out, peers]
+        own += ["--formats", "dense", *formats, *([] if "--ratios" in arguments else ["--keeps", 0.1])]
+        own += ["--batch-size", 16, "--images", 40, "--budget", 0, "--device", "cpu"]
         compress.main([*map(str, own), *map(str, arguments)])
         with out.open(newline="") as lines:
             return list(csv.DictReader(lines))
@@ -67,8 +58,9 @@ def run(weights, tmp_path, monkeypatch):
     return call
 
 
-def test_rows_are_complete_replaced_and_kept(run, tmp_path, monkeypatch):
-    rows = run("--epochs", 1, "--lr", 0.05, "--calibration", 0, formats=("tucker", "btt"))
+def test_rows_are_complete_and_kept_and_measured_once(run, tmp_path, monkeypatch, capsys):
+    first = {"arguments": ("--epochs", 1, "--lr", 0.05, "--calibration", 0), "formats": ("tucker", "btt")}
+    rows = run(*first["arguments"], formats=first["formats"])
     assert [(row["weights"], row["format"], row["keep"]) for row in rows] == [
         ("resnet8", "dense", "1.0"), ("resnet8", "tucker", "0.1"), ("resnet8", "btt", "0.1"),
     ]  # fmt: skip
@@ -97,12 +89,17 @@ def test_rows_are_complete_replaced_and_kept(run, tmp_path, monkeypatch):
     assert (tmp_path / "compress.png").stat().st_size > 1000
     assert not (tmp_path / "speed.png").exists()
 
-    again = run("--epochs", 0, "--calibration", 0, "--keeps", 0.1, 0.08)
-    assert [(row["format"], row["keep"]) for row in again] == [
-        ("dense", "1.0"), ("tucker", "0.1"), ("btt", "0.1"), ("tucker", "0.08"),
+    with monkeypatch.context() as patch:
+        patch.setattr(compress, "measure", None)
+        assert run(*first["arguments"], formats=first["formats"]) == rows
+    assert "all rows are in" in capsys.readouterr().out
+
+    more = run("--epochs", 0, "--calibration", 0, "--keeps", 0.1, 0.08)
+    assert more[:3] == rows
+    assert [(row["format"], row["keep"], row["epochs"]) for row in more[3:]] == [
+        ("dense", "1.0", "0"), ("tucker", "0.1", "0"), ("tucker", "0.08", "0"),
     ]  # fmt: skip
-    assert again[2] == btt
-    assert again[1]["accuracy_after"] == "" != again[1]["accuracy_before"] == tucker["accuracy_before"]
+    assert more[4]["accuracy_after"] == "" != more[4]["accuracy_before"] == tucker["accuracy_before"]
 
 
 def test_validation_images_come_from_the_training_images_and_have_rows_of_their_own(run):
@@ -172,12 +169,31 @@ def test_presets_are_read_and_overridden_and_ratios_are_of_the_whole_network(run
     assert [whole - convs + keep * convs for keep in keeps] == pytest.approx([whole / 2, whole / 3], abs=1)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("compress-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_the_presets_that_are_shipped(path):
     command, default = compress.Command.from_yaml(path), compress.Command()
     replace(command, weights=(Path("resnet32.th"),)).check()
     stated = [line.partition(":")[0] for line in path.read_text().splitlines() if line and not line.startswith("#")]
     assert [name for name in stated if getattr(command, name) == getattr(default, name)] == []
+
+
+def test_every_row_that_is_shipped_has_its_preset():
+    def names(row):
+        return tuple(zip(compress.IDENTITY, compress.identity(row), strict=True))
+
+    wanted = set()
+    for path in PRESETS:
+        command, network = compress.Command.from_yaml(path), path.stem.partition("-")[0]
+        dense = ResNet(int(network.removeprefix("resnet")))
+        keeps = [sizes.keep_of(dense, ratio) for ratio in command.ratios] or command.keeps or compress.KEEPS
+        images = (command.images or 50_000) // command.batch_size * command.batch_size
+        same = {name: getattr(command, name) for name in ("split", *compress.SETTINGS)}
+        for form, keep in itertools.product(command.formats, keeps):
+            row = same | {"weights": network, "format": form, "keep": keep, "images": images}
+            wanted |= {names(row), names(row | {"decay": ""})}  # cores did not decay in the older rows
+    rows = read_csv(compress.RESULTS / "compress.csv")
+    assert rows
+    assert [dict(names(row)) for row in rows if names(row) not in wanted] == []
 
 
 def test_a_format_that_every_layer_refuses_is_told_in_its_row(run):
@@ -223,6 +239,7 @@ def test_a_refusal_of_a_peer_is_told_in_its_cell(weights):
         (["--ratios", 0.5], "ratios is 0.5, but they must be above 1"),
         (["--ratios", 900], "cannot be compressed 900 times by its convolutions alone"),
         (["--config", "a.yaml"], r"a\.yaml.*No such file"),
+        (["--keeps", 0.5, "--ratios", 2], "keeps is 0.5, but the sizes are given by ratios"),
         (["--epochs", -1], "epochs is -1, but it must be at least 0"),
         (["--epochs", 0, "--lr", 0], "lr is 0.0, but it must be above 0"),
         (["--images", 0], "images is 0, but it must be at least 1"),
@@ -238,6 +255,14 @@ def test_mistakes_are_told_in_a_sentence(run, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence) as told:
         run(*arguments)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("line", ["decay: cores", "rates: matched", "overwrite: true", "model: resnet32"])
+def test_what_a_preset_cannot_change_is_told(run, tmp_path, line):
+    (tmp_path / "a.yaml").write_text(line)
+    name, value = line.split(": ")
+    with pytest.raises(SystemExit, match=f"{name} is {value.replace('true', 'True')}, but this script sets it"):
+        run("--config", tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("content", [3, {"layer1.0.conv1.weight": torch.ones(3)}, {"a": 1}])
@@ -275,7 +300,7 @@ def test_long_fine_tunes_alone_stand_beside_published_accuracies():
         row | {"format": "btt", "split": "validation"},
         row | {"format": "tucker", "accuracy_after": ""},
     ]
-    ours, _, theirs = fit_tables.tuned(rows).split("\n\n")
+    ours, _, theirs, _ = fit_tables.tuned(rows).split("\n\n")
     assert ours.splitlines()[2:] == [
         f"| resnet32 | {form} | 5.0x | 100 | 92.00% | 80.00% | 91.00% | +1.00 | 18 | 0.02 | 32, {hints} |"
         for form, hints in (("tr", "fading"), ("cp", "constant"))

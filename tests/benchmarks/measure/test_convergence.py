@@ -13,6 +13,7 @@ from benchmarks.common.rows import read_csv
 from benchmarks.measure import convergence
 from benchmarks.measure.convergence import Grid, Plain, Trial, main
 from benchmarks.report import start_tables
+from benchmarks.report.markdown import ReportError
 from tnlayers.models import dense_conv
 
 ROOT = Path(__file__).parents[3]
@@ -315,7 +316,7 @@ def test_the_rate_is_chosen_on_held_out_images():
     assert choice == {
         "dataset": "digits", "network": "plain", "family": "tr", "arm": "paper", "lr": "0.1",
         "accuracy": pytest.approx(0.75), "error": pytest.approx(0.05), "diverged": pytest.approx(1 / 6),
-        "steps_to": 25, "note": "",
+        "lost": 0, "steps_to": 25, "note": "",
     }  # fmt: skip
 
 
@@ -467,6 +468,8 @@ def test_a_default_behind_another_start_by_two_errors_is_named():
         "| digits | plain | cp | 81.00% | 80.00% (the paper's rule) | +1.00 | 1.26 |",
     ]
     assert note.startswith("The default is behind by more than two standard errors in tr in `plain`. ")
+    with pytest.raises(ReportError, match="no start has two runs that did not diverge"):
+        start_tables.start([row for row in rows if row["accuracy_test"] in ("0.80", "0.84")])
 
 
 def test_the_grids_that_are_shipped_are_complete():
@@ -550,6 +553,21 @@ def test_a_file_with_other_columns_is_not_touched(run, tmp_path):
     with pytest.raises(SystemExit, match="which has other columns than this script writes: move it away"):
         run()
     assert len((tmp_path / "convergence.csv").read_text()) == 29
+
+
+@pytest.mark.parametrize(
+    ("config", "file"), [("convergence-digits", "convergence"), ("start-cifar10", "start"), ("other", "other")]
+)
+def test_rows_are_in_the_file_that_has_the_config_s_name(config, file):
+    assert convergence.Command(config=Path(f"{config}.yaml")).file == RESULTS.with_name(f"{file}.csv")
+    assert convergence.Command(config=Path(f"{config}.yaml"), out=Path("a.csv")).file == Path("a.csv")
+
+
+def test_the_grid_of_starts_has_every_format_with_and_without_normalisation():
+    grid = Grid.from_yaml(ROOT / "configs" / "start-cifar10.yaml")
+    assert {*grid.families} == {"dense", "cp", "tucker", "tt", "tr", "btt"}
+    assert grid.networks == ("resnet", "resnet-scaled")
+    assert {*grid.arms} == {"default", "paper", "kaiming", "tednet"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("convergence-*.yaml")), ids=lambda path: path.stem)

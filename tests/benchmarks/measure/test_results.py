@@ -24,7 +24,7 @@ from tnlayers.models import tednet_resnet
 
 ROOT = Path(__file__).parents[3]
 PARTS = ("seeds", "resnet32")  # of the whole grid: not of every family
-CONFIGS = sorted((ROOT / "configs").glob("results-*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("results*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,16 @@ def test_other_settings_are_other_runs(tmp_path, monkeypatch):
     assert [row["lr"] for row in run(path, monkeypatch)] == ["0.1", "0.5"]
 
 
+def test_a_run_that_diverges_is_a_row_and_a_checkpoint_of_another_is_an_error(tmp_path, monkeypatch):
+    same = {"networks": "[resnet20]", "families": "[dense]"}
+    (row,) = run(write(tmp_path, **same, lr=1e30), monkeypatch)
+    assert (row["accuracy"], "the loss is" in row["note"]) == ("", True)
+    run(write(tmp_path, **same), monkeypatch)
+    with pytest.raises(SystemExit, match="was made with epochs 1, but this run has epochs 2"):
+        run(write(tmp_path, **same, epochs=2, resume="true"), monkeypatch)
+    assert len(read_csv(tmp_path / "out.csv")) == 2
+
+
 @pytest.mark.parametrize(("form", "rank"), [("tr", 3), ("tt", 3), ("tucker", 3), ("cp", 3), ("btt", 2)])
 def test_cores_are_drawn_as_tednet_draws_them(form, rank):
     torch.manual_seed(0)
@@ -175,7 +185,7 @@ def test_parts_of_the_grid_have_the_whole_grid_s_recipe():
     )
     for part in parts:
         assert replace(whole, **{name: getattr(part, name) for name in own}) == part
-    long = read_yaml(Grid, ROOT / "configs" / "results-cifar10-full.yaml")
+    long = read_yaml(Grid, ROOT / "configs" / "results_full-cifar10.yaml")
     other = {name for name in Grid.__dataclass_fields__ if getattr(long, name) != getattr(whole, name)}
     assert other == {"networks", "seeds", "epochs", "warmup", "keep_memory"}
 

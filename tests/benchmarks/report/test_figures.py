@@ -273,11 +273,24 @@ def test_functions_of_trained_networks():
             for rank, conv, over in (("", "dense", "0.5"), ("0.1", "cp", "1.1"), ("0.1", "tr", "0.9"))]  # fmt: skip
     assert FIGURES["throughput/slowest"](cost, "bf16") == "0.90"
     assert FIGURES["throughput/slowest"](cost, "bf16", "cp") == "1.10"
+    runs = ("dense", "1.0", "0.9"), ("dense", "1.0", "0.92"), ("tr", "5.0", "0.885"), ("tt", "5.0", "")
     whole = [
-        {"model": "resnet20", "conv": conv, "ratio": ratio, "accuracy": accuracy}
-        for conv, ratio, accuracy in (("dense", "1.0", "0.9"), ("dense", "1.0", "0.92"), ("tr", "5.0", "0.885"))
+        {
+            "model": "resnet20",
+            "conv": conv,
+            "ratio": ratio,
+            "epochs": "30",
+            "split": "test",
+            "parameters": "",
+            "accuracy": accuracy,
+        }
+        for conv, ratio, accuracy in runs
     ]
     assert FIGURES["results/behind"](whole, "resnet20", "tr", "5") == "2.50"
+    with pytest.raises(ReportError, match=r"holds rows of several recipes \(epochs is 30, 200\)"):
+        FIGURES["results/behind"]([*whole, whole[0] | {"epochs": "200"}], "resnet20", "tr", "5")
+    with pytest.raises(ReportError, match="holds accuracies on validation images"):
+        FIGURES["results/behind"]([row | {"split": "validation"} for row in whole], "resnet20", "tr", "5")
     sent = [
         {"conv": conv, "processes": "8", "way": "copies", "sent": sent} for conv, sent in (("dense", "60"), ("tr", "8"))
     ]

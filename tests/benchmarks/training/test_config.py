@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 PRESETS = [
     path
     for path in sorted((ROOT / "configs").rglob("*.yaml"))
-    if not path.stem.startswith(("compress-", "convergence-", "results-", "start-"))
+    if path.parent.name != "compress" and not path.stem.startswith(("convergence-", "results", "start-"))
 ]
 """Those of other scripts have tests of their own."""
 

@@ -422,6 +422,8 @@ def test_a_run_learns_from_a_checkpoint_and_resumes_to_the_same_numbers(config):
     config = replace(config, batch_size=9, conv="tr", rank=0.2, teacher=teacher.checkpoint, distil=0.75)
     whole = train(config)
     assert whole.row["teacher"] == taught.directory.name
+    pupil = replace(config, name="pupil", teacher=whole.config.directory / "checkpoint.pt", distil=0.5)
+    assert Run(pupil).teacher.share == 0.5  # one that learned from a teacher itself
     stopped = replace(config, out=config.out / "stopped", save_every=2)
     stop(Run(stopped), 8)
     moved = config.out / "checkpoint.pt"
@@ -458,6 +460,9 @@ def test_teachers_that_do_not_fit_are_told(config, tmp_path):
         path.write_bytes(found) if isinstance(found, bytes) else torch.save(found, path)
         with pytest.raises(ConfigError, match=sentence):
             Run(replace(config, teacher=path))
+    torch.save({"config": {"dataset": "fashion-mnist", "labels": 10}}, path)
+    with pytest.raises(ConfigError, match=r"teacher\.th, which was trained on fashion-mnist, not on digits"):
+        Run(replace(config, teacher=path))
     with pytest.raises(ConfigError, match=r"teacher is .*nowhere\.th, which cannot be read: "):
         Run(replace(config, teacher=tmp_path / "nowhere.th"))
 
