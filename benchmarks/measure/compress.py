@@ -11,11 +11,13 @@ same way. The stem and the last layer stay plain.
 Rows that are there with the same settings are not measured again, so the same command goes on where it stopped. To
 measure a row again, remove it.
 
-Choose rates with --split validation: it holds out a fifth of the training images from fine-tuning. The network was
-trained on them, so only the loss against `dense` is meaningful. Final figures are of test images.
+Choose rates with --split validation: it holds out a part of the training images from fine-tuning. A network that was
+trained on them favours what changes it least, so take the checkpoint of a network that did not see them (train.py with
+the same --split and --held-out). Final figures are of test images.
 
 Files of weights hold a state_dict, optionally under the key "state_dict" and with the name prefix "module.", as in
-github.com/akamaster/pytorch_resnet_cifar10. As there, images are normalised with ImageNet's constants.
+github.com/akamaster/pytorch_resnet_cifar10. As there, images are normalised with ImageNet's constants. Checkpoints of
+train.py see images as they did in training.
 """
 
 import io
@@ -50,13 +52,12 @@ from benchmarks.common.provenance import provenance, write_csv
 from benchmarks.common.rows import RESULTS
 from benchmarks.common.sizes import convolutions, keep_of, size
 from benchmarks.common.timing import rounds
-from benchmarks.common.trained_networks import read_network
 from benchmarks.training.config import Config, presets
 from benchmarks.training.data.in_memory import ImageData, load
-from benchmarks.training.data.on_disk import normalise
 from benchmarks.training.loop import Loop
 from benchmarks.training.progress import progress_bar, progress_bars
-from benchmarks.training.teacher import Teacher
+from benchmarks.training.teacher import Normalise, Teacher, read_trained
+from tnlayers.models import ResNet
 
 BATCHES = (1, 32)  # batch sizes of the latencies
 KEEPS = (0.5, 0.25)
@@ -83,7 +84,8 @@ class Command(Config):
     config: tuple[Path, ...] = ()
     """A YAML preset. The other flags override it."""
     weights: tuple[Path, ...] = ()
-    """Files with the networks' weights. Tables omit a hash at the end of a file's name."""
+    """Files with the networks' weights, or checkpoints of train.py of dense networks. Tables omit a hash at the end of
+    a file's name."""
     formats: tuple[str, ...] = (DENSE, "tucker", "cp", "tt-chain", "tr", "tt", "btt")
     keeps: tuple[float, ...] = ()
     """Keep ratios of the convolutions, without the stem; 0.5 and 0.25 if there are no ratios either."""
@@ -167,18 +169,17 @@ class Command(Config):
 
 
 class Tuning(Loop):
-    """A run that fine-tunes a given network on given data, and writes nothing."""
+    """A run that fine-tunes a network on given data, and writes nothing. Its inputs are those of the dense network."""
 
-    def __init__(self, config: Command, data: ImageData, model: nn.Module, teacher: nn.Module | None = None) -> None:
+    def __init__(
+        self, config: Command, data: ImageData, model: nn.Module, dense: Teacher, taught: bool = False
+    ) -> None:
         # Fitted cores differ much in scale. With one learning rate for all, TR and CP lose the fit's accuracy.
         model.to(data.test_images.device)
         same = {"weight_decay": config.weight_decay, "optimizer": config.optimizer}
         groups = tnlayers.param_groups(model, config.lr, **same)
-        taught = teacher is not None and (config.distil or config.hint)
-        super().__init__(
-            config, data, model, groups, Teacher(deepcopy(teacher), normalise, config.distil) if taught else None
-        )
-        self.normalise = normalise
+        super().__init__(config, data, model, groups, deepcopy(dense) if taught else None)
+        self.normalise = dense.normalise
         self.blocks: tuple[list[Tensor], ...] = ()
         if self.teacher is not None and config.hint:
             self.blocks = tuple(map(outputs_of_blocks, (self.model, self.teacher.network)))
@@ -268,14 +269,15 @@ def file_bytes(model: nn.Module) -> int:
     return file.tell()
 
 
-def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, progress: Progress) -> Row:
+def measure(command: Command, known: Row, trained: Teacher, data: ImageData, progress: Progress) -> Row:
     """Return a complete row. `known` holds its identity and the dense accuracy."""
+    dense = trained.network
     family, model, swap, start = known["format"], deepcopy(dense), {}, time.perf_counter()
     if family != DENSE:
         form, options = family.partition("-")[0], ALL_FAMILIES[family][1]
         ranks = {"budget": {"params": known["keep"]}} if command.allocation == "budget" else {"rank": known["keep"]}
         config = tnlayers.TensorizeConfig(form, **ranks, options=options, include=["layer*"])
-        images = normalise(data.train_images[: 128 * command.calibration].cpu())
+        images = trained.normalise(data.train_images[: 128 * command.calibration]).cpu()
         try:
             swap = tnlayers.tensorize_(model, config, calibration=images.split(128) if len(images) else None)
         except ValueError as error:  # every layer refuses
@@ -297,8 +299,9 @@ def measure(command: Command, known: Row, dense: nn.Module, data: ImageData, pro
         other, ranks = deepcopy(dense), {name: [*layer.rank.values()] for name, layer in layers.items()}
         row |= decompose(peer, family, other, ranks, command.seed)
         if f"{peer}_seconds" in row:
-            row[f"{peer}_before"] = Tuning(command, data, other).accuracy()
-    tuning = Tuning(replace(command, name=f"{row['weights']} {family} {row['keep']}"), data, model, dense)
+            row[f"{peer}_before"] = Tuning(command, data, other, trained).accuracy()
+    named = replace(command, name=f"{row['weights']} {family} {row['keep']}")
+    tuning = Tuning(named, data, model, trained, taught=bool(command.distil or command.hint))
     row |= {"accuracy_before": tuning.accuracy()}
     if command.epochs:
         start = time.perf_counter()
@@ -315,15 +318,16 @@ def compress(command: Command, there: Collection[tuple[str, ...]], progress: Pro
     torch.backends.cudnn.deterministic = True
     if command.threads is not None:
         torch.set_num_threads(command.threads)
-    networks = {network_name(path): read_network(path) for path in command.weights}
     data = load("cifar10", command.data_dir, command.download)
+    networks = {network_name(path): read_dense(path, data) for path in command.weights}
     try:
         data = (data if command.split == "test" else data.validation(command.held_out)).to(torch.device(command.device))
     except (AssertionError, RuntimeError) as error:  # AssertionError: this build of torch has no CUDA
         raise ConfigError(f"device is {command.device!r}, which cannot be used here: {error}") from error
     same = {name: getattr(command, name) for name in ("split", *SETTINGS)} | {"evaluated": len(data.test_labels)}
-    for name, dense in networks.items():
-        plain = Tuning(command, data, deepcopy(dense))
+    for name, (dense, inputs) in networks.items():
+        trained = Teacher(dense, inputs or data.normaliser(), command.distil)
+        plain = Tuning(command, data, deepcopy(dense), trained)
         known = {"weights": name, "images": plain.steps * plain.batch_size, **same}
         keeps = [keep_of(dense, ratio) for ratio in command.ratios] or command.keeps or KEEPS
         every = ((family, 1.0 if family == DENSE else keep) for family in command.formats for keep in keeps)
@@ -331,7 +335,19 @@ def compress(command: Command, there: Collection[tuple[str, ...]], progress: Pro
         todo = [row for row in wanted if identity(row) not in there]
         known = {"accuracy_dense": plain.accuracy() if todo else None}
         for row in todo:
-            yield dict.fromkeys(COLUMNS, "") | measure(command, row | known, dense, data, progress)
+            yield dict.fromkeys(COLUMNS, "") | measure(command, row | known, trained, data, progress)
+
+
+def read_dense(path: Path, data: ImageData) -> tuple[nn.Module, Normalise | None]:
+    """Return the dense network of a file: see read_trained.
+
+    Raises:
+        ConfigError: the file holds no dense ResNet for these images.
+    """
+    network, inputs = read_trained(path, "cifar10", data)
+    if not isinstance(network, ResNet) or not all(type(conv) is nn.Conv2d for conv in convolutions(network)):
+        raise ConfigError(f"{path} is no dense ResNet of tnlayers.models, but only these can be compressed here")
+    return network, inputs
 
 
 def identity(row: Row) -> tuple[str, ...]:

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common.errors import ConfigError
-from benchmarks.common.trained_networks import read_network
+from benchmarks.common.trained_networks import network_of, read_state
 from benchmarks.training.config import Config
 from benchmarks.training.data.on_disk import normalise
 
@@ -43,43 +42,59 @@ class Teacher:
 
 
 def read_teacher(path: Path, share: float, dataset: str, data: Any) -> Teacher:
+    """Return a trained network as a teacher.
+
+    Args:
+        path: see read_trained.
+        share: see Teacher.
+        dataset: see read_trained.
+        data: see read_trained.
+
+    Raises:
+        ConfigError: see read_trained.
+    """
+    try:
+        return Teacher(*read_trained(path, dataset, data), share)
+    except ConfigError as error:
+        raise ConfigError(f"teacher is {path}: {error}") from error
+
+
+def read_trained(path: Path, dataset: str, data: Any) -> tuple[nn.Module, Normalise | None]:
     """Return the network of a checkpoint of this program, or of a file of weights of a CIFAR-10 ResNet.
 
     Args:
         path: the file. A checkpoint of a run with an average of weights gives the average.
-        share: see Teacher.
-        dataset: name of the data set to train on.
-        data: the data set itself. A checkpoint's network gets its images as the network that learns does.
+        dataset: name of the data set that the network will see.
+        data: the data set itself.
+
+    Returns:
+        the network, and what maps bytes of images to its inputs; None: as `data` does.
 
     Raises:
         ConfigError: the file holds neither, or its network is for other images or labels.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        reason = next(iter(str(error).splitlines()), "")
-        raise ConfigError(f"teacher is {path}, which cannot be read: {reason}") from error
+    state = read_state(path)
     if not isinstance(state, dict) or "config" not in state:
-        network: Any = read_network(path)
+        network: Any = network_of(path, state)
         prepare: Normalise | None = normalise
         channels, labels = network.conv1.in_channels, network.linear.out_features
     else:
         known = {name: value for name, value in state["config"].items() if name in Config.__dataclass_fields__}
         config = Config(**known | {"teacher": None, "distil": Config.distil, "rank_schedule": None})
         if config.dataset != dataset:
-            raise ConfigError(f"teacher is {path}, which was trained on {config.dataset}, not on {dataset}")
+            raise ConfigError(f"{path} was trained on {config.dataset}, not on {dataset}")
         if state.get("ranks"):
-            raise ConfigError(f"teacher is {path}, whose ranks fell in training: that is not supported")
+            raise ConfigError(f"the ranks of {path} fell in training: that is not supported")
         channels, labels = data.channels, state["config"]["labels"]
         network, prepare = config.network(channels, labels), None
         try:
             network.load_state_dict(state["model"] | (state["average"] or {}))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"teacher is {path}, whose network does not fit these images: {reason}") from error
+            raise ConfigError(f"the network of {path} does not fit these images: {reason}") from error
     if (channels, labels) != (data.channels, data.num_classes):
         raise ConfigError(
-            f"teacher is {path}, for images of {channels} channels with {labels} labels; here they have "
-            f"{data.channels} channels and {data.num_classes} labels"
+            f"{path} is for images of {channels} channels with {labels} labels; here they have {data.channels} "
+            f"channels and {data.num_classes} labels"
         )
-    return Teacher(network, prepare, share)
+    return network, prepare

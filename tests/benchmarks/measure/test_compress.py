@@ -13,9 +13,11 @@ import torch
 from benchmarks.common import sizes
 from benchmarks.common.provenance import provenance
 from benchmarks.common.rows import read_csv
+from benchmarks.common.trained_networks import read_network
 from benchmarks.measure import compress
 from benchmarks.report import fit_tables, pictures
 from benchmarks.report.markdown import ReportError
+from benchmarks.training import command
 from benchmarks.training.data import official_files
 from tnlayers.models import ResNet, resnet
 
@@ -163,7 +165,7 @@ def test_presets_are_read_and_overridden_and_ratios_are_of_the_whole_network(run
     same = ("--weights", weights, "--data-dir", tmp_path, "--out", tmp_path / "out.csv", "--device", "cpu")
     command, keeps = commanded(monkeypatch, "--config", preset, "--lr", 0.25, *same)
     assert (command.formats, command.hint, command.lr) == (("tr",), 7.0, 0.25)
-    model = compress.read_network(weights)
+    model = read_network(weights)
     whole, stem = sizes.numel(model), model.conv1.weight.numel()
     convs = sum(conv.weight.numel() for conv in sizes.convolutions(model)) - stem
     assert [whole - convs + keep * convs for keep in keeps] == pytest.approx([whole / 2, whole / 3], abs=1)
@@ -171,10 +173,10 @@ def test_presets_are_read_and_overridden_and_ratios_are_of_the_whole_network(run
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_the_presets_that_are_shipped(path):
-    command, default = compress.Command.from_yaml(path), compress.Command()
-    replace(command, weights=(Path("resnet32.th"),)).check()
+    preset, default = compress.Command.from_yaml(path), compress.Command()
+    replace(preset, weights=(Path("resnet32.th"),)).check()
     stated = [line.partition(":")[0] for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    assert [name for name in stated if getattr(command, name) == getattr(default, name)] == []
+    assert [name for name in stated if getattr(preset, name) == getattr(default, name)] == []
 
 
 def test_every_row_that_is_shipped_has_its_preset():
@@ -224,7 +226,7 @@ def test_peers_have_the_same_ranks(run):
 
 
 def test_a_refusal_of_a_peer_is_told_in_its_cell(weights):
-    model = compress.read_network(weights)
+    model = read_network(weights)
     told = compress.decompose("tensorly", "tr", model, {"layer1.0.conv1": [16, 16, 16]}, 0)
     assert told.keys() == {"tensorly_error"}
     assert told["tensorly_error"].startswith("layer1.0.conv1: rank[0] * rank[1] = 256 is larger than")
@@ -245,8 +247,8 @@ def test_a_refusal_of_a_peer_is_told_in_its_cell(weights):
         (["--images", 0], "images is 0, but it must be at least 1"),
         (["--out", "."], r"out is \., but .* cannot be written: it is there, and no regular file"),
         (["--weights", "a-01234567.th", "a.th"], "weights is a-01234567.th a.th, but the names of the networks must"),
-        (["--weights", "missing.th"], "missing.th holds no weights of a CIFAR-10 ResNet: .*No such file"),
-        (["--weights", __file__], r"test_compress.py holds no weights of a CIFAR-10 ResNet: "),
+        (["--weights", "missing.th"], "missing.th cannot be read: .*No such file"),
+        (["--weights", __file__], r"test_compress.py cannot be read: "),
         (["--data-dir", "nowhere"], "cifar10 needs .*, but nowhere is not a directory"),
         (["--device", "cuda:99"], "device is 'cuda:99', which cannot be used here"),
     ],
@@ -274,10 +276,25 @@ def test_files_of_other_things_are_told(run, tmp_path, content):
 
 
 def test_plain_state_dicts_are_read(weights, tmp_path):
-    model = compress.read_network(weights)
+    model = read_network(weights)
     torch.save(model.state_dict(), tmp_path / "resnet8.pt")
-    again = compress.read_network(tmp_path / "resnet8.pt")
+    again = read_network(tmp_path / "resnet8.pt")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_checkpoints_are_compressed_and_see_images_as_in_training(run, tmp_path):
+    same = ["--dataset", "cifar10", "--data-dir", tmp_path, "--epochs", 1, "--batch-size", 20, "--device", "cpu"]
+    for conv in ("dense", "tr"):
+        command.main([*map(str, same), "--conv", conv, "--out", str(tmp_path / "runs")])
+    (dense,), (ring,) = (
+        (tmp_path / "runs").glob(f"cifar10-resnet20-{conv}-*/checkpoint.pt") for conv in ("dense", "tr")
+    )
+    (row,) = run("--epochs", 0, "--formats", "dense", file=dense)
+    trained = read_csv(dense.with_name("metrics.csv"))[-1]
+    assert row["weights"] == "cifar10-resnet20-dense-seed0"
+    assert float(row["accuracy_dense"]) == float(row["accuracy_before"]) == float(trained["accuracy"])
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt is no dense ResNet of tnlayers\.models"):
+        run("--epochs", 0, file=ring)
 
 
 def test_a_file_with_other_columns_is_not_touched(run, tmp_path):
