@@ -11,7 +11,8 @@ Row = dict[str, Any]
 
 
 def identity(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(row[column]) for column in columns)
+    """Return values as a CSV file has them, in which None is an empty cell."""
+    return tuple("" if row[column] is None else str(row[column]) for column in columns)
 
 
 def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
@@ -36,9 +37,8 @@ def chosen(rows: Sequence[dict[str, str]]) -> list[Row]:
     for group, rates in groups.items():
         nowhere = rates.pop("", [{"note": ""}])
         choice: Row = dict(zip(GROUP, group, strict=True))
-        choice |= dict.fromkeys(("lr", "accuracy", "error", "diverged", "lost", "steps_to")) | {
-            "note": nowhere[0]["note"]
-        }
+        choice |= dict.fromkeys(("lr", "accuracy", "error", "diverged", "lost", "steps_to"))
+        choice["note"] = nowhere[0]["note"]
         if rates:
             lr = max(rates, key=lambda rate: (statistics.fmean(accuracies(rates[rate], "heldout")), -float(rate)))
             test, steps = accuracies(rates[lr], "test"), [run["steps_to"] for run in rates[lr]]

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from tyro.conf import Suppress
 
 import tnlayers
+from benchmarks.common.chosen import identity
 from benchmarks.common.errors import ConfigError, DataError, RunError
 from benchmarks.common.families import ALL_FAMILIES
 from benchmarks.common.grid import read_rows
@@ -328,14 +329,15 @@ def compress(command: Command, there: Collection[tuple[str, ...]], progress: Pro
     for name, (dense, inputs) in networks.items():
         trained = Teacher(dense, inputs or data.normaliser(), command.distil)
         plain = Tuning(command, data, deepcopy(dense), trained)
-        known = {"weights": name, "images": plain.steps * plain.batch_size, **same}
+        each = {"weights": name, "images": plain.steps * plain.batch_size, **same}
         keeps = [keep_of(dense, ratio) for ratio in command.ratios] or command.keeps or KEEPS
         every = ((family, 1.0 if family == DENSE else keep) for family in command.formats for keep in keeps)
-        wanted = [known | {"format": family, "keep": keep} for family, keep in dict.fromkeys(every)]
-        todo = [row for row in wanted if identity(row) not in there]
-        known = {"accuracy_dense": plain.accuracy() if todo else None}
+        wanted = [each | {"format": family, "keep": keep} for family, keep in dict.fromkeys(every)]
+        todo = [row for row in wanted if identity(row, IDENTITY) not in there]
+        accuracy = plain.accuracy() if todo else None
         for row in todo:
-            yield dict.fromkeys(COLUMNS, "") | measure(command, row | known, trained, data, progress)
+            known = row | {"accuracy_dense": accuracy}
+            yield dict.fromkeys(COLUMNS, "") | measure(command, known, trained, data, progress)
 
 
 def read_dense(path: Path, data: ImageData) -> tuple[nn.Module, Normalise | None]:
@@ -348,11 +350,6 @@ def read_dense(path: Path, data: ImageData) -> tuple[nn.Module, Normalise | None
     if not isinstance(network, ResNet) or not all(type(conv) is nn.Conv2d for conv in convolutions(network)):
         raise ConfigError(f"{path} is no dense ResNet of tnlayers.models, but only these can be compressed here")
     return network, inputs
-
-
-def identity(row: Row) -> tuple[str, ...]:
-    """Return the values that tell a row from the others."""
-    return tuple("" if row[column] is None else str(row[column]) for column in IDENTITY)
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -374,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.check()
         rows, done = read_rows(command.out, COLUMNS, workers=1), []
         with progress_bars(console) as progress:
-            for row in compress(command, {identity(row) for row in rows}, progress):
+            for row in compress(command, {identity(row, IDENTITY) for row in rows}, progress):
                 done.append(row)
                 rows.append(row | provenance(command.device))
                 write_csv(command.out, rows, command.device)

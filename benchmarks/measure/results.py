@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import pool
+from benchmarks.common import chosen, pool
 from benchmarks.common.errors import BuildError, ConfigError, DivergenceError
 from benchmarks.common.families import CONVOLUTIONS, MODELS
 from benchmarks.common.grid import GridCommand, obey, read_rows
@@ -102,7 +102,7 @@ def measure(arm: tuple[float, Config]) -> Row:
 
 def identity(row: Row) -> tuple[str, ...]:
     """Return the values that identify a run. The rank is left out: it follows from the compression."""
-    return tuple("" if row[name] is None or name == "rank" else str(row[name]) for name in IDENTITY)
+    return chosen.identity(row, [name for name in IDENTITY if name != "rank"])
 
 
 @dataclass(frozen=True, kw_only=True)
